@@ -1,0 +1,42 @@
+"""Which instants of a clip are looked at, and which frames are on screen then.
+
+Rule ``segment-center``: the clip is cut into ``FRAME_COUNT`` equal segments and the middle of each is looked at. All
+arithmetic is on integers and exact fractions, so that training and serving can never disagree by a rounding.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+
+FRAME_COUNT = 40
+SAMPLING_RULE = "segment-center"
+
+
+def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:
+    """Middles of ``count`` equal segments: ``t_k = start + (k + 1/2) * duration / count``, in the unit given.
+
+    Raises:
+        ValueError: ``duration`` is not positive, or ``count`` is not.
+    """
+    if duration <= 0 or count <= 0:
+        raise ValueError(f"a clip of duration {duration} cannot be cut into {count} segments")
+    return [start + (2 * k + 1) * duration / (2 * count) for k in range(count)]
+
+
+def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> list[int]:
+    """Index of the frame on screen at each instant.
+
+    A frame is shown from half a tick before its timestamp (containers that count milliseconds round) until the next
+    frame is; the first is shown before that, too. Of frames with equal timestamps the last is shown.
+
+    Args:
+        instants: in ticks of the stream's time base.
+        timestamps: of every frame in presentation order (not decreasing), in ticks; at least one.
+
+    Raises:
+        ValueError: ``timestamps`` is empty.
+    """
+    if not timestamps:
+        raise ValueError("no frame has a timestamp")
+    half = Fraction(1, 2)
+    return [max(0, bisect_right(timestamps, instant + half) - 1) for instant in instants]
