@@ -1,0 +1,596 @@
+"""Video clips drawn by code: a shaded, articulated person exercising in a gym, a room or a garden.
+
+They stand in for filmed clips wherever none may be shipped: the demo, the checks of an export and the tests.
+The figure is a small three-dimensional skeleton whose bones are painted as round, lit limbs.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+Image32 = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float64]
+Colour = tuple[int, int, int]
+Swing = tuple[float, float]
+"""Where a bone points, in degrees: away from the body's midline, then forwards; (0, 0) hangs straight down."""
+
+# Larger clips are drawn at this size and enlarged: a 4K clip must not cost a hundred times more.
+DRAWN_SIZE = 640
+# A real exposure smears a fast arm; a few instants averaged over half the frame interval look the same.
+EXPOSURE = 0.5
+EXPOSURE_STEPS = 3
+CAMERA_PITCH = math.radians(9.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedClip:
+    """An encoded clip and where its actor is: boxes are (frames, 4), x0, y0, x1, y1 as fractions of the frame."""
+
+    data: bytes
+    boxes: npt.NDArray[np.float64]
+
+
+def render_clip(
+    action: str = "jumping_jacks",
+    *,
+    frames: int = 100,
+    width: int = 320,
+    height: int = 240,
+    fps: int = 25,
+    seed: int = 0,
+    codec: str = "libx264",
+    container: str = "mp4",
+) -> RenderedClip:
+    """Render an `action` (a key of ACTIONS) as a video file, in memory.
+
+    The same arguments give the same bytes. The seed picks the place, the person, their clothes, size, position and pace.
+    `codec` is an FFmpeg encoder and `container` an FFmpeg muxer that accepts it. The even width and height are in pixels.
+
+    Raises ValueError for an unknown action, an odd size or no frames; PyAV's errors for an unknown codec or container.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"unknown action {action!r}: choose one of {', '.join(ACTIONS)}")
+    if frames < 1 or fps < 1 or width < 2 or height < 2 or width % 2 or height % 2:
+        raise ValueError("frames and fps must be positive, width and height even and positive")
+    rng = np.random.default_rng(seed)
+    shrink = min(1.0, DRAWN_SIZE / max(width, height))
+    drawn = max(1, round(width * shrink)), max(1, round(height * shrink))
+    background = _background(drawn, rng)
+    actor = _actor(action, drawn, rng)
+    pictures, boxes = [], np.empty((frames, 4))
+    for index in range(frames):
+        picture, boxes[index] = _expose(background, actor, index, fps)
+        pictures.append(picture)
+    return RenderedClip(_encode(iter(pictures), (width, height), fps, codec, container), boxes)
+
+
+# -- movement ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """The joints at one instant; each pair is (the figure's right side, its left side), lengths are in body heights."""
+
+    upper_arms: tuple[Swing, Swing] = ((9, 3), (9, 3))
+    forearms: tuple[Swing, Swing] = ((5, 12), (5, 12))
+    thighs: tuple[Swing, Swing] = ((4, 0), (4, 0))
+    shins: tuple[Swing, Swing] = ((2, -2), (2, -2))
+    lean: float = 2.0
+    hop: float = 0.0
+    sway: float = 0.0
+
+
+def _jumping_jacks(phase: float) -> Pose:
+    opened = _ease(phase)
+    lagging = _ease(phase - 0.02)  # nobody moves both arms in step
+    right, left = 10 + 152 * opened, 10 + 148 * lagging
+    spread = 2 + 21 * opened
+    give = 10 * abs(math.cos(2 * math.pi * phase)) ** 3  # knees bend on landing
+    return Pose(
+        upper_arms=((right, 6), (left, 6)),
+        forearms=((right + 4 + 14 * opened, 12), (left + 4 + 14 * lagging, 12)),
+        thighs=((spread, give), (spread, give)),
+        shins=((spread - 1, -give), (spread - 1, -give)),
+        hop=0.055 * abs(math.sin(2 * math.pi * phase)),
+    )
+
+
+def _squats(phase: float) -> Pose:
+    depth = _ease(phase)
+    arm = (8 - 4 * depth, 4 + 80 * depth)
+    thigh, shin = (8 + 12 * depth, 88 * depth), (7 - 2 * depth, -34 * depth)
+    return Pose((arm, arm), (arm, arm), (thigh, thigh), (shin, shin), lean=2 + 34 * depth)
+
+
+def _waving(phase: float) -> Pose:
+    swing = math.sin(2 * math.pi * phase)
+    return Pose(
+        upper_arms=((112 + 6 * swing, 12), (9, 3)),
+        forearms=((172 + 30 * swing, 14), (5, 12)),
+        sway=0.008 * swing,
+    )
+
+
+def _ease(phase: float) -> float:
+    """0 at whole phases, 1 half-way, dwelling a little at both ends as limbs do."""
+    wave = (1 - math.cos(2 * math.pi * phase)) / 2
+    return 0.6 * wave + 0.4 * wave * wave * (3 - 2 * wave)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A movement: the pose at a phase (one cycle is 1), its cycles a second and the largest turn from the camera."""
+
+    pose: Callable[[float], Pose]
+    pace: tuple[float, float]
+    turn: float
+
+
+ACTIONS = {
+    "jumping_jacks": Action(_jumping_jacks, pace=(0.85, 1.2), turn=18),
+    "squats": Action(_squats, pace=(0.4, 0.6), turn=65),
+    "waving": Action(_waving, pace=(1.1, 1.8), turn=22),
+}
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Everything about the person that the seed decides, with the size and place in pixels."""
+
+    action: Action
+    pace: float
+    phase: float
+    turn: float
+    size: float
+    feet: tuple[float, float]
+    light: Vector
+    build: float
+    skin: Colour
+    hair: Colour
+    shirt: Colour
+    trousers: Colour
+    shoes: Colour
+    long_hair: bool
+    shorts: bool
+    sleeves: bool
+    cloth: Image32
+
+
+SKINS = ((236, 196, 170), (222, 176, 144), (196, 146, 112), (150, 104, 76), (104, 70, 52))
+HAIRS = ((36, 28, 24), (62, 42, 30), (104, 70, 40), (168, 128, 76), (84, 82, 84))
+SHIRTS = ((196, 44, 40), (236, 96, 60), (44, 92, 168), (36, 132, 150), (230, 230, 226), (40, 42, 50), (112, 60, 130))
+TROUSERS = ((34, 36, 44), (44, 58, 98), (84, 84, 88), (30, 30, 32), (170, 158, 134))
+SHOES = ((236, 236, 236), (58, 58, 64), (188, 60, 54))
+
+
+def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor:
+    action = ACTIONS[name]
+    width, height = drawn
+    # Arms raised reach 1.25 body heights; a narrow frame bounds the size by the span of the arms instead.
+    size = min(height * rng.uniform(0.58, 0.70), width * 0.85)
+    light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), 0.55, 0.75])
+    skin, hair, shirt, trousers, shoes = (
+        cast(Colour, palette[rng.integers(len(palette))]) for palette in (SKINS, HAIRS, SHIRTS, TROUSERS, SHOES)
+    )
+    return Actor(
+        action,
+        pace=rng.uniform(*action.pace),
+        phase=rng.uniform(0, 1),
+        turn=math.radians(rng.uniform(-action.turn, action.turn)),
+        size=size,
+        feet=(width * rng.uniform(0.4, 0.6), height * rng.uniform(0.90, 0.95)),
+        light=light / np.linalg.norm(light),
+        build=rng.uniform(0.92, 1.15),
+        skin=skin,
+        hair=hair,
+        shirt=shirt,
+        trousers=trousers,
+        shoes=shoes,
+        long_hair=bool(rng.random() < 0.4),
+        shorts=bool(rng.random() < 0.5),
+        sleeves=bool(rng.random() < 0.7),
+        cloth=0.86 + 0.28 * _noise((48, 24), (14, 5), rng),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One rounded limb from `start` to `end` (body heights: right, up, towards the camera at no turn).
+
+    `radii` are spaced evenly along it; its ends are rounded, `flat` times flatter than a half circle.
+    `above` moves it towards the eye, so that a sleeve hides its arm.
+    """
+
+    start: Vector
+    end: Vector
+    radii: tuple[float, ...]
+    colour: Colour
+    flat: float = 1.0
+    above: float = 0.0
+    cloth: bool = False
+
+
+def _direction(side: int, swing: Swing) -> Vector:
+    outwards, forwards = np.radians(swing)
+    return np.array(
+        [side * math.sin(outwards) * math.cos(forwards), -math.cos(outwards) * math.cos(forwards), math.sin(forwards)]
+    )
+
+
+UP = np.array([0.0, 1.0, 0.0])
+FORWARD = np.array([0.0, 0.0, 1.0])
+SIDES = (-1, 1)
+
+
+def _figure(actor: Actor, pose: Pose) -> tuple[list[Part], list[Vector]]:
+    """The parts of the body in this pose, and its two ankles, with the lower ankle standing or hopping over y = 0."""
+    hips = [np.array([side * 0.052, 0.0, 0.0]) for side in SIDES]
+    knees = [hip + 0.238 * _direction(s, swing) for hip, s, swing in zip(hips, SIDES, pose.thighs, strict=True)]
+    ankles = [knee + 0.235 * _direction(s, swing) for knee, s, swing in zip(knees, SIDES, pose.shins, strict=True)]
+    lowest = min(ankle[1] for ankle in ankles)
+    middle = (ankles[0] + ankles[1]) / 2
+    pelvis = np.array([pose.sway, 0.04 + pose.hop - lowest, -middle[2]])
+    parts = [*_trunk(actor, pelvis, pose)]
+    for hip, knee, ankle in zip(hips, knees, ankles, strict=True):
+        parts += _leg(actor, pelvis + hip, pelvis + knee, pelvis + ankle)
+    return parts, [pelvis + ankle for ankle in ankles]
+
+
+def _leg(actor: Actor, hip: Vector, knee: Vector, ankle: Vector) -> Iterator[Part]:
+    build = actor.build
+    thigh, calf = (0.056 * build, 0.053 * build, 0.037), (0.036, 0.041 * build, 0.033, 0.023)
+    yield Part(ankle - 0.012 * FORWARD, ankle - 0.012 * UP + 0.075 * FORWARD, (0.025, 0.03, 0.024), actor.shoes)
+    if actor.shorts:
+        yield Part(knee, ankle, calf, actor.skin, above=0.001)
+        yield Part(hip, knee, thigh, actor.skin, above=0.002)
+        yield Part(hip, hip + 0.75 * (knee - hip), (0.06 * build, 0.06, 0.058), actor.trousers, 2.5, 0.003, True)
+    else:
+        wide = tuple(radius + 0.006 for radius in calf)
+        yield Part(knee, knee + 0.95 * (ankle - knee), wide, actor.trousers, 1.5, 0.001, True)
+        yield Part(hip, knee, (0.062 * build, 0.057 * build, 0.043), actor.trousers, 1.0, 0.002, True)
+
+
+def _trunk(actor: Actor, pelvis: Vector, pose: Pose) -> Iterator[Part]:
+    lean = math.radians(pose.lean)
+    spine = np.array([0.0, math.cos(lean), math.sin(lean)])
+    build = actor.build * (abs(math.cos(actor.turn)) + 0.66 * abs(math.sin(actor.turn)))
+    chest, neck = pelvis + 0.265 * spine, pelvis + 0.315 * spine
+    yield Part(pelvis - 0.01 * UP, pelvis + 0.06 * spine, (0.094 * build, 0.086 * build), actor.trousers, 2.2, 0.02, True)
+    profile = tuple(radius * build for radius in (0.092, 0.082, 0.09, 0.106, 0.092))
+    yield Part(pelvis + 0.05 * spine, chest, profile, actor.shirt, 3.0, 0.03, True)
+    upright = np.array([0.0, math.cos(lean / 2), math.sin(lean / 2)])
+    yield from _head(actor, neck, upright)
+    for side, upper, fore in zip(SIDES, pose.upper_arms, pose.forearms, strict=True):
+        lifted = 0.03 * (1 - math.cos(math.radians(upper[0]))) / 2  # a raised arm lifts its shoulder
+        shoulder = chest + np.array([side * (0.098 * actor.build - lifted / 2), lifted - 0.008, 0.0])
+        yield from _arm(actor, shoulder, _direction(side, upper), _direction(side, fore))
+
+
+def _arm(actor: Actor, shoulder: Vector, upper: Vector, fore: Vector) -> Iterator[Part]:
+    build = actor.build
+    elbow = shoulder + 0.165 * upper
+    wrist = elbow + 0.14 * fore
+    yield Part(wrist + 0.012 * fore, wrist + 0.048 * fore, (0.018, 0.021, 0.015), actor.skin, above=0.05)
+    yield Part(elbow, wrist, (0.027 * build, 0.029 * build, 0.019), actor.skin, above=0.05)
+    yield Part(shoulder, elbow, (0.035 * build, 0.033 * build, 0.027), actor.skin, above=0.05)
+    reach = 0.62 if actor.sleeves else 0.12
+    sleeve = (0.041 * build, 0.040 * build)
+    yield Part(shoulder, shoulder + reach * 0.165 * upper, sleeve, actor.shirt, 1.6, 0.055, True)
+
+
+def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
+    face = neck + 0.065 * up + 0.012 * FORWARD
+    dark = cast(Colour, tuple(int(0.45 * channel) for channel in actor.skin))
+    lips = (int(0.75 * actor.skin[0]), int(0.5 * actor.skin[1]), int(0.5 * actor.skin[2]))
+    if actor.long_hair:
+        yield Part(face + 0.03 * up, neck - 0.02 * up - 0.03 * FORWARD, (0.054, 0.062, 0.058), actor.hair, above=-0.05)
+    yield Part(neck - 0.05 * up, neck + 0.03 * up, (0.036, 0.028), actor.skin, above=0.04)
+    yield Part(face + 0.012 * up, face + 0.036 * up - 0.01 * FORWARD, (0.055, 0.053), actor.hair, above=0.05)
+    yield Part(face - 0.02 * up, face + 0.018 * up, (0.036, 0.046, 0.048), actor.skin, above=0.06)
+    for side in SIDES:
+        eye = face + np.array([side * 0.019, 0.014, 0.04])
+        width = np.array([0.007, 0.0, 0.0])
+        yield Part(eye - width, eye + width, (0.0045, 0.0045), dark, above=0.1)
+        yield Part(eye - width + 0.014 * UP, eye + width + 0.014 * UP, (0.003, 0.003), actor.hair, above=0.1)
+    mouth = face + np.array([0.0, -0.026, 0.04])
+    yield Part(mouth - [0.012, 0.0, 0.0], mouth + [0.012, 0.0, 0.0], (0.004, 0.004), lips, above=0.1)
+
+
+# -- painting ----------------------------------------------------------------------------------------------------------
+
+
+def _expose(
+    background: Image32, actor: Actor, index: int, fps: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """Frame `index` as (height, width, 3) uint8 and its actor's box, averaged over the time the shutter is open."""
+    total = np.zeros_like(background)
+    boxes = []
+    for step in range(EXPOSURE_STEPS):
+        time = (index + EXPOSURE * step / EXPOSURE_STEPS) / fps
+        canvas = background.copy()
+        boxes.append(_draw(canvas, actor, actor.action.pose(time * actor.pace + actor.phase)))
+        total += canvas
+    height, width = background.shape[:2]
+    corners = np.array(boxes)
+    box = np.concatenate([corners[:, :2].min(0), corners[:, 2:].max(0)]) / (width, height, width, height)
+    return np.clip(total / EXPOSURE_STEPS + 0.5, 0, 255).astype(np.uint8), np.clip(box, 0.0, 1.0)
+
+
+def _draw(canvas: Image32, actor: Actor, pose: Pose) -> Vector:
+    """Paint the person on the canvas; the box of all that was painted, in pixels."""
+    parts, ankles = _figure(actor, pose)
+    seen = [replace(part, start=_to_eye(actor, part.start), end=_to_eye(actor, part.end)) for part in parts]
+    boxes = [_shadow(canvas, actor, ankle) for ankle in ankles]
+    for part in sorted(seen, key=lambda part: part.start[2] + part.end[2] + 2 * part.above):
+        boxes.append(_paint(canvas, actor, part))
+    corners = np.array(boxes)
+    return np.concatenate([corners[:, :2].min(0), corners[:, 2:].max(0)])
+
+
+def _to_eye(actor: Actor, point: Vector) -> Vector:
+    """A point of the body as (x in pixels, y in pixels, nearness in body heights): orthographic, camera looking down."""
+    x = point[0] * math.cos(actor.turn) + point[2] * math.sin(actor.turn)
+    z = point[2] * math.cos(actor.turn) - point[0] * math.sin(actor.turn)
+    up = point[1] * math.cos(CAMERA_PITCH) - z * math.sin(CAMERA_PITCH)
+    return np.array([actor.feet[0] + actor.size * x, actor.feet[1] - actor.size * up, z])
+
+
+def _window(canvas: Image32, box: Vector) -> tuple[slice, slice, Image32, Image32] | None:
+    """The rows and columns of the canvas inside a box with its pixel centres, or None where it lies outside."""
+    height, width = canvas.shape[:2]
+    left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+    right, bottom = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
+    if left >= right or top >= bottom:
+        return None
+    x = np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5)
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
+    return slice(top, bottom), slice(left, right), x, y
+
+
+def _shadow(canvas: Image32, actor: Actor, ankle: Vector) -> Vector:
+    """Darken the floor below a foot, less as it rises."""
+    centre = _to_eye(actor, ankle * (1, 0, 1))
+    reach = np.array([0.11, 0.032]) * actor.size
+    box = np.concatenate([centre[:2] - reach, centre[:2] + reach])
+    window = _window(canvas, box)
+    if window is not None:
+        rows, columns, x, y = window
+        away = ((x - centre[0]) / reach[0]) ** 2 + ((y - centre[1]) / reach[1]) ** 2
+        strength = max(0.0, 0.55 - 2.5 * max(0.0, ankle[1] - 0.04))
+        canvas[rows, columns] *= (1 - strength * np.clip(1 - away, 0, 1)).astype(np.float32)[..., None]
+    return box
+
+
+def _paint(canvas: Image32, actor: Actor, part: Part) -> Vector:
+    """Blend one lit limb over the canvas, its edge as smooth as the pixels allow; its box in pixels."""
+    radii = np.array(part.radii) * actor.size
+    start, end = part.start[:2], part.end[:2]
+    margin = radii.max() + 1.0
+    box = np.concatenate([np.minimum(start, end) - margin, np.maximum(start, end) + margin])
+    window = _window(canvas, box)
+    if window is None:
+        return box
+    rows, columns, x, y = window
+    length = max(1e-6, float(np.hypot(*(end - start))))
+    axis_x, axis_y = (end - start) / length
+    along = (x - start[0]) * axis_x + (y - start[1]) * axis_y
+    across = (y - start[1]) * axis_x - (x - start[0]) * axis_y
+    inside = np.clip(along / length, 0, 1)
+    radius = np.interp(inside, np.linspace(0, 1, len(radii)), radii)
+    beyond = (along - inside * length) * part.flat
+    cover = np.clip(radius - np.hypot(across, beyond) + 0.5, 0, 1)
+    # The surface is round, so its normal follows from the distance to the bone: x and y here, the rest towards the eye.
+    bent, ended = np.clip(across / radius, -1, 1), np.clip(beyond / radius, -1, 1)
+    towards = np.sqrt(np.clip(1 - bent**2 - ended**2, 0, 1))
+    facing = (ended * axis_x - bent * axis_y) * actor.light[0] - (ended * axis_y + bent * axis_x) * actor.light[1]
+    glow = 0.58 + 0.5 * np.clip(facing + towards * actor.light[2], 0, 1)
+    if part.cloth:
+        shape = actor.cloth.shape
+        glow = glow * actor.cloth[(inside * (shape[0] - 1)).astype(int), ((bent + 1) / 2 * (shape[1] - 1)).astype(int)]
+    colour = glow[..., None] * np.array(part.colour)
+    patch = canvas[rows, columns]
+    patch += (cover[..., None] * (colour - patch)).astype(np.float32)
+    return box
+
+
+# -- backgrounds -------------------------------------------------------------------------------------------------------
+
+
+def _noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
+    """Smooth noise in 0..1 over (rows, columns), with about `cells` bumps down and across."""
+    coarse = Image.fromarray(rng.random((cells[0] + 1, cells[1] + 1), dtype=np.float32))
+    return np.clip(np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC)), 0, 1)
+
+
+def _texture(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
+    """Noise of four scales, the finest the weakest, in 0..1."""
+    total = np.zeros(shape, np.float32)
+    for octave in range(4):
+        total += _noise(shape, (cells[0] << octave, cells[1] << octave), rng) * np.float32(0.5**octave / 1.875)
+    return total
+
+
+def _background(drawn: tuple[int, int], rng: np.random.Generator) -> Image32:
+    """A place to exercise in, (height, width, 3) in 0..255."""
+    places = (_gym, _room, _garden)
+    # Drawn at twice the size, so that shrinking it smooths the edges of Pillow's shapes.
+    double = Image.new("RGB", (2 * drawn[0], 2 * drawn[1]))
+    picture = places[rng.integers(len(places))](double, rng)
+    small = picture.filter(ImageFilter.GaussianBlur(drawn[1] / 200)).resize(drawn, Image.Resampling.BOX)
+    x = np.linspace(-1, 1, drawn[0], dtype=np.float32)[None, :]
+    y = np.linspace(-1, 1, drawn[1], dtype=np.float32)[:, None]
+    vignette = 1.04 - 0.14 * (x**2 + y**2)
+    grain = rng.normal(0, 2.5, (drawn[1], drawn[0], 1)).astype(np.float32)
+    return np.clip(np.asarray(small, np.float32) * vignette[..., None] + grain, 0, 255)
+
+
+class _Brush:
+    """Pillow's shapes in fractions of the picture, so that a place is described once for all sizes."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._draw = ImageDraw.Draw(picture)
+        self._size = picture.size
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, edge: Colour | None = None) -> None:
+        line = max(2, self._size[1] // 90)
+        self._draw.rectangle(self._pixels((x0, y0), (x1, y1)), fill=colour, outline=edge, width=line)
+
+    def polygon(self, *points: tuple[float, float], colour: Colour) -> None:
+        self._draw.polygon(self._pixels(*points), fill=colour)
+
+    def ball(self, x: float, y: float, radius: float, colour: Colour) -> None:
+        """A lit ball; the radius is a fraction of the height."""
+        for step in range(8):
+            grow = radius * (1 - step / 9)
+            glow = 0.62 + 0.07 * step
+            wide = grow * self._size[1] / self._size[0]
+            at_x, at_y = x - 0.25 * (radius - grow), y - 0.4 * (radius - grow)
+            lit = cast(Colour, tuple(min(255, int(glow * channel)) for channel in colour))
+            self._draw.ellipse(self._pixels((at_x - wide, at_y - grow), (at_x + wide, at_y + grow)), fill=lit)
+
+    def _pixels(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
+        return [(x * self._size[0], y * self._size[1]) for x, y in points]
+
+
+def _shaded(picture: Image.Image, texture: Image32, top: float, bottom: float) -> Image.Image:
+    """The picture with its rows between two heights multiplied by a texture around 1."""
+    pixels = np.asarray(picture).astype(np.float32)
+    first, last = int(top * picture.height), int(bottom * picture.height)
+    pixels[first:last] *= texture[first:last, :, None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _tint(colour: Colour, rng: np.random.Generator) -> Colour:
+    return cast(Colour, tuple(int(np.clip(channel + rng.uniform(-14, 14), 0, 255)) for channel in colour))
+
+
+def _pick(palette: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
+    return _tint(palette[rng.integers(len(palette))], rng)
+
+
+def _gym(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A pale wall with posters and a window, a rack of balls and weights, a dark rubber floor with a sheen."""
+    brush, shape = _Brush(picture), (picture.height, picture.width)
+    floor = rng.uniform(0.66, 0.74)
+    brush.box(0, 0, 1, floor, _pick(((206, 204, 196), (190, 200, 206), (214, 206, 190)), rng))
+    brush.box(0, floor, 1, 1, _pick(((72, 76, 80), (64, 72, 92), (96, 90, 84)), rng))
+    brush.box(0, floor - 0.025, 1, floor, (66, 64, 62))
+    left = rng.uniform(0.02, 0.12)
+    for pane in range(2):
+        x = left + pane * 0.13
+        brush.box(x, 0.08, x + 0.12, 0.36, (228, 236, 240), (120, 118, 112))
+    for poster in range(2):
+        x, y = 0.56 + 0.22 * poster + rng.uniform(0, 0.06), rng.uniform(0.06, 0.18)
+        brush.box(x, y, x + 0.1, y + 0.2, _pick(SHIRTS, rng), (240, 240, 236))
+        brush.box(x + 0.02, y + 0.05, x + 0.08, y + 0.11, _pick(SKINS, rng))
+    shelf = rng.uniform(0.68, 0.74)
+    for level in range(2):
+        y = floor - 0.02 - 0.14 * level
+        brush.box(shelf, y - 0.012, 1, y, (52, 52, 56))
+        for ball in range(4):
+            brush.ball(shelf + 0.045 + 0.085 * ball, y - 0.064, 0.052, _pick(SHIRTS, rng))
+    for weight in range(5):
+        x = 0.03 + 0.055 * weight
+        brush.box(x, floor - 0.075, x + 0.045, floor - 0.01, (40, 40, 44), (82, 82, 86))
+    sheen = 0.9 + 0.2 * _texture(shape, (3, 4), rng) + 0.25 * _noise(shape, (2, 3), rng)
+    wall = 0.94 + 0.12 * _texture(shape, (3, 4), rng)
+    return _shaded(_shaded(picture, wall, 0, floor), sheen, floor, 1)
+
+
+def _room(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A living room: a painted wall with a picture and a curtained window, a sofa and a wooden floor."""
+    brush, shape = _Brush(picture), (picture.height, picture.width)
+    floor = rng.uniform(0.68, 0.76)
+    brush.box(0, 0, 1, floor, _pick(((200, 180, 150), (186, 190, 176), (208, 200, 188), (176, 160, 150)), rng))
+    wood = _pick(((140, 96, 60), (168, 128, 88), (112, 78, 54)), rng)
+    brush.box(0, floor, 1, 1, wood)
+    for plank in range(17):
+        far = plank / 16
+        near = 0.5 + (far - 0.5) * 2.4
+        shade = rng.uniform(0.86, 1.1)
+        tone = cast(Colour, tuple(min(255, int(channel * shade)) for channel in wood))
+        brush.polygon((far, floor), (far + 1 / 16, floor), (near + 0.15, 1), (near, 1), colour=tone)
+    brush.box(0, floor - 0.035, 1, floor, (226, 220, 208))
+    window = rng.uniform(0.04, 0.14)
+    brush.box(window, 0.08, window + 0.2, 0.46, (224, 232, 238), (240, 238, 232))
+    brush.box(window + 0.097, 0.08, window + 0.103, 0.46, (240, 238, 232))
+    curtain = _pick(SHIRTS, rng)
+    brush.box(window - 0.04, 0.04, window + 0.02, 0.56, curtain)
+    brush.box(window + 0.18, 0.04, window + 0.24, 0.56, curtain)
+    frame = rng.uniform(0.62, 0.74)
+    brush.box(frame, 0.1, frame + 0.18, 0.34, _pick(((96, 120, 104), (150, 130, 96), (88, 104, 140)), rng), (74, 54, 38))
+    brush.polygon((frame + 0.02, 0.31), (frame + 0.09, 0.18), (frame + 0.16, 0.31), colour=(206, 196, 168))
+    sofa = _pick(((96, 84, 78), (122, 60, 54), (74, 88, 108), (150, 140, 124)), rng)
+    seat = cast(Colour, tuple(int(channel * 0.82) for channel in sofa))
+    brush.box(0.66, floor - 0.24, 1, floor + 0.03, sofa)
+    brush.box(0.64, floor - 0.1, 1, floor + 0.06, seat)
+    brush.box(0.62, floor - 0.16, 0.68, floor + 0.06, sofa)
+    wall = 0.92 + 0.16 * _texture(shape, (3, 4), rng)
+    grain = 0.85 + 0.3 * _texture(shape, (40, 6), rng)
+    return _shaded(_shaded(picture, wall, 0, floor), grain, floor, 1)
+
+
+def _garden(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Sky above a line of trees and a lawn, sometimes with a path."""
+    shape = (picture.height, picture.width)
+    horizon = rng.uniform(0.58, 0.68)
+    brush = _Brush(picture)
+    brush.box(0, horizon, 1, 1, _pick(((104, 138, 62), (122, 142, 74), (84, 122, 58)), rng))
+    if rng.random() < 0.5:
+        near = rng.uniform(0.1, 0.4)
+        brush.polygon((0.45, horizon), (0.55, horizon), (near + 0.6, 1), (near, 1), colour=(186, 176, 158))
+    pixels = np.asarray(picture).astype(np.float32)
+    row = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
+    cloud = _texture(shape, (4, 4), rng)[..., None]
+    sky = np.array([96, 152, 214], np.float32) + np.array([90, 64, 30], np.float32) * (0.9 * row + 0.7 * cloud)
+    leaf = np.array(_pick(((66, 96, 42), (56, 84, 48), (88, 104, 52)), rng), np.float32)
+    leaves = _texture(shape, (14, 18), rng)[..., None]
+    foliage = leaf * np.clip(0.15 + 3.4 * (leaves - 0.28), 0.2, 1.9)
+    top = rng.uniform(0.1, 0.3) + 0.3 * (_texture((1, shape[1]), (1, 5), rng)[..., None] - 0.5)
+    trees = row + 0.16 * (leaves - 0.5) > top
+    above = row < horizon
+    pixels = np.where(above & trees, foliage, np.where(above, sky, pixels))
+    # Blades shrink towards the horizon: rows of fine, flat noise.
+    lawn = 0.62 + 0.75 * _texture(shape, (34, 22), rng)
+    shade = 0.75 + 0.4 * _noise(shape, (6, 4), rng)
+    return _shaded(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), lawn * shade, horizon, 1)
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+# Quick settings, and one thread: the bytes then do not depend on the number of cores.
+ENCODER_OPTIONS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
+    "mpeg4": {"qscale": "3"},
+    "mjpeg": {"qscale": "3"},
+}
+
+
+def _encode(
+    pictures: Iterator[npt.NDArray[np.uint8]], size: tuple[int, int], fps: int, codec: str, container: str
+) -> bytes:
+    file = io.BytesIO()
+    # Without bitexact Matroska writes random identifiers.
+    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
+        stream = output.add_stream(codec, rate=Fraction(fps), options=ENCODER_OPTIONS.get(codec, {}))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            output.mux(stream.encode(frame.reformat(*size, format=stream.pix_fmt)))
+        output.mux(stream.encode())
+    return file.getvalue()
