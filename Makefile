@@ -1,0 +1,78 @@
+# `make help` lists what there is. Everything is built inside the checkout; `make clean` removes it again.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint bench lock clean
+
+# Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
+ifndef VARIANT
+VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+endif
+BIN := .venv/bin
+STAMP := .venv/.installed-$(VARIANT)
+
+help: ## List the targets
+	@awk -F ' ?## ' '/^[a-z]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## Build .venv/ with everything, from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
+
+# A Python counts when it runs: pyenv leaves shims of versions that are not active, and Debian splits off ensurepip.
+$(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do \
+	    if "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    version=$$("$${PYTHON:-python3}" --version 2>/dev/null || echo "no $${PYTHON:-python3}"); \
+	    echo "Limelight needs Python 3.11, 3.12 or 3.13 with its venv module, and found $$version:" \
+	      "install one (Debian: python3 and python3-venv; elsewhere: pyenv install 3.13)" \
+	      "or name it: make setup PYTHON=/path/to/python3.13" >&2; \
+	    exit 2; \
+	  fi; \
+	  "$$found" -m venv --clear .venv; \
+	fi
+	@echo "Installing Limelight ($(VARIANT)) into .venv: about 1 GB to download the first time, some minutes."
+	@rm -f .venv/.installed-*
+	@# The two builds of ONNX Runtime share their files: the one not wanted has to go before the other comes.
+	@if $(BIN)/python -m pip show -qq onnxruntime$(if $(filter cpu,$(VARIANT)),-gpu); then \
+	  $(BIN)/python -m pip uninstall -q -y onnxruntime onnxruntime-gpu; fi
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements/dev-$(VARIANT).txt
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## Weights, bundle, server, one prediction with its attention in demo.png (CLIP=video.mp4 for your own)
+	$(BIN)/limelight-model fetch-weights
+	$(BIN)/limelight-model export --output bundle
+	$(BIN)/limelight demo $${CLIP:+"$$CLIP"} --bundle bundle --overlay demo.png
+
+serve: setup ## Serve bundle/ on port 8000 (LIMELIGHT_* settings apply)
+	$(BIN)/limelight serve --bundle bundle
+
+test: setup ## Run the tests (ARGS="-k name" picks some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, types and the rooms' imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## Measure bundle/ and the decoder, and append the table to benchmarks/RESULTS.md (ARGS="--rounds 3")
+	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
+
+# One resolution for all: what is served is what was tested. No registry's address is written.
+UV ?= uv
+COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
+  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
+
+lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newest versions)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv on the PATH (pipx install uv), or UV=/path/to/uv" >&2; exit 2; }
+	@$(COMPILE) --extra cpu --extra export --extra dev -o requirements/dev-cpu.txt
+	@$(COMPILE) --extra gpu --extra export --extra dev -o requirements/dev-gpu.txt
+	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
+	@$(COMPILE) --extra gpu -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
+
+clean: ## Remove what make built (.venv, bundle, demo.png, caches); features/ and runs/ stay
+	rm -rf .venv bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find service model_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
