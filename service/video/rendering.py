@@ -7,7 +7,7 @@ The figure is a small three-dimensional skeleton whose bones are painted as roun
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
@@ -24,9 +24,9 @@ Swing = tuple[float, float]
 
 # Larger clips are drawn at this size and enlarged: a 4K clip must not cost a hundred times more.
 DRAWN_SIZE = 640
-# A real exposure smears a fast arm; a few instants averaged over half the frame interval look the same.
+# A real exposure smears a fast arm; two instants averaged look much the same.
 EXPOSURE = 0.5
-EXPOSURE_STEPS = 3
+EXPOSURE_STEPS = 2
 CAMERA_PITCH = math.radians(9.0)
 
 
@@ -204,7 +204,7 @@ def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """One rounded limb from `start` to `end` (body heights: right, up, towards the camera at no turn).
 
@@ -252,13 +252,13 @@ def _leg(actor: Actor, hip: Vector, knee: Vector, ankle: Vector) -> Iterator[Par
     thigh, calf = (0.056 * build, 0.053 * build, 0.037), (0.036, 0.041 * build, 0.033, 0.023)
     yield Part(ankle - 0.012 * FORWARD, ankle - 0.012 * UP + 0.075 * FORWARD, (0.025, 0.03, 0.024), actor.shoes)
     if actor.shorts:
-        yield Part(knee, ankle, calf, actor.skin, above=0.001)
-        yield Part(hip, knee, thigh, actor.skin, above=0.002)
-        yield Part(hip, hip + 0.75 * (knee - hip), (0.06 * build, 0.06, 0.058), actor.trousers, 2.5, 0.003, True)
+        yield Part(knee, ankle, calf, actor.skin)
+        yield Part(hip, knee, thigh, actor.skin, above=0.01)
+        yield Part(hip, hip + 0.75 * (knee - hip), (0.06 * build, 0.06, 0.058), actor.trousers, 2.5, 0.05, True)
     else:
         wide = tuple(radius + 0.006 for radius in calf)
-        yield Part(knee, knee + 0.95 * (ankle - knee), wide, actor.trousers, 1.5, 0.001, True)
-        yield Part(hip, knee, (0.062 * build, 0.057 * build, 0.043), actor.trousers, 1.0, 0.002, True)
+        yield Part(knee, knee + 0.95 * (ankle - knee), wide, actor.trousers, 1.5, 0.0, True)
+        yield Part(hip, knee, (0.062 * build, 0.057 * build, 0.043), actor.trousers, 1.0, 0.01, True)
 
 
 def _trunk(actor: Actor, pelvis: Vector, pose: Pose) -> Iterator[Part]:
@@ -285,8 +285,8 @@ def _arm(actor: Actor, shoulder: Vector, upper: Vector, fore: Vector) -> Iterato
     yield Part(elbow, wrist, (0.027 * build, 0.029 * build, 0.019), actor.skin, above=0.05)
     yield Part(shoulder, elbow, (0.035 * build, 0.033 * build, 0.027), actor.skin, above=0.05)
     reach = 0.62 if actor.sleeves else 0.12
-    sleeve = (0.041 * build, 0.040 * build)
-    yield Part(shoulder, shoulder + reach * 0.165 * upper, sleeve, actor.shirt, 1.6, 0.055, True)
+    sleeve = (0.038 * build, 0.037 * build, 0.036 * build)
+    yield Part(shoulder, shoulder + reach * 0.165 * upper, sleeve, actor.shirt, 1.5, 0.09, True)
 
 
 def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
@@ -330,9 +330,10 @@ def _expose(
 def _draw(canvas: Image32, actor: Actor, pose: Pose) -> Vector:
     """Paint the person on the canvas; the box of all that was painted, in pixels."""
     parts, ankles = _figure(actor, pose)
-    seen = [replace(part, start=_to_eye(actor, part.start), end=_to_eye(actor, part.end)) for part in parts]
+    for part in parts:
+        part.start, part.end = _to_eye(actor, part.start), _to_eye(actor, part.end)
     boxes = [_shadow(canvas, actor, ankle) for ankle in ankles]
-    for part in sorted(seen, key=lambda part: part.start[2] + part.end[2] + 2 * part.above):
+    for part in sorted(parts, key=lambda part: part.start[2] + part.end[2] + 2 * part.above):
         boxes.append(_paint(canvas, actor, part))
     corners = np.array(boxes)
     return np.concatenate([corners[:, :2].min(0), corners[:, 2:].max(0)])
@@ -374,34 +375,44 @@ def _shadow(canvas: Image32, actor: Actor, ankle: Vector) -> Vector:
 
 def _paint(canvas: Image32, actor: Actor, part: Part) -> Vector:
     """Blend one lit limb over the canvas, its edge as smooth as the pixels allow; its box in pixels."""
-    radii = np.array(part.radii) * actor.size
+    radii = [radius * actor.size for radius in part.radii]
     start, end = part.start[:2], part.end[:2]
-    margin = radii.max() + 1.0
+    margin = max(radii) + 1.0
     box = np.concatenate([np.minimum(start, end) - margin, np.maximum(start, end) + margin])
     window = _window(canvas, box)
     if window is None:
         return box
     rows, columns, x, y = window
-    length = max(1e-6, float(np.hypot(*(end - start))))
-    axis_x, axis_y = (end - start) / length
-    along = (x - start[0]) * axis_x + (y - start[1]) * axis_y
-    across = (y - start[1]) * axis_x - (x - start[0]) * axis_y
-    inside = np.clip(along / length, 0, 1)
-    radius = np.interp(inside, np.linspace(0, 1, len(radii)), radii)
-    beyond = (along - inside * length) * part.flat
-    cover = np.clip(radius - np.hypot(across, beyond) + 0.5, 0, 1)
+    # Python floats keep the arrays in float32, which halves the time; NumPy's own scalars would widen them.
+    x, y = x - float(start[0]), y - float(start[1])
+    length = max(1e-6, math.dist(start, end))
+    axis_x, axis_y = float(end[0] - start[0]) / length, float(end[1] - start[1]) / length
+    along = x * axis_x + y * axis_y
+    across = y * axis_x - x * axis_y
+    inside = along.clip(0, length)
+    beyond = (along - inside) * part.flat
+    inside *= 1 / length
+    radius = _profile(inside, radii)
+    cover = (radius - np.sqrt(across * across + beyond * beyond) + 0.5).clip(0, 1)
     # The surface is round, so its normal follows from the distance to the bone: x and y here, the rest towards the eye.
-    bent, ended = np.clip(across / radius, -1, 1), np.clip(beyond / radius, -1, 1)
-    towards = np.sqrt(np.clip(1 - bent**2 - ended**2, 0, 1))
-    facing = (ended * axis_x - bent * axis_y) * actor.light[0] - (ended * axis_y + bent * axis_x) * actor.light[1]
-    glow = 0.58 + 0.5 * np.clip(facing + towards * actor.light[2], 0, 1)
+    bent, ended = (across / radius).clip(-1, 1), (beyond / radius).clip(-1, 1)
+    towards = np.sqrt((1 - bent * bent - ended * ended).clip(0, 1))
+    right, up, near = (float(component) for component in actor.light)
+    facing = ended * (axis_x * right - axis_y * up) - bent * (axis_y * right + axis_x * up) + towards * near
+    glow = 0.58 + 0.5 * facing.clip(0, 1)
     if part.cloth:
-        shape = actor.cloth.shape
-        glow = glow * actor.cloth[(inside * (shape[0] - 1)).astype(int), ((bent + 1) / 2 * (shape[1] - 1)).astype(int)]
-    colour = glow[..., None] * np.array(part.colour)
+        around, down = actor.cloth.shape[1] - 1, actor.cloth.shape[0] - 1
+        glow *= actor.cloth[(inside * down).astype(np.intp), ((bent + 1) * (around / 2)).astype(np.intp)]
     patch = canvas[rows, columns]
-    patch += (cover[..., None] * (colour - patch)).astype(np.float32)
+    patch += cover[..., None] * (glow[..., None] * np.array(part.colour, np.float32) - patch)
     return box
+
+
+def _profile(inside: Image32, radii: list[float]) -> Image32:
+    """The radius at each place along a limb (0..1), by straight lines between evenly spaced radii."""
+    if len(radii) == 2:
+        return radii[0] + (radii[1] - radii[0]) * inside
+    return np.interp(inside, np.linspace(0, 1, len(radii)), radii).astype(np.float32)
 
 
 # -- backgrounds -------------------------------------------------------------------------------------------------------
@@ -555,14 +566,15 @@ def _garden(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     cloud = _texture(shape, (4, 4), rng)[..., None]
     sky = np.array([96, 152, 214], np.float32) + np.array([90, 64, 30], np.float32) * (0.9 * row + 0.7 * cloud)
     leaf = np.array(_pick(((66, 96, 42), (56, 84, 48), (88, 104, 52)), rng), np.float32)
-    leaves = _texture(shape, (14, 18), rng)[..., None]
-    foliage = leaf * np.clip(0.15 + 3.4 * (leaves - 0.28), 0.2, 1.9)
+    leaves = _texture(shape, (18, 26), rng)[..., None]
+    crowns = _noise(shape, (3, 9), rng)[..., None]
+    foliage = leaf * np.clip(0.9 + 2.6 * (leaves - 0.5) + 0.9 * (crowns - 0.5), 0.25, 2.0)
     top = rng.uniform(0.1, 0.3) + 0.3 * (_texture((1, shape[1]), (1, 5), rng)[..., None] - 0.5)
     trees = row + 0.16 * (leaves - 0.5) > top
     above = row < horizon
     pixels = np.where(above & trees, foliage, np.where(above, sky, pixels))
     # Blades shrink towards the horizon: rows of fine, flat noise.
-    lawn = 0.62 + 0.75 * _texture(shape, (34, 22), rng)
+    lawn = 0.7 + 0.6 * _texture(shape, (60, 40), rng)
     shade = 0.75 + 0.4 * _noise(shape, (6, 4), rng)
     return _shaded(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), lawn * shade, horizon, 1)
 
