@@ -1,0 +1,91 @@
+"""Soft attention around the sLSTM (paper, section IV and Fig. 6): where to look next, from what was seen so far."""
+
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from model_export.network.slstm import SLSTMCell
+
+AttentionScores = Literal["state", "content"]
+
+
+@keras.saving.register_keras_serializable("limelight")
+class AttentionSLSTMCell(keras.Layer):
+    """Weighs the cells of X_t by what h_{t-1} asks for, and feeds their weighted mean to an sLSTM cell.
+
+    ``state`` is the paper's text taken literally; the scores depend on X_t through its mean only::
+
+        scores = linear(mlp3([mlp4(mean_i X_{t,i}); mlp2(h_{t-1})]))             49 at once
+
+    ``content`` is the reading of Xu (arXiv 1502.03044) and Sharma (arXiv 1511.04119): each cell is scored by what it
+    shows::
+
+        score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
+
+    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. A Keras RNN gives one tensor a step, so h_t
+    and α_t come joined, h_t first.
+
+    The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` each for
+    mlp2, mlp3 and mlp4, carried unchanged from step to step: one mask a sequence. Without masks nothing is dropped.
+
+    Args:
+        units: size of h.
+        attention_units: size of mlp2, mlp3 and mlp4 (Table 2: 128).
+        scores: ``state`` or ``content``.
+    """
+
+    def __init__(
+        self, units: int = 256, attention_units: int = 128, scores: AttentionScores = "state", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if scores not in ("state", "content"):
+            raise ValueError(f"scores is 'state' or 'content', not {scores!r}")
+        self.units, self.attention_units, self.scores = units, attention_units, scores
+        activation = "tanh" if scores == "state" else None
+        self.mlp2 = keras.layers.Dense(attention_units, activation, name="mlp2")
+        self.mlp3 = keras.layers.Dense(attention_units, activation, name="mlp3")
+        self.mlp4 = keras.layers.Dense(attention_units, activation, name="mlp4")
+        self.slstm = SLSTMCell(units, name="slstm")
+        self.state_size = self.slstm.state_size
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _, cells, channels = input_shape
+        state = self.scores == "state"
+        self.mlp2.build((None, self.units))
+        self.mlp3.build((None, 2 * self.attention_units) if state else (None, cells, channels))
+        self.mlp4.build((None, channels))
+        self.linear = keras.layers.Dense(cells if state else 1, name="linear")
+        self.linear.build((None, self.attention_units))
+        self.slstm.build((None, channels))
+        self.output_size = self.units + int(cells or 0)
+
+    def get_initial_state(self, batch_size: Any = None) -> list[Any]:
+        return self.slstm.get_initial_state(batch_size)
+
+    def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
+        """One step: X_t ``(batch, 49, 512)`` → [h_t; α_t] ``(batch, units + 49)`` and the next states."""
+        h, c, n, m, *masks = states
+        score = self._state_scores if self.scores == "state" else self._content_scores
+        alpha = ops.softmax(score(inputs, h, masks if training and masks else [1.0, 1.0, 1.0]))
+        context = ops.squeeze(ops.matmul(alpha[:, None, :], inputs), axis=1)
+        h, next_states = self.slstm(context, [h, c, n, m])
+        return ops.concatenate([h, alpha], axis=-1), [*next_states, *masks]
+
+    def _state_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
+        p = self.mlp4(ops.mean(cells, axis=1)) * masks[2]
+        q = self.mlp2(h) * masks[0]
+        return self.linear(self.mlp3(ops.concatenate([p, q], axis=-1)) * masks[1])
+
+    def _content_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
+        glance = self.mlp2(h) * masks[0] + self.mlp4(ops.mean(cells, axis=1)) * masks[2]
+        mask = masks[1] if isinstance(masks[1], float) else masks[1][:, None, :]
+        return ops.squeeze(self.linear(ops.tanh(glance[:, None, :] + self.mlp3(cells) * mask)), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "attention_units": self.attention_units,
+            "scores": self.scores,
+        }

@@ -1,0 +1,107 @@
+"""What is trained: everything from the cuboids X_t to the class probabilities (paper, Figs 1 and 6)."""
+
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from model_export.network.attention import AttentionScores, AttentionSLSTMCell
+from model_export.network.slstm import SLSTMCell
+from service.video.sampling import FRAME_COUNT
+
+Variant = Literal["attention", "base"]
+Readout = Literal["last", "mean"]
+
+GRID = 7
+CHANNELS = 512
+UNITS = 256
+ATTENTION_UNITS = 128
+
+
+@keras.saving.register_keras_serializable("limelight")
+class InitialState(keras.Layer):
+    """h_0 = mlp_h(v) and c_0 = mlp_c(v) from the mean cell v of the whole clip (eqs 9, 10); n_0 = 1, m_0 = 0.
+
+    Also draws, in training, the attention's dropout masks for the sequence.
+
+    Args:
+        units: size of h.
+        masks: sizes of the dropout masks to draw.
+        dropout: share of units dropped from h_0, c_0 and in each mask.
+    """
+
+    def __init__(self, units: int, masks: tuple[int, ...] = (), dropout: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units, self.masks, self.dropout = units, tuple(masks), dropout
+        self.mlp_h = keras.layers.Dense(units, "tanh", name="mlp_h")
+        self.mlp_c = keras.layers.Dense(units, "tanh", name="mlp_c")
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.mlp_h.build(input_shape)
+        self.mlp_c.build(input_shape)
+
+    def call(self, clip_mean: Any, training: bool | None = None) -> list[Any]:
+        """v ``(batch, channels)`` → [h_0, c_0, n_0, m_0, *masks]; masks are all ones out of training."""
+
+        def drop(x: Any) -> Any:
+            return keras.random.dropout(x, self.dropout, seed=self.seed_generator) if training else x
+
+        h = drop(self.mlp_h(clip_mean))
+        c = drop(self.mlp_c(clip_mean))
+        masks = [drop(ops.ones((ops.shape(clip_mean)[0], size))) for size in self.masks]
+        return [h, c, ops.ones_like(h), ops.zeros_like(h), *masks]
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units, "masks": self.masks, "dropout": self.dropout}
+
+
+def build_head(
+    classes: int,
+    variant: Variant = "attention",
+    attention_scores: AttentionScores = "content",
+    readout: Readout = "last",
+    *,
+    dropout: float = 0.5,
+    channels: int = CHANNELS,
+    unroll: bool = False,
+) -> keras.Model:
+    """The network after the encoder.
+
+    Args:
+        classes: number of classes.
+        variant: ``attention``, or ``base`` where every X_t goes to the sLSTM whole, flattened to 25088.
+        attention_scores: see ``AttentionSLSTMCell``; ``base`` has none.
+        readout: MLP1 reads h_40 (``last``) or the mean of all h_t (``mean``).
+        dropout: rate of Table 2, in training only.
+        channels: of X_t; other than 512 only with a narrower encoder, in tests.
+        unroll: write the 40 steps out instead of looping, for export.
+
+    Returns:
+        features float32 ``(batch, 40, 7, 7, channels)`` → ``probabilities`` ``(batch, classes)`` and, but for
+        ``base``, ``attention`` ``(batch, 40, 7, 7)``, each map of which sums to 1.
+
+    Raises:
+        ValueError: an unknown variant, scoring or readout.
+    """
+    if variant not in ("attention", "base") or readout not in ("last", "mean"):
+        raise ValueError(f"no such network: variant {variant!r}, readout {readout!r}")
+    features = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
+    clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
+    outputs = {}
+    if variant == "attention":
+        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, name="cell")
+        state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
+        cells = keras.layers.Reshape((FRAME_COUNT, GRID * GRID, channels), name="cells")(features)
+        steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(cells, initial_state=state)
+        hidden = steps[:, :, :UNITS]
+        outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(steps[:, :, UNITS:])
+    else:
+        state = InitialState(UNITS, dropout=dropout, name="initial_state")(clip_mean)
+        flat = keras.layers.Reshape((FRAME_COUNT, GRID * GRID * channels), name="flat")(features)
+        rnn = keras.layers.RNN(SLSTMCell(UNITS, name="cell"), return_sequences=True, unroll=unroll, name="slstm")
+        hidden = rnn(flat, initial_state=state)
+    read = hidden[:, -1] if readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
+    read = keras.layers.Dropout(dropout, name="dropout")(read)
+    outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)
+    return keras.Model(features, outputs, name=f"limelight_{variant}")
