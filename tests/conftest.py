@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real clips and splits, which are not the project's to publish.
+
+    A test that asks for it is skipped where there is none, and fails where LIMELIGHT_SHARED promises one that is not
+    there.
+    """
+    promised = os.environ.get("LIMELIGHT_SHARED")
+    folder = (REPOSITORY / (promised or "../shared")).resolve()
+    if folder.is_dir():
+        return folder
+    if promised:
+        pytest.fail(f"LIMELIGHT_SHARED={promised} is not a folder")
+    pytest.skip("needs real clips: set LIMELIGHT_SHARED to the folder that holds clips/ and splits/")
