@@ -1,0 +1,153 @@
+"""Seconds a clip: each precision of a bundle on this machine, and the decoder alone.
+
+All cases take turns in every round, so that whatever else the machine does falls on all of them alike. The table goes
+to standard output and to the end of benchmarks/RESULTS.md.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import onnxruntime as ort
+
+from service.model.bundle import Bundle, BundleError, Precision, load_bundle
+from service.model.engine import Engine, EngineError
+from service.video.decoder import DecodedClip, decode_clip
+from service.video.rendering import render_clip
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
+VNNI = ("avx512_vnni", "avx_vnni")
+
+Case = Callable[[], object]
+
+
+def main() -> int:
+    """Measures, prints and records. 2 after one sentence on standard error where the bundle cannot be used."""
+    options = _arguments()
+    try:
+        bundle = load_bundle(options.bundle)
+        cases = _cases(bundle, options)
+    except (BundleError, EngineError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    seconds = measure(cases, options.rounds)
+    section = report(bundle, seconds, options)
+    print(section)
+    if not options.no_record:
+        with RESULTS.open("a", encoding="utf-8") as results:
+            results.write(section)
+    return 0
+
+
+def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each case in each round, after one turn of every case that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(bundle: Bundle, seconds: dict[str, list[float]], options: argparse.Namespace) -> str:
+    """The section of RESULTS.md: what was measured where, when and how, and the table."""
+    facts = bundle.manifest
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("av", "numpy"))
+    lines = [
+        f"\n## Inference and decoding, one clip at a time, {datetime.now(UTC):%Y-%m-%d}\n",
+        f"- Machine: {_machine()}",
+        f"- Software: Python {platform.python_version()}, onnxruntime {ort.__version__}, {', '.join(versions)}",
+        f"- Bundle: {facts.name} {facts.version}, {facts.variant}, {len(facts.labels)} classes",
+        f"- Command: `{shlex.join(['python', 'benchmarks/bench_inference.py', *sys.argv[1:]])}`",
+        "- Every case ran once in each round, in turn, after one round that is not counted.\n",
+        "| case | median, s | min–max, s | n |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, values in seconds.items():
+        spread = f"{min(values):.3f}–{max(values):.3f}"
+        lines.append(f"| {name} | {statistics.median(values):.3f} | {spread} | {len(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=REPOSITORY / "bundle", help="default: bundle/ of the checkout")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where inference runs (default cpu)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=get_args(Precision),
+        default=["fp32", "int8"],
+        help="variants to compare (default fp32 int8); name fp16 on a GPU",
+    )
+    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options
+
+
+def _cases(bundle: Bundle, options: argparse.Namespace) -> dict[str, Case]:
+    rendered = render_clip("jumping_jacks").data
+    clip = decode_clip(rendered)
+    cases = {_engine_name(engine): _inference(engine, clip) for engine in _engines(bundle, options)}
+    cases[f"decode_clip, {_describe(clip)}, rendered"] = lambda: decode_clip(rendered)
+    if real := _real_clip():
+        cases[f"decode_clip, {_describe(decode_clip(real))}, UCF-101"] = lambda: decode_clip(real)
+    return cases
+
+
+def _engines(bundle: Bundle, options: argparse.Namespace) -> list[Engine]:
+    return [Engine(bundle, device=options.device, precision=precision) for precision in options.precisions]
+
+
+def _inference(engine: Engine, clip: DecodedClip) -> Case:
+    frames = clip.frames[None]
+    return lambda: engine.run(frames)
+
+
+def _engine_name(engine: Engine) -> str:
+    return f"inference {engine.precision}, {engine.provider}, batch 1"
+
+
+def _describe(clip: DecodedClip) -> str:
+    facts = clip.facts
+    return f"{facts.codec} in {facts.container}, {facts.width}×{facts.height}, {facts.frames} frames"
+
+
+def _real_clip() -> bytes | None:
+    """The first UCF-101 clip of the shared folder, where there is one."""
+    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    path = min((shared / "clips" / "ucf101").glob("*/*.avi"), default=None)
+    return path.read_bytes() if path else None
+
+
+def _machine() -> str:
+    """Processor, usable cores, 8-bit instructions, and how busy the machine already was."""
+    facts: dict[str, Any] = {"model name": platform.machine(), "flags": ""}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+    vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f} at the end"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
