@@ -14,11 +14,10 @@ from typing import cast
 import av
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter
 
-Image32 = npt.NDArray[np.float32]
+from service.video.scenery import COMPLEXIONS, FABRICS, Colour, Image32, noise, scenery
+
 Vector = npt.NDArray[np.float64]
-Colour = tuple[int, int, int]
 Swing = tuple[float, float]
 """Where a bone points, in degrees: away from the body's midline, then forwards; (0, 0) hangs straight down."""
 
@@ -51,10 +50,11 @@ def render_clip(
 ) -> RenderedClip:
     """Render an `action` (a key of ACTIONS) as a video file, in memory.
 
-    The same arguments give the same bytes. The seed picks the place, the person, their clothes, size, position and pace.
-    `codec` is an FFmpeg encoder and `container` an FFmpeg muxer that accepts it. The even width and height are in pixels.
+    The same arguments give the same bytes. The seed picks the place, the person, their clothes, size, position and
+    pace. `codec` is an FFmpeg encoder, `container` an FFmpeg muxer that accepts it; width and height are in pixels.
 
-    Raises ValueError for an unknown action, an odd size or no frames; PyAV's errors for an unknown codec or container.
+    Raises ValueError for an unknown action, an odd size, no frames or an encoder of something other than video, and
+    PyAV's own errors for an unknown codec or container.
     """
     if action not in ACTIONS:
         raise ValueError(f"unknown action {action!r}: choose one of {', '.join(ACTIONS)}")
@@ -63,7 +63,7 @@ def render_clip(
     rng = np.random.default_rng(seed)
     shrink = min(1.0, DRAWN_SIZE / max(width, height))
     drawn = max(1, round(width * shrink)), max(1, round(height * shrink))
-    background = _background(drawn, rng)
+    background = scenery(drawn, rng)
     actor = _actor(action, drawn, rng)
     pictures, boxes = [], np.empty((frames, 4))
     for index in range(frames):
@@ -167,9 +167,7 @@ class Actor:
     cloth: Image32
 
 
-SKINS = ((236, 196, 170), (222, 176, 144), (196, 146, 112), (150, 104, 76), (104, 70, 52))
 HAIRS = ((36, 28, 24), (62, 42, 30), (104, 70, 40), (168, 128, 76), (84, 82, 84))
-SHIRTS = ((196, 44, 40), (236, 96, 60), (44, 92, 168), (36, 132, 150), (230, 230, 226), (40, 42, 50), (112, 60, 130))
 TROUSERS = ((34, 36, 44), (44, 58, 98), (84, 84, 88), (30, 30, 32), (170, 158, 134))
 SHOES = ((236, 236, 236), (58, 58, 64), (188, 60, 54))
 
@@ -181,7 +179,7 @@ def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor
     size = min(height * rng.uniform(0.58, 0.70), width * 0.85)
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), 0.55, 0.75])
     skin, hair, shirt, trousers, shoes = (
-        cast(Colour, palette[rng.integers(len(palette))]) for palette in (SKINS, HAIRS, SHIRTS, TROUSERS, SHOES)
+        palette[rng.integers(len(palette))] for palette in (COMPLEXIONS, HAIRS, FABRICS, TROUSERS, SHOES)
     )
     return Actor(
         action,
@@ -200,7 +198,7 @@ def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor
         long_hair=bool(rng.random() < 0.4),
         shorts=bool(rng.random() < 0.5),
         sleeves=bool(rng.random() < 0.7),
-        cloth=0.86 + 0.28 * _noise((48, 24), (14, 5), rng),
+        cloth=0.9 + 0.2 * noise((48, 24), (14, 5), rng),
     )
 
 
@@ -266,14 +264,15 @@ def _trunk(actor: Actor, pelvis: Vector, pose: Pose) -> Iterator[Part]:
     spine = np.array([0.0, math.cos(lean), math.sin(lean)])
     build = actor.build * (abs(math.cos(actor.turn)) + 0.66 * abs(math.sin(actor.turn)))
     chest, neck = pelvis + 0.265 * spine, pelvis + 0.315 * spine
-    yield Part(pelvis - 0.01 * UP, pelvis + 0.06 * spine, (0.094 * build, 0.086 * build), actor.trousers, 2.2, 0.02, True)
+    seat = (0.094 * build, 0.086 * build)
+    yield Part(pelvis - 0.01 * UP, pelvis + 0.06 * spine, seat, actor.trousers, 2.2, 0.02, True)
     profile = tuple(radius * build for radius in (0.092, 0.082, 0.09, 0.106, 0.092))
     yield Part(pelvis + 0.05 * spine, chest, profile, actor.shirt, 3.0, 0.03, True)
     upright = np.array([0.0, math.cos(lean / 2), math.sin(lean / 2)])
     yield from _head(actor, neck, upright)
     for side, upper, fore in zip(SIDES, pose.upper_arms, pose.forearms, strict=True):
         lifted = 0.03 * (1 - math.cos(math.radians(upper[0]))) / 2  # a raised arm lifts its shoulder
-        shoulder = chest + np.array([side * (0.098 * actor.build - lifted / 2), lifted - 0.008, 0.0])
+        shoulder = chest + np.array([side * (0.098 * actor.build - lifted / 2), lifted - 0.02, 0.0])
         yield from _arm(actor, shoulder, _direction(side, upper), _direction(side, fore))
 
 
@@ -297,7 +296,7 @@ def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
         yield Part(face + 0.03 * up, neck - 0.02 * up - 0.03 * FORWARD, (0.054, 0.062, 0.058), actor.hair, above=-0.05)
     yield Part(neck - 0.05 * up, neck + 0.03 * up, (0.036, 0.028), actor.skin, above=0.04)
     yield Part(face + 0.012 * up, face + 0.036 * up - 0.01 * FORWARD, (0.055, 0.053), actor.hair, above=0.05)
-    yield Part(face - 0.02 * up, face + 0.018 * up, (0.036, 0.046, 0.048), actor.skin, above=0.06)
+    yield Part(face - 0.02 * up, face + 0.018 * up, (0.038, 0.049, 0.05), actor.skin, above=0.06)
     for side in SIDES:
         eye = face + np.array([side * 0.019, 0.014, 0.04])
         width = np.array([0.007, 0.0, 0.0])
@@ -332,15 +331,14 @@ def _draw(canvas: Image32, actor: Actor, pose: Pose) -> Vector:
     parts, ankles = _figure(actor, pose)
     for part in parts:
         part.start, part.end = _to_eye(actor, part.start), _to_eye(actor, part.end)
-    boxes = [_shadow(canvas, actor, ankle) for ankle in ankles]
-    for part in sorted(parts, key=lambda part: part.start[2] + part.end[2] + 2 * part.above):
-        boxes.append(_paint(canvas, actor, part))
-    corners = np.array(boxes)
+    parts.sort(key=lambda part: part.start[2] + part.end[2] + 2 * part.above)
+    shadows = [_shadow(canvas, actor, ankle) for ankle in ankles]
+    corners = np.array(shadows + [_paint(canvas, actor, part) for part in parts])
     return np.concatenate([corners[:, :2].min(0), corners[:, 2:].max(0)])
 
 
 def _to_eye(actor: Actor, point: Vector) -> Vector:
-    """A point of the body as (x in pixels, y in pixels, nearness in body heights): orthographic, camera looking down."""
+    """A point of the body as x and y in pixels and nearness in body heights; no perspective, seen from above."""
     x = point[0] * math.cos(actor.turn) + point[2] * math.sin(actor.turn)
     z = point[2] * math.cos(actor.turn) - point[0] * math.sin(actor.turn)
     up = point[1] * math.cos(CAMERA_PITCH) - z * math.sin(CAMERA_PITCH)
@@ -412,171 +410,7 @@ def _profile(inside: Image32, radii: list[float]) -> Image32:
     """The radius at each place along a limb (0..1), by straight lines between evenly spaced radii."""
     if len(radii) == 2:
         return radii[0] + (radii[1] - radii[0]) * inside
-    return np.interp(inside, np.linspace(0, 1, len(radii)), radii).astype(np.float32)
-
-
-# -- backgrounds -------------------------------------------------------------------------------------------------------
-
-
-def _noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """Smooth noise in 0..1 over (rows, columns), with about `cells` bumps down and across."""
-    coarse = Image.fromarray(rng.random((cells[0] + 1, cells[1] + 1), dtype=np.float32))
-    return np.clip(np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC)), 0, 1)
-
-
-def _texture(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """Noise of four scales, the finest the weakest, in 0..1."""
-    total = np.zeros(shape, np.float32)
-    for octave in range(4):
-        total += _noise(shape, (cells[0] << octave, cells[1] << octave), rng) * np.float32(0.5**octave / 1.875)
-    return total
-
-
-def _background(drawn: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """A place to exercise in, (height, width, 3) in 0..255."""
-    places = (_gym, _room, _garden)
-    # Drawn at twice the size, so that shrinking it smooths the edges of Pillow's shapes.
-    double = Image.new("RGB", (2 * drawn[0], 2 * drawn[1]))
-    picture = places[rng.integers(len(places))](double, rng)
-    small = picture.filter(ImageFilter.GaussianBlur(drawn[1] / 200)).resize(drawn, Image.Resampling.BOX)
-    x = np.linspace(-1, 1, drawn[0], dtype=np.float32)[None, :]
-    y = np.linspace(-1, 1, drawn[1], dtype=np.float32)[:, None]
-    vignette = 1.04 - 0.14 * (x**2 + y**2)
-    grain = rng.normal(0, 2.5, (drawn[1], drawn[0], 1)).astype(np.float32)
-    return np.clip(np.asarray(small, np.float32) * vignette[..., None] + grain, 0, 255)
-
-
-class _Brush:
-    """Pillow's shapes in fractions of the picture, so that a place is described once for all sizes."""
-
-    def __init__(self, picture: Image.Image) -> None:
-        self._draw = ImageDraw.Draw(picture)
-        self._size = picture.size
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, edge: Colour | None = None) -> None:
-        line = max(2, self._size[1] // 90)
-        self._draw.rectangle(self._pixels((x0, y0), (x1, y1)), fill=colour, outline=edge, width=line)
-
-    def polygon(self, *points: tuple[float, float], colour: Colour) -> None:
-        self._draw.polygon(self._pixels(*points), fill=colour)
-
-    def ball(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """A lit ball; the radius is a fraction of the height."""
-        for step in range(8):
-            grow = radius * (1 - step / 9)
-            glow = 0.62 + 0.07 * step
-            wide = grow * self._size[1] / self._size[0]
-            at_x, at_y = x - 0.25 * (radius - grow), y - 0.4 * (radius - grow)
-            lit = cast(Colour, tuple(min(255, int(glow * channel)) for channel in colour))
-            self._draw.ellipse(self._pixels((at_x - wide, at_y - grow), (at_x + wide, at_y + grow)), fill=lit)
-
-    def _pixels(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
-        return [(x * self._size[0], y * self._size[1]) for x, y in points]
-
-
-def _shaded(picture: Image.Image, texture: Image32, top: float, bottom: float) -> Image.Image:
-    """The picture with its rows between two heights multiplied by a texture around 1."""
-    pixels = np.asarray(picture).astype(np.float32)
-    first, last = int(top * picture.height), int(bottom * picture.height)
-    pixels[first:last] *= texture[first:last, :, None]
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def _tint(colour: Colour, rng: np.random.Generator) -> Colour:
-    return cast(Colour, tuple(int(np.clip(channel + rng.uniform(-14, 14), 0, 255)) for channel in colour))
-
-
-def _pick(palette: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
-    return _tint(palette[rng.integers(len(palette))], rng)
-
-
-def _gym(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A pale wall with posters and a window, a rack of balls and weights, a dark rubber floor with a sheen."""
-    brush, shape = _Brush(picture), (picture.height, picture.width)
-    floor = rng.uniform(0.66, 0.74)
-    brush.box(0, 0, 1, floor, _pick(((206, 204, 196), (190, 200, 206), (214, 206, 190)), rng))
-    brush.box(0, floor, 1, 1, _pick(((72, 76, 80), (64, 72, 92), (96, 90, 84)), rng))
-    brush.box(0, floor - 0.025, 1, floor, (66, 64, 62))
-    left = rng.uniform(0.02, 0.12)
-    for pane in range(2):
-        x = left + pane * 0.13
-        brush.box(x, 0.08, x + 0.12, 0.36, (228, 236, 240), (120, 118, 112))
-    for poster in range(2):
-        x, y = 0.56 + 0.22 * poster + rng.uniform(0, 0.06), rng.uniform(0.06, 0.18)
-        brush.box(x, y, x + 0.1, y + 0.2, _pick(SHIRTS, rng), (240, 240, 236))
-        brush.box(x + 0.02, y + 0.05, x + 0.08, y + 0.11, _pick(SKINS, rng))
-    shelf = rng.uniform(0.68, 0.74)
-    for level in range(2):
-        y = floor - 0.02 - 0.14 * level
-        brush.box(shelf, y - 0.012, 1, y, (52, 52, 56))
-        for ball in range(4):
-            brush.ball(shelf + 0.045 + 0.085 * ball, y - 0.064, 0.052, _pick(SHIRTS, rng))
-    for weight in range(5):
-        x = 0.03 + 0.055 * weight
-        brush.box(x, floor - 0.075, x + 0.045, floor - 0.01, (40, 40, 44), (82, 82, 86))
-    sheen = 0.9 + 0.2 * _texture(shape, (3, 4), rng) + 0.25 * _noise(shape, (2, 3), rng)
-    wall = 0.94 + 0.12 * _texture(shape, (3, 4), rng)
-    return _shaded(_shaded(picture, wall, 0, floor), sheen, floor, 1)
-
-
-def _room(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A living room: a painted wall with a picture and a curtained window, a sofa and a wooden floor."""
-    brush, shape = _Brush(picture), (picture.height, picture.width)
-    floor = rng.uniform(0.68, 0.76)
-    brush.box(0, 0, 1, floor, _pick(((200, 180, 150), (186, 190, 176), (208, 200, 188), (176, 160, 150)), rng))
-    wood = _pick(((140, 96, 60), (168, 128, 88), (112, 78, 54)), rng)
-    brush.box(0, floor, 1, 1, wood)
-    for plank in range(17):
-        far = plank / 16
-        near = 0.5 + (far - 0.5) * 2.4
-        shade = rng.uniform(0.86, 1.1)
-        tone = cast(Colour, tuple(min(255, int(channel * shade)) for channel in wood))
-        brush.polygon((far, floor), (far + 1 / 16, floor), (near + 0.15, 1), (near, 1), colour=tone)
-    brush.box(0, floor - 0.035, 1, floor, (226, 220, 208))
-    window = rng.uniform(0.04, 0.14)
-    brush.box(window, 0.08, window + 0.2, 0.46, (224, 232, 238), (240, 238, 232))
-    brush.box(window + 0.097, 0.08, window + 0.103, 0.46, (240, 238, 232))
-    curtain = _pick(SHIRTS, rng)
-    brush.box(window - 0.04, 0.04, window + 0.02, 0.56, curtain)
-    brush.box(window + 0.18, 0.04, window + 0.24, 0.56, curtain)
-    frame = rng.uniform(0.62, 0.74)
-    brush.box(frame, 0.1, frame + 0.18, 0.34, _pick(((96, 120, 104), (150, 130, 96), (88, 104, 140)), rng), (74, 54, 38))
-    brush.polygon((frame + 0.02, 0.31), (frame + 0.09, 0.18), (frame + 0.16, 0.31), colour=(206, 196, 168))
-    sofa = _pick(((96, 84, 78), (122, 60, 54), (74, 88, 108), (150, 140, 124)), rng)
-    seat = cast(Colour, tuple(int(channel * 0.82) for channel in sofa))
-    brush.box(0.66, floor - 0.24, 1, floor + 0.03, sofa)
-    brush.box(0.64, floor - 0.1, 1, floor + 0.06, seat)
-    brush.box(0.62, floor - 0.16, 0.68, floor + 0.06, sofa)
-    wall = 0.92 + 0.16 * _texture(shape, (3, 4), rng)
-    grain = 0.85 + 0.3 * _texture(shape, (40, 6), rng)
-    return _shaded(_shaded(picture, wall, 0, floor), grain, floor, 1)
-
-
-def _garden(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Sky above a line of trees and a lawn, sometimes with a path."""
-    shape = (picture.height, picture.width)
-    horizon = rng.uniform(0.58, 0.68)
-    brush = _Brush(picture)
-    brush.box(0, horizon, 1, 1, _pick(((104, 138, 62), (122, 142, 74), (84, 122, 58)), rng))
-    if rng.random() < 0.5:
-        near = rng.uniform(0.1, 0.4)
-        brush.polygon((0.45, horizon), (0.55, horizon), (near + 0.6, 1), (near, 1), colour=(186, 176, 158))
-    pixels = np.asarray(picture).astype(np.float32)
-    row = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
-    cloud = _texture(shape, (4, 4), rng)[..., None]
-    sky = np.array([96, 152, 214], np.float32) + np.array([90, 64, 30], np.float32) * (0.9 * row + 0.7 * cloud)
-    leaf = np.array(_pick(((66, 96, 42), (56, 84, 48), (88, 104, 52)), rng), np.float32)
-    leaves = _texture(shape, (18, 26), rng)[..., None]
-    crowns = _noise(shape, (3, 9), rng)[..., None]
-    foliage = leaf * np.clip(0.9 + 2.6 * (leaves - 0.5) + 0.9 * (crowns - 0.5), 0.25, 2.0)
-    top = rng.uniform(0.1, 0.3) + 0.3 * (_texture((1, shape[1]), (1, 5), rng)[..., None] - 0.5)
-    trees = row + 0.16 * (leaves - 0.5) > top
-    above = row < horizon
-    pixels = np.where(above & trees, foliage, np.where(above, sky, pixels))
-    # Blades shrink towards the horizon: rows of fine, flat noise.
-    lawn = 0.7 + 0.6 * _texture(shape, (60, 40), rng)
-    shade = 0.75 + 0.4 * _noise(shape, (6, 4), rng)
-    return _shaded(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), lawn * shade, horizon, 1)
+    return np.asarray(np.interp(inside, np.linspace(0, 1, len(radii)), radii), np.float32)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
@@ -598,6 +432,8 @@ def _encode(
     # Without bitexact Matroska writes random identifiers.
     with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
         stream = output.add_stream(codec, rate=Fraction(fps), options=ENCODER_OPTIONS.get(codec, {}))
+        if not isinstance(stream, av.VideoStream):
+            raise ValueError(f"{codec} does not encode video")
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = 1
