@@ -1,0 +1,44 @@
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split_at_commas(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, by `LIMELIGHT_<NAME>` in the environment or by keyword.
+
+    Raises pydantic's `ValidationError`, which names the setting.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True)
+
+    bundle: Path = Field(Path("bundle"), description="Folder that `limelight-model export` wrote.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Set `cuda` where the CPU must never be used in silence."
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="Set only to compare; `auto` is fp16 on CUDA, on CPU int8 where it is fast and agrees."
+    )
+    batch_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
+    ] = Field(None, description="Batches the engine may run, as 1,2,4; default 1 on CPU and 1,2,4,8 on CUDA.")
+    threads: int = Field(0, ge=0, description="ONNX Runtime's threads on CPU; 0 takes every core.")
+
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; more answers 413.")
+    max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
+    max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, width × height.")
+    max_frames: int = Field(20_000, ge=1, description="Most frames in a clip.")
+    decode_timeout_s: float = Field(20.0, gt=0, description="Longest time that one clip may take to decode.")
+    decode_workers: int | None = Field(None, ge=1, description="Clips decoded at a time; default: one a core.")
+
+    request_timeout_s: float = Field(60.0, gt=0, description="From a request's arrival to its answer; then 504.")
+    max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")
