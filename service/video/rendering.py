@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import cast
 
 import av
@@ -175,7 +174,7 @@ SHOES = ((236, 236, 236), (58, 58, 64), (188, 60, 54))
 def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor:
     action = ACTIONS[name]
     width, height = drawn
-    # Arms raised reach 1.25 body heights; a narrow frame bounds the size by the span of the arms instead.
+    # Arms raised reach 1.2 body heights; a narrow frame bounds the size by the span of the arms instead.
     size = min(height * rng.uniform(0.58, 0.70), width * 0.85)
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), 0.55, 0.75])
     skin, hair, shirt, trousers, shoes = (
@@ -265,9 +264,9 @@ def _trunk(actor: Actor, pelvis: Vector, pose: Pose) -> Iterator[Part]:
     build = actor.build * (abs(math.cos(actor.turn)) + 0.66 * abs(math.sin(actor.turn)))
     chest, neck = pelvis + 0.265 * spine, pelvis + 0.315 * spine
     seat = (0.094 * build, 0.086 * build)
-    yield Part(pelvis - 0.01 * UP, pelvis + 0.06 * spine, seat, actor.trousers, 2.2, 0.02, True)
+    yield Part(pelvis - 0.01 * UP, pelvis + 0.06 * spine, seat, actor.trousers, 2.2, 0.04, True)
     profile = tuple(radius * build for radius in (0.092, 0.082, 0.09, 0.106, 0.092))
-    yield Part(pelvis + 0.05 * spine, chest, profile, actor.shirt, 3.0, 0.03, True)
+    yield Part(pelvis + 0.05 * spine, chest, profile, actor.shirt, 3.0, 0.06, True)
     upright = np.array([0.0, math.cos(lean / 2), math.sin(lean / 2)])
     yield from _head(actor, neck, upright)
     for side, upper, fore in zip(SIDES, pose.upper_arms, pose.forearms, strict=True):
@@ -278,14 +277,14 @@ def _trunk(actor: Actor, pelvis: Vector, pose: Pose) -> Iterator[Part]:
 
 def _arm(actor: Actor, shoulder: Vector, upper: Vector, fore: Vector) -> Iterator[Part]:
     build = actor.build
-    elbow = shoulder + 0.165 * upper
-    wrist = elbow + 0.14 * fore
-    yield Part(wrist + 0.012 * fore, wrist + 0.048 * fore, (0.018, 0.021, 0.015), actor.skin, above=0.05)
-    yield Part(elbow, wrist, (0.027 * build, 0.029 * build, 0.019), actor.skin, above=0.05)
-    yield Part(shoulder, elbow, (0.035 * build, 0.033 * build, 0.027), actor.skin, above=0.05)
+    elbow = shoulder + 0.175 * upper
+    wrist = elbow + 0.155 * fore
+    yield Part(wrist + 0.012 * fore, wrist + 0.06 * fore, (0.018, 0.022, 0.014), actor.skin, above=0.09)
+    yield Part(elbow, wrist, (0.027 * build, 0.029 * build, 0.019), actor.skin, above=0.09)
+    yield Part(shoulder, elbow, (0.035 * build, 0.033 * build, 0.027), actor.skin, above=0.09)
     reach = 0.62 if actor.sleeves else 0.12
     sleeve = (0.038 * build, 0.037 * build, 0.036 * build)
-    yield Part(shoulder, shoulder + reach * 0.165 * upper, sleeve, actor.shirt, 1.5, 0.09, True)
+    yield Part(shoulder, shoulder + reach * 0.175 * upper, sleeve, actor.shirt, 1.5, 0.13, True)
 
 
 def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
@@ -294,16 +293,16 @@ def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
     lips = (int(0.75 * actor.skin[0]), int(0.5 * actor.skin[1]), int(0.5 * actor.skin[2]))
     if actor.long_hair:
         yield Part(face + 0.03 * up, neck - 0.02 * up - 0.03 * FORWARD, (0.054, 0.062, 0.058), actor.hair, above=-0.05)
-    yield Part(neck - 0.05 * up, neck + 0.03 * up, (0.036, 0.028), actor.skin, above=0.04)
-    yield Part(face + 0.012 * up, face + 0.036 * up - 0.01 * FORWARD, (0.055, 0.053), actor.hair, above=0.05)
-    yield Part(face - 0.02 * up, face + 0.018 * up, (0.038, 0.049, 0.05), actor.skin, above=0.06)
+    yield Part(neck - 0.05 * up, neck + 0.03 * up, (0.036, 0.028), actor.skin, above=0.07)
+    yield Part(face + 0.012 * up, face + 0.036 * up - 0.01 * FORWARD, (0.055, 0.053), actor.hair, above=0.08)
+    yield Part(face - 0.02 * up, face + 0.018 * up, (0.038, 0.049, 0.05), actor.skin, above=0.09)
     for side in SIDES:
         eye = face + np.array([side * 0.019, 0.014, 0.04])
         width = np.array([0.007, 0.0, 0.0])
-        yield Part(eye - width, eye + width, (0.0045, 0.0045), dark, above=0.1)
-        yield Part(eye - width + 0.014 * UP, eye + width + 0.014 * UP, (0.003, 0.003), actor.hair, above=0.1)
+        yield Part(eye - width, eye + width, (0.0045, 0.0045), dark, above=0.13)
+        yield Part(eye - width + 0.014 * UP, eye + width + 0.014 * UP, (0.003, 0.003), actor.hair, above=0.13)
     mouth = face + np.array([0.0, -0.026, 0.04])
-    yield Part(mouth - [0.012, 0.0, 0.0], mouth + [0.012, 0.0, 0.0], (0.004, 0.004), lips, above=0.1)
+    yield Part(mouth - [0.012, 0.0, 0.0], mouth + [0.012, 0.0, 0.0], (0.004, 0.004), lips, above=0.13)
 
 
 # -- painting ----------------------------------------------------------------------------------------------------------
@@ -431,7 +430,7 @@ def _encode(
     file = io.BytesIO()
     # Without bitexact Matroska writes random identifiers.
     with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
-        stream = output.add_stream(codec, rate=Fraction(fps), options=ENCODER_OPTIONS.get(codec, {}))
+        stream = output.add_stream(codec, rate=fps, options=ENCODER_OPTIONS.get(codec, {}))
         if not isinstance(stream, av.VideoStream):
             raise ValueError(f"{codec} does not encode video")
         stream.width, stream.height = size
