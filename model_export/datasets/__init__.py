@@ -1,0 +1,17 @@
+"""Folders of labelled clips and the official splits of UCF-101 and HMDB-51."""
+
+from model_export.datasets.clips import Clip, DatasetError, class_names, clips_per_class
+from model_export.datasets.folder import VIDEO_SUFFIXES, find_clips
+from model_export.datasets.split import Partition, Side, Split
+
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Clip",
+    "DatasetError",
+    "Partition",
+    "Side",
+    "Split",
+    "class_names",
+    "clips_per_class",
+    "find_clips",
+]

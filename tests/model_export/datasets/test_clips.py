@@ -1,0 +1,63 @@
+"""Choosing a few clips of many: spread over the source videos, and the same ones every time."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from model_export.datasets import Clip, clips_per_class
+
+
+def clips_of(label: str, *sizes: int) -> list[Clip]:
+    """A class with one group of each of the given sizes."""
+    return [
+        Clip(Path(f"{label}/{label}_g{group}_c{number}.avi"), label, f"{label}_g{group}")
+        for group, size in enumerate(sizes)
+        for number in range(size)
+    ]
+
+
+MANY = clips_of("a", 7, 1, 5, 2) + clips_of("b", 3, 3)
+
+
+def test_every_group_gives_one_before_any_gives_a_second() -> None:
+    chosen = clips_per_class(clips_of("a", 7, 7, 7, 7), 4)
+    assert Counter(clip.group for clip in chosen) == {"a_g0": 1, "a_g1": 1, "a_g2": 1, "a_g3": 1}
+
+
+def test_small_groups_leave_their_turn_to_the_others() -> None:
+    chosen = clips_per_class(clips_of("a", 7, 1, 5, 2), 10)
+    assert Counter(clip.group for clip in chosen) in (
+        {"a_g0": 4, "a_g1": 1, "a_g2": 3, "a_g3": 2},
+        {"a_g0": 3, "a_g1": 1, "a_g2": 4, "a_g3": 2},
+    )
+
+
+def test_class_with_too_few_gives_all_it_has() -> None:
+    chosen = clips_per_class(MANY, 8)
+    assert Counter(clip.label for clip in chosen) == {"a": 8, "b": 6}
+
+
+def test_result_is_sorted_and_without_doubles() -> None:
+    chosen = clips_per_class(MANY, 5)
+    assert chosen == sorted(set(chosen))
+
+
+def test_choice_depends_on_the_seed_only() -> None:
+    assert clips_per_class(reversed(MANY), 5, seed=1) == clips_per_class(MANY, 5, seed=1)
+    assert len({tuple(clips_per_class(MANY, 5, seed=seed)) for seed in range(5)}) > 1
+
+
+def test_choice_in_a_class_is_the_same_without_the_other_classes() -> None:
+    alone = clips_per_class((clip for clip in MANY if clip.label == "b"), 3)
+    assert alone == [clip for clip in clips_per_class(MANY, 3) if clip.label == "b"]
+
+
+def test_larger_choice_keeps_the_smaller_one() -> None:
+    assert set(clips_per_class(MANY, 3)) < set(clips_per_class(MANY, 6))
+
+
+@pytest.mark.parametrize("count", (0, -1))
+def test_count_has_to_be_positive(count: int) -> None:
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        clips_per_class(MANY, count)
