@@ -1,0 +1,99 @@
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.http.observe import Observe, record_of
+from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.routes import CLIENT_GONE, Serving, router
+from service.metrics import Metrics
+from service.pipeline import DecodeLimits, Engine, Pipeline, load_bundle
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | None = None) -> FastAPI:
+    """The web application. It listens at once, and is ready when the bundle is loaded and warmed up.
+
+    `on_failure` hears why that did not work (BundleError, EngineError), so that the process can end; without it the
+    reason is logged and the application stays alive and not ready.
+    """
+    serving = Serving(settings, Metrics())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_start(serving, on_failure or _log_failure))
+        yield
+        await loading
+        if serving.pipeline is not None:
+            await asyncio.to_thread(serving.pipeline.close)
+
+    app = FastAPI(
+        title="Limelight",
+        summary="Recognises human actions in video clips and shows where the network looked.",
+        version=version("limelight"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.serving = serving
+    app.include_router(router)
+    for error in EXPECTED:
+        app.add_exception_handler(error, _refuse)
+    app.add_exception_handler(ClientDisconnect, _note_absence)
+    app.add_middleware(Observe, metrics=serving.metrics, measured=frozenset({"/predict"}))
+    return app
+
+
+def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+    """Load and warm up the bundle that the settings name. Takes seconds. Raises BundleError, EngineError."""
+    bundle = load_bundle(settings.bundle)
+    engine = Engine(
+        bundle,
+        device=settings.device,
+        precision=settings.precision,
+        batch_sizes=settings.batch_sizes,
+        threads=settings.threads,
+    )
+    engine.warm_up()
+    return Pipeline(
+        bundle,
+        engine,
+        metrics,
+        limits=DecodeLimits(
+            max_duration_s=settings.max_duration_s,
+            max_pixels=settings.max_pixels,
+            max_frames=settings.max_frames,
+            timeout_s=settings.decode_timeout_s,
+        ),
+        decode_workers=settings.decode_workers or len(os.sched_getaffinity(0)),
+        max_queue=settings.max_queue,
+    )
+
+
+async def _start(serving: Serving, on_failure: Callable[[Exception], None]) -> None:
+    try:
+        serving.open(await asyncio.to_thread(load_pipeline, serving.settings, serving.metrics))
+    except Exception as error:
+        on_failure(error)
+
+
+def _log_failure(error: Exception) -> None:
+    logger.error("not ready, and never will be: %s", error)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    record = record_of(request)
+    record.code = problem.code
+    return problem_response(problem, record.request_id)
+
+
+async def _note_absence(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)

@@ -1,0 +1,175 @@
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Query
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.http.observe import RequestRecord, record_of
+from service.http.problems import MEDIA_TYPE, Problem
+from service.http.schemas import Health, ModelFacts, PredictionAnswer, ProblemAnswer, Timings
+from service.http.upload import read_clip
+from service.metrics import Metrics
+from service.pipeline import Manifest, Pipeline
+from service.settings import Settings
+
+CLIENT_GONE = 499  # nginx's number for it; nobody is left to read it but the log and the metrics
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """What the routes serve from: `pipeline` is None until the bundle is loaded and warmed up."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.pipeline: Pipeline | None = None
+        metrics.ready.set_function(lambda: self.ready)
+
+    @property
+    def ready(self) -> bool:
+        """Whether predictions are served now."""
+        return self.pipeline is not None and self.pipeline.alive
+
+    def open(self, pipeline: Pipeline) -> None:
+        """Serve from this pipeline from now on."""
+        facts = ModelFacts.of(pipeline).model_dump()
+        self.metrics.model.info(facts)
+        self.pipeline = pipeline
+        logger.info("ready", extra={"model": facts})
+
+
+def _serving(request: Request) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+def _ready_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
+    if serving.pipeline is None:
+        raise Problem("not_ready", "the model is being loaded; ask /health/ready")
+    if not serving.pipeline.alive:
+        raise Problem("not_ready", "the engine has stopped; the service has to be restarted")
+    return serving.pipeline
+
+
+Served = Annotated[Serving, Depends(_serving)]
+Ready = Annotated[Pipeline, Depends(_ready_pipeline)]
+_PROBLEM: dict[str, Any] = {"model": ProblemAnswer, "content": {MEDIA_TYPE: {}}}
+_CLIP = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "string", "format": "binary", "description": "The clip."}},
+    }
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/predict",
+    response_model=PredictionAnswer,
+    responses=dict.fromkeys((400, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": _FORM, "application/octet-stream": _CLIP, "video/*": _CLIP},
+        }
+    },
+)
+async def predict(
+    request: Request,
+    serving: Served,
+    pipeline: Ready,
+    top_k: Annotated[int, Query(ge=1, description="How many of the likeliest classes to list.")] = 5,
+    attention: Annotated[bool, Query(description="Whether to send the attention maps.")] = True,
+) -> Response:
+    """Classify a clip, sent as the file `file` of a multipart form or as the body itself."""
+    record = record_of(request)
+    deadline = record.arrived + serving.settings.request_timeout_s
+    data = await _receive(request, serving, deadline)
+    prediction = await _while_client_waits(request, pipeline.predict(data, deadline=deadline))
+    record.stages |= asdict(prediction.seconds)
+    record.answered = time.monotonic()
+    answer = PredictionAnswer.of(
+        prediction,
+        model=ModelFacts.of(pipeline),
+        labels=pipeline.manifest.labels,
+        top_k=top_k,
+        attention=attention,
+        timings_ms=_timings(record),
+    )
+    server_timing = ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in record.stages.items())
+    return Response(answer.model_dump_json(), media_type="application/json", headers={"Server-Timing": server_timing})
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """Whether the process answers at all."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses={503: _PROBLEM})
+async def ready(_: Ready) -> Health:
+    """Whether predictions are served: the model is loaded and warmed up."""
+    return Health(status="ready")
+
+
+@router.get("/model", responses={503: _PROBLEM})
+async def model(pipeline: Ready) -> Manifest:
+    """The manifest of the bundle that is served."""
+    return pipeline.manifest
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(serving: Served) -> Response:
+    """The service's metrics in Prometheus' text format."""
+    return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _receive(request: Request, serving: Serving, deadline: float) -> bytes:
+    record = record_of(request)
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            data = await read_clip(request, serving.settings.max_body_bytes)
+    except TimeoutError as error:
+        raise Problem("upload_timeout", "the clip did not arrive in time") from error
+    record.stages["receive"] = time.monotonic() - record.arrived
+    serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
+    serving.metrics.upload_bytes.observe(len(data))
+    return data
+
+
+async def _while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client goes away; then ClientDisconnect is raised."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    await request.receive()  # once the body has been read this is all that can come
+
+
+def _timings(record: RequestRecord) -> Timings:
+    def milliseconds(seconds: float) -> float:
+        return round(1000 * seconds, 3)
+
+    shown = {stage: milliseconds(record.stages[stage]) for stage in ("receive", "decode", "queue", "inference")}
+    return Timings(**shown, total=milliseconds(time.monotonic() - record.arrived))

@@ -1,0 +1,73 @@
+"""A clip's bytes out of a request: multipart form or raw body, counted as they arrive."""
+
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.http.problems import Problem
+
+_HINT = (
+    "send the clip as the file `file` of a multipart form (curl -F file=@clip.mp4), or as the body with the content "
+    "type video/* or application/octet-stream"
+)
+
+
+async def read_clip(request: Request, max_bytes: int) -> bytes:
+    """The clip that a request carries, without ever holding more than `max_bytes` of body.
+
+    Raises Problem, and starlette's ClientDisconnect.
+    """
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    media_type = request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        data = await _file_of_form(request, max_bytes)
+    elif media_type == "application/octet-stream" or media_type.startswith("video/"):
+        data = b"".join([chunk async for chunk in _counted(request, max_bytes)])
+    else:
+        raise Problem("unsupported_media", f"the content type is {media_type}; {_HINT}")
+    if not data:
+        raise Problem("empty_body", f"the clip is empty; {_HINT}")
+    return data
+
+
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise _too_large(max_bytes)
+        yield chunk
+
+
+class _FormParser(MultiPartParser):
+    complete = False
+
+    def on_end(self) -> None:
+        """Called at the closing boundary, which the parser itself does not insist on."""
+        self.complete = True
+
+
+async def _file_of_form(request: Request, max_bytes: int) -> bytes:
+    parser = _FormParser(request.headers, _counted(request, max_bytes), max_files=8, max_fields=8)
+    parser.spool_max_size = max_bytes + 1  # stay in memory: the disk may be read-only, and the size is bounded already
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem("malformed_multipart", f"{error.message.rstrip('.')}; {_HINT}") from error
+    try:
+        if not parser.complete:
+            raise Problem("malformed_multipart", f"the form ends before its closing boundary; {_HINT}")
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Problem("missing_file", _HINT)
+        return await file.read()
+    finally:
+        await form.close()
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem("body_too_large", f"a request may carry {max_bytes} bytes")

@@ -1,0 +1,76 @@
+"""A stand-in bundle that needs no TensorFlow: the contract's inputs and outputs around a network of a few lines."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.model.bundle import Agreement, Manifest, Precision, VariantFile
+
+LABELS = ("Basketball", "Diving", "JumpingJack", "Surfing", "Swing", "WalkingWithDog")
+
+
+def write_tiny_bundle(
+    path: Path,
+    labels: Sequence[str] = LABELS,
+    *,
+    variant: Literal["attention", "base"] = "attention",
+    precisions: Sequence[Precision] = ("fp32", "fp16", "int8"),
+    int8_top1: float | None = 0.995,
+) -> Path:
+    """Write a bundle at `path` and return it. Every precision is the same float32 network."""
+    path.mkdir(parents=True, exist_ok=True)
+    model = tiny_network(len(labels), attention=variant == "attention").SerializeToString()
+    digest = hashlib.sha256(model).hexdigest()
+    files = {precision: VariantFile(file=f"model.{precision}.onnx", sha256=digest) for precision in precisions}
+    for entry in files.values():
+        (path / entry.file).write_bytes(model)
+    if "int8" in files and int8_top1 is not None:
+        agreement = Agreement(top1=int8_top1, n=200, low=0.9, high=1.0, max_abs_difference=0.01, device="test")
+        files["int8"] = files["int8"].model_copy(update={"agreement": agreement})
+    manifest = Manifest(name="tiny", version="1", variant=variant, labels=list(labels), precisions=files)
+    (path / "manifest.json").write_text(manifest.to_json())
+    return path
+
+
+def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
+    """Brightness in 7×7 cells: its softmax is the attention, a fixed projection of its mean the probabilities."""
+    weights = np.random.default_rng(0).normal(scale=2, size=(49, classes)).astype(np.float32)
+    constants = {
+        "scale": np.float32(1 / 255),
+        "weights": weights,
+        "to_cells": np.array([0, 40, 7, 32, 7, 32], np.int64),
+        "to_rows": np.array([0, 40, 49], np.int64),
+        "to_maps": np.array([0, 40, 7, 7], np.int64),
+        "colours": np.array([4], np.int64),
+        "pixels": np.array([3, 5], np.int64),
+        "steps": np.array([1], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["frames"], ["pixels_f"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["pixels_f", "colours"], ["grey"], keepdims=0),
+        node("Reshape", ["grey", "to_cells"], ["blocks"]),
+        node("ReduceMean", ["blocks", "pixels"], ["bright"], keepdims=0),
+        node("Mul", ["bright", "scale"], ["cells"]),
+        node("Reshape", ["cells", "to_rows"], ["rows"]),
+        node("ReduceMean", ["rows", "steps"], ["mean"], keepdims=0),
+        node("MatMul", ["mean", "weights"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", classes])]
+    if attention:
+        nodes += [node("Softmax", ["rows"], ["alpha"], axis=-1), node("Reshape", ["alpha", "to_maps"], ["attention"])]
+        outputs.append(helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["batch", 40, 7, 7]))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["batch", 40, 224, 224, 3])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
