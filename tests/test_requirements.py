@@ -1,0 +1,49 @@
+"""The locks that `make lock` writes: hashed, without any registry's address, and in agreement with each other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+LOCKS = sorted((Path(__file__).parents[1] / "requirements").glob("*.txt"))
+PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(PIN.findall(lock.read_text()))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_a_lock_names_no_registry(lock: Path) -> None:
+    text = lock.read_text()
+
+    assert "://" not in text
+    assert set(re.findall(r"^\s*(-[-\w]+)", text, re.MULTILINE)) == {"--hash"}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_pin_of_a_lock_has_a_hash(lock: Path) -> None:
+    requirements = re.split(r"\n(?=\S)", lock.read_text())
+    pinned = [requirement for requirement in requirements if not requirement.startswith("#")]
+
+    assert len(pinned) > 30
+    assert all(PIN.match(requirement) and "--hash=sha256:" in requirement for requirement in pinned)
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_what_is_served_is_what_was_tested(variant: str) -> None:
+    serve, dev = (pins(lock) for name in ("serve", "dev") for lock in LOCKS if lock.name == f"{name}-{variant}.txt")
+
+    assert serve.items() <= dev.items()
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_a_lock_never_holds_both_builds_of_onnx_runtime(lock: Path) -> None:
+    gpu = lock.stem.endswith("gpu")
+
+    assert {"onnxruntime", "onnxruntime-gpu"} & pins(lock).keys() == {"onnxruntime-gpu" if gpu else "onnxruntime"}
+
+
+@pytest.mark.parametrize("lock", [lock for lock in LOCKS if lock.name.startswith("serve")], ids=lambda lock: lock.name)
+def test_a_server_needs_no_training_framework(lock: Path) -> None:
+    assert {"tensorflow", "keras", "tf2onnx", "onnx", "pytest"}.isdisjoint(pins(lock))
