@@ -5,6 +5,7 @@ arrives while the engine is busy.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
@@ -144,6 +147,8 @@ class Batcher:
         try:
             while jobs := self._take():
                 self._run(jobs)
+        except BaseException:
+            logger.critical("the engine's thread has died", exc_info=True)
         finally:  # after close() nothing is left to fail; after a death nobody may wait for ever
             with self._changed:
                 self._closed = True

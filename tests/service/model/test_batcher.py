@@ -1,0 +1,233 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from service.model.batcher import Batcher, DeadlineExceeded, EngineStopped, Inference, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+FAR = float("inf")  # a deadline that never passes
+
+
+@dataclass
+class Answers:
+    probabilities: npt.NDArray[np.float32]
+    attention: npt.NDArray[np.float32] | None
+
+
+class FakeEngine:
+    """Answers each clip with the clip itself, when it is allowed to; a clip of 255 fails its batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.allowed = threading.Event()
+        self.allowed.set()
+        self.death: BaseException | None = None
+
+    def __call__(self, frames: npt.NDArray[np.uint8]) -> Answers:
+        self.batches.append(frames[:, 0].tolist())
+        assert self.allowed.wait(30)
+        if self.death is not None:
+            raise self.death
+        if 255 in frames:
+            raise ValueError("the engine choked")
+        return Answers(frames.astype(np.float32), None)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def batcher(engine: FakeEngine) -> AsyncIterator[Batcher]:
+    batcher = Batcher(engine, batch_sizes=(1, 2, 4), max_waiting=6)
+    yield batcher
+    engine.allowed.set()
+    batcher.close()
+
+
+def clip(number: int) -> npt.NDArray[np.uint8]:
+    return np.array([number], np.uint8)
+
+
+def submit(batcher: Batcher, number: int, deadline: float = FAR) -> asyncio.Task[Inference]:
+    return asyncio.create_task(batcher.submit(clip(number), deadline))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def keep_busy(engine: FakeEngine, batcher: Batcher, number: int = 99) -> asyncio.Task[Inference]:
+    """Have the engine in the middle of a batch that ends when `engine.allowed` is set."""
+    engine.allowed.clear()
+    task = submit(batcher, number)
+    await until(lambda: bool(engine.batches) and engine.batches[-1] == [number])
+    return task
+
+
+async def test_a_lone_clip_starts_at_once_and_alone(engine: FakeEngine, batcher: Batcher) -> None:
+    answer = await batcher.submit(clip(7), FAR)
+
+    assert answer.probabilities.tolist() == [7]
+    assert engine.batches == [[7]]
+
+
+async def test_clips_that_arrive_while_the_engine_is_busy_share_the_next_batch(
+    engine: FakeEngine, batcher: Batcher
+) -> None:
+    first = await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in (1, 2, 3, 4)]
+    await until(lambda: batcher.depth == 4)
+    engine.allowed.set()
+
+    answers = await asyncio.gather(first, *tasks)
+
+    assert engine.batches == [[99], [1, 2, 3, 4]]
+    assert [answer.probabilities.tolist() for answer in answers] == [[99], [1], [2], [3], [4]]
+
+
+async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in (1, 2, 3, 4, 5, 6)]
+    await until(lambda: batcher.depth == 6)
+    engine.allowed.set()
+
+    await asyncio.gather(*tasks)
+
+    assert engine.batches == [[99], [1, 2, 3, 4], [5, 6]]
+
+
+async def test_three_clips_are_padded_to_the_next_allowed_size(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in (1, 2, 3)]
+    await until(lambda: batcher.depth == 3)
+    engine.allowed.set()
+
+    answers = await asyncio.gather(*tasks)
+
+    assert engine.batches[-1] == [1, 2, 3, 0]
+    assert [answer.probabilities.tolist() for answer in answers] == [[1], [2], [3]]
+
+
+async def test_the_size_of_each_batch_is_told_without_padding(engine: FakeEngine) -> None:
+    heard: list[int] = []
+    batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=heard.append)
+
+    await batcher.submit(clip(1), FAR)
+    batcher.close()
+
+    assert heard == [1]
+    assert engine.batches == [[1, 0, 0, 0]]
+
+
+async def test_waiting_and_working_are_timed_apart(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    task = submit(batcher, 1)
+    await until(lambda: batcher.depth == 1)
+    await asyncio.sleep(0.05)
+    engine.allowed.set()
+
+    answer = await task
+
+    assert answer.queue_s >= 0.05
+    assert answer.inference_s >= 0
+
+
+async def test_a_cancelled_clip_costs_no_inference_and_frees_its_place(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    unwanted, wanted = submit(batcher, 1), submit(batcher, 2)
+    await until(lambda: batcher.depth == 2)
+
+    unwanted.cancel()
+    await until(unwanted.done)
+    assert batcher.depth == 1
+    engine.allowed.set()
+    await wanted
+
+    assert engine.batches == [[99], [2]]
+
+
+async def test_a_clip_cancelled_during_its_inference_does_not_disturb_the_others(
+    engine: FakeEngine, batcher: Batcher
+) -> None:
+    running = await keep_busy(engine, batcher)
+    running.cancel()
+    engine.allowed.set()
+
+    assert (await batcher.submit(clip(1), FAR)).probabilities.tolist() == [1]
+
+
+async def test_a_clip_whose_deadline_passed_costs_no_inference(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    late, punctual = submit(batcher, 1, time.monotonic()), submit(batcher, 2)
+    await until(lambda: batcher.depth == 2)
+    engine.allowed.set()
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await punctual
+    assert engine.batches == [[99], [2]]
+
+
+async def test_a_full_queue_refuses_at_once(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in range(6)]
+    await until(lambda: batcher.depth == 6)
+
+    with pytest.raises(Overloaded):
+        await batcher.submit(clip(7), FAR)
+    engine.allowed.set()
+    assert len(await asyncio.gather(*tasks)) == 6
+
+
+async def test_a_failed_batch_fails_its_own_clips_only(engine: FakeEngine, batcher: Batcher) -> None:
+    await keep_busy(engine, batcher)
+    bad, unlucky = submit(batcher, 255), submit(batcher, 1)
+    await until(lambda: batcher.depth == 2)
+    engine.allowed.set()
+
+    for task in (bad, unlucky):
+        with pytest.raises(ValueError, match="choked"):
+            await task
+    assert (await batcher.submit(clip(2), FAR)).probabilities.tolist() == [2]
+
+
+async def test_a_dead_engine_thread_fails_everyone_and_takes_nothing_more(engine: FakeEngine, batcher: Batcher) -> None:
+    engine.death = SystemExit()
+    running = await keep_busy(engine, batcher)
+    waiting = submit(batcher, 1)
+    await until(lambda: batcher.depth == 1)
+    engine.allowed.set()
+
+    for task in (running, waiting):
+        with pytest.raises(EngineStopped):
+            await asyncio.wait_for(task, 30)
+    await until(lambda: not batcher.alive)
+    with pytest.raises(EngineStopped):
+        await batcher.submit(clip(2), FAR)
+
+
+async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(engine: FakeEngine, batcher: Batcher) -> None:
+    running = await keep_busy(engine, batcher)
+    accepted = [submit(batcher, number) for number in (1, 2, 3, 4, 5)]
+    await until(lambda: batcher.depth == 5)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    await until(lambda: not batcher.alive)
+
+    with pytest.raises(EngineStopped):
+        await batcher.submit(clip(6), FAR)
+    engine.allowed.set()
+    await closing
+
+    answers = [task.result().probabilities.tolist() for task in (running, *accepted)]
+    assert answers == [[99], [1], [2], [3], [4], [5]]
