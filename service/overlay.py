@@ -58,9 +58,11 @@ def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Seq
     """Write the attention over the frames as a contact sheet (.png) or an animation as long as the clip (.gif, .mp4).
 
     `frames` are (n, height, width, 3) uint8 RGB; `maps` (n, rows, columns), each summing to 1, or None for a network
-    without attention, whose frames are shown plain; `times_s` the n times in seconds; the caption says what was found.
-    The file appears whole or not at all. Raises ValueError for a path that check_overlay_path refuses or for arrays
-    that do not fit each other, and OSError where the file cannot be written.
+    without attention, whose frames are shown plain; `times_s` the n times in seconds. The caption says what was found;
+    two spaces part its items, which are never broken over lines. The file appears whole or not at all.
+
+    Raises ValueError for a path that check_overlay_path refuses or for arrays that do not fit each other, and OSError
+    where the file cannot be written.
     """
     check_overlay_path(path)
     count = len(frames)
@@ -138,12 +140,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces but never before a percent sign."""
+    """The text in lines of at most `width` pixels, broken between items (two spaces) or, without any, at spaces."""
     font, lines = _font(size), [""]
-    for word in text.replace(" %", "\N{NO-BREAK SPACE}%").split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
+    gap = "  " if "  " in text else " "
+    for item in filter(None, map(str.strip, text.split(gap))):
+        longer = f"{lines[-1]}{gap}{item}" if lines[-1] else item
         if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
+            lines.append(item)
         else:
             lines[-1] = longer
     return lines
@@ -221,9 +224,22 @@ def _gif(overlay: _Overlay) -> bytes:
     # GIF counts in 10 ms: rounding the instants, not the lengths, keeps the whole as long as the clip.
     ticks = [round(100 * overlay.period_s() * number) for number in range(len(cards) + 1)]
     lengths = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
+    # One palette, dithered: 256 colours chosen card by card flicker, and without dithering the glow falls into rings.
+    palette = _colour_strip(cards).quantize(256, Image.Quantize.MEDIANCUT)
+    cards = [card.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for card in cards]
     file = io.BytesIO()
     cards[0].save(file, "GIF", save_all=True, append_images=cards[1:], duration=lengths, loop=0)
     return file.getvalue()
+
+
+def _colour_strip(cards: list[Image.Image]) -> Image.Image:
+    """Eight of the cards side by side: their colours stand for all."""
+    chosen = cards[:: max(1, len(cards) // 8)]
+    width, height = cards[0].size
+    strip = Image.new("RGB", (width * len(chosen), height))
+    for number, card in enumerate(chosen):
+        strip.paste(card, (width * number, 0))
+    return strip
 
 
 def _mp4(overlay: _Overlay) -> bytes:
