@@ -30,7 +30,7 @@ def test_every_pin_of_a_lock_has_a_hash(lock: Path) -> None:
     assert all(PIN.match(requirement) and "--hash=sha256:" in requirement for requirement in pinned)
 
 
-@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+@pytest.mark.parametrize("variant", ("cpu", "gpu"))
 def test_what_is_served_is_what_was_tested(variant: str) -> None:
     serve, dev = (pins(lock) for name in ("serve", "dev") for lock in LOCKS if lock.name == f"{name}-{variant}.txt")
 
