@@ -7,9 +7,8 @@ still found and a changed one is not. ``cache.json`` says what made them; an int
 
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from service.video.decoder import IMAGE_SIZE, RESIZE_RULE, decode_clip
-from service.video.errors import ClipError
 from service.video.sampling import FRAME_COUNT, SAMPLING_RULE
 
 FeatureDtype = Literal["float16", "float32"]
@@ -74,7 +72,7 @@ class FeatureCache:
             )
 
     def get(self, clip: Path, encoder: Callable[[], keras.Model]) -> Features:
-        """Features ``(40, 7, 7, 512)`` of one clip, encoded where they are not there yet.
+        """Features ``(40, 7, 7, 512)`` of one clip, memory-mapped, encoded where they are not there yet.
 
         Raises:
             ClipError: the clip cannot be decoded.
@@ -83,20 +81,10 @@ class FeatureCache:
         data = clip.read_bytes()
         path = self.directory / f"{hashlib.sha256(data).hexdigest()}.npy"
         if not path.exists():
-            features = encode(encoder(), decode_clip(data).frames).astype(self.dtype)
-            _write_atomically(path, lambda file: np.save(file, features))
-        features = np.load(path)
+            encoded = encode(encoder(), decode_clip(data).frames).astype(self.dtype)
+            _write_atomically(path, lambda file: np.save(file, encoded))
+        features: Features = np.load(path, mmap_mode="r")
         return features
-
-    def get_all(
-        self, clips: Iterable[Path], encoder: Callable[[], keras.Model]
-    ) -> Iterator[tuple[Path, Features | ClipError]]:
-        """Features of each clip in turn, or why it has none."""
-        for clip in clips:
-            try:
-                yield clip, self.get(clip, encoder)
-            except ClipError as error:
-                yield clip, error
 
 
 def _write_atomically(path: Path, write: Callable[..., object]) -> None:
@@ -104,7 +92,7 @@ def _write_atomically(path: Path, write: Callable[..., object]) -> None:
         try:
             write(file)
             file.flush()
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink()
             raise

@@ -1,6 +1,5 @@
 """A labelled clip, and choosing some of many."""
 
-import random
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,11 +31,11 @@ def class_names(clips: Iterable[Clip]) -> list[str]:
     return sorted({clip.label for clip in clips})
 
 
-def clips_per_class(clips: Iterable[Clip], count: int, seed: int = 0) -> list[Clip]:
+def clips_per_class(clips: Iterable[Clip], count: int) -> list[Clip]:
     """At most ``count`` clips of each class, taken in turn from each of its groups, so that they differ most.
 
-    The choice depends on nothing but the class's own clips and ``seed``, and a larger ``count`` keeps what a smaller
-    one chose: features computed for a small run serve a larger one.
+    The choice depends on nothing but the class's own clips, and a larger ``count`` keeps what a smaller one chose:
+    features computed for a small run serve a larger one.
 
     Returns:
         The chosen clips, sorted.
@@ -50,10 +49,7 @@ def clips_per_class(clips: Iterable[Clip], count: int, seed: int = 0) -> list[Cl
     for clip in sorted(clips):
         by_class[clip.label][clip.group].append(clip)
     chosen: list[Clip] = []
-    for label, by_group in by_class.items():
-        draw = random.Random(f"{seed}/{label}")  # noqa: S311 - reproducible, not secret
-        groups = [draw.sample(members, len(members)) for members in by_group.values()]
-        draw.shuffle(groups)
-        in_turn = [clip for turn in zip_longest(*groups) for clip in turn if clip is not None]
+    for by_group in by_class.values():
+        in_turn = [clip for turn in zip_longest(*by_group.values()) for clip in turn if clip]
         chosen += in_turn[:count]
     return sorted(chosen)

@@ -67,20 +67,27 @@ class AttentionSLSTMCell(keras.Layer):
         """One step: X_t ``(batch, 49, 512)`` → [h_t; α_t] ``(batch, units + 49)`` and the next states."""
         h, c, n, m, *masks = states
         score = self._state_scores if self.scores == "state" else self._content_scores
-        alpha = ops.softmax(score(inputs, h, masks if training and masks else [1.0, 1.0, 1.0]))
+        alpha = ops.softmax(score(inputs, h, masks if training else []))
         context = ops.squeeze(ops.matmul(alpha[:, None, :], inputs), axis=1)
         h, next_states = self.slstm(context, [h, c, n, m])
         return ops.concatenate([h, alpha], axis=-1), [*next_states, *masks]
 
     def _state_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
-        p = self.mlp4(ops.mean(cells, axis=1)) * masks[2]
-        q = self.mlp2(h) * masks[0]
-        return self.linear(self.mlp3(ops.concatenate([p, q], axis=-1)) * masks[1])
+        mask2, mask3, mask4 = masks or (1.0, 1.0, 1.0)
+        p = self.mlp4(ops.mean(cells, axis=1)) * mask4
+        q = self.mlp2(h) * mask2
+        return self.linear(self.mlp3(ops.concatenate([p, q], axis=-1)) * mask3)
 
     def _content_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
-        glance = self.mlp2(h) * masks[0] + self.mlp4(ops.mean(cells, axis=1)) * masks[2]
-        mask = masks[1] if isinstance(masks[1], float) else masks[1][:, None, :]
-        return ops.squeeze(self.linear(ops.tanh(glance[:, None, :] + self.mlp3(cells) * mask)), axis=-1)
+        mask2, mask3, mask4 = (mask[:, None, :] for mask in masks) if masks else (1.0, 1.0, 1.0)
+        asked = (
+            ops.expand_dims(self.mlp2(h), 1) * mask2 + ops.expand_dims(self.mlp4(ops.mean(cells, axis=1)), 1) * mask4
+        )
+        # Two axes at a time: a Dense layer on three exports as a Tensordot with all its shape arithmetic.
+        count, channels = cells.shape[1:]
+        shown = ops.reshape(self.mlp3(ops.reshape(cells, (-1, channels))), (-1, count, self.attention_units))
+        seen = ops.tanh(asked + shown * mask3)
+        return ops.reshape(self.linear(ops.reshape(seen, (-1, self.attention_units))), (-1, count))
 
     def get_config(self) -> dict[str, Any]:
         return {

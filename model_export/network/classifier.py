@@ -42,7 +42,7 @@ class InitialState(keras.Layer):
         self.mlp_c.build(input_shape)
 
     def call(self, clip_mean: Any, training: bool | None = None) -> list[Any]:
-        """v ``(batch, channels)`` → [h_0, c_0, n_0, m_0, *masks]; masks are all ones out of training."""
+        """Mean cell ``(batch, channels)`` → [h_0, c_0, n_0, m_0, *masks]; masks are all ones out of training."""
 
         def drop(x: Any) -> Any:
             return keras.random.dropout(x, self.dropout, seed=self.seed_generator) if training else x

@@ -40,7 +40,7 @@ class SLSTMCell(keras.Layer):
         self.bias = self.add_weight(shape=(4 * self.units,), initializer="zeros", name="bias")
 
     def initial_state(self, h: Any, c: Any) -> list[Any]:
-        """State before the first step from h_0 and c_0, each ``(batch, units)``: n_0 = 1, m_0 = 0, so c_0 / n_0 = c_0."""
+        """State before the first step, from h_0 and c_0 ``(batch, units)``: n_0 = 1, m_0 = 0, so c_0 / n_0 = c_0."""
         return [h, c, ops.ones_like(h), ops.zeros_like(h)]
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:

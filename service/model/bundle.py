@@ -58,7 +58,8 @@ class Manifest(_Strict):
     """What a bundle holds and how its network is to be fed.
 
     Frames are taken by the ``sampling`` rule and brought to ``image_size`` squared by the ``resize`` rule. Labels stand
-    in index order. ``training`` tells how the network was made, for people.
+    in index order. ``training`` tells how the network was made, for people. ``built_from`` is the identity of all that
+    the bundle was made from, so that an export can see that it has nothing to do.
     """
 
     schema_version: Literal[1] = Field(alias="schema", default=1)
@@ -72,15 +73,13 @@ class Manifest(_Strict):
     resize: Literal["stretch-bilinear"] = "stretch-bilinear"
     precisions: dict[Precision, VariantFile] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict)
+    built_from: str | None = None
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label stands twice")
         return self
-
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,9 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = file.read_text()
     except FileNotFoundError:
-        raise BundleError(f"{file} does not exist: {path} is not a bundle; make one with `limelight-model export`") from None
+        raise BundleError(
+            f"{file} does not exist: {path} is not a bundle; make one with `limelight-model export`"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
     try:
@@ -127,6 +128,20 @@ def read_manifest(path: Path) -> Manifest:
                 f"{file} is of schema {found!r}, this program reads schema {SCHEMA_VERSION}; {_REMEDY}"
             ) from None
         raise BundleError(f"{file} is not a valid manifest ({where or 'JSON'}: {first['msg']}); {_REMEDY}") from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes the manifest of the bundle at ``path``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path / f"{MANIFEST}.part"
+    try:
+        part.write_text(manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+        part.replace(path / MANIFEST)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_bundle(path: Path) -> Bundle:

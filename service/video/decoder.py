@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
 import numpy as np
@@ -32,6 +32,9 @@ from service.video.errors import (
     UnsupportedMedia,
 )
 from service.video.sampling import FRAME_COUNT, frames_shown, sample_instants
+
+VideoPacket: TypeAlias = "Packet[VideoStream]"
+Image = npt.NDArray[np.uint8]
 
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
@@ -86,7 +89,7 @@ class SampledFrame:
 class DecodedClip:
     """``frames`` is uint8 ``(40, 224, 224, 3)``, RGB, upright; ``sampled`` says where each was taken."""
 
-    frames: npt.NDArray[np.uint8]
+    frames: Image
     facts: ClipFacts
     sampled: tuple[SampledFrame, ...]
 
@@ -142,6 +145,7 @@ def _open(file: BinaryIO) -> InputContainer:
     try:
         return av.open(
             file,
+            mode="r",
             metadata_errors="ignore",
             container_options={"format_whitelist": ",".join(DEMUXERS)},
         )
@@ -168,7 +172,9 @@ def _video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStrea
         raise UnsupportedMedia("the video's codec is unknown")
     codec: Codec = context.codec
     if codec.canonical_name not in CODECS or context.codec_tag in ("encv", "dvh1"):
-        raise UnsupportedMedia(f"the video's codec is {codec.canonical_name} ({context.codec_tag}), not a supported one")
+        raise UnsupportedMedia(
+            f"the video's codec is {codec.canonical_name} ({context.codec_tag}), not a supported one"
+        )
     _check_pixels(context.width, context.height, limits)
     context.options = {"max_pixels": str(limits.max_pixels)}
     context.thread_type = "NONE"
@@ -184,7 +190,7 @@ def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
 class _Timeline:
     """The packets of a stream in decode order, and which frames of it are wanted. Times are in ticks."""
 
-    packets: list[Packet]
+    packets: list[VideoPacket]
     timestamps: list[int]
     time_base: Fraction
     duration: Fraction
@@ -197,7 +203,7 @@ class _Timeline:
     def read(
         cls, container: InputContainer, stream: VideoStream, limits: DecodeLimits, check_time: Callable[[], None]
     ) -> "_Timeline":
-        packets: list[Packet] = []
+        packets: list[VideoPacket] = []
         for packet in _demux(container, stream):
             check_time()
             packets.append(packet)
@@ -223,7 +229,7 @@ class _Timeline:
         return cls(packets, timestamps, time_base, duration, instants, wanted, complete)
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """The stream's packets up to the end or to the first damage that the demuxer cannot pass."""
     packets = container.demux(stream)
     while True:
@@ -237,7 +243,7 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
             yield packet
 
 
-def _usual_duration(packets: Sequence[Packet], stream: VideoStream, time_base: Fraction) -> Fraction:
+def _usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_base: Fraction) -> Fraction:
     """Ticks that a frame lasts where its packet does not say."""
     known = sorted(packet.duration for packet in packets if packet.duration)
     if known:
@@ -246,7 +252,7 @@ def _usual_duration(packets: Sequence[Packet], stream: VideoStream, time_base: F
     return 1 / (rate * time_base) if rate else Fraction(1)
 
 
-def _timestamps(packets: Sequence[Packet], usual: Fraction) -> list[int]:
+def _timestamps(packets: Sequence[VideoPacket], usual: Fraction) -> list[int]:
     """Presentation time of each packet in ticks; decode time, then a step from the one before, where it is missing."""
     timestamps: list[int] = []
     for packet in packets:
@@ -268,10 +274,10 @@ class _FramePicker:
     reformatter: VideoReformatter = field(default_factory=VideoReformatter)
     rotation: int = 0
 
-    def pick(self) -> tuple[npt.NDArray[np.uint8], int, int]:
+    def pick(self) -> tuple[Image, int, int]:
         """Frames ``(40, 224, 224, 3)``, rotation in degrees clockwise, number of damaged frames."""
         distinct = sorted(set(self.timeline.wanted))
-        picked: dict[int, npt.NDArray[np.uint8]] = {}
+        picked: dict[int, Image] = {}
         if self.timeline.complete:
             picked = self._pick_some(distinct)
         if len(picked) < len(distinct):
@@ -288,10 +294,10 @@ class _FramePicker:
             frames[k] = image
         return frames, self.rotation, damaged
 
-    def _pick_some(self, distinct: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+    def _pick_some(self, distinct: Sequence[int]) -> dict[int, Image]:
         """Decodes only what the wanted frames depend on; gives up (fewer frames) on the first decode error."""
-        index_of = {self.timeline.timestamps[index]: index for index in distinct}
-        picked: dict[int, npt.NDArray[np.uint8]] = {}
+        index_of: dict[int | None, int] = {self.timeline.timestamps[index]: index for index in distinct}
+        picked: dict[int, Image] = {}
         context = self.stream.codec_context
         can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
         try:
@@ -311,12 +317,12 @@ class _FramePicker:
             context.flush_buffers()
         return picked
 
-    def _pick_from_all(self, distinct: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+    def _pick_from_all(self, distinct: Sequence[int]) -> dict[int, Image]:
         """Decodes everything up to the last wanted frame, passing over what is damaged."""
         timestamps = self.timeline.timestamps
-        index_of = {timestamp: index for index, timestamp in enumerate(timestamps)}
+        index_of: dict[int | None, int] = {timestamp: index for index, timestamp in enumerate(timestamps)}
         wanted = set(distinct)
-        picked: dict[int, npt.NDArray[np.uint8]] = {}
+        picked: dict[int, Image] = {}
         for position, frame in enumerate(self._decode_all()):
             known = frame.pts is not None and self.timeline.complete
             index = index_of.get(frame.pts, position) if known else position
@@ -335,34 +341,34 @@ class _FramePicker:
             except av.error.FFmpegError:
                 continue
 
-    def _image(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+    def _image(self, frame: VideoFrame) -> Image:
         _check_pixels(frame.width, frame.height, self.limits)
         small = self.reformatter.reformat(
             frame, IMAGE_SIZE, IMAGE_SIZE, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
         )
         self.rotation = -frame.rotation % 360
-        return _upright(small.to_ndarray(), frame)
+        return _upright(cast(Image, small.to_ndarray()), frame)
 
 
-def _runs(packets: Sequence[Packet], wanted: Container[int | None]) -> Iterator[list[Packet]]:
+def _runs(packets: Sequence[VideoPacket], wanted: Container[int | None]) -> Iterator[list[VideoPacket]]:
     """Stretches of packets, in decode order, that together hold all that the frames of ``wanted`` timestamps need.
 
     A group of pictures without a wanted frame is left out. Frames that precede their group's keyframe in presentation
     order may depend on the group before it, too.
     """
-    groups: list[list[Packet]] = []
+    groups: list[list[VideoPacket]] = []
     for packet in packets:
         if packet.is_keyframe or not groups:
             groups.append([])
         groups[-1].append(packet)
     needed: set[int] = set()
     for number, group in enumerate(groups):
-        here = [packet.pts for packet in group if packet.pts in wanted and not packet.is_discard]
+        here = [packet for packet in group if packet.pts in wanted and not packet.is_discard]
         if here:
             needed.add(number)
-            if number and min(here) < group[0].pts:
+            if number and min(packet.pts or 0 for packet in here) < (group[0].pts or 0):
                 needed.add(number - 1)
-    run: list[Packet] = []
+    run: list[VideoPacket] = []
     for number in sorted(needed):
         run += groups[number]
         if number + 1 not in needed:
@@ -372,12 +378,12 @@ def _runs(packets: Sequence[Packet], wanted: Container[int | None]) -> Iterator[
             run = []
 
 
-def _upright(image: npt.NDArray[np.uint8], frame: VideoFrame) -> npt.NDArray[np.uint8]:
+def _upright(image: Image, frame: VideoFrame) -> Image:
     """Turns and mirrors a square image as the frame's display matrix says (multiples of 90° only).
 
     The matrix is nine integers ``a b u c d v x y w``: a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32)
