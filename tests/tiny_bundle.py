@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.model.bundle import Agreement, Manifest, Precision, VariantFile
+from service.model.bundle import Agreement, Manifest, Precision, VariantFile, write_manifest
 
 LABELS = ("Basketball", "Diving", "JumpingJack", "Surfing", "Swing", "WalkingWithDog")
 
@@ -33,7 +33,7 @@ def write_tiny_bundle(
         agreement = Agreement(top1=int8_top1, n=200, low=0.9, high=1.0, max_abs_difference=0.01, device="test")
         files["int8"] = files["int8"].model_copy(update={"agreement": agreement})
     manifest = Manifest(name="tiny", version="1", variant=variant, labels=list(labels), precisions=files)
-    (path / "manifest.json").write_text(manifest.to_json())
+    write_manifest(path, manifest)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -44,23 +44,31 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 class _FormParser(MultiPartParser):
-    complete = False
+    """Starlette's parser, which by itself takes a form that was cut off for a whole one."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers, self._until_complete(stream), max_files=8, max_fields=8)
+        self._complete = False
 
     def on_end(self) -> None:
-        """Called at the closing boundary, which the parser itself does not insist on."""
-        self.complete = True
+        """Called at the closing boundary."""
+        self._complete = True
+
+    async def _until_complete(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._complete:
+            raise MultiPartException("The form ends before its closing boundary.")
 
 
 async def _file_of_form(request: Request, max_bytes: int) -> bytes:
-    parser = _FormParser(request.headers, _counted(request, max_bytes), max_files=8, max_fields=8)
+    parser = _FormParser(request.headers, _counted(request, max_bytes))
     parser.spool_max_size = max_bytes + 1  # stay in memory: the disk may be read-only, and the size is bounded already
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("malformed_multipart", f"{error.message.rstrip('.')}; {_HINT}") from error
     try:
-        if not parser.complete:
-            raise Problem("malformed_multipart", f"the form ends before its closing boundary; {_HINT}")
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Problem("missing_file", _HINT)

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.model.bundle import Bundle, file_sha256, load_bundle
+from service.model.bundle import Bundle, file_sha256, load_bundle, write_manifest
 from service.model.engine import CUDA, Engine, EngineError, EngineOutput, choose_precision, has_vnni
 from tests.tiny_bundle import LABELS, tiny_network, write_tiny_bundle
 
@@ -25,7 +25,7 @@ def with_model(path: Path, content: bytes) -> Bundle:
     file.write_bytes(content)
     entry = bundle.manifest.precisions["fp32"].model_copy(update={"sha256": file_sha256(file)})
     manifest = bundle.manifest.model_copy(update={"precisions": {"fp32": entry}})
-    (path / "manifest.json").write_text(manifest.to_json())
+    write_manifest(path, manifest)
     return load_bundle(path)
 
 
@@ -79,7 +79,7 @@ class TestPrecision:
         assert precision == "fp32"
         assert "VNNI" in reason
 
-    @pytest.mark.parametrize(("top1", "chosen"), ((0.98, "int8"), (0.979, "fp32"), (None, "fp32")))
+    @pytest.mark.parametrize(("top1", "chosen"), [(0.98, "int8"), (0.979, "fp32"), (None, "fp32")])
     def test_int8_needs_recorded_agreement_of_98_percent(self, tmp_path: Path, top1: float | None, chosen: str) -> None:
         manifest = load_bundle(write_tiny_bundle(tmp_path, int8_top1=top1)).manifest
 
@@ -108,7 +108,7 @@ class TestPrecision:
             Engine(bundle, device="cpu", precision="int8")
 
     @pytest.mark.parametrize(
-        ("flags", "answer"), (("fma avx2 avx512_vnni", True), ("fma avx_vnni", True), ("avx2 avx512f", False))
+        ("flags", "answer"), [("fma avx2 avx512_vnni", True), ("fma avx_vnni", True), ("avx2 avx512f", False)]
     )
     def test_vnni_is_read_off_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
         cpuinfo = tmp_path / "cpuinfo"

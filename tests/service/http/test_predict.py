@@ -1,0 +1,297 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.http.app import create_app
+from service.settings import Settings
+from tests.tiny_bundle import LABELS, write_tiny_bundle
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+async def app(tiny_bundle: Path) -> AsyncIterator[FastAPI]:
+    app = create_app(Settings(bundle=tiny_bundle, device="cpu", max_body_bytes=200_000))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with connect(app) as client:
+        await until_ready(client)
+        yield client
+
+
+def connect(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://limelight", timeout=PATIENCE_S)
+
+
+async def until_ready(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await client.get("/health/ready")).status_code != 200:
+            await asyncio.sleep(0.01)
+
+
+async def metrics_of(client: httpx.AsyncClient) -> dict[str, float]:
+    """Sample names with their labels, as `name{label="value"}`, and their values."""
+    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    return {
+        sample.name + "".join(f'{{{key}="{value}"}}' for key, value in sample.labels.items()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    body: dict[str, Any] = response.json()
+    assert (response.status_code, body["status"], body["code"]) == (status, status, code)
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    assert body["type"] == f"urn:limelight:problem:{code}"
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+class TestAnswer:
+    async def test_holds_what_the_contract_says(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        body = (await client.post("/predict", content=clip)).json()
+
+        assert list(body) == [
+            "model", "clip", "predictions", "probabilities", "attention", "frames", "timings_ms"
+        ]  # fmt: skip
+        assert body["model"] == {
+            "name": "tiny",
+            "version": "1",
+            "variant": "attention",
+            "precision": body["model"]["precision"],
+            "provider": "CPUExecutionProvider",
+        }
+        assert body["clip"] == {
+            "container": "mp4",
+            "codec": "h264",
+            "width": 160,
+            "height": 120,
+            "frames": 50,
+            "duration_s": 2.0,
+            "rotation": 0,
+            "damaged_frames": 0,
+        }
+        assert len(body["probabilities"]) == len(LABELS)
+        assert sum(body["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert body["attention"]["grid"] == [7, 7]
+        assert len(body["attention"]["maps"]) == 40
+        for rows in body["attention"]["maps"]:
+            assert [len(row) for row in rows] == [7] * 7
+            assert sum(map(sum, rows)) == pytest.approx(1, abs=1e-4)
+        assert len(body["frames"]) == 40
+        assert body["frames"][1] == {"index": 1, "time_s": pytest.approx(0.075)}
+        assert list(body["timings_ms"]) == ["receive", "decode", "queue", "inference", "total"]
+
+    async def test_ranks_the_likeliest_classes_first(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        body = (await client.post("/predict", content=clip)).json()
+
+        ranking = sorted(range(len(LABELS)), key=lambda index: -body["probabilities"][index])[:5]
+        assert body["predictions"] == [
+            {"label": LABELS[index], "index": index, "probability": body["probabilities"][index]} for index in ranking
+        ]
+
+    @pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (100, len(LABELS))])
+    async def test_lists_top_k_of_them(self, client: httpx.AsyncClient, clip: bytes, top_k: int, listed: int) -> None:
+        body = (await client.post("/predict", params={"top_k": top_k}, content=clip)).json()
+
+        assert len(body["predictions"]) == listed
+
+    async def test_leaves_the_attention_out_where_not_wanted(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        body = (await client.post("/predict", params={"attention": "false"}, content=clip)).json()
+
+        assert body["attention"] is None
+
+    async def test_is_the_same_for_form_and_raw_body(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        raw = await client.post("/predict", content=clip, headers={"Content-Type": "video/mp4"})
+        form = await client.post("/predict", files={"file": ("clip.mp4", clip, "video/mp4")})
+
+        for part in ("clip", "predictions", "probabilities", "attention", "frames"):
+            assert raw.json()[part] == form.json()[part]
+
+    async def test_tells_the_stages_in_a_server_timing_header(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        header = (await client.post("/predict", content=clip)).headers["Server-Timing"]
+
+        assert re.findall(r"(\w+);dur=\d+\.\d{3}", header) == ["receive", "decode_wait", "decode", "queue", "inference"]
+
+
+class TestRefusal:
+    async def test_of_an_empty_body(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.post("/predict"), 400, "empty_body")
+
+    async def test_of_an_empty_file(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.post("/predict", files={"file": b""}), 400, "empty_body")
+
+    async def test_of_a_form_without_the_file(self, client: httpx.AsyncClient) -> None:
+        body = assert_problem(await client.post("/predict", files={"video": b"x"}), 400, "missing_file")
+
+        assert "curl -F file=@clip.mp4" in body["detail"]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"no boundary at all",
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ncut off',
+            b"--b\r\nContent-Disposition: form-data\r\n\r\nnameless\r\n--b--\r\n",
+        ],
+    )
+    async def test_of_a_broken_form(self, client: httpx.AsyncClient, body: bytes) -> None:
+        answer = await client.post(
+            "/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+
+        assert_problem(answer, 400, "malformed_multipart")
+
+    async def test_of_another_content_type(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        answer = await client.post("/predict", content=clip, headers={"Content-Type": "text/plain"})
+
+        assert "text/plain" in assert_problem(answer, 415, "unsupported_media")["detail"]
+
+    async def test_of_a_file_that_is_no_video(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.post("/predict", content=b"just text " * 100), 415, "unsupported_media")
+
+    async def test_of_a_damaged_clip(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        assert_problem(await client.post("/predict", content=clip[: len(clip) // 2]), 422, "corrupt_clip")
+
+    @pytest.mark.parametrize("query", ["top_k=0", "top_k=many", "attention=perhaps"])
+    async def test_of_a_bad_parameter(self, client: httpx.AsyncClient, clip: bytes, query: str) -> None:
+        body = assert_problem(await client.post(f"/predict?{query}", content=clip), 422, "invalid_parameter")
+
+        assert body["detail"].startswith(query.split("=", maxsplit=1)[0])
+
+    async def test_of_an_upload_that_declares_to_be_too_large(self, client: httpx.AsyncClient) -> None:
+        body = assert_problem(await client.post("/predict", content=bytes(200_001)), 413, "body_too_large")
+
+        assert "200000" in body["detail"]
+
+    @pytest.mark.parametrize("head", [b"", b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'])
+    async def test_of_an_upload_as_soon_as_it_is_too_large(self, client: httpx.AsyncClient, head: bytes) -> None:
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            yield head
+            while True:
+                sent += 50_000
+                yield bytes(50_000)
+
+        media_type = "multipart/form-data; boundary=b" if head else "video/mp4"
+        answer = await client.post("/predict", content=endless(), headers={"Content-Type": media_type})
+
+        assert_problem(answer, 413, "body_too_large")
+        assert sent <= 300_000
+
+    async def test_of_what_is_not_there(self, client: httpx.AsyncClient) -> None:
+        assert_problem(await client.get("/nothing"), 404, "not_found")
+        assert_problem(await client.post("/predict/"), 404, "not_found")
+
+    async def test_of_another_method(self, client: httpx.AsyncClient) -> None:
+        answer = await client.get("/predict")
+
+        assert_problem(answer, 405, "method_not_allowed")
+        assert answer.headers["Allow"] == "POST"
+
+    async def test_of_an_upload_that_stalls(self, tiny_bundle: Path) -> None:
+        async def stalling() -> AsyncIterator[bytes]:
+            yield b"begun"
+            await asyncio.sleep(PATIENCE_S)
+
+        app = create_app(Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=0.2))
+        async with app.router.lifespan_context(app), connect(app) as client:
+            await until_ready(client)
+            assert_problem(await client.post("/predict", content=stalling()), 408, "upload_timeout")
+
+
+class TestHealth:
+    async def test_alive_but_not_ready_before_the_model_is_loaded(self, tiny_bundle: Path, clip: bytes) -> None:
+        async with connect(create_app(Settings(bundle=tiny_bundle))) as client:  # whose life has not begun
+            alive, ready = await client.get("/health/live"), await client.get("/health/ready")
+            predicted = await client.post("/predict", content=clip)
+
+        assert (alive.status_code, alive.json()) == (200, {"status": "live"})
+        assert_problem(ready, 503, "not_ready")
+        assert_problem(predicted, 503, "not_ready")
+        assert int(predicted.headers["Retry-After"]) > 0
+
+    async def test_a_bad_bundle_is_reported_and_never_ready(self, tmp_path: Path) -> None:
+        failures: list[Exception] = []
+        app = create_app(Settings(bundle=tmp_path / "none"), on_failure=failures.append)
+        async with app.router.lifespan_context(app), connect(app) as client:
+            async with asyncio.timeout(PATIENCE_S):
+                while not failures:
+                    await asyncio.sleep(0.01)
+            assert_problem(await client.get("/health/ready"), 503, "not_ready")
+
+        assert str(tmp_path / "none" / "manifest.json") in str(failures[0])
+
+    async def test_the_model_is_described_by_its_manifest(self, client: httpx.AsyncClient) -> None:
+        manifest = (await client.get("/model")).json()
+
+        assert manifest["schema"] == 1
+        assert manifest["labels"] == list(LABELS)
+        assert set(manifest["precisions"]) == {"fp32", "fp16", "int8"}
+
+    async def test_the_base_variant_answers_without_attention(self, tmp_path: Path, clip: bytes) -> None:
+        app = create_app(Settings(bundle=write_tiny_bundle(tmp_path, variant="base"), device="cpu"))
+        async with app.router.lifespan_context(app), connect(app) as client:
+            await until_ready(client)
+            assert (await client.post("/predict", content=clip)).json()["attention"] is None
+
+
+class TestMetrics:
+    async def test_count_predictions_by_status_and_stage(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        await client.post("/predict", content=clip)
+        await client.post("/predict", content=b"text")
+        metrics = await metrics_of(client)
+
+        assert metrics['limelight_request_seconds_count{status="200"}'] == 1
+        assert metrics['limelight_request_seconds_count{status="415"}'] == 1
+        assert metrics['limelight_rejected_total{code="unsupported_media"}'] == 1
+        assert metrics['limelight_decoder_failures_total{reason="unsupported_media"}'] == 1
+        stages = {"receive": 2, "decode_wait": 2, "decode": 1, "queue": 1, "inference": 1, "respond": 1}
+        for stage, count in stages.items():
+            assert metrics[f'limelight_stage_seconds_count{{stage="{stage}"}}'] == count
+        assert metrics["limelight_clip_seconds_sum"] == 2
+        assert metrics["limelight_upload_bytes_sum"] == len(clip) + 4
+        assert metrics["limelight_batch_size_sum"] == 1
+
+    async def test_show_what_is_going_on(self, client: httpx.AsyncClient) -> None:
+        metrics = await metrics_of(client)
+
+        assert metrics["limelight_ready"] == 1
+        assert metrics["limelight_in_flight_requests"] == 0
+        assert metrics['limelight_queue_depth{queue="decode"}'] == 0
+        assert metrics['limelight_queue_depth{queue="inference"}'] == 0
+        model = next(name for name in metrics if name.startswith("limelight_model_info"))
+        for part in ('name="tiny"', 'version="1"', 'variant="attention"', 'provider="CPUExecutionProvider"'):
+            assert part in model
+
+    async def test_reach_from_a_millisecond_to_a_minute(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        await client.post("/predict", content=clip)
+        text = (await client.get("/metrics")).text
+
+        bounds = re.findall(r'request_seconds_bucket{le="([\d.]+)",status="200"}', text)
+        assert (float(bounds[0]), float(bounds[-1])) == (0.001, 60)
+
+    async def test_of_two_apps_are_apart(self, client: httpx.AsyncClient, tiny_bundle: Path, clip: bytes) -> None:
+        await client.post("/predict", content=clip)
+        other = create_app(Settings(bundle=tiny_bundle))
+        async with connect(other) as stranger:
+            metrics = await metrics_of(stranger)
+
+        assert metrics["limelight_batch_size_count"] == 0

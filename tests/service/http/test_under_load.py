@@ -1,0 +1,213 @@
+"""What becomes of requests when the engine is slow or broken: the engine here waits for a word."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from service.http.app import create_app
+from service.http.logs import JsonFormatter
+from service.model.engine import Engine, EngineOutput
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+class Brake:
+    """Holds every inference until released, then lets it happen or fails it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released = threading.Event()
+        self.released.set()
+        self.error: BaseException | None = None
+        self.begun = 0
+        run = Engine.run
+
+        def braked(engine: Engine, frames: npt.NDArray[np.uint8]) -> EngineOutput:
+            self.begun += 1
+            assert self.released.wait(60)
+            if self.error is not None:
+                raise self.error
+            return run(engine, frames)
+
+        monkeypatch.setattr(Engine, "run", braked)
+
+
+@pytest.fixture
+def brake(monkeypatch: pytest.MonkeyPatch) -> Brake:
+    return Brake(monkeypatch)
+
+
+@asynccontextmanager
+async def serving(brake: Brake, settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """The app, warmed up, with the brake on."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        await until(lambda: app.state.serving.ready)
+        brake.begun = 0
+        brake.released.clear()
+        try:
+            yield app, client
+        finally:
+            brake.released.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def waiting(app: FastAPI) -> float | None:
+    """Clips that wait for the engine."""
+    value: float | None = app.state.serving.metrics.registry.get_sample_value(
+        "limelight_queue_depth", {"queue": "inference"}
+    )
+    return value
+
+
+async def test_more_than_the_queue_holds_is_refused_at_once(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=1)
+    async with serving(brake, settings) as (app, client):
+        accepted = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(2)]
+        await until(lambda: brake.begun == 1 and waiting(app) == 1)
+        refused = await client.post("/predict", content=clip)
+        brake.released.set()
+        answers = await asyncio.gather(*accepted)
+
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_what_takes_too_long_is_given_up(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    settings = Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=0.5)
+    async with serving(brake, settings) as (_, client):
+        answer = await client.post("/predict", content=clip)
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+        patient = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: brake.begun == 1)
+        gone = asyncio.Event()
+        impatient = asyncio.create_task(post_until(app, clip, gone))
+        await until(lambda: waiting(app) == 1)
+        gone.set()
+        await impatient
+        left = waiting(app)
+        brake.released.set()
+        await patient
+        lost = app.state.serving.metrics.registry.get_sample_value("limelight_request_seconds_count", {"status": "499"})
+
+    assert left == 0
+    assert brake.begun == 1
+    assert lost == 1
+
+
+async def post_until(app: FastAPI, clip: bytes, gone: asyncio.Event) -> None:
+    """POST /predict as a client that closes its connection when `gone` is set."""
+    messages: list[Message] = [{"type": "http.request", "body": clip}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "query_string": b"", "headers": []
+    }  # fmt: skip
+    await app(scope, receive, send)
+
+
+async def test_a_failed_inference_is_a_500_with_its_reason_in_the_log(
+    brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (_, client):
+        brake.error = RuntimeError("CUDA ran out of memory")
+        brake.released.set()
+        answer = await client.post("/predict", content=clip, headers={"X-Request-ID": "abc-123"})
+        brake.error = None
+        next_answer = await client.post("/predict", content=clip)
+
+    body = answer.json()
+    assert (answer.status_code, body["code"], body["request_id"]) == (500, "internal_error", "abc-123")
+    assert "CUDA" not in answer.text
+    (failure,) = (line for line in log_lines(caplog) if line["level"] == "error")
+    assert failure["request_id"] == "abc-123"
+    assert "CUDA ran out of memory" in failure["traceback"]
+    assert next_answer.status_code == 200
+
+
+async def test_without_its_engine_the_service_is_not_ready(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+        brake.error = SystemExit()
+        brake.released.set()
+        answer = await client.post("/predict", content=clip)
+        await until(lambda: not app.state.serving.ready)
+        ready, later = await client.get("/health/ready"), await client.post("/predict", content=clip)
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert (ready.status_code, later.status_code, later.json()["code"]) == (503, 503, "not_ready")
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("sent", ["7f3a-1", "Root=1-67891233-abcdef012345678912345678"])
+    async def test_is_kept(self, tiny_bundle: Path, sent: str) -> None:
+        assert await self.echoed(tiny_bundle, sent) == sent
+
+    @pytest.mark.parametrize("sent", ["", 'a"b', "x" * 129, "a b"])
+    async def test_is_made_where_it_is_missing_or_odd(self, tiny_bundle: Path, sent: str) -> None:
+        echoed = await self.echoed(tiny_bundle, sent)
+
+        assert len(echoed) == 32
+        assert echoed != await self.echoed(tiny_bundle, sent)
+
+    async def echoed(self, bundle: Path, sent: str) -> str:
+        transport = httpx.ASGITransport(create_app(Settings(bundle=bundle)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["X-Request-ID"]
+
+
+async def test_each_request_leaves_one_line_with_its_stages(
+    brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.INFO)
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (_, client):
+        brake.released.set()
+        good = await client.post("/predict", content=clip)
+        bad = await client.post("/predict", content=b"text")
+        await client.get("/health/ready")
+
+    lines = [line for line in log_lines(caplog) if line["message"] == "request"]
+    assert [(line["method"], line["path"], line["status"], line.get("code")) for line in lines] == [
+        ("POST", "/predict", 200, None),
+        ("POST", "/predict", 415, "unsupported_media"),
+    ]
+    assert [line["request_id"] for line in lines] == [good.headers["X-Request-ID"], bad.headers["X-Request-ID"]]
+    assert set(lines[0]["stages_ms"]) == {"receive", "decode_wait", "decode", "queue", "inference"}
+    assert lines[0]["duration_ms"] >= lines[0]["stages_ms"]["decode"]
+
+
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in caplog.text.splitlines()]
