@@ -45,8 +45,8 @@ def brightness(picture: Image.Image) -> npt.NDArray[np.float64]:
     return np.asarray(picture.convert("L"), np.float64)
 
 
-@pytest.mark.parametrize(("row", "column"), ((0, 0), (1, 5), (3, 3), (6, 2)))
-@pytest.mark.parametrize("suffix", ("gif", "mp4"))
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 5), (3, 3), (6, 2)])
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
 def test_the_picture_is_hottest_where_the_attention_is(tmp_path: Path, suffix: str, row: int, column: int) -> None:
     path = tmp_path / f"overlay.{suffix}"
 
@@ -100,7 +100,7 @@ def test_attention_without_preference_is_not_shown_as_a_find(tmp_path: Path) -> 
     assert brightness(read(even)[0].crop(thumbnail)).max() < 90
 
 
-@pytest.mark.parametrize("suffix", ("gif", "mp4", "GIF", "Mp4"))
+@pytest.mark.parametrize("suffix", ["gif", "mp4", "GIF", "Mp4"])
 def test_an_animation_lasts_as_long_as_its_clip(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"overlay.{suffix}"
     times = tuple(0.082 + 0.164 * k for k in range(40))
@@ -169,7 +169,18 @@ def test_a_long_caption_takes_more_lines_not_more_width(tmp_path: Path, suffix: 
     assert after.height > before.height
 
 
-@pytest.mark.parametrize("name", ("overlay.jpeg", "overlay", "overlay.png.txt", "overlay.avi"))
+def test_items_of_the_caption_are_not_broken(tmp_path: Path) -> None:
+    # Each of the three takes more than half a line of an animation; broken at every space they fill two lines.
+    items, words = tmp_path / "items.gif", tmp_path / "words.gif"
+    caption = "  ".join(["WalkingWithDog with 12.5 %"] * 3)
+
+    write_overlay(items, GREY, EVEN, times_s=TIMES, caption=caption)
+    write_overlay(words, GREY, EVEN, times_s=TIMES, caption=caption.replace("  ", " "))
+
+    assert read(items)[0].height > read(words)[0].height
+
+
+@pytest.mark.parametrize("name", ["overlay.jpeg", "overlay", "overlay.png.txt", "overlay.avi"])
 def test_another_extension_names_the_allowed_ones(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
 

@@ -20,7 +20,7 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize(
     ("codec", "container"),
-    (
+    [
         ("libx264", "mp4"),
         ("libx264", "mov"),
         ("libx264", "matroska"),
@@ -31,7 +31,7 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
         ("libvpx", "webm"),
         ("libvpx-vp9", "webm"),
         ("ffv1", "matroska"),
-    ),
+    ],
 )
 def test_each_codec_and_container_holds_the_frames_asked_for(codec: str, container: str) -> None:
     clip = render_clip(frames=7, codec=codec, container=container, width=96, height=72)
@@ -53,7 +53,7 @@ def test_the_file_says_its_size_rate_and_length() -> None:
         assert stream.duration * stream.time_base == 2
 
 
-@pytest.mark.parametrize(("codec", "container"), (("libx264", "mp4"), ("libvpx-vp9", "webm")))
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libvpx-vp9", "webm")])
 def test_the_same_seed_gives_the_same_bytes(codec: str, container: str) -> None:
     first, again = (
         render_clip(frames=4, seed=3, codec=codec, container=container, width=96, height=72) for _ in range(2)
@@ -72,7 +72,7 @@ def test_seeds_differ_in_place_person_and_position() -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_all_that_moves_is_inside_the_boxes(action: str, seed: int) -> None:
     clip = render_clip(action, frames=50, seed=seed, width=160, height=120)
     pictures = decode(clip.data).astype(int)
@@ -138,7 +138,7 @@ def test_large_clips_show_the_same_scene() -> None:
     assert np.abs(shrunk - small).mean() < 4
 
 
-@pytest.mark.parametrize("size", ((72, 128), (16, 16), (2, 2), (256, 32)))
+@pytest.mark.parametrize("size", [(72, 128), (16, 16), (2, 2), (256, 32)])
 def test_unusual_shapes_are_drawn(size: tuple[int, int]) -> None:
     width, height = size
 
@@ -154,7 +154,7 @@ def test_an_unknown_action_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "width", "height", "fps"), ((0, 320, 240, 25), (1, 321, 240, 25), (1, 320, 0, 25), (1, 320, 240, 0))
+    ("frames", "width", "height", "fps"), [(0, 320, 240, 25), (1, 321, 240, 25), (1, 320, 0, 25), (1, 320, 240, 0)]
 )
 def test_impossible_sizes_are_refused(frames: int, width: int, height: int, fps: int) -> None:
     with pytest.raises(ValueError, match="even and positive"):
