@@ -40,8 +40,8 @@ def main() -> int:
     except (BundleError, EngineError) as error:
         print(error, file=sys.stderr)
         return 2
-    seconds = measure(cases, options.rounds)
-    section = report(bundle, seconds, options)
+    machine = _machine()
+    section = report(bundle, machine, measure(cases, options.rounds))
     print(section)
     if not options.no_record:
         with RESULTS.open("a", encoding="utf-8") as results:
@@ -61,13 +61,13 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def report(bundle: Bundle, seconds: dict[str, list[float]], options: argparse.Namespace) -> str:
+def report(bundle: Bundle, machine: str, seconds: dict[str, list[float]]) -> str:
     """The section of RESULTS.md: what was measured where, when and how, and the table."""
     facts = bundle.manifest
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("av", "numpy"))
     lines = [
         f"\n## Inference and decoding, one clip at a time, {datetime.now(UTC):%Y-%m-%d}\n",
-        f"- Machine: {_machine()}",
+        f"- Machine: {machine}",
         f"- Software: Python {platform.python_version()}, onnxruntime {ort.__version__}, {', '.join(versions)}",
         f"- Bundle: {facts.name} {facts.version}, {facts.variant}, {len(facts.labels)} classes",
         f"- Command: `{shlex.join(['python', 'benchmarks/bench_inference.py', *sys.argv[1:]])}`",
@@ -136,7 +136,7 @@ def _real_clip() -> bytes | None:
 
 
 def _machine() -> str:
-    """Processor, usable cores, 8-bit instructions, and how busy the machine already was."""
+    """Processor, usable cores, 8-bit instructions, and how busy the machine is already."""
     facts: dict[str, Any] = {"model name": platform.machine(), "flags": ""}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -146,7 +146,7 @@ def _machine() -> str:
     vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
-    return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f} at the end"
+    return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f} before"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""The pages for users say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.http.problems import KINDS
+from service.settings import Settings
+
+REPOSITORY = Path(__file__).parents[1]
+API = (REPOSITORY / "docs" / "api.md").read_text()
+
+
+def test_the_error_table_lists_every_problem_with_its_status() -> None:
+    documented = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE)}
+    reserved = {
+        code: int(status) for code, status in re.findall(r"^`(\w+)` \((\d{3})\) is reserved", API, re.MULTILINE)
+    }
+
+    assert documented | reserved == {code: kind.status for code, kind in KINDS.items()}
+
+
+def test_the_settings_table_lists_every_setting() -> None:
+    table = API.partition("## Settings")[2].partition("\n## ")[0]
+    names = re.findall(r"`([A-Z_]+)`", " ".join(re.findall(r"^\| (`[A-Z].*?) \|", table, re.MULTILINE)))
+
+    assert {name.lower() for name in names} == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_links_within_the_project_lead_somewhere(page: str) -> None:
+    file = REPOSITORY / page
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL))
+
+    assert [target for target in targets if not (file.parent / target).exists()] == []
