@@ -1,0 +1,144 @@
+"""The soft attention around the sLSTM, in both of its readings."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import pytest
+
+from model_export.network.attention import AttentionSLSTMCell
+from tests.model_export.network import reference
+from tests.model_export.network.keras_weights import attention_weights, fill
+from tests.model_export.network.reference import NO_MASKS, Array, Weights
+
+Scores = Literal["state", "content"]
+UNITS, ATTENTION_UNITS, CELLS, CHANNELS = 4, 6, 49, 5
+
+in_both_readings = pytest.mark.parametrize("scores", ["state", "content"])
+
+
+def cell_with(scores: Scores, dtype: str = "float64") -> Any:
+    cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores, dtype=dtype)
+    cell.build((None, CELLS, CHANNELS))
+    fill(cell, seed=0)
+    return cell
+
+
+def clip(frames: int, batch: int = 2, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).exponential(size=(batch, frames, CELLS, CHANNELS))
+
+
+def start(batch: int = 2, seed: int = 2) -> tuple[Array, Array]:
+    h0, c0 = np.random.default_rng(seed).uniform(-1, 1, (2, batch, UNITS))
+    return h0, c0
+
+
+def some_masks(batch: int = 2, seed: int = 3) -> Weights:
+    drawn = 2.0 * np.random.default_rng(seed).integers(0, 2, (3, batch, ATTENTION_UNITS))
+    return dict(zip(("mlp2", "mlp3", "mlp4"), drawn, strict=True))
+
+
+def run(cell: Any, cells: Array, masks: Weights = NO_MASKS, training: bool = False) -> tuple[Array, Array]:
+    """h (B, T, U) and the maps (B, T, 49), by way of Keras' own RNN layer."""
+    rnn = keras.layers.RNN(cell, return_sequences=True, dtype="float64")
+    state = [*cell.slstm.initial_state(*start(len(cells))), *masks.values()]
+    out = np.asarray(rnn(cells, initial_state=[keras.ops.convert_to_tensor(s) for s in state], training=training))
+    return out[..., :UNITS], out[..., UNITS:]
+
+
+@in_both_readings
+def test_a_step_gives_state_and_map_side_by_side(scores: Scores) -> None:
+    cell = cell_with(scores)
+    out, states = cell(clip(1)[:, 0], cell.slstm.initial_state(*start()))
+    assert out.shape == (2, UNITS + CELLS)
+    assert [tuple(state.shape) for state in states] == [(2, UNITS)] * 4
+    np.testing.assert_array_equal(out[:, :UNITS], states[0])
+
+
+@in_both_readings
+def test_forty_frames_follow_the_reference(scores: Scores) -> None:
+    cell, cells = cell_with(scores), clip(40)
+    h, maps = run(cell, cells)
+    expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores)
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-9)
+    np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
+
+
+@in_both_readings
+def test_every_map_is_a_distribution_over_the_cells(scores: Scores) -> None:
+    _, maps = run(cell_with(scores), 50 * clip(10))
+    assert maps.min() >= 0
+    np.testing.assert_allclose(maps.sum(axis=-1), 1.0, rtol=1e-12)
+
+
+@in_both_readings
+def test_what_was_seen_before_moves_the_gaze(scores: Scores) -> None:
+    """The same last frame after another past gets another map: h_{t-1} takes part in the scores."""
+    cell, cells = cell_with(scores), clip(3)
+    elsewhere = cells.copy()
+    elsewhere[:, :2] = clip(2, seed=9)
+    assert np.abs(run(cell, cells)[1][:, 2] - run(cell, elsewhere)[1][:, 2]).max() > 1e-6
+
+
+def test_content_scores_follow_the_cells_when_these_change_places() -> None:
+    cell, cells = cell_with("content"), clip(1)
+    np.testing.assert_allclose(run(cell, cells[:, :, ::-1])[1], run(cell, cells)[1][..., ::-1], rtol=1e-9)
+
+
+def test_state_scores_know_a_frame_by_its_mean_only() -> None:
+    """The price of the literal reading: it cannot tell where in the frame a thing is."""
+    cell, cells = cell_with("state"), clip(1)
+    np.testing.assert_allclose(run(cell, cells[:, :, ::-1])[1], run(cell, cells)[1], rtol=1e-9)
+
+
+@in_both_readings
+def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: Scores) -> None:
+    cell, cells, masks = cell_with(scores), clip(40), some_masks()
+    h, maps = run(cell, cells, masks, training=True)
+    expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores, masks)
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-9)
+    np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
+
+
+@in_both_readings
+def test_masks_do_nothing_outside_training(scores: Scores) -> None:
+    masked, free = run(cell_with(scores), clip(6), some_masks()), run(cell_with(scores), clip(6))
+    for with_masks, without in zip(masked, free, strict=True):
+        np.testing.assert_array_equal(with_masks, without)
+
+
+@in_both_readings
+def test_training_without_masks_drops_nothing(scores: Scores) -> None:
+    trained, free = run(cell_with(scores), clip(6), training=True), run(cell_with(scores), clip(6))
+    for in_training, without in zip(trained, free, strict=True):
+        np.testing.assert_array_equal(in_training, without)
+
+
+@in_both_readings
+def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
+    cell = cell_with(scores)
+    again = AttentionSLSTMCell.from_config(cell.get_config())
+    assert again.get_config() == cell.get_config()
+    again.build((None, CELLS, CHANNELS))
+    again.set_weights(cell.get_weights())
+    for rebuilt, original in zip(run(again, clip(3)), run(cell, clip(3)), strict=True):
+        np.testing.assert_array_equal(rebuilt, original)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@in_both_readings
+def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scores, tmp_path: Path) -> None:
+    inputs = keras.Input((3, CELLS, CHANNELS))
+    cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores)
+    model = keras.Model(inputs, keras.layers.RNN(cell, return_sequences=True)(inputs))
+    fill(model, seed=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    cells = clip(3).astype(np.float32)
+    np.testing.assert_array_equal(loaded(cells), model(cells))
+
+
+def test_other_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="'state' or 'content'"):
+        AttentionSLSTMCell(scores="cells")  # type: ignore[arg-type]

@@ -1,0 +1,194 @@
+"""The heads: from the cuboids X_t to probabilities and maps."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_export.network.classifier import InitialState, build_head
+from tests.model_export.network import reference
+from tests.model_export.network.keras_weights import dense_weights, fill, head_weights
+from tests.model_export.network.reference import Array
+
+Scores = Literal["state", "content"]
+Readout = Literal["last", "mean"]
+CLASSES, CHANNELS = 5, 6  # the cells' own tests are no wider, and no less telling
+
+HEADS: tuple[tuple[Literal["attention", "base"], Scores], ...] = (
+    ("attention", "state"),
+    ("attention", "content"),
+    ("base", "state"),
+)
+in_all_variants = pytest.mark.parametrize(("variant", "scores"), HEADS)
+
+
+def head_with(variant: Literal["attention", "base"], scores: Scores, **options: Any) -> Any:
+    head = build_head(CLASSES, variant=variant, attention_scores=scores, channels=CHANNELS, **options)
+    fill(head, seed=0)
+    return head
+
+
+def features(clips: int = 2, seed: int = 1) -> Array:
+    drawn = np.random.default_rng(seed).exponential(size=(clips, 40, 7, 7, CHANNELS))
+    return drawn.astype(np.float32).astype(np.float64)
+
+
+def answer(head: Any, x: Array, training: bool = False) -> dict[str, Array]:
+    return {name: np.asarray(value, np.float64) for name, value in head(x, training=training).items()}
+
+
+@in_all_variants
+@pytest.mark.parametrize("readout", ["last", "mean"])
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_head_follows_the_reference(
+    variant: Literal["attention", "base"], scores: Scores, readout: Readout, unroll: bool
+) -> None:
+    head = head_with(variant, scores, readout=readout, unroll=unroll)
+    answered = answer(head, features())
+    expected = reference.head(head_weights(head), features(), variant, scores, readout)
+    np.testing.assert_allclose(answered["probabilities"], expected.probabilities, atol=1e-5)
+    if expected.attention is not None:
+        np.testing.assert_allclose(answered["attention"], expected.attention, atol=1e-5)
+
+
+@in_all_variants
+def test_probabilities_and_every_map_sum_to_one(variant: Literal["attention", "base"], scores: Scores) -> None:
+    answered = answer(head_with(variant, scores), 30 * features())
+    assert answered["probabilities"].shape == (2, CLASSES)
+    np.testing.assert_allclose(answered["probabilities"].sum(axis=-1), 1, atol=1e-5)
+    assert ("attention" in answered) == (variant == "attention")
+    if variant == "attention":
+        assert answered["attention"].shape == (2, 40, 7, 7)
+        np.testing.assert_allclose(answered["attention"].sum(axis=(2, 3)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 6), (5, 1)])
+def test_a_map_is_laid_out_as_the_frame_row_by_row(row: int, column: int) -> None:
+    """Content scores that reward what only one cell shows: the map must be brightest in that place."""
+    head = build_head(CLASSES, attention_scores="content", channels=CHANNELS)
+    cell = head.get_layer("slstm").cell
+    for variable in head.trainable_weights:
+        variable.assign(np.zeros(variable.shape))
+    cell.mlp3.kernel.assign(np.ones(cell.mlp3.kernel.shape))
+    cell.linear.kernel.assign(np.ones(cell.linear.kernel.shape))
+    x = np.zeros((1, 40, 7, 7, CHANNELS))
+    x[:, :, row, column] = 1.0
+    brightest = answer(head, x)["attention"].reshape(40, 49).argmax(axis=-1)
+    np.testing.assert_array_equal(brightest, np.full(40, 7 * row + column))
+
+
+@in_all_variants
+def test_inference_answers_the_same_every_time(variant: Literal["attention", "base"], scores: Scores) -> None:
+    head = head_with(variant, scores)
+    once, again = answer(head, features()), answer(head, features())
+    for name, value in once.items():
+        np.testing.assert_array_equal(value, again[name])
+
+
+@in_all_variants
+def test_training_drops_other_units_for_every_batch_and_every_clip(
+    variant: Literal["attention", "base"], scores: Scores
+) -> None:
+    head, same_clip_twice = head_with(variant, scores), np.repeat(features(1), 2, axis=0)
+    once, again = answer(head, same_clip_twice, training=True), answer(head, same_clip_twice, training=True)
+    for name, value in once.items():
+        assert np.abs(value - again[name]).max() > 1e-6
+        assert np.abs(value[0] - value[1]).max() > 1e-6
+
+
+@in_all_variants
+def test_without_dropout_training_answers_as_inference_does(
+    variant: Literal["attention", "base"], scores: Scores
+) -> None:
+    head = head_with(variant, scores, dropout=0.0)
+    trained, inferred = answer(head, features(), training=True), answer(head, features())
+    for name, value in trained.items():
+        np.testing.assert_allclose(value, inferred[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("scores", ["state", "content"])
+def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: Scores) -> None:
+    """One frame shown forty times to scores that do not see h: only a new mask could change the map."""
+    head = head_with("attention", scores)
+    kernel = head.get_layer("slstm").cell.mlp2.kernel
+    kernel.assign(np.zeros(kernel.shape))
+    still = np.repeat(features()[:, :1], 40, axis=1)
+    maps = answer(head, still, training=True)["attention"]
+    np.testing.assert_allclose(maps, np.broadcast_to(maps[:, :1], maps.shape), atol=1e-6)
+    assert np.abs(maps - answer(head, still)["attention"]).max() > 1e-6
+
+
+def test_the_initial_state_is_that_of_equations_9_and_10_with_n_at_one_and_m_at_zero() -> None:
+    layer, v = InitialState(4), features().mean(axis=(1, 2, 3))
+    h, c, n, m = layer(v)
+    fill(layer, seed=2)
+    h, c, n, m = layer(v)
+    expected_h, expected_c = reference.initial_state(
+        dense_weights(mlp_h=layer.mlp_h, mlp_c=layer.mlp_c), features().reshape(2, 40, 49, CHANNELS)
+    )
+    np.testing.assert_allclose(h, expected_h, atol=1e-6)
+    np.testing.assert_allclose(c, expected_c, atol=1e-6)
+    np.testing.assert_array_equal(n, np.ones((2, 4)))
+    np.testing.assert_array_equal(m, np.zeros((2, 4)))
+
+
+@settings(deadline=None, max_examples=20)
+@given(rate=st.sampled_from([0.2, 0.5, 0.8]), sizes=st.lists(st.integers(1, 9), max_size=3))
+def test_masks_are_inverted_dropout_in_training_and_ones_otherwise(rate: float, sizes: list[int]) -> None:
+    layer, v = InitialState(4, tuple(sizes), dropout=rate), np.ones((3, CHANNELS), np.float32)
+    for training in (True, False):
+        masks = [np.asarray(mask) for mask in layer(v, training=training)[4:]]
+        assert [mask.shape for mask in masks] == [(3, size) for size in sizes]
+        allowed = [0.0, 1 / (1 - rate)] if training else [1.0]
+        assert all(np.isclose(mask[..., None], allowed).any(axis=-1).all() for mask in masks)
+
+
+def test_dropout_takes_its_share_of_every_mask_and_of_both_states() -> None:
+    layer = InitialState(1000, (1000,), dropout=0.3)
+    h, c, n, _, mask = (np.asarray(state) for state in layer(np.ones((20, CHANNELS), np.float32), training=True))
+    assert [(part == 0).mean() for part in (h, c, mask)] == pytest.approx([0.3] * 3, abs=0.02)
+    assert n.min() == 1.0
+    assert ((h == 0) != (c == 0)).any()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@in_all_variants
+def test_a_saved_head_answers_the_same_after_loading(
+    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
+) -> None:
+    head = head_with(variant, scores)
+    head.save(tmp_path / "head.keras")
+    loaded = answer(keras.saving.load_model(tmp_path / "head.keras"), features())
+    for name, value in answer(head, features()).items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+@in_all_variants
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_weights_trained_in_a_loop_fit_the_unrolled_head(
+    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
+) -> None:
+    looped, unrolled = head_with(variant, scores), head_with(variant, scores, unroll=True)
+    fill(looped, seed=7)
+    looped.save_weights(tmp_path / "head.weights.h5")
+    unrolled.load_weights(tmp_path / "head.weights.h5")
+    for name, value in answer(looped, features()).items():
+        np.testing.assert_allclose(answer(unrolled, features())[name], value, atol=1e-6)
+
+
+def test_the_papers_sizes_are_the_defaults() -> None:
+    head = build_head(101)
+    assert head.input_shape == (None, 40, 7, 7, 512)
+    cell = head.get_layer("slstm").cell
+    assert (cell.units, cell.mlp2.units, cell.mlp3.units, cell.mlp4.units) == (256, 128, 128, 128)
+    assert head.output["probabilities"].shape == (None, 101)
+
+
+@pytest.mark.parametrize("options", [{"variant": "basic"}, {"readout": "first"}, {"attention_scores": "cells"}])
+def test_what_cannot_be_built_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options.values()))):
+        build_head(CLASSES, **options)

@@ -1,0 +1,150 @@
+"""The encoder against Keras' own VGG19 fed as the published weights want it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model_export.network.vgg19 import build_encoder
+from model_export.weights import fetch_weights
+from tests.model_export.network.reference import caffe_input
+
+Frames = npt.NDArray[np.uint8]
+
+
+def frame(red: int, green: int, blue: int, size: int = 224) -> Frames:
+    return np.full((size, size, 3), (red, green, blue), np.uint8)
+
+
+def noise(count: int = 1, seed: int = 0) -> Frames:
+    return np.random.default_rng(seed).integers(0, 256, (count, 224, 224, 3), np.uint8)
+
+
+def checkerboard(square: int) -> Frames:
+    rows, columns = np.indices((224, 224)) // square
+    return np.repeat(255 * ((rows + columns) % 2)[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def bright_corner() -> Frames:
+    lit = frame(0, 0, 0)
+    lit[:9, :9] = (255, 128, 0)
+    return lit
+
+
+@pytest.fixture(scope="module")
+def published() -> Any:
+    """Keras' VGG19 with random weights, of a size that keeps its features alive through sixteen layers."""
+    rng = np.random.default_rng(1)
+    network = keras.applications.VGG19(include_top=False, weights=None, input_shape=(224, 224, 3))
+    for layer in network.layers:
+        if layer.weights:
+            kernel, bias = (variable.shape for variable in layer.weights)
+            spread = np.sqrt(2 / np.prod(kernel[:3]))
+            layer.set_weights([rng.normal(0, spread, kernel), rng.normal(0, 5, bias)])
+    return network
+
+
+@pytest.fixture(scope="module")
+def weights_file(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The random network in a file laid out as the published one."""
+    path = tmp_path_factory.mktemp("weights") / "vgg19.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in published.layers]
+        for layer in published.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}_{part}_1:0" for part in ("W", "b")] if layer.weights else []
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group[name] = value
+    yield path
+    path.unlink()  # 80 MB
+
+
+@pytest.fixture(scope="module")
+def encoder(weights_file: Path) -> Any:
+    return build_encoder(weights_file)
+
+
+@pytest.fixture(scope="module")
+def half_encoder(weights_file: Path) -> Any:
+    return build_encoder(weights_file, dtype="float16")
+
+
+def assert_close(actual: Any, expected: Any, share: float) -> None:
+    """Everywhere within a share of the largest value: float32 sums over 4,608 terms in no fixed order."""
+    expected = np.asarray(expected)
+    assert expected.max() > 0
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=share * float(expected.max()))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        pytest.param(noise()[0], id="noise"),
+        pytest.param(frame(250, 10, 60), id="red"),
+        pytest.param(frame(60, 10, 250), id="blue"),
+        pytest.param(bright_corner(), id="corner"),
+    ],
+)
+def test_an_rgb_frame_gives_what_vgg19_makes_of_it_in_bgr_without_the_mean(
+    encoder: Any, published: Any, picture: Frames
+) -> None:
+    """Borders included: what lies outside the frame counts as the mean colour, for padding follows subtraction."""
+    assert_close(encoder(picture[None]), published(caffe_input(picture[None])), share=1e-5)
+
+
+def test_a_frame_of_the_mean_colour_has_no_border_in_the_first_layer(encoder: Any) -> None:
+    """Zeros pad the frame, and zero is the mean colour: only then does a frame of it (nearly) lack an edge.
+
+    Folding the mean into the bias would pad with black, and this map would show a frame around the picture.
+    """
+    first = keras.Model(encoder.input, encoder.get_layer("block1_conv1").output)
+    mean, black = (np.asarray(first(frame(*colour)[None]))[0] for colour in ((124, 117, 104), (0, 0, 0)))
+    assert np.abs(mean[0] - mean[100]).max() < 1.0
+    assert np.abs(black[0] - black[100]).max() > 50.0
+
+
+def test_frames_are_encoded_one_by_one(encoder: Any) -> None:
+    frames = noise(2)
+    assert_close(encoder(frames), np.concatenate([encoder(frames[:1]), encoder(frames[1:])]), share=1e-5)
+
+
+def test_bytes_go_in_and_float32_cuboids_come_out(encoder: Any, half_encoder: Any) -> None:
+    for network in (encoder, half_encoder):
+        assert network.input.dtype == "uint8"
+        assert network.input.shape == (None, 224, 224, 3)
+        assert network.output.dtype == "float32"
+        assert network.output.shape == (None, 7, 7, 512)
+
+
+def test_nothing_of_it_is_trained(encoder: Any) -> None:
+    assert encoder.trainable_weights == []
+
+
+def test_the_half_precision_encoder_computes_in_half_precision_and_stays_close(encoder: Any, half_encoder: Any) -> None:
+    convolutions = [layer for layer in half_encoder.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.compute_dtype for layer in convolutions] == ["float16"] * 16
+    assert_close(half_encoder(noise()), encoder(noise()), share=1e-2)
+
+
+def test_extreme_frames_stay_finite_in_half_precision_with_the_published_weights() -> None:
+    """float16 ends at 65,504; random weights say nothing about how near the real ones come."""
+    extremes = [frame(0, 0, 0), frame(255, 255, 255), *(checkerboard(square) for square in (1, 4, 16, 32))]
+    path = fetch_weights()
+    half, full = build_encoder(path, dtype="float16"), build_encoder(path)
+    for picture in extremes:
+        answered = np.asarray(half(picture[None]))
+        assert np.isfinite(answered).all()
+        assert_close(answered, full(picture[None]), share=2e-2)
+
+
+def test_the_published_weights_see_what_keras_own_vgg19_sees() -> None:
+    path = fetch_weights()
+    published = keras.applications.VGG19(include_top=False, weights=None, input_shape=(224, 224, 3))
+    published.load_weights(path)
+    assert_close(build_encoder(path)(noise()), published(caffe_input(noise())), share=1e-5)
