@@ -1,0 +1,39 @@
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.video.rendering import render_clip
+from tests.e2e.process import PATIENCE_S, Server, running
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def clip() -> bytes:
+    return render_clip(frames=50, width=160, height=120).data
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tiny_bundle, tmp_path_factory.mktemp("log") / "log.jsonl", {"MAX_BODY_BYTES": "5000000"}) as server:
+        yield server
+
+
+@pytest.fixture
+def start(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start a server of one's own, with settings by name."""
+    with ExitStack() as servers:
+        yield lambda **settings: servers.enter_context(running(tiny_bundle, tmp_path / "log.jsonl", settings))
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
+        yield client

@@ -1,0 +1,54 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PATIENCE_S = 60
+
+
+@dataclass
+class Server:
+    """`limelight serve` as a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def lines(self) -> list[dict[str, object]]:
+        """What it logged; fails where a line is not JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextmanager
+def running(bundle: Path, log: Path, settings: dict[str, str]) -> Iterator[Server]:
+    command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port", "0"]
+    environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        yield _when_ready(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _when_ready(process: subprocess.Popen[str], log: Path) -> Server:
+    give_up = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up and process.poll() is None:
+        heard = [json.loads(line) for line in log.read_text().splitlines()]
+        if any(line["message"] == "ready" for line in heard):
+            address = next(line["address"] for line in heard if line["message"] == "listening")
+            return Server(process, int(address.rpartition(":")[2]), log)
+        time.sleep(0.02)
+    pytest.fail(f"the server did not become ready:\n{log.read_text()}")

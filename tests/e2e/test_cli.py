@@ -1,0 +1,154 @@
+"""`limelight` as its users run it."""
+
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from tests.e2e.process import Server
+from tests.tiny_bundle import LABELS
+
+
+def limelight(*arguments: object) -> Result:
+    return CliRunner(env={"NO_COLOR": "1", "COLUMNS": "100"}).invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def clip_file(tmp_path: Path, clip: bytes) -> Path:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(clip)
+    return file
+
+
+class TestPredict:
+    def test_a_service_and_a_bundle_give_the_same_table(
+        self, server: Server, tiny_bundle: Path, clip_file: Path, tmp_path: Path
+    ) -> None:
+        asked = limelight("predict", clip_file, "--url", server.url)
+        run_here = limelight("predict", clip_file, "--bundle", tiny_bundle)
+
+        assert (asked.exit_code, run_here.exit_code) == (0, 0)
+        rows = [line for line in asked.stdout.splitlines() if line.startswith(LABELS)]
+        assert rows == [line for line in run_here.stdout.splitlines() if line.startswith(LABELS)]
+        assert len(rows) == 5
+        assert [float(row.split()[1]) for row in rows] == sorted((float(row.split()[1]) for row in rows), reverse=True)
+        assert "inference" in asked.stdout
+
+    def test_top_k_decides_how_many_rows_there_are(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
+        said = limelight("predict", clip_file, "--bundle", tiny_bundle, "--top-k", 2).stdout
+
+        assert sum(line.startswith(LABELS) for line in said.splitlines()) == 2
+
+    def test_json_prints_one_raw_answer_a_line(self, server: Server, clip_file: Path, tmp_path: Path) -> None:
+        said = limelight("predict", clip_file, clip_file, "--url", server.url, "--json").stdout
+
+        answers = [json.loads(line) for line in said.splitlines()]
+        assert len(answers) == 2
+        assert len(answers[0]["attention"]["maps"]) == 40
+
+    @pytest.mark.parametrize("name", ["seen.png", "seen.gif", "seen.mp4"])
+    def test_the_overlay_is_written(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path, name: str) -> None:
+        ended = limelight("predict", clip_file, "--bundle", tiny_bundle, "--overlay", name)
+
+        assert ended.exit_code == 0
+        assert (tmp_path / name).stat().st_size > 1000
+        assert name in ended.stdout
+
+    def test_a_bad_clip_is_named_and_the_others_are_answered(
+        self, server: Server, clip_file: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "notes.txt").write_text("no video " * 100)
+        ended = limelight("predict", "none.mp4", "notes.txt", clip_file, "--url", server.url)
+
+        unreadable, refused = ended.stderr.splitlines()
+        assert ended.exit_code == 2
+        assert unreadable.startswith("limelight: none.mp4 cannot be read (No such file or directory)")
+        assert refused.startswith("limelight: notes.txt: This is not a supported video: ")
+        assert refused.endswith("(415 unsupported_media)")
+        assert str(clip_file) in ended.stdout
+
+    def test_a_bad_clip_is_named_without_a_service_too(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("no video " * 100)
+        ended = limelight("predict", "notes.txt", "--bundle", tiny_bundle)
+
+        assert ended.exit_code == 2
+        assert ended.stderr.startswith("limelight: notes.txt: ")
+        assert len(ended.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            (["--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9 "),
+            (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an address "),
+            (["--bundle", "none"], "none/manifest.json does not exist"),
+            (["--url", "http://x", "--bundle", "y"], "--url and --bundle exclude each other"),
+            (["--overlay", "seen.jpg"], "seen.jpg: an overlay is written as one of .png, .gif, .mp4"),
+            (["--overlay", "none/seen.png"], "none/seen.png: the folder none does not exist"),
+            (["clip.mp4", "--overlay", "seen.png"], "--overlay seen.png shows one clip"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_in_a_sentence(
+        self, clip_file: Path, tmp_path: Path, options: list[str], sentence: str
+    ) -> None:
+        before = set(tmp_path.iterdir())
+        ended = limelight("predict", clip_file.name, *options)
+
+        (said,) = ended.stderr.splitlines()
+        assert ended.exit_code == 2
+        assert said.startswith(f"limelight: {sentence}")
+        assert ended.stdout == ""
+        assert set(tmp_path.iterdir()) == before
+
+    def test_another_kind_of_server_is_told_apart(self, clip_file: Path) -> None:
+        with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as stranger:
+            threading.Thread(target=stranger.serve_forever).start()
+            url = f"http://127.0.0.1:{stranger.server_port}"
+            ended = limelight("predict", clip_file, "--url", url)
+            stranger.shutdown()
+
+        assert ended.exit_code == 2
+        assert ended.stderr.splitlines()[-1].startswith(
+            f"limelight: {url} answers with status 501 and not as Limelight does"
+        )
+
+
+class TestDemo:
+    def test_prints_five_rows_and_draws_the_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        ended = limelight("demo", "--bundle", tiny_bundle, "--overlay", "demo.png")
+
+        assert ended.exit_code == 0, ended.stderr
+        assert sum(line.startswith(LABELS) for line in ended.stdout.splitlines()) == 5
+        with Image.open(tmp_path / "demo.png") as picture:
+            assert min(picture.size) > 300
+
+    def test_takes_a_clip_of_ones_own(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
+        ended = limelight("demo", clip_file, "--bundle", tiny_bundle)
+
+        assert ended.exit_code == 0, ended.stderr
+        assert str(clip_file) in ended.stdout
+        assert (tmp_path / "demo.png").exists()
+
+    def test_says_why_the_server_did_not_start(self, tmp_path: Path) -> None:
+        ended = limelight("demo", "--bundle", "none")
+
+        assert ended.exit_code == 2
+        assert "limelight: the server did not start: none/manifest.json does not exist" in ended.stderr
+        assert not (tmp_path / "demo.png").exists()
+
+    def test_a_clip_that_is_none_leaves_no_picture(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("no video " * 100)
+        ended = limelight("demo", "notes.txt", "--bundle", tiny_bundle)
+
+        assert ended.exit_code == 2
+        assert "limelight: notes.txt: This is not a supported video" in ended.stderr
+        assert not (tmp_path / "demo.png").exists()

@@ -1,0 +1,184 @@
+"""The real server as a process, with the tiny bundle, over real sockets."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.process import PATIENCE_S, Server
+from tests.tiny_bundle import LABELS, write_tiny_bundle
+
+
+def assert_whole(answer: httpx.Response) -> None:
+    body = answer.json()
+    assert answer.status_code == 200
+    assert len(body["probabilities"]) == len(LABELS)
+    assert sum(body["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert len(body["frames"]) == len(body["attention"]["maps"]) == 40
+    for rows in body["attention"]["maps"]:
+        assert [len(row) for row in rows] == [7] * 7
+        assert sum(map(sum, rows)) == pytest.approx(1, abs=1e-4)
+    times = [frame["time_s"] for frame in body["frames"]]
+    assert times == sorted(times)
+
+
+class TestPredict:
+    def test_form_and_raw_body_get_the_same_answer(self, client: httpx.Client, clip: bytes) -> None:
+        form = client.post("/predict", files={"file": ("clip.mp4", clip)})
+        raw = client.post("/predict", content=clip, headers={"Content-Type": "application/octet-stream"})
+
+        assert_whole(form)
+        assert_whole(raw)
+        for part in ("model", "clip", "predictions", "probabilities", "attention", "frames"):
+            assert form.json()[part] == raw.json()[part]
+
+    def test_a_real_clip_is_answered(self, client: httpx.Client, shared: Path) -> None:
+        clip = next(path for path in sorted((shared / "clips/ucf101/Basketball").iterdir()) if path.is_file())
+
+        assert_whole(client.post("/predict", files={"file": clip.read_bytes()}))
+
+    def test_several_clients_at_once_are_all_answered(self, client: httpx.Client, clip: bytes) -> None:
+        with ThreadPoolExecutor(6) as clients:
+            answers = list(clients.map(lambda _: client.post("/predict", files={"file": clip}), range(12)))
+
+        for answer in answers:
+            assert_whole(answer)
+        assert len({str(answer.json()["probabilities"]) for answer in answers}) == 1
+
+
+class TestRefusal:
+    def test_of_an_upload_that_is_too_large(self, client: httpx.Client) -> None:
+        answer = client.post("/predict", content=bytes(5_000_001))
+
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+    def test_of_a_streamed_upload_once_it_is_too_large(self, client: httpx.Client) -> None:
+        answer = client.post("/predict", content=(bytes(1_000_000) for _ in range(20)))
+
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+    def test_of_what_is_no_video(self, client: httpx.Client) -> None:
+        answer = client.post("/predict", files={"file": ("clip.mp4", b"Dear service, " * 100)})
+
+        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
+
+    def test_of_a_damaged_clip(self, client: httpx.Client, clip: bytes) -> None:
+        answer = client.post("/predict", content=clip[:2000])
+
+        assert (answer.status_code, answer.json()["code"]) == (422, "corrupt_clip")
+
+
+class TestObservation:
+    def test_health_says_alive_and_ready(self, client: httpx.Client) -> None:
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").status_code == 200
+
+    def test_metrics_parse_and_count(self, client: httpx.Client, clip: bytes) -> None:
+        client.post("/predict", content=clip)
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+
+        assert {"limelight_request_seconds", "limelight_stage_seconds", "limelight_ready"} <= families.keys()
+        assert families["limelight_ready"].samples[0].value == 1
+        stages = {sample.labels["stage"] for sample in families["limelight_stage_seconds"].samples}
+        assert stages == {"receive", "decode_wait", "decode", "queue", "inference", "respond"}
+
+    def test_the_log_is_json_with_the_request_id(self, client: httpx.Client, server: Server, clip: bytes) -> None:
+        client.post("/predict", content=clip, headers={"X-Request-ID": "e2e-17"})
+
+        (line,) = (line for line in server.lines() if line.get("request_id") == "e2e-17")
+        assert (line["message"], line["path"], line["status"]) == ("request", "/predict", 200)
+
+    def test_the_api_is_documented(self, client: httpx.Client) -> None:
+        paths = client.get("/openapi.json").json()["paths"]
+
+        assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
+
+
+class TestLife:
+    def test_sigterm_during_an_upload_still_answers_it_and_exits_0(
+        self, start: Callable[..., Server], clip: bytes
+    ) -> None:
+        server = start()
+
+        def stopping_half_way() -> Iterator[bytes]:
+            yield clip[: len(clip) // 2]
+            server.process.send_signal(signal.SIGTERM)
+            _until_refused(server.port)
+            yield clip[len(clip) // 2 :]
+
+        answer = httpx.post(f"{server.url}/predict", content=stopping_half_way(), timeout=PATIENCE_S, trust_env=False)
+
+        assert_whole(answer)
+        assert server.process.wait(PATIENCE_S) == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_an_idle_server_stops_with_exit_code_0(self, start: Callable[..., Server], number: signal.Signals) -> None:
+        server = start()
+        server.process.send_signal(number)
+
+        assert server.process.wait(PATIENCE_S) == 0
+        assert server.lines()  # and nothing but JSON was said
+
+
+def _until_refused(port: int) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+        except ConnectionRefusedError:
+            return
+
+
+class TestBadStart:
+    def test_a_missing_bundle(self, tmp_path: Path) -> None:
+        assert self.complaint(tmp_path / "none") == (
+            f"limelight: {tmp_path / 'none' / 'manifest.json'} does not exist: {tmp_path / 'none'} is not a bundle; "
+            "make one with `limelight-model export`"
+        )
+
+    def test_a_damaged_file(self, tmp_path: Path) -> None:
+        bundle = write_tiny_bundle(tmp_path / "bundle")
+        with (bundle / "model.fp32.onnx").open("ab") as file:
+            file.write(b"!")
+
+        assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.complaint(bundle)
+
+    def test_a_manifest_of_another_schema(self, tmp_path: Path) -> None:
+        bundle = write_tiny_bundle(tmp_path / "bundle")
+        manifest = bundle / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
+
+        assert f"limelight: {manifest} is of schema 2" in self.complaint(bundle)
+
+    def test_a_device_that_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LIMELIGHT_DEVICE", "cuda")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+
+        assert "LIMELIGHT_DEVICE=cpu" in self.complaint(write_tiny_bundle(tmp_path))
+
+    def test_a_bad_setting(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
+
+        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES cannot be used: ")
+
+    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            said = self.complaint(tmp_path, f"--port={port}")
+
+        assert said.startswith(f"limelight: 127.0.0.1:{port} cannot be listened on")
+        assert "--port" in said
+
+    def complaint(self, bundle: Path, *options: str) -> str:
+        """What `limelight serve` says on standard error before it gives up with exit code 2: one sentence."""
+        command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port=0", *options]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        (sentence,) = ended.stderr.splitlines()
+        assert ended.returncode == 2
+        return sentence
