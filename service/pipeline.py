@@ -13,27 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from service.metrics import Metrics
-from service.model.batcher import Batcher, DeadlineExceeded, EngineStopped, Overloaded
-from service.model.bundle import Bundle, BundleError, Manifest, load_bundle
-from service.model.engine import Engine, EngineError
+from service.model.batcher import Batcher, DeadlineExceeded, Overloaded
+from service.model.bundle import Bundle, Manifest, load_bundle
+from service.model.engine import Engine
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame, decode_clip
 from service.video.errors import ClipError
 
 __all__ = [
-    "Bundle",
-    "BundleError",
     "ClipError",
-    "ClipFacts",
     "DeadlineExceeded",
     "DecodeLimits",
     "Engine",
-    "EngineError",
-    "EngineStopped",
     "Manifest",
     "Overloaded",
     "Pipeline",
     "Prediction",
-    "SampledFrame",
     "StageTimes",
     "load_bundle",
 ]
@@ -104,7 +98,7 @@ class Pipeline:
         """Decode and classify one clip. `deadline` is on the clock of `time.monotonic()`.
 
         Cancelling gives the clip up: it costs no inference unless that has begun. Raises ClipError where the clip is at
-        fault, Overloaded, DeadlineExceeded, EngineStopped.
+        fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped.
         """
         if self._admitted >= self._capacity:
             raise Overloaded(f"{self._admitted} clips are waiting or being worked on, no more are accepted")
