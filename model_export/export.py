@@ -4,6 +4,7 @@ import errno
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -70,6 +71,7 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
     model: onnx.ModelProto
     model, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
     graph = model.graph
+    _name_encoder_tensors(graph)
     for value in [*graph.input, *graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     loops = {node.op_type for node in graph.node} & {"If", "Loop", "Scan"}
@@ -78,6 +80,23 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
             f"the converted graph has inputs {[v.name for v in graph.input]} and holds {loops or 'no loop'}"
         )
     return model
+
+
+def _name_encoder_tensors(graph: onnx.GraphProto) -> None:
+    """Names VGG19's tensors Conv_1, Relu_1, …: the converter's names differ from run to run, calibration ranges go by name.
+
+    Only the encoder holds convolutions, rectifiers and poolings, and it is a chain.
+    """
+    names: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type in ("Conv", "MaxPool", "Relu"):
+            count[node.op_type] += 1
+            names.setdefault(node.input[0], "encoder_input")
+            names[node.output[0]] = f"{node.op_type}_{count[node.op_type]}"
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def export_bundle(

@@ -81,7 +81,8 @@ class FeatureCache:
         data = clip.read_bytes()
         path = self.directory / f"{hashlib.sha256(data).hexdigest()}.npy"
         if not path.exists():
-            encoded = encode(encoder(), decode_clip(data).frames).astype(self.dtype)
+            frames = decode_clip(data).frames
+            encoded = encode(encoder(), frames).astype(self.dtype)
             _write_atomically(path, lambda file: np.save(file, encoded))
         features: Features = np.load(path, mmap_mode="r")
         return features

@@ -1,0 +1,77 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+NARROW = (2, 2, 4, 4, 8)
+
+
+@pytest.fixture(scope="session")
+def rendered_frames() -> list[npt.NDArray[np.uint8]]:
+    """Sampled frames of two rendered clips."""
+    from service.video.decoder import decode_clip
+    from service.video.rendering import render_clip
+
+    return [decode_clip(render_clip("squats", seed=seed).data).frames for seed in (5, 6)]
+
+
+@pytest.fixture(scope="session")
+def narrow_encoder() -> Any:
+    """VGG19 with 2 to 8 channels and random weights: the same network, a thousand times cheaper."""
+    from model_export.export import build_seeded_encoder
+
+    return build_seeded_encoder(None, "float32", NARROW)
+
+
+@pytest.fixture(scope="session")
+def narrow_head(
+    tmp_path_factory: pytest.TempPathFactory, narrow_encoder: Any, rendered_frames: list[npt.NDArray[np.uint8]]
+) -> Path:
+    """An untrained head for the narrow encoder, with calibration ranges, in a folder as `train` leaves one."""
+    import keras
+
+    from model_export.export import convert
+    from model_export.head import HeadFacts, save_head
+    from model_export.network.classifier import build_head
+    from model_export.quantize import quantize
+
+    facts = HeadFacts(
+        name="narrow",
+        version="7",
+        variant="attention",
+        attention_scores="content",
+        readout="last",
+        labels=("JumpingJack", "PullUps", "Surfing"),
+        encoder_sha256="0" * 64,
+        training={"data": "none"},
+    )
+    keras.utils.set_random_seed(1)
+    path = tmp_path_factory.mktemp("narrow")
+    head = save_head(path / "head", facts, build_head(3, channels=NARROW[-1]))
+    fp32 = path / "fp32.onnx"
+    fp32.write_bytes(convert(narrow_encoder, head.build(unroll=True, channels=NARROW[-1])).SerializeToString())
+    quantize(fp32, path / "int8.onnx", head.calibration, rendered_frames)
+    return head.path
+
+
+@pytest.fixture(scope="session")
+def narrow_bundle(tmp_path_factory: pytest.TempPathFactory, narrow_head: Path) -> Iterator[Path]:
+    """The narrow head, exported. Shared: copy it before changing it."""
+    from model_export.export import export_bundle
+    from model_export.head import load_head
+
+    path = tmp_path_factory.mktemp("export") / "bundle"
+    assert export_bundle(load_head(narrow_head), None, path, filters=NARROW)
+    yield path
+    assert {file.name for file in path.iterdir()} == {
+        "manifest.json",
+        "model.fp32.onnx",
+        "model.fp16.onnx",
+        "model.int8.onnx",
+    }, "some test changed the shared bundle"

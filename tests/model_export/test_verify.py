@@ -1,0 +1,117 @@
+import math
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from model_export.features import encode
+from model_export.head import load_head
+from model_export.verify import Comparison, Frames, Outputs, agreement, compare, head_outputs
+from service.model.bundle import load_bundle
+from tests.model_export.conftest import NARROW
+
+
+@pytest.fixture
+def expected(narrow_head: Path, narrow_encoder: Any) -> Callable[[Frames], tuple[Frames, Outputs]]:
+    head = load_head(narrow_head).build(channels=NARROW[-1])
+    return lambda frames: (frames, head_outputs(head, encode(narrow_encoder, frames)))
+
+
+def comparison(agrees: bool, difference: float = 0.0) -> Comparison:
+    return Comparison("clip", "int8", agrees, difference)
+
+
+def test_agreement_counts_and_bounds_with_the_wilson_interval() -> None:
+    found = agreement([comparison(True)] * 196 + [comparison(False, 0.25)] * 4)
+    assert (found.n, found.top1, found.max_abs_difference) == (200, 0.98, 0.25)
+    # Wilson (1927), with z = 1.96 for 95 %
+    p, n, z = 0.98, 200, 1.959964
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert found.low == pytest.approx((centre - spread) / (1 + z * z / n), abs=1e-6)
+    assert found.high == pytest.approx((centre + spread) / (1 + z * z / n), abs=1e-6)
+
+
+def test_fp32_agrees_with_keras(
+    narrow_bundle: Path,
+    rendered_frames: list[npt.NDArray[np.uint8]],
+    expected: Callable[[Frames], tuple[Frames, Outputs]],
+    tmp_path: Path,
+) -> None:
+    clips = [(str(i), partial(expected, frames)) for i, frames in enumerate(rendered_frames)]
+    found = list(compare(load_bundle(narrow_bundle), ["fp32", "int8"], clips, tmp_path / "log"))
+    assert [(c.clip, c.precision) for c in found] == [("0", "fp32"), ("0", "int8"), ("1", "fp32"), ("1", "int8")]
+    assert all(c.agrees and c.max_abs_difference < 1e-5 for c in found if c.precision == "fp32")
+
+
+def test_naming_another_class_is_disagreement_unless_it_is_a_tie(
+    narrow_bundle: Path, rendered_frames: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    frames = rendered_frames[0]
+    network = compare(load_bundle(narrow_bundle), ["fp32"], [("clip", lambda: (frames, shifted))], tmp_path / "log")
+    shifted: Outputs = {
+        "probabilities": np.array([0.4, 0.3, 0.3], np.float32),
+        "attention": np.full((40, 7, 7), 1 / 49, np.float32),
+    }
+    named = next(network)
+    others = {"far": 1e-3, "near": 1e-4}
+    from model_export.verify import OnnxNetwork
+
+    winner = int(OnnxNetwork(narrow_bundle / "model.fp32.onnx")(frames)["probabilities"].argmax())
+    for name, lead in others.items():
+        probabilities = np.full(3, 1 / 3, np.float32)
+        probabilities[(winner + 1) % 3] += lead
+        outputs = {**shifted, "probabilities": probabilities}
+        (found,) = compare(
+            load_bundle(narrow_bundle), ["fp32"], [(name, lambda o=outputs: (frames, o))], tmp_path / "log"
+        )
+        assert found.agrees is (name == "near")
+    assert named.agrees is (winner == 0)
+
+
+def test_interrupted_run_goes_on_where_it_stopped(
+    narrow_bundle: Path,
+    rendered_frames: list[npt.NDArray[np.uint8]],
+    expected: Callable[[Frames], tuple[Frames, Outputs]],
+    tmp_path: Path,
+) -> None:
+    bundle = load_bundle(narrow_bundle)
+    first = [("a", partial(expected, rendered_frames[0]))]
+    before = list(compare(bundle, ["fp32"], first, tmp_path / "log"))
+
+    def never() -> tuple[Frames, Outputs]:
+        raise AssertionError("a clip was compared twice")
+
+    again = [("a", never), ("b", partial(expected, rendered_frames[1]))]
+    after = list(compare(bundle, ["fp32"], again, tmp_path / "log"))
+    assert after[:1] == before
+    assert [c.clip for c in after] == ["a", "b"]
+
+
+def test_results_of_another_bundle_do_not_count(
+    narrow_bundle: Path,
+    rendered_frames: list[npt.NDArray[np.uint8]],
+    expected: Callable[[Frames], tuple[Frames, Outputs]],
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    list(compare(load_bundle(narrow_bundle), ["fp32"], [("a", partial(expected, rendered_frames[0]))], log))
+    log.write_text(log.read_text().replace('"sha256": "', '"sha256": "0'))
+    asked = []
+    clips = [("a", lambda: asked.append("a") or expected(rendered_frames[0]))]
+    list(compare(load_bundle(narrow_bundle), ["fp32"], clips, log))
+    assert asked == ["a"]
+
+
+def test_agreement_is_kept_with_the_weights_it_was_measured_on(narrow_head: Path, tmp_path: Path) -> None:
+    shutil.copytree(narrow_head, tmp_path / "head")
+    head = load_head(tmp_path / "head")
+    measured = agreement([comparison(True)] * 10)
+    head.record_agreement({"int8": measured})
+    assert head.agreement() == {"int8": measured}
+    head.calibration.write_text("other ranges")
+    assert head.agreement() == {}
