@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,20 +18,25 @@ from rich.table import Table
 
 from model_export.datasets import Clip, DatasetError, class_names, clips_per_class, find_clips
 from model_export.weights import WeightsError, fetch_weights
-from service.model.bundle import BundleError, Precision, file_sha256, load_bundle, write_manifest
+from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 
 if TYPE_CHECKING:
     import keras
 
-    from model_export.features import FeatureCache, FeatureDtype
+    from model_export.features import FeatureCache
     from model_export.head import TrainedHead
     from model_export.training import Example, Recipe, TrainingResult
     from model_export.verify import Frames, Outputs
 
 # Before TensorFlow is imported: its start-up messages are about GPUs that the offline side does not need.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Spelt again where the modules that define them would bring TensorFlow along.
+AttentionScores = Literal["content", "state"]
+FeatureDtype = Literal["float16", "float32"]
+Readout = Literal["last", "mean"]
 
 app = typer.Typer(help="Train the network, export it to a bundle, check it.", no_args_is_help=True)
 console = Console()
@@ -88,12 +93,12 @@ def features(
     videos: VideosOption,
     output: Annotated[Path, typer.Option(help="Folder to keep the features in.")] = Path("features"),
     clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
-    dtype: Annotated[str, typer.Option(help="float16, or float32 to verify with.")] = "float16",
+    dtype: Annotated[FeatureDtype, typer.Option(help="float32 is for `verify`.")] = "float16",
     weights: WeightsOption = None,
 ) -> None:
     """Compute the VGG19 features of clips; goes on where it was interrupted."""
     with _one_sentence():
-        feature_cache, encoder = _feature_cache(output, fetch_weights(weights, console=console), _dtype(dtype))
+        feature_cache, encoder = _feature_cache(output, fetch_weights(weights, console=console), dtype)
         clips = clips_per_class(find_clips(videos), clips_a_class)
         found = _examples(clips, feature_cache, encoder)
         console.print(f"{len(found)} clips' features are in {output}", highlight=False)
@@ -105,9 +110,9 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for the trained head.")] = Path("runs/head"),
     features: Annotated[Path, typer.Option(help="Folder to keep VGG19 features in.")] = Path("features"),
     clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
-    variant: Annotated[str, typer.Option(help="attention or base.")] = "attention",
-    attention_scores: Annotated[str, typer.Option(help="content or state.")] = "content",
-    readout: Annotated[str, typer.Option(help="last or mean.")] = "mean",
+    variant: Annotated[Variant, typer.Option(help="With soft attention, or the paper's base.")] = "attention",
+    attention_scores: Annotated[AttentionScores, typer.Option(help="What scores a cell: it, or h alone.")] = "content",
+    readout: Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")] = "mean",
     epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 40,
     learning_rate: float = 3e-4,
     seed: int = 0,
@@ -118,11 +123,12 @@ def train(
     """Train a head on folders of clips: features, held-out accuracy, final head, int8 calibration ranges."""
     with _one_sentence():
         from model_export.head import HeadFacts, save_head
+        from model_export.training import Recipe
         from model_export.training import train as train_head
 
         vgg19 = fetch_weights(weights, console=console)
         clips = clips_per_class(find_clips(videos), clips_a_class)
-        recipe = _recipe(variant, attention_scores, readout, epochs, learning_rate, seed)
+        recipe = Recipe(variant, attention_scores, readout, epochs=epochs, learning_rate=learning_rate, seed=seed)
         feature_cache, encoder = _feature_cache(features, vgg19, "float16")
         examples = _examples(clips, feature_cache, encoder)
         labels = class_names(clips)
@@ -174,7 +180,7 @@ def verify(
     bundle: Annotated[Path, typer.Option(help="The bundle to check.")] = Path("bundle"),
     head: HeadOption = None,
     clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, fp16, int8; all where not given.")] = None,
+    precision: Annotated[list[Precision] | None, typer.Option(help="Only this one; all where not given.")] = None,
     features: Annotated[
         Path | None, typer.Option(help="float32 features (see `features --dtype float32`), to spare Keras' VGG19.")
     ] = None,
@@ -194,7 +200,7 @@ def verify(
         if list(trained.facts.labels) != checked.manifest.labels:
             raise HeadError(f"{bundle} was not made from the head in {trained.path}; name its head with --head")
         chosen = clips_per_class(find_clips(clips), clips_a_class)
-        precisions = _precisions(precision) or list(checked.manifest.precisions)
+        precisions = precision or list(checked.manifest.precisions)
         vgg19 = fetch_weights(weights, console=console)
         expected = _reference(trained, vgg19, features)
         source = [(f"{clip.label}/{clip.path.name}", partial(expected, clip)) for clip in chosen]
@@ -218,37 +224,6 @@ def verify(
             interval = f"{found.low:.2%} – {found.high:.2%}"
             table.add_row(p, f"{found.top1:.2%}", interval, str(found.n), f"{found.max_abs_difference:.1e}")
         console.print(table)
-
-
-def _dtype(name: str) -> "FeatureDtype":
-    if name not in ("float16", "float32"):
-        raise typer.BadParameter(f"{name!r} is neither float16 nor float32")
-    return "float32" if name == "float32" else "float16"
-
-
-def _precisions(names: list[str] | None) -> list[Precision]:
-    known: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-    for name in names or []:
-        if name not in known:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}")
-    return [precision for precision in known if precision in (names or [])]
-
-
-def _recipe(
-    variant: str, attention_scores: str, readout: str, epochs: int, learning_rate: float, seed: int
-) -> "Recipe":
-    from pydantic import TypeAdapter, ValidationError
-
-    from model_export.training import Recipe
-
-    fields = {"variant": variant, "attention_scores": attention_scores, "readout": readout}
-    try:
-        return TypeAdapter(Recipe).validate_python(
-            {**fields, "epochs": epochs, "learning_rate": learning_rate, "seed": seed}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 def _feature_cache(

@@ -7,11 +7,12 @@ from keras import ops
 
 from model_export.network.attention import AttentionScores, AttentionSLSTMCell
 from model_export.network.slstm import SLSTMCell
-from service.video.sampling import FRAME_COUNT
 
 Variant = Literal["attention", "base"]
 Readout = Literal["last", "mean"]
 
+# The paper's T and F.
+FRAME_COUNT = 40
 GRID = 7
 CHANNELS = 512
 UNITS = 256
