@@ -180,7 +180,7 @@ def verify(
     bundle: Annotated[Path, typer.Option(help="The bundle to check.")] = Path("bundle"),
     head: HeadOption = None,
     clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
-    precision: Annotated[list[Precision] | None, typer.Option(help="Only this one; all where not given.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Only this one; all where not given.")] = None,
     features: Annotated[
         Path | None, typer.Option(help="float32 features (see `features --dtype float32`), to spare Keras' VGG19.")
     ] = None,
@@ -200,7 +200,7 @@ def verify(
         if list(trained.facts.labels) != checked.manifest.labels:
             raise HeadError(f"{bundle} was not made from the head in {trained.path}; name its head with --head")
         chosen = clips_per_class(find_clips(clips), clips_a_class)
-        precisions = precision or list(checked.manifest.precisions)
+        precisions = [precision] if precision else list(checked.manifest.precisions)
         vgg19 = fetch_weights(weights, console=console)
         expected = _reference(trained, vgg19, features)
         source = [(f"{clip.label}/{clip.path.name}", partial(expected, clip)) for clip in chosen]

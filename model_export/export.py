@@ -83,7 +83,7 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
 
 
 def _name_encoder_tensors(graph: onnx.GraphProto) -> None:
-    """Names VGG19's tensors Conv_1, Relu_1, …: the converter's names differ from run to run, calibration ranges go by name.
+    """Names VGG19's tensors Conv_1, Relu_1, …: calibration goes by name, and the converter's change from run to run.
 
     Only the encoder holds convolutions, rectifiers and poolings, and it is a chain.
     """
