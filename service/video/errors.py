@@ -1,13 +1,13 @@
 """Everything that can be wrong with a clip.
 
-    ClipError
-    ├── UnsupportedMedia     not a video of an allowed container and codec
-    ├── CorruptClip          a video, but too damaged to sample
-    ├── NoFrames             a video stream that holds no frame
-    ├── ClipTooLong          more seconds or frames than allowed
-    ├── ResolutionTooLarge   more pixels a frame than allowed
-    ├── DecodeTimeout        took longer to decode than allowed
-    └── DecoderCrashed       the decoder process died
+ClipError
+├── UnsupportedMedia     not a video of an allowed container and codec
+├── CorruptClip          a video, but too damaged to sample
+├── NoFrames             a video stream that holds no frame
+├── ClipTooLong          more seconds or frames than allowed
+├── ResolutionTooLarge   more pixels a frame than allowed
+├── DecodeTimeout        took longer to decode than allowed
+└── DecoderCrashed       the decoder process died
 """
 
 from typing import ClassVar
