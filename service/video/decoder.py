@@ -19,6 +19,7 @@ import numpy.typing as npt
 from av.codec.codec import Codec
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -171,14 +172,23 @@ def _video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStrea
     if context is None:
         raise UnsupportedMedia("the video's codec is unknown")
     codec: Codec = context.codec
-    if codec.canonical_name not in CODECS or context.codec_tag in ("encv", "dvh1"):
-        raise UnsupportedMedia(
-            f"the video's codec is {codec.canonical_name} ({context.codec_tag}), not a supported one"
-        )
+    tag = _codec_tag(context)
+    if codec.canonical_name not in CODECS or tag in ("encv", "dvh1"):
+        name = f"{codec.canonical_name} ({tag})" if tag else codec.canonical_name
+        raise UnsupportedMedia(f"the video's codec is {name}, not a supported one")
     _check_pixels(context.width, context.height, limits)
     context.options = {"max_pixels": str(limits.max_pixels)}
     context.thread_type = "NONE"
     return stream
+
+
+def _codec_tag(context: VideoCodecContext) -> str:
+    """The container's own four letters for the codec, or nothing where they are not text."""
+    try:
+        tag = context.codec_tag
+    except UnicodeDecodeError:  # MPEG-TS numbers its codecs, some above 127
+        return ""
+    return tag if tag.isprintable() else ""
 
 
 def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
