@@ -305,11 +305,12 @@ class _FramePicker:
         return frames, self.rotation, damaged
 
     def _pick_some(self, distinct: Sequence[int]) -> dict[int, Image]:
-        """Decodes only what the wanted frames depend on; gives up (fewer frames) on the first decode error."""
+        """Decodes only what the wanted frames depend on; gives up (fewer frames) on the first sign of damage."""
         index_of: dict[int | None, int] = {self.timeline.timestamps[index]: index for index in distinct}
         picked: dict[int, Image] = {}
         context = self.stream.codec_context
         can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
+        keys = {packet.pts for packet in self.timeline.packets if packet.is_keyframe}
         try:
             for run in _runs(self.timeline.packets, index_of.keys()):
                 for packet in [*run, None]:
@@ -317,6 +318,8 @@ class _FramePicker:
                     if can_skip and packet is not None:
                         context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
                     for frame in context.decode(packet):
+                        if frame.pts in keys and not frame.key_frame:
+                            return {}  # a container without a table of keyframes calls every frame one
                         if frame.pts in index_of:
                             picked[index_of[frame.pts]] = self._image(frame)
                 context.flush_buffers()
