@@ -18,8 +18,8 @@ class AttentionSLSTMCell(keras.Layer):
 
         scores = linear(mlp3([mlp4(mean_i X_{t,i}); mlp2(h_{t-1})]))             49 at once
 
-    ``content`` is the reading of Xu (arXiv 1502.03044) and Sharma (arXiv 1511.04119): each cell is scored by what it
-    shows::
+    ``content`` is the reading of Xu (arXiv 1502.03044) and of the code published with Sharma (arXiv 1511.04119): each
+    cell is scored by what it shows::
 
         score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
 
@@ -36,17 +36,17 @@ class AttentionSLSTMCell(keras.Layer):
     """
 
     def __init__(
-        self, units: int = 256, attention_units: int = 128, scores: AttentionScores = "state", **kwargs: Any
+        self, units: int = 256, attention_units: int = 128, scores: AttentionScores = "content", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if scores not in ("state", "content"):
             raise ValueError(f"scores is 'state' or 'content', not {scores!r}")
         self.units, self.attention_units, self.scores = units, attention_units, scores
         activation = "tanh" if scores == "state" else None
-        self.mlp2 = keras.layers.Dense(attention_units, activation, name="mlp2")
-        self.mlp3 = keras.layers.Dense(attention_units, activation, name="mlp3")
-        self.mlp4 = keras.layers.Dense(attention_units, activation, name="mlp4")
-        self.slstm = SLSTMCell(units, name="slstm")
+        self.mlp2 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp2")
+        self.mlp3 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp3")
+        self.mlp4 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp4")
+        self.slstm = SLSTMCell(units, dtype=self.dtype_policy, name="slstm")
         self.state_size = self.slstm.state_size
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -55,7 +55,7 @@ class AttentionSLSTMCell(keras.Layer):
         self.mlp2.build((None, self.units))
         self.mlp3.build((None, 2 * self.attention_units) if state else (None, cells, channels))
         self.mlp4.build((None, channels))
-        self.linear = keras.layers.Dense(cells if state else 1, name="linear")
+        self.linear = keras.layers.Dense(cells if state else 1, dtype=self.dtype_policy, name="linear")
         self.linear.build((None, self.attention_units))
         self.slstm.build((None, channels))
         self.output_size = self.units + int(cells or 0)

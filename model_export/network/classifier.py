@@ -34,8 +34,8 @@ class InitialState(keras.Layer):
     def __init__(self, units: int, masks: tuple[int, ...] = (), dropout: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units, self.masks, self.dropout = units, tuple(masks), dropout
-        self.mlp_h = keras.layers.Dense(units, "tanh", name="mlp_h")
-        self.mlp_c = keras.layers.Dense(units, "tanh", name="mlp_c")
+        self.mlp_h = keras.layers.Dense(units, "tanh", dtype=self.dtype_policy, name="mlp_h")
+        self.mlp_c = keras.layers.Dense(units, "tanh", dtype=self.dtype_policy, name="mlp_c")
         self.seed_generator = keras.random.SeedGenerator()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -61,7 +61,7 @@ def build_head(
     classes: int,
     variant: Variant = "attention",
     attention_scores: AttentionScores = "content",
-    readout: Readout = "last",
+    readout: Readout = "mean",
     *,
     dropout: float = 0.5,
     channels: int = CHANNELS,
