@@ -208,6 +208,8 @@ class _Timeline:
     wanted: list[int]
     complete: bool
     """Every packet has a timestamp of its own, so that a frame is known by it."""
+    doubtful: bool
+    """The codec reorders frames and the timestamps never do: they may be decode times (AVI holds no others)."""
 
     @classmethod
     def read(
@@ -227,6 +229,7 @@ class _Timeline:
         timestamps = _timestamps(shown, usual)
         last = max(range(len(shown)), key=timestamps.__getitem__)
         complete = all(packet.pts is not None for packet in packets) and len(set(timestamps)) == len(timestamps)
+        doubtful = bool(stream.codec_context.has_b_frames) and timestamps == sorted(timestamps)
         end = timestamps[last] + Fraction(shown[last].duration or usual)
         timestamps.sort()
         duration = end - timestamps[0]
@@ -236,7 +239,7 @@ class _Timeline:
             )
         instants = sample_instants(Fraction(timestamps[0]), duration)
         wanted = frames_shown(instants, timestamps)
-        return cls(packets, timestamps, time_base, duration, instants, wanted, complete)
+        return cls(packets, timestamps, time_base, duration, instants, wanted, complete, doubtful)
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
@@ -288,10 +291,10 @@ class _FramePicker:
         """Frames ``(40, 224, 224, 3)``, rotation in degrees clockwise, number of damaged frames."""
         distinct = sorted(set(self.timeline.wanted))
         picked: dict[int, Image] = {}
-        if self.timeline.complete:
+        if self.timeline.complete and not self.timeline.doubtful:
             picked = self._pick_some(distinct)
         if len(picked) < len(distinct):
-            picked = self._pick_from_all(distinct)
+            picked = self._pick_from_all(distinct, by_timestamp=self.timeline.complete)
         if not picked:
             raise CorruptClip("none of the clip's frames can be decoded")
         damaged = len(distinct) - len(picked)
@@ -330,15 +333,21 @@ class _FramePicker:
             context.flush_buffers()
         return picked
 
-    def _pick_from_all(self, distinct: Sequence[int]) -> dict[int, Image]:
+    def _pick_from_all(self, distinct: Sequence[int], *, by_timestamp: bool) -> dict[int, Image]:
         """Decodes everything up to the last wanted frame, passing over what is damaged."""
         timestamps = self.timeline.timestamps
         index_of: dict[int | None, int] = {timestamp: index for index, timestamp in enumerate(timestamps)}
         wanted = set(distinct)
         picked: dict[int, Image] = {}
+        latest = timestamps[0]
         for position, frame in enumerate(self._decode_all()):
-            known = frame.pts is not None and self.timeline.complete
-            index = index_of.get(frame.pts, position) if known else position
+            index = position
+            if by_timestamp and frame.pts is not None:
+                index = index_of.get(frame.pts, position)
+                if self.timeline.doubtful and frame.pts < latest:  # they are decode times: only the order is true
+                    self.stream.codec_context.flush_buffers()
+                    return self._pick_from_all(distinct, by_timestamp=False)
+                latest = frame.pts
             if index in wanted:
                 picked[index] = self._image(frame)
                 if index == distinct[-1]:
