@@ -49,7 +49,7 @@ class VariantFile(_Strict):
     @field_validator("file")
     @classmethod
     def _stays_inside(cls, name: str) -> str:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise ValueError("a file of the bundle's own folder is meant")
         return name
 
@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BundleError(
             f"{file} does not exist: {path} is not a bundle; make one with `limelight-model export`"
@@ -138,7 +138,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """
     part = path / f"{MANIFEST}.part"
     try:
-        part.write_text(manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+        part.write_text(manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n", encoding="utf-8")
         part.replace(path / MANIFEST)
     finally:
         part.unlink(missing_ok=True)
