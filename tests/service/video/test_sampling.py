@@ -1,0 +1,108 @@
+"""The sampling rule, against its words in DESIGN §3 written out as loops over every frame."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.video.sampling import FRAME_COUNT, frames_shown, sample_instants
+
+ticks = st.integers(-(10**6), 10**6)
+timelines = st.lists(ticks, min_size=1, max_size=90).map(sorted)
+durations = st.fractions(min_value=Fraction(1, 1000), max_value=10**6, max_denominator=1000)
+
+
+def frame_on_screen(instant: Fraction, timestamps: Sequence[int]) -> int:
+    """A frame is shown from its timestamp minus half a tick until the next one; the first also before that."""
+    shown = 0
+    for index, timestamp in enumerate(timestamps):
+        if timestamp - Fraction(1, 2) <= instant:
+            shown = index
+    return shown
+
+
+@given(start=st.fractions(max_denominator=1000), duration=durations)
+def test_the_middles_of_forty_equal_segments_are_looked_at(start: Fraction, duration: Fraction) -> None:
+    expected = [start + (k + Fraction(1, 2)) * duration / 40 for k in range(40)]
+
+    assert sample_instants(start, duration) == expected
+
+
+@given(timestamps=timelines, end=st.integers(1, 10**4))
+def test_the_frame_on_screen_at_each_instant_is_taken(timestamps: list[int], end: int) -> None:
+    start = Fraction(timestamps[0])
+    instants = sample_instants(start, timestamps[-1] + end - start)
+
+    assert frames_shown(instants, timestamps) == [frame_on_screen(instant, timestamps) for instant in instants]
+
+
+@given(timestamps=timelines, instants=st.lists(st.fractions(-(10**6), 10**6, max_denominator=4), max_size=20))
+def test_any_instant_has_its_frame_even_before_the_first_and_after_the_last(
+    timestamps: list[int], instants: list[Fraction]
+) -> None:
+    assert frames_shown(instants, timestamps) == [frame_on_screen(instant, timestamps) for instant in instants]
+
+
+@given(frames=st.integers(1, 2000), step=st.integers(41, 4000), start=ticks)
+def test_a_constant_frame_rate_gives_the_middle_frame_of_each_segment(frames: int, step: int, start: int) -> None:
+    """Where a frame lasts more than 40 ticks: of shorter ones, half a tick is enough to reach the next."""
+    timestamps = range(start, start + frames * step, step)
+
+    shown = frames_shown(sample_instants(Fraction(start), Fraction(frames * step)), timestamps)
+
+    assert shown == [floor((k + Fraction(1, 2)) * frames / 40) for k in range(40)]
+
+
+@given(frames=st.integers(1, 39))
+def test_fewer_frames_than_instants_are_repeated_and_none_is_left_out(frames: int) -> None:
+    timestamps = range(0, frames * 512, 512)
+
+    shown = frames_shown(sample_instants(Fraction(0), Fraction(frames * 512)), timestamps)
+
+    assert len(shown) == FRAME_COUNT
+    assert shown == sorted(shown)
+    assert set(shown) == set(range(frames))
+
+
+def test_a_single_frame_is_taken_forty_times() -> None:
+    assert frames_shown(sample_instants(Fraction(7), Fraction(1)), [7]) == [0] * 40
+
+
+def test_a_frame_is_shown_from_half_a_tick_before_its_timestamp() -> None:
+    just_before = Fraction(19, 2) - Fraction(1, 10**9)
+
+    assert frames_shown([just_before, Fraction(19, 2), Fraction(10)], [0, 10, 20]) == [0, 1, 1]
+
+
+def test_of_frames_with_one_timestamp_the_last_is_shown() -> None:
+    assert frames_shown([Fraction(0), Fraction(5), Fraction(9)], [0, 5, 5, 5, 9]) == [0, 3, 4]
+
+
+def test_negative_timestamps_are_timestamps() -> None:
+    assert frames_shown([Fraction(-30), Fraction(-20), Fraction(-1), Fraction(0)], [-20, -10, 0]) == [0, 0, 1, 2]
+
+
+def test_a_long_pause_repeats_the_frame_before_it() -> None:
+    shown = frames_shown(sample_instants(Fraction(0), Fraction(400)), [0, 10, 390])
+
+    assert shown == [0] + [1] * 38 + [2]
+
+
+@pytest.mark.parametrize("duration", [0, -1])
+def test_a_clip_without_duration_has_no_instants(duration: int) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        sample_instants(Fraction(0), Fraction(duration))
+
+
+@pytest.mark.parametrize("count", [0, -40])
+def test_there_is_at_least_one_instant(count: int) -> None:
+    with pytest.raises(ValueError, match="segments"):
+        sample_instants(Fraction(0), Fraction(1), count)
+
+
+def test_without_timestamps_no_frame_is_shown() -> None:
+    with pytest.raises(ValueError, match="timestamp"):
+        frames_shown([Fraction(0)], [])
