@@ -250,6 +250,8 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPack
             packet = next(packets, None)
         except av.error.FFmpegError:
             return
+        except IndexError:  # at the end PyAV trips over streams that an MPEG-TS added on the way
+            return
         if packet is None:
             return
         if packet.size:
