@@ -274,8 +274,8 @@ def _training_facts(videos: Path, recipe: "Recipe", result: "TrainingResult", cl
         "clips_per_class": clips_a_class,
         "holdout_accuracy": round(result.holdout_accuracy, 4),
         "holdout_clips": result.holdout_clips,
-        "protocol": "accuracy on whole held-out groups by a head that did not see them; the head itself is then "
-        "trained on all clips for as many epochs as were best there, so the figure is slightly optimistic",
+        "protocol": "accuracy on whole held-out groups of a head that did not see them, at the epoch of its least loss "
+        "there; the head itself is then trained on all clips for as many epochs",
         "epochs": result.epochs,
         "recipe": asdict(recipe),
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
