@@ -275,7 +275,8 @@ def _training_facts(videos: Path, recipe: "Recipe", result: "TrainingResult", cl
         "holdout_accuracy": round(result.holdout_accuracy, 4),
         "holdout_clips": result.holdout_clips,
         "protocol": "accuracy on whole held-out groups of a head that did not see them, at the epoch of its least loss "
-        "there; the head itself is then trained on all clips for as many epochs",
+        "there; the head itself is then trained on all clips for as many epochs. Chosen by the clips it is measured "
+        "on, the figure is a little optimistic",
         "epochs": result.epochs,
         "recipe": asdict(recipe),
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),

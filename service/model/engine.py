@@ -36,7 +36,7 @@ class EngineOutput:
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies 8-bit integers natively. Without VNNI int8 is slower and saturates."""
+    """Whether the processor multiplies and adds 8-bit integers in one instruction, which is what int8 is made for."""
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
@@ -51,7 +51,7 @@ def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[
     if "int8" not in manifest.precisions:
         return "fp32", "the bundle holds no int8 file"
     if not vnni:
-        return "fp32", "this processor has no VNNI, without which int8 gains nothing"
+        return "fp32", "this processor has no VNNI; LIMELIGHT_PRECISION=int8 takes int8 all the same"
     agreement = manifest.precisions["int8"].agreement
     if agreement is None:
         return "fp32", "the manifest does not record how well int8 agrees; `limelight-model verify` measures it"
