@@ -49,9 +49,24 @@ HeadOption = Annotated[
 ]
 
 
+def _start_tensorflow() -> None:
+    """Imports TensorFlow without the messages about absent GPUs that it writes before it heeds any log level."""
+    stderr = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turns what the user can mend into one sentence on stderr and exit code 2."""
+def _command() -> Iterator[None]:
+    """Around every command that computes: starts TensorFlow; what the user can mend is one sentence and exit code 2."""
+    _start_tensorflow()
     from model_export.export import ExportError
     from model_export.features import FeatureError
     from model_export.head import HeadError
@@ -97,7 +112,7 @@ def features(
     weights: WeightsOption = None,
 ) -> None:
     """Compute the VGG19 features of clips; goes on where it was interrupted."""
-    with _one_sentence():
+    with _command():
         feature_cache, encoder = _feature_cache(output, fetch_weights(weights, console=console), dtype)
         clips = clips_per_class(find_clips(videos), clips_a_class)
         found = _examples(clips, feature_cache, encoder)
@@ -121,7 +136,7 @@ def train(
     weights: WeightsOption = None,
 ) -> None:
     """Train a head on folders of clips: features, held-out accuracy, final head, int8 calibration ranges."""
-    with _one_sentence():
+    with _command():
         from model_export.head import HeadFacts, save_head
         from model_export.training import Recipe
         from model_export.training import train as train_head
@@ -164,7 +179,7 @@ def export(
     force: Annotated[bool, typer.Option(help="Export even where the bundle is up to date.")] = False,
 ) -> None:
     """Write a bundle (fp32, fp16 and int8 ONNX and a manifest), checked against Keras."""
-    with _one_sentence():
+    with _command():
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
 
@@ -191,7 +206,7 @@ def verify(
     weights: WeightsOption = None,
 ) -> None:
     """Compare a bundle's variants with Keras over many clips; the agreement goes into the manifest."""
-    with _one_sentence():
+    with _command():
         from model_export.head import PRETRAINED, HeadError, load_head
         from model_export.verify import agreement, compare
 

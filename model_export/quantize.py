@@ -1,6 +1,8 @@
 """int8 for CPUs: VGG19's convolutions in QDQ form, u8 activations, s8 weights a channel of their own."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +33,28 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[npt.NDArra
     Raises:
         OSError: a file cannot be read or written.
     """
-    quantize_static(
-        model,
-        output,
-        _Clips(clips) if clips is not None else None,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
-        per_channel=True,
-        # 7-bit weights: without VNNI, two products of u8 and s8 are added in 16 bits, which 8-bit weights overflow.
-        reduce_range=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibration_cache_path=ranges,
-    )
+    with _without_advice():
+        quantize_static(
+            model,
+            output,
+            _Clips(clips) if clips is not None else None,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            # 7-bit weights: without VNNI, two products of u8 and s8 are added in 16 bits, which 8-bit weights overflow.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibration_cache_path=ranges,
+        )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Mutes the advice to pre-process the model, on the root logger: it has no batch norms and knows its shapes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
