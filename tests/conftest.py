@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from service.video.rendering import render_clip
+from tests.tiny_bundle import write_tiny_bundle
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -20,3 +23,15 @@ def shared() -> Path:
     if promised:
         pytest.fail(f"LIMELIGHT_SHARED={promised} is not a folder")
     pytest.skip("needs real clips: set LIMELIGHT_SHARED to the folder that holds clips/ and splits/")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose network is a toy that keeps the contract: for all that the network does not matter to."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def clip() -> bytes:
+    """A small rendered clip."""
+    return render_clip(frames=50, width=160, height=120).data

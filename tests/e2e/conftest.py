@@ -5,19 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.video.rendering import render_clip
 from tests.e2e.process import PATIENCE_S, Server, running
-from tests.tiny_bundle import write_tiny_bundle
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def clip() -> bytes:
-    return render_clip(frames=50, width=160, height=120).data
 
 
 @pytest.fixture(scope="module")
