@@ -43,7 +43,7 @@ console = Console()
 
 WeightsOption = Annotated[Path | None, typer.Option(help="VGG19 weights file; found or downloaded where not given.")]
 VideosOption = Annotated[Path, typer.Option(help="Folder of class folders of clips (UCF-101, HMDB-51 or your own).")]
-CountOption = Annotated[int, typer.Option(min=1, help="Take at most so many clips of each class.")]
+CountOption = Annotated[int, typer.Option("--clips-per-class", min=1, help="Take at most so many, of all groups.")]
 HeadOption = Annotated[
     Path | None, typer.Option(help="Trained head, as `train` writes it; the pretrained one if not given.")
 ]
@@ -107,7 +107,7 @@ def fetch_weights_command(weights: WeightsOption = None) -> None:
 def features(
     videos: VideosOption,
     output: Annotated[Path, typer.Option(help="Folder to keep the features in.")] = Path("features"),
-    clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
+    clips_a_class: CountOption = 20,
     dtype: Annotated[FeatureDtype, typer.Option(help="float32 is for `verify`.")] = "float16",
     weights: WeightsOption = None,
 ) -> None:
@@ -124,7 +124,7 @@ def train(
     videos: VideosOption,
     output: Annotated[Path, typer.Option(help="Folder for the trained head.")] = Path("runs/head"),
     features: Annotated[Path, typer.Option(help="Folder to keep VGG19 features in.")] = Path("features"),
-    clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
+    clips_a_class: CountOption = 20,
     variant: Annotated[Variant, typer.Option(help="With soft attention, or the paper's base.")] = "attention",
     attention_scores: Annotated[AttentionScores, typer.Option(help="What scores a cell: it, or h alone.")] = "content",
     readout: Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")] = "mean",
@@ -194,7 +194,7 @@ def verify(
     clips: Annotated[Path, typer.Option(help="Folder of class folders of clips.")],
     bundle: Annotated[Path, typer.Option(help="The bundle to check.")] = Path("bundle"),
     head: HeadOption = None,
-    clips_a_class: Annotated[int, typer.Option("--clips-per-class", min=1)] = 20,
+    clips_a_class: CountOption = 20,
     precision: Annotated[Precision | None, typer.Option(help="Only this one; all where not given.")] = None,
     features: Annotated[
         Path | None, typer.Option(help="float32 features (see `features --dtype float32`), to spare Keras' VGG19.")
@@ -330,7 +330,10 @@ def _reference(
         )
 
     def expected(clip: Clip) -> "tuple[Frames, Outputs]":
-        frames = decode_clip(clip.path).frames
+        try:
+            frames = decode_clip(clip.path).frames
+        except ClipError as error:
+            raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
         found = kept.get(clip.path, encoder) if kept else encode(encoder(), frames)
         return frames, head_outputs(head, found)
 
