@@ -131,6 +131,8 @@ def _until_refused(port: int) -> None:
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+        except ConnectionResetError:  # it was in the listener's queue when that closed
+            continue
         except ConnectionRefusedError:
             return
 
