@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,6 +110,7 @@ class TestLife:
 
         def stopping_half_way() -> Iterator[bytes]:
             yield clip[: len(clip) // 2]
+            _until_in_flight(server)
             server.process.send_signal(signal.SIGTERM)
             _until_refused(server.port)
             yield clip[len(clip) // 2 :]
@@ -125,6 +127,12 @@ class TestLife:
 
         assert server.process.wait(PATIENCE_S) == 0
         assert server.lines()  # and nothing but JSON was said
+
+
+def _until_in_flight(server: Server) -> None:
+    """Returns once the server has begun a request: one still in the socket's buffer is not accepted yet."""
+    while "limelight_in_flight_requests 1.0" not in httpx.get(f"{server.url}/metrics", trust_env=False).text:
+        time.sleep(0.01)
 
 
 def _until_refused(port: int) -> None:
