@@ -12,7 +12,7 @@ from model_export import export
 from model_export.export import ExportError, export_bundle
 from model_export.head import HeadError, load_head
 from model_export.verify import OnnxNetwork, head_outputs
-from service.model.bundle import load_bundle
+from service.model.bundle import Agreement, load_bundle
 from tests.model_export.conftest import NARROW
 
 
@@ -97,6 +97,20 @@ def test_exporting_again_changes_nothing(narrow_head: Path, narrow_bundle: Path)
     before = (narrow_bundle / "manifest.json").stat()
     assert not export_bundle(load_head(narrow_head), None, narrow_bundle, filters=NARROW)
     assert (narrow_bundle / "manifest.json").stat() == before
+
+
+def test_agreement_measured_later_reaches_a_bundle_that_is_up_to_date(
+    narrow_head: Path, narrow_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(narrow_head, tmp_path / "head")
+    shutil.copytree(narrow_bundle, tmp_path / "bundle")
+    head = load_head(tmp_path / "head")
+    measured = Agreement(top1=1.0, n=9, low=0.7, high=1.0, max_abs_difference=0.1, device="here")
+    head.record_agreement({"int8": measured})
+    assert not export_bundle(head, None, tmp_path / "bundle", filters=NARROW)
+    precisions = load_bundle(tmp_path / "bundle").manifest.precisions
+    assert precisions["int8"].agreement == measured
+    assert precisions["fp32"].agreement is None
 
 
 @pytest.fixture
