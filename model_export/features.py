@@ -1,8 +1,8 @@
 """VGG19 features of clips, computed once and kept on disk.
 
-Encoding a clip costs about a thousand times what training on its features does, so the cuboids X_t (40 × 7 × 7 × 512)
-are cached: one ``.npy`` file a clip, named after the SHA-256 of the clip's bytes, so that a moved or renamed clip is
-still found and a changed one is not. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
+Encoding a clip takes seconds and every epoch would need it again, so the cuboids X_t (40 × 7 × 7 × 512) are cached:
+one ``.npy`` file a clip, named after the SHA-256 of the clip's bytes, so that a moved or renamed clip is still found
+and a changed one is not. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
 """
 
 import hashlib
