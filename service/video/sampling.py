@@ -7,6 +7,7 @@ arithmetic is on integers and exact fractions, so that training and serving can 
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
@@ -27,7 +28,9 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> lis
     """Index of the frame on screen at each instant.
 
     A frame is shown from half a tick before its timestamp (containers that count milliseconds round) until the next
-    frame is; the first is shown before that, too. Of frames with equal timestamps the last is shown.
+    frame is; the first is shown before that, too. Where frames usually come one tick apart, as in an AVI, timestamps
+    count frames and nothing was rounded: there a frame is shown from its timestamp on, and a clip of constant frame
+    rate gives the same frames whatever container it is in. Of frames with equal timestamps the last is shown.
 
     Args:
         instants: in ticks of the stream's time base.
@@ -38,5 +41,6 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> lis
     """
     if not timestamps:
         raise ValueError("no frame has a timestamp")
-    half = Fraction(1, 2)
-    return [max(0, bisect_right(timestamps, instant + half) - 1) for instant in instants]
+    steps = sorted(later - earlier for earlier, later in pairwise(timestamps))
+    rounding = Fraction(1, 2) if steps and steps[len(steps) // 2] > 1 else 0
+    return [max(0, bisect_right(timestamps, instant + rounding) - 1) for instant in instants]
