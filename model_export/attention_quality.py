@@ -60,8 +60,9 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+    def __format__(self, spec: str) -> str:
+        """The mean and its interval, each number by ``spec``."""
+        return f"{self.mean:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -98,7 +99,7 @@ def bootstrap(
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, Estimate | str]]) -> list[str]:
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str]:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     return lines + [f"| {name} | {value} |" for name, value in rows]
 
@@ -175,13 +176,15 @@ class Deletion:
 
     def markdown(self) -> list[str]:
         """Lines of the report, without a heading."""
-        drops = [(CHOICES[choice], self.drop(choice)) for choice in CHOICES]
-        gaps = [(f"most attended − {CHOICES[control]}", self.gap(control)) for control in self._controls()]
+        drops = [(CHOICES[choice], f"{self.drop(choice):z.4f}") for choice in CHOICES]
+        gaps = [(f"most attended − {CHOICES[control]}", f"{self.gap(control):z.4f}") for control in self._controls()]
+        sources = f" of {self._group_count()} source videos" if self.groups else ""
+        unit = "source videos" if self.groups else "clips"
         setting = (
             f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell "
-            f"({len(self.drops['attended'])} clips of {self._group_count()} source videos; 95 % bootstrap intervals "
-            "over source videos). *Moved elsewhere*: the same cells after moving them together, the same way in all "
-            "frames, a control as steady and compact as attention is."
+            f"({len(self.drops['attended'])} clips{sources}; 95 % bootstrap intervals over {unit}). *Moved elsewhere*: "
+            "the same cells after moving them together, the same way in all frames, a control as steady and compact as "
+            "attention is."
         )
         table = _table(("cells taken away", "drop of the predicted class's probability"), drops + gaps)
         return [setting, "", *table, "", self.verdict]
@@ -367,12 +370,12 @@ class ActorRatio:
 
     def markdown(self) -> list[str]:
         """Lines of the report, without a heading."""
-        rows: list[tuple[str, Estimate | str]] = [
-            ("the clip's own maps", self.ratio),
-            ("the mean of the other clips' maps (blind to the clip)", bootstrap(self.blind)),
-            ("own − blind", self.gap_to_blind),
+        rows = [
+            ("the clip's own maps", f"{self.ratio:.2f}"),
+            ("the mean of the other clips' maps (blind to the clip)", f"{bootstrap(self.blind):.2f}"),
+            ("own − blind", f"{self.gap_to_blind:z.2f}"),
             ("uniform attention", "1"),
-            ("ceiling: all attention on the cell deepest in the box", bootstrap(self.ceilings)),
+            ("ceiling: all attention on the cell deepest in the box", f"{bootstrap(self.ceilings):.2f}"),
         ]
         setting = (
             f"{len(self.names)} clips rendered with a moving actor whose box is known in every frame (95 % bootstrap "

@@ -170,6 +170,7 @@ def test_folds_are_pooled_clip_by_clip() -> None:
     np.testing.assert_array_equal(pooled.drops["attended"], deletion(predict, both).drops["attended"])
     assert pooled.groups == ("a", "a", "b", "c")
     assert pooled.as_dict()["groups"] == 3
+    assert "4 clips of 3 source videos" in pooled.markdown()[0]
 
 
 def test_a_head_without_attention_is_refused() -> None:
