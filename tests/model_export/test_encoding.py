@@ -1,0 +1,103 @@
+"""Every engine computes the same cuboids; which one runs depends on the machine and on what the cuboids are for."""
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tensorflow as tf
+
+from model_export.encoding import choose_encode, keras_encode, winograd_encode
+from model_export.network.vgg19 import build_encoder
+
+needs_mnn = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN has no wheel for this processor")
+
+HALF_ROUNDING = 2.0**-11  # relative, at most, of a number stored as float16
+
+
+@pytest.fixture(scope="module")
+def frames(rendered_frames: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    return rendered_frames[0]
+
+
+@pytest.fixture(scope="module", params=[(2, 2, 4, 4, 8), (8, 8, 16, 16, 32), (5, 6, 7, 9, 11)], ids=str)
+def encoder(request: pytest.FixtureRequest) -> Any:
+    keras.utils.set_random_seed(3)
+    built = build_encoder(filters=request.param)
+    for layer in built.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, np.linspace(-3, 5, len(bias))])  # Keras starts biases at zero, which hides them
+    return built
+
+
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+
+
+@needs_mnn
+@pytest.mark.parametrize("count", [1, 8, 11, 40])
+def test_winograd_and_keras_agree_to_less_than_float16_rounds_off(
+    encoder: Any, frames: npt.NDArray[np.uint8], count: int
+) -> None:
+    cuboids = winograd_encode(encoder)(frames[:count])
+    expected = keras_encode(encoder)(frames[:count])
+    assert cuboids.dtype == expected.dtype == np.float32
+    assert cuboids.shape == expected.shape == (count, 7, 7, encoder.output_shape[-1])
+    assert expected.std() > 1
+    np.testing.assert_allclose(cuboids, expected, rtol=0, atol=HALF_ROUNDING * float(expected.std()))
+
+
+@needs_mnn
+def test_one_engine_encodes_clips_of_any_length_one_after_the_other(
+    narrow_encoder: Any, frames: npt.NDArray[np.uint8]
+) -> None:
+    """Its network is made for full chunks; a shorter one in between must not upset it."""
+    engine = winograd_encode(narrow_encoder)
+    whole = engine(frames)
+    for start, stop in ((0, 3), (3, 40), (7, 8)):
+        np.testing.assert_allclose(engine(frames[start:stop]), whole[start:stop], rtol=0, atol=1e-4 * whole.max())
+
+
+def test_chunks_are_those_of_the_whole(narrow_encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
+    np.testing.assert_allclose(
+        keras_encode(narrow_encoder)(frames[:19]), narrow_encoder(frames[:19]), rtol=0, atol=1e-4 * frames.max()
+    )
+
+
+@needs_mnn
+def test_nothing_is_printed(
+    narrow_encoder: Any, frames: npt.NDArray[np.uint8], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither into tables nor over a progress bar, though MNN's C++ code does at every start."""
+    winograd_encode(narrow_encoder)(frames[:8])
+    assert capfd.readouterr().out == ""
+
+
+@needs_mnn
+def test_half_precision_features_on_a_cpu_come_from_mnn(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch)
+    assert choose_encode(narrow_encoder, "float16").name == "MNN"
+
+
+def test_full_precision_features_come_from_tensorflow(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch)
+    assert choose_encode(narrow_encoder, "float32").name == "TensorFlow"
+
+
+def test_a_gpu_is_used_where_there_is_one(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"] if kind == "GPU" else [])
+    assert choose_encode(narrow_encoder, "float16").name == "TensorFlow"
+
+
+def test_where_mnn_is_missing_tensorflow_encodes(
+    narrow_encoder: Any, frames: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_gpu(monkeypatch)
+    monkeypatch.setitem(sys.modules, "MNN", None)  # importing it raises ImportError
+    engine = choose_encode(narrow_encoder, "float16")
+    assert engine.name == "TensorFlow"
+    assert engine(frames[:2]).shape == (2, 7, 7, 8)
