@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import numpy.typing as npt
 
 IMAGE_SIZE = 224
 FILTERS = (64, 128, 256, 512, 512)
@@ -17,20 +18,24 @@ def build_encoder(
     weights: Path | None = None,
     dtype: str = "float32",
     *,
-    filters: tuple[int, ...] = FILTERS,
+    filters: tuple[int, ...] | None = None,
     image_size: int = IMAGE_SIZE,
 ) -> keras.Model:
     """VGG19 without its classifier, reading RGB frames as they are decoded.
 
     Args:
-        weights: ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``; ``None`` leaves the weights random.
+        weights: ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``, or a file laid out like it; ``None`` leaves the
+            weights random.
         dtype: of the convolutions, ``float32`` or ``float16``. Mean subtraction and the result are float32 always.
-        filters: channels of the five blocks; narrower ones are for quick tests.
+        filters: channels of the five blocks, those of the file (or VGG19's) where not given; narrower ones are for
+            quick tests.
         image_size: height and width of a frame, a multiple of 32.
 
     Returns:
         uint8 ``(n, image_size, image_size, 3)`` RGB → float32 ``(n, image_size / 32, image_size / 32, filters[-1])``.
     """
+    if filters is None:
+        filters = FILTERS if weights is None else _read_filters(weights)
     frames = keras.Input((image_size, image_size, 3), dtype="uint8", name="frames")
     # A subtraction of its own, not folded into the first bias: that convolution pads with zeros, which must mean
     # "the mean colour".
@@ -48,13 +53,24 @@ def build_encoder(
     return encoder
 
 
+def _read_filters(path: Path) -> tuple[int, ...]:
+    with h5py.File(path) as file:
+        kernels = (_layer_weights(file, f"block{block}_conv1")[0] for block in range(1, len(CONVOLUTIONS) + 1))
+        return tuple(kernel.shape[-1] for kernel in kernels)
+
+
 def _load_weights(encoder: keras.Model, path: Path) -> None:
     with h5py.File(path) as file:
         for layer in encoder.layers:
             if isinstance(layer, keras.layers.Conv2D):
-                group = file[layer.name]
-                kernel, bias = (np.asarray(group[name]) for name in group.attrs["weight_names"])
+                kernel, bias = _layer_weights(file, layer.name)
                 if layer.name == "block1_conv1":
                     # The published kernel expects B, G, R; a reverse op in the graph would stop CUDA graphs.
                     kernel = kernel[:, :, ::-1, :]
                 layer.set_weights([kernel, bias])
+
+
+def _layer_weights(file: h5py.File, layer: str) -> list[npt.NDArray[np.float32]]:
+    """Kernel ``(3, 3, in, out)`` and bias ``(out,)``."""
+    group = file[layer]
+    return [np.asarray(group[name]) for name in group.attrs["weight_names"]]

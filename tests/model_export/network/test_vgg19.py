@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import pytest
 from model_export.network.vgg19 import build_encoder
 from model_export.weights import fetch_weights
 from tests.model_export.network.reference import caffe_input
+from tests.model_export.network.vgg19_file import write_vgg19_weights
 
 Frames = npt.NDArray[np.uint8]
 
@@ -53,14 +53,7 @@ def published() -> Any:
 def weights_file(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The random network in a file laid out as the published one."""
     path = tmp_path_factory.mktemp("weights") / "vgg19.h5"
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in published.layers]
-        for layer in published.layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}_{part}_1:0" for part in ("W", "b")] if layer.weights else []
-            group.attrs["weight_names"] = [name.encode() for name in names]
-            for name, value in zip(names, layer.get_weights(), strict=True):
-                group[name] = value
+    write_vgg19_weights(path, {layer.name: layer.get_weights() for layer in published.layers})
     yield path
     path.unlink()  # 80 MB
 
@@ -130,6 +123,23 @@ def test_the_half_precision_encoder_computes_in_half_precision_and_stays_close(e
     convolutions = [layer for layer in half_encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [layer.compute_dtype for layer in convolutions] == ["float16"] * 16
     assert_close(half_encoder(noise()), encoder(noise()), share=1e-2)
+
+
+def test_the_width_is_that_of_the_weights_file(tmp_path: Path) -> None:
+    """So that a narrow file makes a narrow network wherever a weights file is asked for."""
+    random = build_encoder(filters=(2, 3, 4, 5, 6))
+    convolutions = [layer for layer in random.layers if isinstance(layer, keras.layers.Conv2D)]
+    weights = {layer.name: layer.get_weights() for layer in convolutions}
+    write_vgg19_weights(tmp_path / "narrow.h5", weights)
+    narrow = build_encoder(tmp_path / "narrow.h5")
+    assert narrow.output_shape == (None, 7, 7, 6)
+    kernel, _ = narrow.get_layer("block1_conv1").get_weights()
+    np.testing.assert_array_equal(kernel, weights["block1_conv1"][0][:, :, ::-1])
+    np.testing.assert_array_equal(narrow.get_layer("block5_conv4").get_weights()[0], weights["block5_conv4"][0])
+
+
+def test_without_weights_and_width_it_is_vgg19() -> None:
+    assert build_encoder().output_shape == (None, 7, 7, 512)
 
 
 def test_extreme_frames_stay_finite_in_half_precision_with_the_published_weights() -> None:
