@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -67,13 +67,14 @@ def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[F
     Raises:
         EvaluationError: a class has fewer groups than ``k``.
     """
-    name, groups = _scarcest(examples, lambda example: example.group)
-    if groups < k:
+    name, videos = _scarcest(examples, lambda example: example.group)
+    if videos < k:
         raise EvaluationError(
-            f"{name} has too few source videos ({groups}) for {k} folds; ask for fewer folds, add clips of others "
+            f"{name} has too few source videos ({videos}) for {k} folds; ask for fewer folds, add clips of others "
             "or leave the class out"
         )
-    return _folds(examples, StratifiedGroupKFold(k, shuffle=True, random_state=seed))
+    labels, groups = [example.label for example in examples], [example.group for example in examples]
+    return _folds(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups))
 
 
 def random_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fold, ...]:
@@ -87,7 +88,8 @@ def random_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fo
         raise EvaluationError(
             f"{name} has too few clips ({clips}) for {k} folds; ask for fewer folds, add clips or leave the class out"
         )
-    return _folds(examples, StratifiedKFold(k, shuffle=True, random_state=seed))
+    labels = [example.label for example in examples]
+    return _folds(StratifiedKFold(k, shuffle=True, random_state=seed).split(labels, labels))
 
 
 def split_fold(examples: Sequence[Example], train: Collection[str], test: Collection[str]) -> Fold:
@@ -133,11 +135,8 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
     return [examples[i] for i in fold.train], [examples[i] for i in fold.test]
 
 
-def _folds(examples: Sequence[Example], splitter: StratifiedGroupKFold | StratifiedKFold) -> tuple[Fold, ...]:
-    labels = [example.label for example in examples]
-    groups = [example.group for example in examples]
-    folds = splitter.split(np.zeros(len(examples)), labels, groups)
-    return tuple(Fold(tuple(train.tolist()), tuple(test.tolist())) for train, test in folds)
+def _folds(indices: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> tuple[Fold, ...]:
+    return tuple(Fold(tuple(train.tolist()), tuple(test.tolist())) for train, test in indices)
 
 
 def _scarcest(examples: Sequence[Example], unit_of: Callable[[Example], str]) -> tuple[str, int]:

@@ -29,8 +29,8 @@ MEANING: Mapping[FoldKind, str] = {
     "official": "Training and test side are those of the data set's authors.",
 }
 PROTOCOLS = (
-    "Figures of different protocols are not comparable. What a method gains by random folds over grouped ones it owes to "
-    "videos that it was trained on other cuts of."
+    "Figures of different protocols are not comparable. What a method gains by random folds over grouped ones it owes "
+    "to videos that it was trained on other cuts of."
 )
 
 
@@ -268,8 +268,8 @@ def _explanation(result: Results) -> str:
     return (
         "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). "
         + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets ")
-        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples), which tells what other videos of "
-        "these classes could change, not what another training could."
+        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples), which tells what other videos "
+        "of these classes could change, not what another training could."
     )
 
 
