@@ -30,7 +30,7 @@ Metric = Literal["accuracy", "precision", "recall"]
 
 METRICS: tuple[Metric, ...] = ("accuracy", "precision", "recall")
 RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)
+INTERVAL = (0.025, 0.975)
 
 
 class EvaluationError(Exception):
@@ -242,14 +242,14 @@ class Results:
 
         Macro means that each class which has clips counts the same; the precision of one never predicted is 0.
 
-        The intervals are percentiles of 2,000 resamples of the groups, not of the clips: clips cut from one video are
-        right or wrong together, and taking them for independent would make the intervals too narrow. They tell what
-        other videos of these classes could do to the figure, not what another training could.
+        The intervals come from 2,000 resamples of the groups, not of the clips: clips cut from one video are right or
+        wrong together, and taking them for independent would make the intervals too narrow. They tell what other videos
+        of these classes could do to the figure, not what another training could.
         """
         values = _metrics(self._counts(np.zeros_like(self.folds)))[:, 0]
         cluster = np.unique(self.groups, return_inverse=True)[1]
         resampled = _metrics(_resamples(int(cluster.max()) + 1, seed) @ self._counts(cluster))
-        low, high = np.percentile(resampled, INTERVAL, axis=1).tolist()
+        low, high = zip(*map(_interval, values, resampled), strict=True)
         folds = self.per_fold
         deviations = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(METRICS)
         return {
@@ -305,6 +305,15 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float64]:
     drawn = np.random.default_rng(seed).integers(groups, size=(RESAMPLES, groups))
     cells = drawn + groups * np.arange(RESAMPLES)[:, np.newaxis]
     return np.bincount(cells.ravel(), minlength=RESAMPLES * groups).reshape(RESAMPLES, groups).astype(np.float64)
+
+
+def _interval(value: float, resampled: npt.NDArray[np.float64], least: float = 0) -> tuple[float, float]:
+    """Percentile interval of 95 % within ``least`` and 1, moved by as much as the resamples are off the value on average.
+
+    That is nothing for accuracy, but a resample lacks a third of the groups, which tends to lower macro precision.
+    """
+    low, high = np.clip(np.quantile(resampled, INTERVAL) + value - resampled.mean(), least, 1)
+    return float(low), float(high)
 
 
 def cross_validate(
@@ -442,15 +451,15 @@ def compare(first: Results, second: Results, seed: int = 0) -> Comparison:
     cluster = np.unique(first.groups, return_inverse=True)[1]
     sums = np.stack([np.bincount(cluster, gain), np.bincount(cluster)], axis=1)
     resampled = _resamples(len(sums), seed) @ sums
-    low, high = np.percentile(resampled[:, 0] / resampled[:, 1], INTERVAL)
+    low, high = _interval(gain.mean(), resampled[:, 0] / resampled[:, 1], least=-1)
     only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return Comparison(
         first.contender,
         second.contender,
         float(gain.mean()),
-        float(low),
-        float(high),
+        low,
+        high,
         only_first,
         only_second,
         float(p),

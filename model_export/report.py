@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Picture
 
 from model_export.evaluation import METRICS, RESAMPLES, Comparison, Figure, Results, compare
@@ -339,14 +340,18 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def plot_confusion(result: Results, path: Path) -> None:
-    """Draws the confusion matrix as a PNG file: shades are shares of a class's clips, numbers are clips."""
+    """Draws the confusion matrix as a PNG file.
+
+    Numbers are clips, left out where they would not fit; shades are the root of the share of the class's clips, so that
+    rare confusions are seen.
+    """
     classes = len(result.labels)
     counted = classes <= COUNTED_CLASSES
     side = 3 + classes * (0.4 if counted else 0.18)
     picture = Picture(figsize=(side, side), layout="constrained")
     axes = picture.add_subplot()
     shares = result.confusion / np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     # Class names are text as it stands: a $ in one is no formula.
     axes.set_xticks(range(classes), result.labels, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(classes), result.labels, fontsize=8, parse_math=False)
@@ -354,7 +359,7 @@ def plot_confusion(result: Results, path: Path) -> None:
     if counted:
         for (row, column), clips in np.ndenumerate(result.confusion):
             if clips:
-                shade = "white" if shares[row, column] > 0.5 else "black"
+                shade = "white" if shares[row, column] > 0.3 else "black"
                 axes.text(column, row, str(clips), ha="center", va="center", color=shade, fontsize=8)
     picture.savefig(path, dpi=120)
 
