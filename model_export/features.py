@@ -1,39 +1,30 @@
 """VGG19 features of clips, computed once and kept on disk.
 
 Encoding a clip takes seconds and every epoch would need it again, so the cuboids X_t (40 × 7 × 7 × 512) are cached:
-one ``.npy`` file a clip, named after the SHA-256 of the clip's bytes, so that a moved or renamed clip is still found
-and a changed one is not. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
+one ``.npy`` file a clip and view, named after the SHA-256 of the clip's bytes, so that a moved or renamed clip is still
+found and a changed one is not. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-import keras
 import numpy as np
-import numpy.typing as npt
 
+from model_export.encoding import Encode, FeatureDtype
 from service.video.decoder import IMAGE_SIZE, RESIZE_RULE, decode_clip
-from service.video.sampling import FRAME_COUNT, SAMPLING_RULE
+from service.video.sampling import FRAME_COUNT, SAMPLING_REVISION, SAMPLING_RULE
 
-FeatureDtype = Literal["float16", "float32"]
-Features = npt.NDArray[np.float16] | npt.NDArray[np.float32]
-
-# Frames encoded at a time; 8 is measured 10 % faster than 40 on two cores, and needs a fifth of the memory.
-CHUNK = 8
+View = Literal["plain", "flipped"]
+"""A clip as it is, or its mirror image, left and right exchanged."""
 
 
 class FeatureError(Exception):
     """A feature cache cannot be used. One sentence that names it and the remedy."""
-
-
-def encode(encoder: keras.Model, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Cuboids X_t, float32 ``(n, 7, 7, 512)``, of uint8 RGB frames ``(n, 224, 224, 3)``."""
-    chunks = [encoder.predict_on_batch(frames[i : i + CHUNK]) for i in range(0, len(frames), CHUNK)]
-    return np.concatenate(chunks)
 
 
 class FeatureCache:
@@ -46,46 +37,88 @@ class FeatureCache:
             folder that already holds features keeps its own.
 
     Raises:
-        FeatureError: the folder holds features of another encoder or rule.
+        FeatureError: the folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
     """
 
     def __init__(self, directory: Path, encoder_sha256: str, dtype: FeatureDtype = "float16") -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
         facts = {
             "encoder_sha256": encoder_sha256,
             "sampling": SAMPLING_RULE,
+            "sampling_revision": SAMPLING_REVISION,
             "resize": RESIZE_RULE,
             "frame_count": FRAME_COUNT,
             "image_size": IMAGE_SIZE,
         }
-        path = directory / "cache.json"
-        if not path.exists():
-            _write_atomically(path, lambda file: file.write(json.dumps({**facts, "dtype": dtype}, indent=1).encode()))
-        found = json.loads(path.read_text())
+        with self._errors():
+            directory.mkdir(parents=True, exist_ok=True)
+            found = self._read_facts() or self._write_facts({**facts, "dtype": dtype})
         self.dtype: FeatureDtype = found.pop("dtype")
-        if found != facts:
-            other = sorted(key for key in facts if found.get(key) != facts[key])
+        if other := sorted(key for key in facts.keys() | found.keys() if found.get(key) != facts.get(key)):
             raise FeatureError(
-                f"{directory} holds features of another {', '.join(other)}; choose another folder with --features, "
-                "or remove it"
+                f"{directory} holds features of another {', '.join(other)}; choose another folder, or remove it"
             )
 
-    def get(self, clip: Path, encoder: Callable[[], keras.Model]) -> Features:
-        """Features ``(40, 7, 7, 512)`` of one clip, memory-mapped, encoded where they are not there yet.
+    def get(self, clip: Path, encode: Callable[[], Encode], view: View = "plain") -> Path:
+        """Path of one clip's features, ``.npy`` ``(40, 7, 7, channels)``; encoded where they are not there yet.
+
+        Args:
+            clip: video file.
+            encode: gives what encodes frames; called only where that is needed, for it takes seconds to build.
+            view: of the clip. Mirrored are its frames, not its features: VGG19 is not symmetric.
 
         Raises:
             ClipError: the clip cannot be decoded.
-            OSError: the clip cannot be read, or the features cannot be written.
+            FeatureError: the features cannot be written.
+            OSError: the clip cannot be read.
         """
         data = clip.read_bytes()
-        path = self.directory / f"{hashlib.sha256(data).hexdigest()}.npy"
-        if not path.exists():
+        suffix = "" if view == "plain" else f".{view}"
+        path = self.directory / f"{hashlib.sha256(data).hexdigest()}{suffix}.npy"
+        if not self._is_whole(path):
             frames = decode_clip(data).frames
-            encoded = encode(encoder(), frames).astype(self.dtype)
-            _write_atomically(path, lambda file: np.save(file, encoded))
-        features: Features = np.load(path, mmap_mode="r")
-        return features
+            cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
+            with self._errors():
+                _write_atomically(path, lambda file: np.save(file, cuboids))
+        return path
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether the file is there in full: a copy made onto a full disk is not."""
+        try:
+            features = np.lib.format.open_memmap(path, mode="r")
+        except (FileNotFoundError, ValueError):
+            return False
+        return features.dtype == self.dtype and features.shape[:-1] == (FRAME_COUNT, 7, 7)
+
+    def _read_facts(self) -> dict[str, Any] | None:
+        """What made the features in the folder; None where it holds none."""
+        path = self.directory / "cache.json"
+        try:
+            found = json.loads(path.read_text())
+            if found["dtype"] in get_args(FeatureDtype):
+                return dict(found)
+        except FileNotFoundError:
+            if not any(self.directory.glob("*.npy")):
+                return None
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise FeatureError(
+            f"{path} does not say what made the features beside it; choose another folder, or remove this one"
+        )
+
+    def _write_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
+        text = json.dumps(facts, indent=1)
+        _write_atomically(self.directory / "cache.json", lambda file: file.write(text.encode()))
+        return facts
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FeatureError(
+                f"{self.directory} cannot hold features ({error.strerror}); mend that, or choose another folder"
+            ) from error
 
 
 def _write_atomically(path: Path, write: Callable[..., object]) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 from scipy.stats import binomtest
 
-from model_export.features import Features, encode
+from model_export.encoding import Cuboids, keras_encode
 from service.model.bundle import Agreement, Bundle, Precision
 
 # Two classes this close are a tie: naming the one or the other is no disagreement.
@@ -41,11 +41,11 @@ class OnnxNetwork:
 
 def keras_outputs(encoder: keras.Model, head: keras.Model, frames: Frames) -> Outputs:
     """What Keras computes for one clip's frames ``(40, 224, 224, 3)``, in float32."""
-    return head_outputs(head, encode(encoder, frames))
+    return head_outputs(head, keras_encode(encoder)(frames))
 
 
-def head_outputs(head: keras.Model, features: Features) -> Outputs:
-    """What Keras computes for one clip's float32 features ``(40, 7, 7, 512)``."""
+def head_outputs(head: keras.Model, features: Cuboids) -> Outputs:
+    """What Keras computes for one clip's float32 features ``(40, 7, 7, channels)``."""
     return {name: np.asarray(value)[0] for name, value in head.predict_on_batch(features[np.newaxis]).items()}
 
 

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
+# Raised when the rule comes to pick other frames of some clips (2: of AVI files): features kept from before expire.
+SAMPLING_REVISION = 2
 
 
 def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:

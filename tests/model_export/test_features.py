@@ -1,11 +1,15 @@
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model_export.features import FeatureCache, FeatureError, encode
+from model_export.encoding import Engine, keras_encode
+from model_export.features import FeatureCache, FeatureError
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 from service.video.rendering import render_clip
@@ -18,57 +22,169 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def no_encoder() -> Any:
+@pytest.fixture(scope="module")
+def engine(narrow_encoder: Any) -> Engine:
+    return keras_encode(narrow_encoder)
+
+
+def no_engine() -> Engine:
     raise AssertionError("the features were there already")
 
 
-def test_features_are_those_of_the_sampled_frames(clip: Path, narrow_encoder: Any, tmp_path: Path) -> None:
-    found = FeatureCache(tmp_path / "features", "sha", "float32").get(clip, lambda: narrow_encoder)
-    np.testing.assert_array_equal(found, encode(narrow_encoder, decode_clip(clip).frames))
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 1,000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_features_are_those_of_the_sampled_frames(clip: Path, engine: Engine, tmp_path: Path) -> None:
+    found = np.load(FeatureCache(tmp_path / "features", "sha", "float32").get(clip, lambda: engine))
+    np.testing.assert_array_equal(found, engine(decode_clip(clip).frames))
     assert found.shape == (40, 7, 7, 8)
 
 
-def test_features_are_computed_once_and_kept_as_halves(clip: Path, narrow_encoder: Any, tmp_path: Path) -> None:
-    first = FeatureCache(tmp_path, "sha").get(clip, lambda: narrow_encoder)
-    again = FeatureCache(tmp_path, "sha").get(clip, no_encoder)
-    np.testing.assert_array_equal(first, again)
-    assert again.dtype == np.float16
+def test_features_are_computed_once_and_kept_as_halves(clip: Path, engine: Engine, tmp_path: Path) -> None:
+    first = FeatureCache(tmp_path, "sha").get(clip, lambda: engine)
+    again = FeatureCache(tmp_path, "sha").get(clip, no_engine)
+    assert first == again
+    assert np.load(again).dtype == np.float16
 
 
-def test_a_moved_clip_is_known_and_a_changed_one_is_not(clip: Path, narrow_encoder: Any, tmp_path: Path) -> None:
+def test_the_flipped_view_is_that_of_mirrored_frames_and_kept_beside_the_plain_one(
+    clip: Path, engine: Engine, tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path, "sha", "float32")
+    plain, flipped = (cache.get(clip, lambda: engine, view) for view in ("plain", "flipped"))
+    assert cache.get(clip, no_engine) == plain
+    assert cache.get(clip, no_engine, "flipped") == flipped
+    assert flipped.name == f"{plain.stem}.flipped.npy"
+    frames = decode_clip(clip).frames
+    np.testing.assert_array_equal(np.load(flipped), engine(np.flip(frames, axis=2)))
+    # Not merely the features mirrored, nor the clip upside down or backwards.
+    assert not np.array_equal(np.load(flipped), np.load(plain)[:, :, ::-1])
+
+
+def test_a_moved_clip_is_known_and_a_changed_one_is_not(clip: Path, engine: Engine, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features", "sha")
-    cache.get(clip, lambda: narrow_encoder)
+    cache.get(clip, lambda: engine)
     moved = tmp_path / "other name.mp4"
     moved.write_bytes(clip.read_bytes())
-    cache.get(moved, no_encoder)
+    cache.get(moved, no_engine)
     moved.write_bytes(render_clip("waving", frames=45, seed=4).data)
     with pytest.raises(AssertionError, match="there already"):
-        cache.get(moved, no_encoder)
+        cache.get(moved, no_engine)
 
 
-def test_interruption_leaves_no_half_written_features(clip: Path, narrow_encoder: Any, tmp_path: Path) -> None:
+def test_interruption_leaves_no_half_written_features(
+    clip: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it comes while the clip is encoded or in the middle of writing."""
     cache = FeatureCache(tmp_path, "sha")
 
-    def interrupted() -> Any:
+    def interrupted(*_: object) -> Any:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cache.get(clip, interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get(clip, lambda: engine)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_written_features(
+    clip: Path, engine: Engine, tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path, "sha")
+    with full_disk(), pytest.raises(FeatureError, match=f"^{tmp_path} cannot hold features .*choose another folder$"):
+        cache.get(clip, lambda: engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "features").write_bytes(b"")
+    with pytest.raises(FeatureError, match=f"^{tmp_path / 'features'} cannot hold features .*choose another folder$"):
+        FeatureCache(tmp_path / "features", "sha")
+
+
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_features_are_computed_again(clip: Path, engine: Engine, tmp_path: Path, left: float) -> None:
+    """A copy made onto a full disk ends early."""
+    cache = FeatureCache(tmp_path, "sha")
+    path = cache.get(clip, lambda: engine)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole))])
+    assert cache.get(clip, lambda: engine) == path
+    assert path.read_bytes() == whole
+
+
+def test_features_of_another_shape_or_type_are_computed_again(clip: Path, engine: Engine, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "sha")
+    path = cache.get(clip, lambda: engine)
+    whole = path.read_bytes()
+    for other in (np.load(path)[:39], np.load(path).astype(np.float32)):
+        np.save(path, other)
+        assert cache.get(clip, lambda: engine).read_bytes() == whole
 
 
 def test_clip_that_cannot_be_decoded_is_an_error_of_its_own(tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
     with pytest.raises(ClipError):
-        FeatureCache(tmp_path / "features", "sha").get(bad, no_encoder)
+        FeatureCache(tmp_path / "features", "sha").get(bad, no_engine)
 
 
-def test_features_of_another_encoder_or_rule_are_refused(tmp_path: Path) -> None:
+def test_a_folder_keeps_the_type_it_was_made_with(tmp_path: Path) -> None:
+    FeatureCache(tmp_path, "sha", "float32")
+    assert FeatureCache(tmp_path, "sha", "float16").dtype == "float32"
+
+
+def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     FeatureCache(tmp_path, "sha of one VGG19")
-    with pytest.raises(FeatureError, match=r"another encoder_sha256; choose another folder"):
+    with pytest.raises(FeatureError, match=r"another encoder_sha256; choose another folder, or remove it$"):
         FeatureCache(tmp_path, "sha of another")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("sampling", "every-tenth"), ("sampling_revision", 1), ("resize", "crop"), ("frame_count", 16), ("colour", "BGR")],
+)
+def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: object) -> None:
+    FeatureCache(tmp_path, "sha")
     facts = json.loads((tmp_path / "cache.json").read_text())
-    (tmp_path / "cache.json").write_text(json.dumps({**facts, "sampling": "every-tenth"}))
-    with pytest.raises(FeatureError, match="another sampling"):
-        FeatureCache(tmp_path, "sha of one VGG19")
+    (tmp_path / "cache.json").write_text(json.dumps({**facts, fact: value}))
+    with pytest.raises(FeatureError, match=f"^{tmp_path} holds features of another {fact}; choose another folder"):
+        FeatureCache(tmp_path, "sha")
+
+
+def test_features_from_before_the_sampling_rule_was_revised_are_refused(tmp_path: Path) -> None:
+    """Their ``cache.json`` knows of no revision."""
+    FeatureCache(tmp_path, "sha")
+    facts = json.loads((tmp_path / "cache.json").read_text())
+    del facts["sampling_revision"]
+    (tmp_path / "cache.json").write_text(json.dumps(facts))
+    with pytest.raises(FeatureError, match="another sampling_revision; choose another folder"):
+        FeatureCache(tmp_path, "sha")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"{", b"\xff", b"[]", b"7", b"{}", b'{"dtype": "bfloat16"}'],
+    ids=lambda content: content.decode("latin"),
+)
+def test_a_damaged_description_is_refused(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "cache.json").write_bytes(damaged)
+    with pytest.raises(FeatureError, match=f"^{tmp_path / 'cache.json'} does not say what made the features"):
+        FeatureCache(tmp_path, "sha")
+
+
+def test_features_without_a_description_are_refused(clip: Path, engine: Engine, tmp_path: Path) -> None:
+    FeatureCache(tmp_path, "sha").get(clip, lambda: engine)
+    (tmp_path / "cache.json").unlink()
+    with pytest.raises(FeatureError, match=r"does not say what made the features.*choose another folder"):
+        FeatureCache(tmp_path, "another sha")
