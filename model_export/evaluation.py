@@ -246,18 +246,15 @@ class Results:
         wrong together, and taking them for independent would make the intervals too narrow. They tell what other videos
         of these classes could do to the figure, not what another training could.
         """
-        values = _metrics(self._counts(np.zeros_like(self.folds)))[:, 0]
         cluster = np.unique(self.groups, return_inverse=True)[1]
-        resampled = _metrics(_resamples(int(cluster.max()) + 1, seed) @ self._counts(cluster))
-        low, high = zip(*map(_interval, values, resampled), strict=True)
-        folds = self.per_fold
-        deviations = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(METRICS)
-        return {
-            metric: Figure(*facts)
-            for metric, *facts in zip(
-                METRICS, values.tolist(), low, high, folds.mean(axis=1).tolist(), deviations, strict=True
-            )
-        }
+        resamples = _metrics(_resamples(int(cluster.max()) + 1, seed) @ self._counts(cluster))
+        values = _metrics(self._counts(np.zeros_like(self.folds)))[:, 0]
+
+        def figure(value: float, resampled: npt.NDArray[np.float64], folds: npt.NDArray[np.float64]) -> Figure:
+            deviation = float(folds.std(ddof=1)) if len(folds) > 1 else None
+            return Figure(float(value), *_interval(value, resampled), float(folds.mean()), deviation)
+
+        return dict(zip(METRICS, map(figure, values, resamples, self.per_fold), strict=True))
 
     def per_class(self) -> list[ClassFigures]:
         """Figures of each class that has clips, in index order."""
@@ -308,9 +305,9 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float64]:
 
 
 def _interval(value: float, resampled: npt.NDArray[np.float64], least: float = 0) -> tuple[float, float]:
-    """Percentile interval of 95 % within ``least`` and 1, moved by as much as the resamples are off the value on average.
+    """Percentile interval of 95 %, within ``least`` and 1, moved by what the resamples are off the value on average.
 
-    That is nothing for accuracy, but a resample lacks a third of the groups, which tends to lower macro precision.
+    Nothing for accuracy, but a resample lacks a third of the groups, which tends to lower macro precision.
     """
     low, high = np.clip(np.quantile(resampled, INTERVAL) + value - resampled.mean(), least, 1)
     return float(low), float(high)

@@ -368,7 +368,7 @@ def plot_history(log: Path, path: Path) -> None:
     """Draws loss and accuracy by epoch, of training and held-out clips, as a PNG file.
 
     Args:
-        log: CSV file of `keras.callbacks.CSVLogger`; without the ``val_`` columns where nothing was held out.
+        log: CSV file that `train` wrote; without the ``val_`` columns where nothing was held out.
         path: of the picture.
 
     Raises:
@@ -379,7 +379,7 @@ def plot_history(log: Path, path: Path) -> None:
     for axes, metric in zip(picture.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for column, name in ((metric, "training"), (f"val_{metric}", "held out")):
             if column in history:
-                axes.plot(history["epoch"] + 1, history[column], label=name)
+                axes.plot(history["epoch"], history[column], label=name)
         axes.set(xlabel="epoch", title=metric)
         axes.legend()
     picture.savefig(path, dpi=120)
