@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from model_export.baselines import baselines, logistic_regression, plain_lstm, pool_cells
-from model_export.evaluation import Contender, Results, cross_validate, grouped_folds
+from model_export.evaluation import Contender, EvaluationError, Results, cross_validate, grouped_folds
 from model_export.examples import Example
 
 CHANNELS = 8
@@ -121,6 +121,14 @@ def test_features_are_read_once_for_both(tmp_path: Path) -> None:
     for clip in clips:
         clip.features.unlink()
     lstm.fit(clips, clips)
+
+
+def test_with_nothing_held_out_one_video_a_class_is_enough(clips: list[Example]) -> None:
+    train = [clip for clip in clips if clip.group.endswith("-0")]
+    lstm = quick_lstm(3, flip=False, epochs=1, holdout=0)
+    assert lstm.fit(train, clips).shape == (len(clips), 3)
+    with pytest.raises(EvaluationError, match="none can be held out"):
+        quick_lstm(3, flip=False).fit(train, clips)
 
 
 def test_a_class_that_was_not_trained_on_is_never_named_by_regression(clips: list[Example]) -> None:
