@@ -6,28 +6,36 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model_export.datasets import Clip, DatasetError, class_names, clips_per_class, find_clips
+from model_export.datasets import (
+    Clip,
+    DatasetError,
+    Partition,
+    class_names,
+    clips_per_class,
+    find_clips,
+    read_official_split,
+)
 from model_export.weights import WeightsError, fetch_weights
 from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 
 if TYPE_CHECKING:
-    import keras
-
-    from model_export.features import FeatureCache
+    from model_export.encoding import Engine
+    from model_export.examples import Example
+    from model_export.features import View
     from model_export.head import TrainedHead
-    from model_export.training import Example, Recipe, TrainingResult
+    from model_export.training import LogLine, Recipe, TrainingResult
     from model_export.verify import Frames, Outputs
 
 # Before TensorFlow is imported: its start-up messages are about GPUs that the offline side does not need.
@@ -36,17 +44,45 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Spelt again where the modules that define them would bring TensorFlow along.
 AttentionScores = Literal["content", "state"]
 FeatureDtype = Literal["float16", "float32"]
+FeatureScaling = Literal["none", "root"]
 Readout = Literal["last", "mean"]
+Schedule = Literal["cosine", "constant"]
+Folds = Literal["grouped", "random"]
 
-app = typer.Typer(help="Train the network, export it to a bundle, check it.", no_args_is_help=True)
+app = typer.Typer(help="Train the network, judge it, export it to a bundle, check it.", no_args_is_help=True)
 console = Console()
 
 WeightsOption = Annotated[Path | None, typer.Option(help="VGG19 weights file; found or downloaded where not given.")]
 VideosOption = Annotated[Path, typer.Option(help="Folder of class folders of clips (UCF-101, HMDB-51 or your own).")]
-CountOption = Annotated[int, typer.Option("--clips-per-class", min=1, help="Take at most so many, of all groups.")]
+FeaturesOption = Annotated[Path, typer.Option(help="Folder to keep VGG19 features in.")]
+ClassOption = Annotated[
+    list[str] | None, typer.Option("--class", help="Only this class; give it once a class. All where not given.")
+]
+CountOption = Annotated[
+    int | None, typer.Option("--clips-per-class", min=1, help="Take at most so many, of all groups; all if not given.")
+]
 HeadOption = Annotated[
     Path | None, typer.Option(help="Trained head, as `train` writes it; the pretrained one if not given.")
 ]
+# The recipe, for `train` and `evaluate` (see model_export.training.Recipe).
+ScoresOption = Annotated[AttentionScores, typer.Option(help="What scores a cell: what it shows, or h alone.")]
+ReadoutOption = Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")]
+ScalingOption = Annotated[FeatureScaling, typer.Option(help="Square roots of equal length, or VGG19's own values.")]
+EpochsOption = Annotated[int, typer.Option(min=1, help="At most; the schedule spans them.")]
+PatienceOption = Annotated[int, typer.Option(min=1, help="Epochs without a smaller held-out loss before it stops.")]
+HoldoutOption = Annotated[
+    float, typer.Option(min=0, max=0.5, help="Share of groups held out to choose the epoch; 0: none, all epochs.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Clips a step.")]
+RateOption = Annotated[float, typer.Option(min=0, help="Of RMSProp.")]
+ScheduleOption = Annotated[Schedule, typer.Option(help="Of the learning rate.")]
+DecayOption = Annotated[float, typer.Option(min=0, help="Decoupled weight decay.")]
+SmoothingOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of each target spread over all classes.")]
+FeatureDropoutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of VGG19's channels dropped a clip.")]
+MixupOption = Annotated[float, typer.Option(min=0, help="Alpha of the mixing of clips in pairs; 0: none.")]
+FlipOption = Annotated[bool, typer.Option("--flip", help="Show clips mirrored, too; twice the features.")]
+MembersOption = Annotated[int, typer.Option(min=1, help="Heads of different seeds, averaged in one.")]
+SeedOption = Annotated[int, typer.Option(help="Of weights, order, dropout, folds and resamples.")]
 
 
 def _start_tensorflow() -> None:
@@ -67,12 +103,25 @@ def _start_tensorflow() -> None:
 def _command() -> Iterator[None]:
     """Around every command that computes: starts TensorFlow; what the user can mend is one sentence and exit code 2."""
     _start_tensorflow()
+    from model_export.evaluation import EvaluationError
     from model_export.export import ExportError
     from model_export.features import FeatureError
     from model_export.head import HeadError
+    from model_export.report import ReportError
     from model_export.training import TrainingError
 
-    expected = (BundleError, DatasetError, ExportError, FeatureError, HeadError, TrainingError, WeightsError, OSError)
+    expected = (
+        BundleError,
+        DatasetError,
+        EvaluationError,
+        ExportError,
+        FeatureError,
+        HeadError,
+        OSError,
+        ReportError,
+        TrainingError,
+        WeightsError,
+    )
     try:
         yield
     except expected as error:
@@ -107,68 +156,192 @@ def fetch_weights_command(weights: WeightsOption = None) -> None:
 def features(
     videos: VideosOption,
     output: Annotated[Path, typer.Option(help="Folder to keep the features in.")] = Path("features"),
-    clips_a_class: CountOption = 20,
+    classes: ClassOption = None,
+    clips_a_class: CountOption = None,
     dtype: Annotated[FeatureDtype, typer.Option(help="float32 is for `verify`.")] = "float16",
+    flip: FlipOption = False,
     weights: WeightsOption = None,
 ) -> None:
     """Compute the VGG19 features of clips; goes on where it was interrupted."""
     with _command():
-        feature_cache, encoder = _feature_cache(output, fetch_weights(weights, console=console), dtype)
-        clips = clips_per_class(find_clips(videos), clips_a_class)
-        found = _examples(clips, feature_cache, encoder)
-        console.print(f"{len(found)} clips' features are in {output}", highlight=False)
+        data = _gather(videos, classes, clips_a_class, output, weights, flip=flip, dtype=dtype)
+        console.print(f"features of {len(data.examples)} clips are in {output}", highlight=False)
 
 
 @app.command()
 def train(
     videos: VideosOption,
     output: Annotated[Path, typer.Option(help="Folder for the trained head.")] = Path("runs/head"),
-    features: Annotated[Path, typer.Option(help="Folder to keep VGG19 features in.")] = Path("features"),
-    clips_a_class: CountOption = 20,
+    features: FeaturesOption = Path("features"),
+    classes: ClassOption = None,
+    clips_a_class: CountOption = None,
     variant: Annotated[Variant, typer.Option(help="With soft attention, or the paper's base.")] = "attention",
-    attention_scores: Annotated[AttentionScores, typer.Option(help="What scores a cell: it, or h alone.")] = "content",
-    readout: Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")] = "mean",
-    epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 40,
-    learning_rate: float = 3e-4,
-    seed: int = 0,
+    attention_scores: ScoresOption = "content",
+    readout: ReadoutOption = "mean",
+    feature_scaling: ScalingOption = "root",
+    epochs: EpochsOption = 16,
+    patience: PatienceOption = 6,
+    holdout: HoldoutOption = 0.25,
+    batch_size: BatchOption = 16,
+    learning_rate: RateOption = 5e-4,
+    schedule: ScheduleOption = "cosine",
+    weight_decay: DecayOption = 0.0,
+    label_smoothing: SmoothingOption = 0.0,
+    feature_dropout: FeatureDropoutOption = 0.0,
+    mixup: MixupOption = 0.0,
+    flip: FlipOption = False,
+    members: MembersOption = 1,
+    seed: SeedOption = 0,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder of `evaluate`, whose accuracy of this recipe the head then states.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The network's name in manifests and answers.")] = "limelight",
     version: Annotated[str, typer.Option(help="Its version.")] = "1",
     weights: WeightsOption = None,
 ) -> None:
-    """Train a head on folders of clips: features, held-out accuracy, final head, int8 calibration ranges."""
+    """Train a head on folders of clips: features, held-out accuracy, final head, int8 calibration ranges.
+
+    Started again after an interruption, it goes on after the last whole epoch.
+    """
     with _command():
         from model_export.head import HeadFacts, save_head
-        from model_export.training import Recipe
+        from model_export.report import plot_history
         from model_export.training import train as train_head
 
-        vgg19 = fetch_weights(weights, console=console)
-        clips = clips_per_class(find_clips(videos), clips_a_class)
-        recipe = Recipe(variant, attention_scores, readout, epochs=epochs, learning_rate=learning_rate, seed=seed)
-        feature_cache, encoder = _feature_cache(features, vgg19, "float16")
-        examples = _examples(clips, feature_cache, encoder)
-        labels = class_names(clips)
-        console.print(f"{len(examples)} clips of {len(labels)} classes", highlight=False)
-        result = train_head([example for _, example in examples], len(labels), recipe, [_epoch_lines()])
-        console.print(
-            f"held-out groups: {result.holdout_accuracy:.1%} of {result.holdout_clips} clips; "
-            f"trained on all {result.training_clips} for {result.epochs} epochs",
-            highlight=False,
-        )
+        recipe = _recipe(locals())
+        data = _gather(videos, classes, clips_a_class, features, weights, flip=flip)
+        measured = _measured(evaluation, recipe)
+        run = output / "run"
+        result = train_head(data.examples, len(data.labels), recipe, run=run, tell=_show_epoch)
+        for log in run.glob("*.csv"):
+            plot_history(log, log.with_suffix(".png"))
+        if result.holdout_accuracy is not None:
+            console.print(
+                f"held-out groups: {result.holdout_accuracy:.1%} of {result.holdout_clips} clips", highlight=False
+            )
         facts = HeadFacts(
             name=name,
             version=version,
             variant=recipe.variant,
             attention_scores=recipe.attention_scores,
             readout=recipe.readout,
-            labels=tuple(labels),
-            encoder_sha256=file_sha256(vgg19),
-            training=_training_facts(videos, recipe, result, clips_a_class),
+            feature_scaling=recipe.feature_scaling,
+            members=recipe.members,
+            channels=result.model.input_shape[-1],
+            labels=tuple(data.labels),
+            encoder_sha256=file_sha256(data.vgg19),
+            training=_training_facts(data, recipe, result, measured),
         )
         head = save_head(output, facts, result.model)
-        _calibrate(head, vgg19, [clip for clip, _ in examples])
+        _calibrate(head, data.vgg19, [clip for clip in data.clips if clip not in data.undecodable])
         console.print(
             f"trained head: {output}; export it with `limelight-model export --head {output}`", soft_wrap=True
         )
+
+
+@app.command()
+def evaluate(
+    videos: VideosOption,
+    output: Annotated[Path, typer.Option(help="Folder for report and kept results.")] = Path("runs/evaluation"),
+    features: FeaturesOption = Path("features"),
+    classes: ClassOption = None,
+    clips_a_class: CountOption = None,
+    k_fold: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 4,
+    folds: Annotated[
+        list[Folds] | None, typer.Option(help="grouped, or the leaking random; twice for both.", show_default="grouped")
+    ] = None,
+    split: Annotated[
+        list[int] | None, typer.Option(min=1, max=3, help="Official split instead of folds; may be given thrice.")
+    ] = None,
+    split_files: Annotated[Path | None, typer.Option(help="Folder of the official split lists.")] = None,
+    variant: Annotated[
+        list[Variant] | None,
+        typer.Option(help="Network to judge; give it once a variant.", show_default="attention and base"),
+    ] = None,
+    attention_scores: Annotated[
+        list[AttentionScores] | None, typer.Option(help="Once a way to score.", show_default="content")
+    ] = None,
+    readout: ReadoutOption = "mean",
+    feature_scaling: ScalingOption = "root",
+    epochs: EpochsOption = 16,
+    patience: PatienceOption = 6,
+    holdout: HoldoutOption = 0.25,
+    batch_size: BatchOption = 16,
+    learning_rate: RateOption = 5e-4,
+    schedule: ScheduleOption = "cosine",
+    weight_decay: DecayOption = 0.0,
+    label_smoothing: SmoothingOption = 0.0,
+    feature_dropout: FeatureDropoutOption = 0.0,
+    mixup: MixupOption = 0.0,
+    flip: FlipOption = False,
+    members: MembersOption = 1,
+    seed: SeedOption = 0,
+    attention_quality: Annotated[bool, typer.Option(help="Judge the attention, too: deletion, actor, maps.")] = True,
+    actor_clips: Annotated[int, typer.Option(min=2, help="Rendered clips with a known actor.")] = 24,
+    weights: WeightsOption = None,
+) -> None:
+    """Train and test on folds or official splits, beside two baselines; writes report.md, report.json and pictures.
+
+    Started again after an interruption, it goes on where it stopped.
+    """
+    with _command():
+        from model_export.attention_quality import render_and_encode
+        from model_export.baselines import baselines
+        from model_export.evaluation import cross_validate
+        from model_export.experiment import HeadTrials, attention_sections, recipes
+        from model_export.report import DataFacts, Experiment, Run, write_report
+
+        started = dt.datetime.now(dt.UTC)
+        if split and not split_files:
+            raise DatasetError("--split needs --split-files, the folder of the official split lists")
+        recipe = _recipe({**locals(), "variant": "attention", "attention_scores": "content"})
+        data = _gather(videos, classes, clips_a_class, features, weights, flip=flip)
+        chosen = recipes(recipe, variant or ["attention", "base"], attention_scores or ["content"])
+        trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
+        simple = baselines(len(data.labels), flip=flip, epochs=3 * epochs, seed=seed)
+        contenders = [*(trial.contender() for trial in trials), *simple]
+        experiments, partitions = [], []
+        for title, kind, parts, partition in _experiments(data, k_fold, folds, split, split_files, seed):
+            partitions += [partition] if partition else []
+            found = cross_validate(
+                data.examples,
+                parts,
+                contenders,
+                data.labels,
+                encoder=file_sha256(data.vgg19),
+                log=output / "predictions",
+                progress=_show_fold,
+            )
+            experiments.append((Experiment(title, kind, tuple(found)), parts))
+        sections = []
+        if attention_quality and any(trial.recipe.variant == "attention" for trial in trials):
+            console.print(f"rendering {actor_clips} clips with a known actor")
+            actors = list(render_and_encode(data.encode(), clips=actor_clips))
+            for trial in trials:
+                if trial.recipe.variant == "attention":
+                    sections += attention_sections(trial, data.examples, experiments[0][1], actors)
+        report = write_report(
+            output,
+            Run(
+                command=" ".join(["limelight-model", *sys.argv[1:]]),
+                started=started,
+                seed=seed,
+                settings={"features": data.engine_name or "kept from an earlier run"},
+            ),
+            DataFacts(
+                name=videos.name,
+                clips=len(data.examples),
+                classes=len(data.labels),
+                groups=len({example.group for example in data.examples}),
+                missing=tuple(sorted({name for part in partitions for name in part.missing})),
+                extra=tuple(sorted({_name(clip) for part in partitions for clip in part.extra})),
+                undecodable=tuple(map(_name, data.undecodable)),
+            ),
+            [experiment for experiment, _ in experiments],
+            sections,
+        )
+        _show_accuracy([experiment for experiment, _ in experiments])
+        console.print(f"report: {report}", highlight=False)
 
 
 @app.command()
@@ -194,7 +367,7 @@ def verify(
     clips: Annotated[Path, typer.Option(help="Folder of class folders of clips.")],
     bundle: Annotated[Path, typer.Option(help="The bundle to check.")] = Path("bundle"),
     head: HeadOption = None,
-    clips_a_class: CountOption = 20,
+    clips_a_class: CountOption = 20,  # a clip takes seconds for each precision
     precision: Annotated[Precision | None, typer.Option(help="Only this one; all where not given.")] = None,
     features: Annotated[
         Path | None, typer.Option(help="float32 features (see `features --dtype float32`), to spare Keras' VGG19.")
@@ -214,7 +387,7 @@ def verify(
         trained = load_head(head or PRETRAINED)
         if list(trained.facts.labels) != checked.manifest.labels:
             raise HeadError(f"{bundle} was not made from the head in {trained.path}; name its head with --head")
-        chosen = clips_per_class(find_clips(clips), clips_a_class)
+        chosen = _choose(clips, None, clips_a_class)
         precisions = [precision] if precision else list(checked.manifest.precisions)
         vgg19 = fetch_weights(weights, console=console)
         expected = _reference(trained, vgg19, features)
@@ -241,61 +414,186 @@ def verify(
         console.print(table)
 
 
-def _feature_cache(
-    folder: Path, vgg19: Path, dtype: "FeatureDtype"
-) -> "tuple[FeatureCache, Callable[[], keras.Model]]":
-    """The cache, and the encoder for what it lacks, built when first needed."""
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The clips a command works on and their features."""
+
+    name: str
+    clips: list[Clip]
+    examples: "list[Example]"
+    undecodable: list[Clip]
+    labels: list[str]
+    vgg19: Path
+    encode: "Callable[[], Engine]"
+
+    @property
+    def engine_name(self) -> str | None:
+        """What computed the features, where some had to be."""
+        return self.encode().name if self.encode.cache_info().currsize else None  # type: ignore[attr-defined]
+
+
+def _gather(
+    videos: Path,
+    classes: Sequence[str] | None,
+    clips_a_class: int | None,
+    features: Path,
+    weights: Path | None,
+    *,
+    flip: bool,
+    dtype: FeatureDtype = "float16",
+) -> _Data:
+    """Finds the clips and computes what features are missing; lists and leaves out what cannot be decoded."""
+    from model_export.encoding import choose_encode
+    from model_export.examples import Example
     from model_export.features import FeatureCache
     from model_export.network.vgg19 import build_encoder
 
-    return FeatureCache(folder, file_sha256(vgg19), dtype), cache(lambda: build_encoder(vgg19))
-
-
-def _examples(
-    clips: Sequence[Clip], feature_cache: "FeatureCache", encoder: "Callable[[], keras.Model]"
-) -> "list[tuple[Clip, Example]]":
-    """Features of the clips; those that cannot be decoded are listed and left out."""
-    from model_export.training import Example
-
+    clips = _choose(videos, classes, clips_a_class)
+    vgg19 = fetch_weights(weights, console=console)
+    kept = FeatureCache(features, file_sha256(vgg19), dtype)
+    encode = cache(lambda: choose_encode(build_encoder(vgg19), kept.dtype))
     labels = class_names(clips)
-    examples: list[tuple[Clip, Example]] = []
-    skipped = Table("skipped clip", "why")
+    views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
+    examples: list[Example] = []
+    skipped: dict[Clip, str] = {}
     with _progress() as progress:
         for clip in progress.track(clips, description="VGG19 features"):
             try:
-                found = feature_cache.get(clip.path, encoder)
+                plain, *flipped = (kept.get(clip.path, encode, view) for view in views)
             except ClipError as error:
-                skipped.add_row(str(clip.path), str(error))
+                skipped[clip] = str(error)
             else:
-                examples.append((clip, Example(found, labels.index(clip.label), clip.group)))
-    if skipped.row_count:
-        console.print(skipped)
-    return examples
+                examples.append(Example(plain, labels.index(clip.label), clip.group, _name(clip), *flipped))
+    if skipped:
+        table = Table("skipped clip", "why")
+        for clip, why in skipped.items():
+            table.add_row(str(clip.path), why)
+        console.print(table)
+    if empty := sorted(set(labels) - {clip.label for clip in clips if clip not in skipped}):
+        raise DatasetError(f"{videos / empty[0]}: none of its clips can be decoded; replace them or remove the folder")
+    data = _Data(videos.name, clips, examples, list(skipped), labels, vgg19, encode)
+    ran = f", encoded by {data.engine_name}" if data.engine_name else ""
+    console.print(
+        f"{len(examples)} clips of {len(labels)} classes{ran}; {len(skipped)} left out as undecodable", highlight=False
+    )
+    return data
 
 
-def _epoch_lines() -> "keras.callbacks.Callback":
-    import keras
-
-    def show(epoch: int, logs: dict[str, float]) -> None:
-        console.print(f"epoch {epoch + 1}: " + ", ".join(f"{key} {value:.3f}" for key, value in logs.items()))
-
-    return keras.callbacks.LambdaCallback(on_epoch_end=show)
+def _choose(videos: Path, classes: Sequence[str] | None, clips_a_class: int | None) -> list[Clip]:
+    clips = find_clips(videos, classes)
+    return clips_per_class(clips, clips_a_class) if clips_a_class else clips
 
 
-def _training_facts(videos: Path, recipe: "Recipe", result: "TrainingResult", clips_a_class: int) -> dict[str, object]:
-    return {
-        "data": videos.name,
+def _name(clip: Clip) -> str:
+    return f"{clip.label}/{clip.path.name}"
+
+
+def _recipe(options: dict[str, Any]) -> "Recipe":
+    """A command's options as the recipe they are part of."""
+    from dataclasses import fields
+
+    from model_export.training import Recipe
+
+    return Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
+
+
+def _experiments(
+    data: _Data,
+    k_fold: int,
+    kinds: Sequence[Folds] | None,
+    splits: Sequence[int] | None,
+    split_files: Path | None,
+    seed: int,
+) -> Iterator[tuple[str, Any, Any, Partition | None]]:
+    """Title, kind, folds and, for an official split, which clips it has on its sides."""
+    from model_export.evaluation import grouped_folds, random_folds, split_fold
+
+    if splits and split_files:
+        usable = [clip for clip in data.clips if clip not in data.undecodable]
+        for number in splits:
+            official = read_official_split(split_files, number)
+            part = official.divide(usable)
+            _show_partition(official.name, part)
+            fold = split_fold(data.examples, [*map(_name, part.train)], [*map(_name, part.test)])
+            yield official.name, "official", [fold], part
+        return
+    for kind in dict.fromkeys(kinds or ("grouped",)):
+        draw = grouped_folds if kind == "grouped" else random_folds
+        yield f"{k_fold} {kind} folds", kind, draw(data.examples, k_fold, seed), None
+
+
+def _show_partition(name: str, part: Partition) -> None:
+    table = Table(name, "clips")
+    for side in ("train", "test", "unused", "extra", "missing"):
+        table.add_row(side, str(len(getattr(part, side))))
+    console.print(table)
+
+
+def _show_epoch(phase: str, line: "LogLine") -> None:
+    figures = ", ".join(f"{key} {line[key]:.4g}" for key in line if key != "epoch")
+    console.print(f"{phase}, epoch {line['epoch']:.0f}: {figures}", highlight=False)
+
+
+def _show_named_epoch(name: str, line: "LogLine") -> None:
+    _show_epoch(f"  {name}", line)
+
+
+def _show_fold(name: str, fold: int, event: str) -> None:
+    console.print(f"{name}, fold {fold}: {event}", highlight=False)
+
+
+def _show_accuracy(experiments: Sequence[Any]) -> None:
+    table = Table("method", *(experiment.name for experiment in experiments))
+    for results in zip(*(experiment.results for experiment in experiments), strict=True):
+        figures = [result.figures()["accuracy"] for result in results]
+        table.add_row(results[0].contender, *(f"{f.value:.1%} ({f.low:.1%}–{f.high:.1%})" for f in figures))
+    console.print(table)
+
+
+def _measured(evaluation: Path | None, recipe: "Recipe") -> dict[str, Any]:
+    """What `evaluate` found for the recipe that is about to be trained."""
+    from model_export.experiment import accuracy_facts
+    from model_export.report import ReportError
+
+    if evaluation is None:
+        return {}
+    report = evaluation / "report.json"
+    try:
+        found = accuracy_facts(report, recipe)
+    except (OSError, KeyError, ValueError) as error:
+        raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
+    if found is None:
+        raise ReportError(f"{report} judges other recipes; run `limelight-model evaluate` with this one's options")
+    return dict(found)
+
+
+def _training_facts(
+    data: _Data, recipe: "Recipe", result: "TrainingResult", measured: dict[str, Any]
+) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "data": data.name,
         "clips": result.training_clips,
-        "clips_per_class": clips_a_class,
-        "holdout_accuracy": round(result.holdout_accuracy, 4),
-        "holdout_clips": result.holdout_clips,
-        "protocol": "accuracy on whole held-out groups of a head that did not see them, at the epoch of its least loss "
-        "there; the head itself is then trained on all clips for as many epochs. Chosen by the clips it is measured "
-        "on, the figure is a little optimistic",
+        "undecodable_clips": len(data.undecodable),
         "epochs": result.epochs,
         "recipe": asdict(recipe),
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
     }
+    if result.holdout_accuracy is not None:
+        facts |= {
+            "holdout_accuracy": round(result.holdout_accuracy, 4),
+            "holdout_clips": result.holdout_clips,
+            "holdout_protocol": "accuracy on whole held-out groups of a head that did not see them, at the epoch of "
+            "its least loss there; the head itself is then trained on all clips for as many epochs. Chosen by the "
+            "clips it is measured on, the figure is a little optimistic",
+        }
+    if measured:
+        facts["accuracy"] = measured
+        facts["accuracy_protocol"] = (
+            "of heads trained by the same recipe on the other folds; the head itself is trained on all clips. value, "
+            "low, high: over all clips, with the 95 % interval by bootstrap over source videos; mean, deviation: over "
+            "the folds"
+        )
+    return facts
 
 
 def _calibrate(head: "TrainedHead", vgg19: Path, clips: Sequence[Clip]) -> None:
@@ -316,12 +614,15 @@ def _reference(
     trained: "TrainedHead", vgg19: Path, features: Path | None
 ) -> "Callable[[Clip], tuple[Frames, Outputs]]":
     """Frames of a clip and what Keras computes for them, from kept float32 features where there are some."""
-    from model_export.features import FeatureCache, FeatureError, encode
+    import numpy as np
+
+    from model_export.encoding import keras_encode
+    from model_export.features import FeatureCache, FeatureError
     from model_export.network.vgg19 import build_encoder
     from model_export.verify import head_outputs
 
     head = trained.build()
-    encoder = cache(lambda: build_encoder(vgg19))
+    encode = cache(lambda: keras_encode(build_encoder(vgg19)))
     kept = FeatureCache(features, file_sha256(vgg19), "float32") if features else None
     if kept and kept.dtype != "float32":
         raise FeatureError(
@@ -334,7 +635,7 @@ def _reference(
             frames = decode_clip(clip.path).frames
         except ClipError as error:
             raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
-        found = kept.get(clip.path, encoder) if kept else encode(encoder(), frames)
+        found = np.load(kept.get(clip.path, encode)) if kept else encode()(frames)
         return frames, head_outputs(head, found)
 
     return expected

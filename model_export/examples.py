@@ -37,4 +37,5 @@ class Example:
         """
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
-        return np.load(self.flipped if flipped and self.flipped else self.features).astype(np.float32)
+        kept: npt.NDArray[np.float16] = np.load(self.flipped if flipped and self.flipped else self.features)
+        return kept.astype(np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ import tf2onnx
 
 import model_export
 from model_export.head import TrainedHead
-from model_export.network.vgg19 import FILTERS, build_encoder
+from model_export.network.vgg19 import build_encoder
 from model_export.quantize import quantize
 from model_export.verify import OnnxNetwork, Outputs, keras_outputs, largest_difference
 from service.model.bundle import (
@@ -44,6 +45,8 @@ TOLERANCE = 1e-4
 DISK_BYTES = 400 * 2**20
 
 Frames = npt.NDArray[np.uint8]
+# VGG19's channels by block; None: as its weights file has them.
+Filters: TypeAlias = tuple[int, ...] | None
 Say = Callable[[str], None]
 
 
@@ -104,7 +107,7 @@ def export_bundle(
     weights: Path | None,
     output: Path,
     *,
-    filters: tuple[int, ...] = FILTERS,
+    filters: Filters = None,
     force: bool = False,
     say: Say = lambda line: None,
 ) -> bool:
@@ -114,7 +117,7 @@ def export_bundle(
         head: trained head, with its calibration ranges.
         weights: VGG19's; ``None`` only in tests, where random ones do.
         output: the bundle's folder. One that is there already is replaced, once the new one is complete.
-        filters: VGG19's channels by block; narrower in tests.
+        filters: VGG19's channels by block where ``weights`` do not tell; narrower in tests.
         force: write it even where ``output`` already is this bundle.
         say: told each step in a line.
 
@@ -140,7 +143,7 @@ def export_bundle(
     return True
 
 
-def _fingerprint(head: TrainedHead, weights: Path | None, filters: tuple[int, ...]) -> str:
+def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> str:
     """Identity of all that a bundle is made from: head, VGG19 weights, and the code and converters at work."""
     digest = hashlib.sha256(f"{head.sha256()} {file_sha256(weights) if weights else None} {filters}".encode())
     digest.update(head.facts.model_dump_json().encode())
@@ -203,8 +206,8 @@ def _fresh_folder(output: Path) -> Iterator[Path]:
         raise ExportError(f"{output} was not written ({error}); mend that or choose another --output") from error
 
 
-def _write_models(head: TrainedHead, weights: Path | None, filters: tuple[int, ...], folder: Path, say: Say) -> None:
-    unrolled = head.build(unroll=True, channels=filters[-1])
+def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, say: Say) -> None:
+    unrolled = head.build(unroll=True)
     for precision, dtype in (("fp32", "float32"), ("fp16", "float16")):
         say(f"converting to ONNX, {precision}")
         encoder = build_seeded_encoder(weights, dtype, filters)
@@ -216,7 +219,7 @@ def _write_models(head: TrainedHead, weights: Path | None, filters: tuple[int, .
     quantize(folder / _file_name("fp32"), folder / _file_name("int8"), ranges)
 
 
-def build_seeded_encoder(weights: Path | None, dtype: str, filters: tuple[int, ...]) -> keras.Model:
+def build_seeded_encoder(weights: Path | None, dtype: str, filters: Filters) -> keras.Model:
     """The encoder; where it has no weights file, with random weights that are the same for every dtype."""
     if weights is None:
         keras.utils.set_random_seed(0)
@@ -227,9 +230,7 @@ def _file_name(precision: str) -> str:
     return f"model.{precision}.onnx"
 
 
-def _check(
-    head: TrainedHead, weights: Path | None, filters: tuple[int, ...], folder: Path, say: Say
-) -> dict[Precision, float]:
+def _check(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, say: Say) -> dict[Precision, float]:
     """Largest difference of each variant from Keras on two rendered clips."""
     clips = [
         decode_clip(render_clip(action, seed=seed).data).frames
@@ -237,7 +238,7 @@ def _check(
     ]
     say("checking: Keras")
     encoder = build_seeded_encoder(weights, "float32", filters)
-    looped = head.build(channels=filters[-1])
+    looped = head.build()
     expected = [keras_outputs(encoder, looped, frames) for frames in clips]
     differences: dict[Precision, float] = {}
     for precision in ("fp32", "fp16", "int8"):

@@ -35,6 +35,9 @@ class HeadFacts(BaseModel):
     variant: Literal["attention", "base"]
     attention_scores: Literal["state", "content"]
     readout: Literal["last", "mean"]
+    feature_scaling: Literal["none", "root"]
+    members: int = Field(ge=1)
+    channels: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
     encoder_sha256: str
     training: dict[str, Any]
@@ -52,14 +55,14 @@ class TrainedHead:
         """Where the int8 calibration ranges are, if they were made."""
         return self.path / "calibration.json"
 
-    def build(self, *, unroll: bool = False, channels: int = 512) -> keras.Model:
+    def build(self, *, unroll: bool = False) -> keras.Model:
         """The head with its weights (see ``build_head``).
 
         Raises:
             HeadError: the weights are missing or belong to another network.
         """
         file = self.path / "head.weights.h5"
-        head = _build(self.facts, unroll=unroll, channels=channels)
+        head = _build(self.facts, unroll=unroll)
         try:
             head.load_weights(file)
         except (OSError, ValueError, KeyError) as error:
@@ -120,16 +123,23 @@ def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
     for stale in ("agreement.json", "calibration.json", "head.json"):
         (path / stale).unlink(missing_ok=True)
     # Into a head built afresh, so that the file does not depend on what Keras numbered its layers in this process.
-    fresh = _build(facts, channels=model.input_shape[-1])
+    fresh = _build(facts)
     fresh.set_weights(model.get_weights())
     fresh.save_weights(path / "head.weights.h5")
     (path / "head.json").write_text(facts.model_dump_json(indent=2) + "\n")
     return TrainedHead(path, facts)
 
 
-def _build(facts: HeadFacts, *, unroll: bool = False, channels: int = 512) -> keras.Model:
+def _build(facts: HeadFacts, *, unroll: bool = False) -> keras.Model:
     return build_head(
-        len(facts.labels), facts.variant, facts.attention_scores, facts.readout, unroll=unroll, channels=channels
+        len(facts.labels),
+        facts.variant,
+        facts.attention_scores,
+        facts.readout,
+        facts.feature_scaling,
+        members=facts.members,
+        unroll=unroll,
+        channels=facts.channels,
     )
 
 

@@ -2,6 +2,7 @@
 
 from model_export.datasets.clips import Clip, DatasetError, class_names, clips_per_class
 from model_export.datasets.folder import VIDEO_SUFFIXES, find_clips
+from model_export.datasets.official import read_official_split
 from model_export.datasets.split import Partition, Side, Split
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "class_names",
     "clips_per_class",
     "find_clips",
+    "read_official_split",
 ]

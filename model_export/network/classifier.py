@@ -1,11 +1,14 @@
 """What is trained: everything from the cuboids X_t to the class probabilities (paper, Figs 1 and 6)."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from model_export.network.attention import AttentionScores, AttentionSLSTMCell
+from model_export.network.scaling import FeatureScaling, RootScaling
 from model_export.network.slstm import SLSTMCell
 
 Variant = Literal["attention", "base"]
@@ -62,7 +65,9 @@ def build_head(
     variant: Variant = "attention",
     attention_scores: AttentionScores = "content",
     readout: Readout = "mean",
+    feature_scaling: FeatureScaling = "root",
     *,
+    members: int = 1,
     dropout: float = 0.5,
     channels: int = CHANNELS,
     unroll: bool = False,
@@ -74,6 +79,8 @@ def build_head(
         variant: ``attention``, or ``base`` where every X_t goes to the sLSTM whole, flattened to 25088.
         attention_scores: see ``AttentionSLSTMCell``; ``base`` has none.
         readout: MLP1 reads h_40 (``last``) or the mean of all h_t (``mean``).
+        feature_scaling: ``root`` as ``RootScaling`` does, or ``none``.
+        members: so many heads, whose probabilities and maps are averaged (see ``average_heads``).
         dropout: rate of Table 2, in training only.
         channels: of X_t; other than 512 only with a narrower encoder, in tests.
         unroll: write the 40 steps out instead of looping, for export.
@@ -87,7 +94,15 @@ def build_head(
     """
     if variant not in ("attention", "base") or readout not in ("last", "mean"):
         raise ValueError(f"no such network: variant {variant!r}, readout {readout!r}")
-    features = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
+    if feature_scaling not in ("none", "root") or members < 1:
+        raise ValueError(f"no such network: feature scaling {feature_scaling!r}, {members} members")
+    if members > 1:
+        build = partial(build_head, dropout=dropout, channels=channels, unroll=unroll)
+        return average_heads(
+            [build(classes, variant, attention_scores, readout, feature_scaling) for _ in range(members)]
+        )
+    cuboids = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
+    features = RootScaling(name="scaled")(cuboids) if feature_scaling == "root" else cuboids
     clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
     outputs = {}
     if variant == "attention":
@@ -105,4 +120,23 @@ def build_head(
     read = hidden[:, -1] if readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
     read = keras.layers.Dropout(dropout, name="dropout")(read)
     outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)
-    return keras.Model(features, outputs, name=f"limelight_{variant}")
+    return keras.Model(cuboids, outputs, name=f"limelight_{variant}")
+
+
+def average_heads(heads: Sequence[keras.Model]) -> keras.Model:
+    """One head that answers with the mean of the heads' probabilities and attention maps; of one head, itself.
+
+    Raises:
+        ValueError: there is no head.
+    """
+    if not heads:
+        raise ValueError("no heads to average")
+    if len(heads) == 1:
+        return heads[0]
+    cuboids = keras.Input(heads[0].input_shape[1:], name="features")
+    answers = []
+    for number, head in enumerate(heads, 1):
+        head.name = f"member_{number}"
+        answers.append(head(cuboids))
+    mean = {name: keras.layers.Average(name=name)([answer[name] for answer in answers]) for name in answers[0]}
+    return keras.Model(cuboids, mean, name="limelight_average")

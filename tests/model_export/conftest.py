@@ -47,15 +47,18 @@ def narrow_head(
         variant="attention",
         attention_scores="content",
         readout="last",
+        feature_scaling="root",
+        members=1,
+        channels=NARROW[-1],
         labels=("JumpingJack", "PullUps", "Surfing"),
         encoder_sha256="0" * 64,
         training={"data": "none"},
     )
     keras.utils.set_random_seed(1)
     path = tmp_path_factory.mktemp("narrow")
-    head = save_head(path / "head", facts, build_head(3, channels=NARROW[-1]))
+    head = save_head(path / "head", facts, build_head(3, readout="last", channels=NARROW[-1]))
     fp32 = path / "fp32.onnx"
-    fp32.write_bytes(convert(narrow_encoder, head.build(unroll=True, channels=NARROW[-1])).SerializeToString())
+    fp32.write_bytes(convert(narrow_encoder, head.build(unroll=True)).SerializeToString())
     quantize(fp32, path / "int8.onnx", head.calibration, rendered_frames)
     return head.path
 

@@ -81,14 +81,14 @@ def test_int8_quantises_input_and_kernel_of_every_convolution(narrow_bundle: Pat
 def test_fp32_computes_what_keras_does_for_any_batch(
     narrow_bundle: Path, narrow_head: Path, narrow_encoder: object, rendered_frames: list[npt.NDArray[np.uint8]]
 ) -> None:
-    from model_export.features import encode
+    from model_export.encoding import keras_encode
 
     network = OnnxNetwork(narrow_bundle / "model.fp32.onnx")
-    head = load_head(narrow_head).build(channels=NARROW[-1])
+    head = load_head(narrow_head).build()
     batch = np.stack(rendered_frames)
     found = dict(zip(network.names, network.session.run(network.names, {"frames": batch}), strict=True))
     for position, frames in enumerate(rendered_frames):
-        expected = head_outputs(head, encode(narrow_encoder, frames))
+        expected = head_outputs(head, keras_encode(narrow_encoder)(frames))
         for name, value in expected.items():
             np.testing.assert_allclose(found[name][position], value, atol=1e-5)
 
@@ -196,4 +196,4 @@ def test_damaged_head_is_named(narrow_head: Path, tmp_path: Path, damage: object
     shutil.copytree(narrow_head, tmp_path / "head")
     damage(tmp_path / "head")  # type: ignore[operator]
     with pytest.raises(HeadError, match=said):
-        load_head(tmp_path / "head").build(channels=NARROW[-1])
+        load_head(tmp_path / "head").build()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model_export.features import encode
+from model_export.encoding import keras_encode
 from model_export.head import load_head
 from model_export.verify import Comparison, Frames, OnnxNetwork, Outputs, agreement, compare, head_outputs
 from service.model.bundle import load_bundle
@@ -18,8 +18,8 @@ from tests.model_export.conftest import NARROW
 
 @pytest.fixture
 def expected(narrow_head: Path, narrow_encoder: Any) -> Callable[[Frames], tuple[Frames, Outputs]]:
-    head = load_head(narrow_head).build(channels=NARROW[-1])
-    return lambda frames: (frames, head_outputs(head, encode(narrow_encoder, frames)))
+    head = load_head(narrow_head).build()
+    return lambda frames: (frames, head_outputs(head, keras_encode(narrow_encoder)(frames)))
 
 
 def comparison(agrees: bool, difference: float = 0.0) -> Comparison:
