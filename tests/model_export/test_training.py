@@ -122,13 +122,14 @@ def test_an_interrupted_run_comes_to_the_same_head(examples: Examples, tmp_path:
     clips, recipe = examples(groups=4), replace(QUICK, epochs=4, holdout=0.25, patience=4, flip=True)
     whole = train(clips, 3, recipe)
 
-    def pull_the_plug(phase: str, line: LogLine) -> None:
-        if (phase, line["epoch"]) == (at, epoch):
-            raise KeyboardInterrupt
+    for plug_pulled_after in (("seed-0-holdout", 2), ("seed-0", 1)):
 
-    for at, epoch in (("seed-0-holdout", 2), ("seed-0", 1)):
+        def pull(phase: str, line: LogLine, after: tuple[str, int] = plug_pulled_after) -> None:
+            if (phase, line["epoch"]) == after:
+                raise KeyboardInterrupt
+
         with pytest.raises(KeyboardInterrupt):
-            train(clips, 3, recipe, run=tmp_path / "run", tell=pull_the_plug)
+            train(clips, 3, recipe, run=tmp_path / "run", tell=pull)
     done: list[tuple[str, float]] = []
     resumed = train(
         clips, 3, recipe, run=tmp_path / "run", tell=lambda phase, line: done.append((phase, line["epoch"]))

@@ -13,7 +13,6 @@ from model_export.encoding import keras_encode
 from model_export.head import load_head
 from model_export.verify import Comparison, Frames, OnnxNetwork, Outputs, agreement, compare, head_outputs
 from service.model.bundle import load_bundle
-from tests.model_export.conftest import NARROW
 
 
 @pytest.fixture
