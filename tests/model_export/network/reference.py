@@ -148,14 +148,27 @@ def attend_over_time(
     return np.stack(hidden, axis=1), np.stack(maps, axis=1)
 
 
+def root_scaled(features: Array) -> Array:
+    """Each cell (…, C) as the root of every channel, brought to the length √C: to 1 in the mean square.
+
+    1 is added to the length that is divided by, so that a cell of zeros stays one.
+    """
+    root = np.sqrt(features)
+    scaled: Array = np.sqrt(features.shape[-1]) * root / (1.0 + np.linalg.norm(root, axis=-1, keepdims=True))
+    return scaled
+
+
 def head(
     w: Weights,
     features: Array,
     variant: Literal["attention", "base"],
     scores: Literal["state", "content"] = "state",
     readout: Literal["last", "mean"] = "last",
+    feature_scaling: Literal["none", "root"] = "none",
 ) -> Prediction:
     """Everything after VGG19, in inference: features (B, T, 7, 7, C) to probabilities and maps."""
+    if feature_scaling == "root":
+        features = root_scaled(features)
     clips, frames, height, width, channels = features.shape
     cells = features.reshape(clips, frames, height * width, channels)
     h0, c0 = initial_state(w, cells)

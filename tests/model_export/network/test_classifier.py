@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.network.classifier import InitialState, build_head
+from model_export.network.classifier import InitialState, average_heads, build_head
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import dense_weights, fill, head_weights
 from tests.model_export.network.reference import Array
@@ -48,8 +48,21 @@ def test_a_head_follows_the_reference(
     variant: Literal["attention", "base"], scores: Scores, readout: Readout, unroll: bool
 ) -> None:
     head = head_with(variant, scores, readout=readout, unroll=unroll)
-    answered = answer(head, features())
-    expected = reference.head(head_weights(head), features(), variant, scores, readout)
+    expected = reference.head(head_weights(head), features(), variant, scores, readout, "root")
+    assert_as_predicted(answer(head, features()), expected)
+
+
+@in_all_variants
+def test_a_head_without_scaling_reads_features_as_they_are(
+    variant: Literal["attention", "base"], scores: Scores
+) -> None:
+    head = head_with(variant, scores, feature_scaling="none")
+    assert_as_predicted(
+        answer(head, features()), reference.head(head_weights(head), features(), variant, scores, "mean")
+    )
+
+
+def assert_as_predicted(answered: dict[str, Array], expected: reference.Prediction) -> None:
     np.testing.assert_allclose(answered["probabilities"], expected.probabilities, atol=1e-5)
     if expected.attention is not None:
         np.testing.assert_allclose(answered["attention"], expected.attention, atol=1e-5)
@@ -188,7 +201,76 @@ def test_the_papers_sizes_are_the_defaults() -> None:
     assert head.output["probabilities"].shape == (None, 101)
 
 
-@pytest.mark.parametrize("options", [{"variant": "basic"}, {"readout": "first"}, {"attention_scores": "cells"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "basic"},
+        {"readout": "first"},
+        {"attention_scores": "cells"},
+        {"feature_scaling": "log"},
+        {"members": 0},
+        {"members": -3},
+    ],
+)
 def test_what_cannot_be_built_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options.values()))):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         build_head(CLASSES, **options)
+
+
+def apart(variant: Literal["attention", "base"] = "attention") -> list[Any]:
+    """Two heads of different weights."""
+    heads = [build_head(CLASSES, variant, channels=CHANNELS) for _ in range(2)]
+    for seed, head in enumerate(heads):
+        fill(head, seed)
+    return heads
+
+
+@pytest.mark.parametrize("variant", ["attention", "base"])
+def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Literal["attention", "base"]) -> None:
+    heads = apart(variant)
+    one, other = (answer(head, features()) for head in heads)
+    both = answer(average_heads(heads), features())
+    assert both.keys() == one.keys()
+    for name, value in both.items():
+        assert np.abs(one[name] - other[name]).max() > 1e-3
+        np.testing.assert_allclose(value, (one[name] + other[name]) / 2, atol=1e-6)
+
+
+def test_one_head_is_its_own_average() -> None:
+    head = build_head(CLASSES, "base", channels=CHANNELS)
+    assert average_heads([head]) is head
+
+
+def test_no_heads_have_no_average() -> None:
+    with pytest.raises(ValueError, match="no heads"):
+        average_heads([])
+
+
+def test_a_head_of_two_members_is_two_heads_that_begin_apart_behind_the_outputs_of_one() -> None:
+    one, two = (build_head(CLASSES, channels=CHANNELS, members=members) for members in (1, 2))
+    assert two.count_params() == 2 * one.count_params()
+    assert two.input_shape == one.input_shape
+    assert {name: value.shape for name, value in two.output.items()} == {
+        name: value.shape for name, value in one.output.items()
+    }
+    kernels = [np.asarray(weight) for weight in two.trainable_weights if weight.name == "recurrent_kernel"]
+    assert len(kernels) == 2
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_maps_and_probabilities_of_members_still_sum_to_one() -> None:
+    answered = answer(head_with("attention", "content", members=2), 30 * features())
+    np.testing.assert_allclose(answered["probabilities"].sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(answered["attention"].sum(axis=(2, 3)), 1, atol=1e-5)
+
+
+def test_weights_of_heads_trained_apart_fit_one_of_members_built_later_looped_or_unrolled(tmp_path: Path) -> None:
+    """Nothing in the file may depend on how many layers a process built before, or on who put the members together."""
+    averaged = average_heads(apart())
+    averaged.save_weights(tmp_path / "head.weights.h5")
+    expected = answer(averaged, features())
+    for unroll in (False, True):
+        later = build_head(CLASSES, channels=CHANNELS, members=2, unroll=unroll)
+        later.load_weights(tmp_path / "head.weights.h5")
+        for name, value in answer(later, features()).items():
+            np.testing.assert_allclose(value, expected[name], atol=1e-6)
