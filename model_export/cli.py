@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -47,7 +48,29 @@ FeatureDtype = Literal["float16", "float32"]
 FeatureScaling = Literal["none", "root"]
 Readout = Literal["last", "mean"]
 Schedule = Literal["cosine", "constant"]
-Folds = Literal["grouped", "random"]
+
+
+# What may be asked for more than once: Typer knows no lists of Literals.
+class Folds(StrEnum):
+    """How clips are dealt to folds."""
+
+    GROUPED = "grouped"
+    RANDOM = "random"
+
+
+class Variants(StrEnum):
+    """The networks (see ``build_head``)."""
+
+    ATTENTION = "attention"
+    BASE = "base"
+
+
+class Scorings(StrEnum):
+    """What scores a cell (see ``AttentionSLSTMCell``)."""
+
+    CONTENT = "content"
+    STATE = "state"
+
 
 app = typer.Typer(help="Train the network, judge it, export it to a bundle, check it.", no_args_is_help=True)
 console = Console()
@@ -255,11 +278,11 @@ def evaluate(
     ] = None,
     split_files: Annotated[Path | None, typer.Option(help="Folder of the official split lists.")] = None,
     variant: Annotated[
-        list[Variant] | None,
+        list[Variants] | None,
         typer.Option(help="Network to judge; give it once a variant.", show_default="attention and base"),
     ] = None,
     attention_scores: Annotated[
-        list[AttentionScores] | None, typer.Option(help="Once a way to score.", show_default="content")
+        list[Scorings] | None, typer.Option(help="Once a way to score.", show_default="content")
     ] = None,
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
@@ -296,7 +319,9 @@ def evaluate(
             raise DatasetError("--split needs --split-files, the folder of the official split lists")
         recipe = _recipe({**locals(), "variant": "attention", "attention_scores": "content"})
         data = _gather(videos, classes, clips_a_class, features, weights, flip=flip)
-        chosen = recipes(recipe, variant or ["attention", "base"], attention_scores or ["content"])
+        chosen = recipes(
+            recipe, [v.value for v in variant or Variants], [s.value for s in attention_scores or [Scorings.CONTENT]]
+        )
         trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
         simple = baselines(len(data.labels), flip=flip, epochs=3 * epochs, seed=seed)
         contenders = [*(trial.contender() for trial in trials), *simple]
@@ -517,9 +542,9 @@ def _experiments(
             fold = split_fold(data.examples, [*map(_name, part.train)], [*map(_name, part.test)])
             yield official.name, "official", [fold], part
         return
-    for kind in dict.fromkeys(kinds or ("grouped",)):
-        draw = grouped_folds if kind == "grouped" else random_folds
-        yield f"{k_fold} {kind} folds", kind, draw(data.examples, k_fold, seed), None
+    for kind in dict.fromkeys(kinds or (Folds.GROUPED,)):
+        draw = grouped_folds if kind is Folds.GROUPED else random_folds
+        yield f"{k_fold} {kind} folds", kind.value, draw(data.examples, k_fold, seed), None
 
 
 def _show_partition(name: str, part: Partition) -> None:
