@@ -29,7 +29,11 @@ class Example:
     flipped: Path | None = None
 
     def load(self, *, flipped: bool = False) -> npt.NDArray[np.float32]:
-        """The features, float32 ``(40, 7, 7, channels)``; of the mirrored view where asked for.
+        """The features, float32 ``(40, 7, 7, channels)``; see ``read``."""
+        return self.read(flipped=flipped).astype(np.float32)
+
+    def read(self, *, flipped: bool = False) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
+        """The features as they are stored; of the mirrored view where asked for.
 
         Raises:
             OSError: the file is gone.
@@ -37,5 +41,5 @@ class Example:
         """
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
-        kept: npt.NDArray[np.float16] = np.load(self.flipped if flipped and self.flipped else self.features)
-        return kept.astype(np.float32)
+        stored: npt.NDArray[np.float16] = np.load(self.flipped if flipped and self.flipped else self.features)
+        return stored
