@@ -534,10 +534,9 @@ def _experiments(
     from model_export.evaluation import grouped_folds, random_folds, split_fold
 
     if splits and split_files:
-        usable = [clip for clip in data.clips if clip not in data.undecodable]
         for number in splits:
             official = read_official_split(split_files, number)
-            part = official.divide(usable)
+            part = official.divide(data.clips)
             _show_partition(official.name, part)
             fold = split_fold(data.examples, [*map(_name, part.train)], [*map(_name, part.test)])
             yield official.name, "official", [fold], part

@@ -138,10 +138,10 @@ def _claim(run: Path, examples: Sequence[Example], recipe: Recipe) -> None:
     try:
         found = dict(json.loads(file.read_text()))
     except (TypeError, ValueError) as error:
-        raise TrainingError(f"{file} is damaged; remove {run}, or give another --run") from error
+        raise TrainingError(f"{file} is damaged; remove {run}, or choose another --output") from error
     if other := sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key)):
         raise TrainingError(
-            f"{file}: its checkpoints are of another {', '.join(other)}; remove {run}, or give another --run"
+            f"{file}: its checkpoints are of another {', '.join(other)}; remove {run}, or choose another --output"
         )
 
 
