@@ -101,8 +101,6 @@ RateOption = Annotated[float, typer.Option(min=0, help="Of RMSProp.")]
 ScheduleOption = Annotated[Schedule, typer.Option(help="Of the learning rate.")]
 DecayOption = Annotated[float, typer.Option(min=0, help="Decoupled weight decay.")]
 SmoothingOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of each target spread over all classes.")]
-FeatureDropoutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of VGG19's channels dropped a clip.")]
-MixupOption = Annotated[float, typer.Option(min=0, help="Alpha of the mixing of clips in pairs; 0: none.")]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Show clips mirrored, too; twice the features.")]
 MembersOption = Annotated[int, typer.Option(min=1, help="Heads of different seeds, averaged in one.")]
 SeedOption = Annotated[int, typer.Option(help="Of weights, order, dropout, folds and resamples.")]
@@ -202,16 +200,14 @@ def train(
     attention_scores: ScoresOption = "content",
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
-    epochs: EpochsOption = 16,
-    patience: PatienceOption = 6,
+    epochs: EpochsOption = 6,
+    patience: PatienceOption = 3,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
     weight_decay: DecayOption = 0.0,
-    label_smoothing: SmoothingOption = 0.0,
-    feature_dropout: FeatureDropoutOption = 0.0,
-    mixup: MixupOption = 0.0,
+    label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,
     members: MembersOption = 1,
     seed: SeedOption = 0,
@@ -286,16 +282,14 @@ def evaluate(
     ] = None,
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
-    epochs: EpochsOption = 16,
-    patience: PatienceOption = 6,
+    epochs: EpochsOption = 6,
+    patience: PatienceOption = 3,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
     weight_decay: DecayOption = 0.0,
-    label_smoothing: SmoothingOption = 0.0,
-    feature_dropout: FeatureDropoutOption = 0.0,
-    mixup: MixupOption = 0.0,
+    label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,
     members: MembersOption = 1,
     seed: SeedOption = 0,

@@ -38,9 +38,6 @@ class Recipe:
         schedule: ``cosine`` lets the learning rate fall to nought along half a cosine; ``constant`` leaves it.
         weight_decay: share of each weight that is taken away a step, times the learning rate.
         label_smoothing: share of each target that is spread over all classes.
-        feature_dropout: share of VGG19's channels that a clip is shown without, the same ones in all of its frames.
-        mixup: clips are shown mixed in pairs, features and targets alike, by shares drawn from a Beta distribution of
-            this parameter (Zhang et al., arXiv 1710.09412); 0: unmixed.
         flip: show each clip mirrored half of the time.
         members: heads trained from different seeds, whose answers are averaged in one.
         seed: of weights, dropout, order, mirroring and the groups held out.
@@ -50,15 +47,13 @@ class Recipe:
     attention_scores: AttentionScores = "content"
     readout: Readout = "mean"
     feature_scaling: FeatureScaling = "root"
-    epochs: int = 16
-    patience: int = 6
+    epochs: int = 6
+    patience: int = 3
     batch_size: int = 16
     learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
     weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    feature_dropout: float = 0.0
-    mixup: float = 0.0
+    label_smoothing: float = 0.1
     holdout: float = 0.25
     flip: bool = False
     members: int = 1
@@ -164,8 +159,8 @@ class _Batches(keras.utils.PyDataset):
 
     def __init__(self, examples: Sequence[Example], classes: int, recipe: Recipe, seed: int, epoch: int) -> None:
         super().__init__(workers=2, max_queue_size=4)
-        self.examples, self.classes, self.recipe, self.seeds = examples, classes, recipe, (seed, epoch)
-        random = np.random.default_rng(self.seeds)
+        self.examples, self.classes, self.recipe = examples, classes, recipe
+        random = np.random.default_rng([seed, epoch])
         self.order = random.permutation(len(examples))
         self.flipped = (random.random(len(examples)) < 0.5) & recipe.flip
 
@@ -178,24 +173,7 @@ class _Batches(keras.utils.PyDataset):
         stored = [self.examples[i].read(flipped=bool(self.flipped[i])) for i in chosen]
         features = np.stack(stored, dtype=np.float32)  # in one pass: a third of the time of converting each first
         targets = np.eye(self.classes, dtype=np.float32)[[self.examples[i].label for i in chosen]]
-        random = np.random.default_rng([*self.seeds, index])
-        if dropout := self.recipe.feature_dropout:
-            kept = random.random((len(chosen), 1, 1, 1, features.shape[-1])) >= dropout
-            features *= (kept / (1 - dropout)).astype(np.float32)
-        if alpha := self.recipe.mixup:
-            share = random.beta(alpha, alpha, len(chosen)).astype(np.float32)
-            other = random.permutation(len(chosen))
-            features, targets = (_mix(values, share, other) for values in (features, targets))
         return features, targets
-
-
-def _mix(
-    values: npt.NDArray[np.float32], share: npt.NDArray[np.float32], other: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """``share`` of each value and the rest of the one at ``other``."""
-    mixed: npt.NDArray[np.float32] = values[other]
-    mixed += share.reshape(-1, *[1] * (values.ndim - 1)) * (values - mixed)
-    return mixed
 
 
 class _Fit:
