@@ -4,9 +4,10 @@ import datetime as dt
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
@@ -21,9 +22,6 @@ from model_export.datasets import (
     Clip,
     DatasetError,
     Partition,
-    class_names,
-    clips_per_class,
-    find_clips,
     read_official_split,
 )
 from model_export.weights import WeightsError, fetch_weights
@@ -32,9 +30,7 @@ from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 
 if TYPE_CHECKING:
-    from model_export.encoding import Engine
-    from model_export.examples import Example
-    from model_export.features import View
+    from model_export.gathering import Gathered
     from model_export.head import TrainedHead
     from model_export.training import LogLine, Recipe, TrainingResult
     from model_export.verify import Frames, Outputs
@@ -185,7 +181,8 @@ def features(
 ) -> None:
     """Compute the VGG19 features of clips; goes on where it was interrupted."""
     with _command():
-        data = _gather(videos, classes, clips_a_class, output, weights, flip=flip, dtype=dtype)
+        vgg19 = fetch_weights(weights, console=console)
+        data = _gather(videos, classes, clips_a_class, output, vgg19, flip=flip, dtype=dtype)
         console.print(f"features of {len(data.examples)} clips are in {output}", highlight=False)
 
 
@@ -200,8 +197,8 @@ def train(
     attention_scores: ScoresOption = "content",
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
-    epochs: EpochsOption = 6,
-    patience: PatienceOption = 3,
+    epochs: EpochsOption = 12,
+    patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
@@ -228,7 +225,8 @@ def train(
         from model_export.training import train as train_head
 
         recipe = _recipe(locals())
-        data = _gather(videos, classes, clips_a_class, features, weights, flip=flip)
+        vgg19 = fetch_weights(weights, console=console)
+        data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
         measured = _measured(evaluation, recipe)
         run = output / "run"
         result = train_head(data.examples, len(data.labels), recipe, run=run, tell=_show_epoch)
@@ -247,12 +245,12 @@ def train(
             feature_scaling=recipe.feature_scaling,
             members=recipe.members,
             channels=result.model.input_shape[-1],
-            labels=tuple(data.labels),
-            encoder_sha256=file_sha256(data.vgg19),
+            labels=data.labels,
+            encoder_sha256=file_sha256(vgg19),
             training=_training_facts(data, recipe, result, measured),
         )
         head = save_head(output, facts, result.model)
-        _calibrate(head, data.vgg19, [clip for clip in data.clips if clip not in data.undecodable])
+        _calibrate(head, vgg19, data.decodable)
         console.print(
             f"trained head: {output}; export it with `limelight-model export --head {output}`", soft_wrap=True
         )
@@ -282,8 +280,8 @@ def evaluate(
     ] = None,
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
-    epochs: EpochsOption = 6,
-    patience: PatienceOption = 3,
+    epochs: EpochsOption = 12,
+    patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
@@ -306,18 +304,20 @@ def evaluate(
         from model_export.baselines import baselines
         from model_export.evaluation import cross_validate
         from model_export.experiment import HeadTrials, attention_sections, recipes
+        from model_export.gathering import Encoder, clip_name
         from model_export.report import DataFacts, Experiment, Run, write_report
 
         started = dt.datetime.now(dt.UTC)
         if split and not split_files:
             raise DatasetError("--split needs --split-files, the folder of the official split lists")
         recipe = _recipe({**locals(), "variant": "attention", "attention_scores": "content"})
-        data = _gather(videos, classes, clips_a_class, features, weights, flip=flip)
+        vgg19 = fetch_weights(weights, console=console)
+        data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
         chosen = recipes(
             recipe, [v.value for v in variant or Variants], [s.value for s in attention_scores or [Scorings.CONTENT]]
         )
         trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
-        simple = baselines(len(data.labels), flip=flip, epochs=3 * epochs, seed=seed)
+        simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, seed=seed)
         contenders = [*(trial.contender() for trial in trials), *simple]
         experiments, partitions = [], []
         for title, kind, parts, partition in _experiments(data, k_fold, folds, split, split_files, seed):
@@ -327,7 +327,7 @@ def evaluate(
                 parts,
                 contenders,
                 data.labels,
-                encoder=file_sha256(data.vgg19),
+                encoder=file_sha256(vgg19),
                 log=output / "predictions",
                 progress=_show_fold,
             )
@@ -335,7 +335,7 @@ def evaluate(
         sections = []
         if attention_quality and any(trial.recipe.variant == "attention" for trial in trials):
             console.print(f"rendering {actor_clips} clips with a known actor")
-            actors = list(render_and_encode(data.encode(), clips=actor_clips))
+            actors = list(render_and_encode(Encoder(vgg19, "float16").engine, clips=actor_clips))
             for trial in trials:
                 if trial.recipe.variant == "attention":
                     sections += attention_sections(trial, data.examples, experiments[0][1], actors)
@@ -353,8 +353,8 @@ def evaluate(
                 classes=len(data.labels),
                 groups=len({example.group for example in data.examples}),
                 missing=tuple(sorted({name for part in partitions for name in part.missing})),
-                extra=tuple(sorted({_name(clip) for part in partitions for clip in part.extra})),
-                undecodable=tuple(map(_name, data.undecodable)),
+                extra=tuple(sorted({clip_name(clip) for part in partitions for clip in part.extra})),
+                undecodable=tuple(map(clip_name, data.undecodable)),
             ),
             [experiment for experiment, _ in experiments],
             sections,
@@ -399,6 +399,7 @@ def verify(
 ) -> None:
     """Compare a bundle's variants with Keras over many clips; the agreement goes into the manifest."""
     with _command():
+        from model_export.gathering import choose_clips
         from model_export.head import PRETRAINED, HeadError, load_head
         from model_export.verify import agreement, compare
 
@@ -406,7 +407,7 @@ def verify(
         trained = load_head(head or PRETRAINED)
         if list(trained.facts.labels) != checked.manifest.labels:
             raise HeadError(f"{bundle} was not made from the head in {trained.path}; name its head with --head")
-        chosen = _choose(clips, None, clips_a_class)
+        chosen = choose_clips(clips, None, clips_a_class)
         precisions = [precision] if precision else list(checked.manifest.precisions)
         vgg19 = fetch_weights(weights, console=console)
         expected = _reference(trained, vgg19, features)
@@ -433,91 +434,47 @@ def verify(
         console.print(table)
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """The clips a command works on and their features."""
-
-    name: str
-    clips: list[Clip]
-    examples: "list[Example]"
-    undecodable: list[Clip]
-    labels: list[str]
-    vgg19: Path
-    encode: "Callable[[], Engine]"
-
-    @property
-    def engine_name(self) -> str | None:
-        """What computed the features, where some had to be."""
-        return self.encode().name if self.encode.cache_info().currsize else None  # type: ignore[attr-defined]
-
-
 def _gather(
     videos: Path,
     classes: Sequence[str] | None,
     clips_a_class: int | None,
     features: Path,
-    weights: Path | None,
+    vgg19: Path,
     *,
     flip: bool,
     dtype: FeatureDtype = "float16",
-) -> _Data:
-    """Finds the clips and computes what features are missing; lists and leaves out what cannot be decoded."""
-    from model_export.encoding import choose_encode
-    from model_export.examples import Example
-    from model_export.features import FeatureCache
-    from model_export.network.vgg19 import build_encoder
+) -> "Gathered":
+    """Clips and their features, with progress; tells what was left out."""
+    from model_export.gathering import choose_clips, gather
 
-    clips = _choose(videos, classes, clips_a_class)
-    vgg19 = fetch_weights(weights, console=console)
-    kept = FeatureCache(features, file_sha256(vgg19), dtype)
-    encode = cache(lambda: choose_encode(build_encoder(vgg19), kept.dtype))
-    labels = class_names(clips)
-    views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
-    examples: list[Example] = []
-    skipped: dict[Clip, str] = {}
+    clips = choose_clips(videos, classes, clips_a_class)
+    began = time.monotonic()
     with _progress() as progress:
-        for clip in progress.track(clips, description="VGG19 features"):
-            try:
-                plain, *flipped = (kept.get(clip.path, encode, view) for view in views)
-            except ClipError as error:
-                skipped[clip] = str(error)
-            else:
-                examples.append(Example(plain, labels.index(clip.label), clip.group, _name(clip), *flipped))
-    if skipped:
+        track = partial(progress.track, description="VGG19 features")
+        data = gather(clips, videos, features, vgg19, flip=flip, dtype=dtype, track=track)
+    if data.undecodable:
         table = Table("skipped clip", "why")
-        for clip, why in skipped.items():
+        for clip, why in data.undecodable.items():
             table.add_row(str(clip.path), why)
         console.print(table)
-    if empty := sorted(set(labels) - {clip.label for clip in clips if clip not in skipped}):
-        raise DatasetError(f"{videos / empty[0]}: none of its clips can be decoded; replace them or remove the folder")
-    data = _Data(videos.name, clips, examples, list(skipped), labels, vgg19, encode)
-    ran = f", encoded by {data.engine_name}" if data.engine_name else ""
-    console.print(
-        f"{len(examples)} clips of {len(labels)} classes{ran}; {len(skipped)} left out as undecodable", highlight=False
+    minutes = (time.monotonic() - began) / 60
+    by = f"by {data.engine_name}, {len(clips) / minutes:.1f} clips a minute" if data.engine_name else "kept from before"
+    counts = (
+        f"{len(data.examples)} clips of {len(data.labels)} classes, {len(data.undecodable)} left out as undecodable"
     )
+    console.print(f"{counts}; features {by}", highlight=False)
     return data
-
-
-def _choose(videos: Path, classes: Sequence[str] | None, clips_a_class: int | None) -> list[Clip]:
-    clips = find_clips(videos, classes)
-    return clips_per_class(clips, clips_a_class) if clips_a_class else clips
-
-
-def _name(clip: Clip) -> str:
-    return f"{clip.label}/{clip.path.name}"
 
 
 def _recipe(options: dict[str, Any]) -> "Recipe":
     """A command's options as the recipe they are part of."""
-    from dataclasses import fields
-
     from model_export.training import Recipe
 
     return Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
 
 
 def _experiments(
-    data: _Data,
+    data: "Gathered",
     k_fold: int,
     kinds: Sequence[Folds] | None,
     splits: Sequence[int] | None,
@@ -526,13 +483,14 @@ def _experiments(
 ) -> Iterator[tuple[str, Any, Any, Partition | None]]:
     """Title, kind, folds and, for an official split, which clips it has on its sides."""
     from model_export.evaluation import grouped_folds, random_folds, split_fold
+    from model_export.gathering import clip_name
 
     if splits and split_files:
         for number in splits:
             official = read_official_split(split_files, number)
             part = official.divide(data.clips)
             _show_partition(official.name, part)
-            fold = split_fold(data.examples, [*map(_name, part.train)], [*map(_name, part.test)])
+            fold = split_fold(data.examples, [*map(clip_name, part.train)], [*map(clip_name, part.test)])
             yield official.name, "official", [fold], part
         return
     for kind in dict.fromkeys(kinds or (Folds.GROUPED,)):
@@ -586,10 +544,10 @@ def _measured(evaluation: Path | None, recipe: "Recipe") -> dict[str, Any]:
 
 
 def _training_facts(
-    data: _Data, recipe: "Recipe", result: "TrainingResult", measured: dict[str, Any]
+    data: "Gathered", recipe: "Recipe", result: "TrainingResult", measured: dict[str, Any]
 ) -> dict[str, object]:
     facts: dict[str, object] = {
-        "data": data.name,
+        "data": data.videos.name,
         "clips": result.training_clips,
         "undecodable_clips": len(data.undecodable),
         "epochs": result.epochs,

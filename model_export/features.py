@@ -16,11 +16,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from model_export.encoding import Encode, FeatureDtype
-from service.video.decoder import IMAGE_SIZE, RESIZE_RULE, decode_clip
+from service.video.decoder import IMAGE_SIZE, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import FRAME_COUNT, SAMPLING_REVISION, SAMPLING_RULE
 
 View = Literal["plain", "flipped"]
 """A clip as it is, or its mirror image, left and right exchanged."""
+
+# Nobody waits for an answer here, and a busy machine must not make a clip undecodable.
+LIMITS = DecodeLimits(timeout_s=600.0)
 
 
 class FeatureError(Exception):
@@ -76,7 +79,7 @@ class FeatureCache:
         suffix = "" if view == "plain" else f".{view}"
         path = self.directory / f"{hashlib.sha256(data).hexdigest()}{suffix}.npy"
         if not self._is_whole(path):
-            frames = decode_clip(data).frames
+            frames = decode_clip(data, LIMITS).frames
             cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
             with self._errors():
                 _write_atomically(path, lambda file: np.save(file, cuboids))

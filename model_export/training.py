@@ -47,8 +47,8 @@ class Recipe:
     attention_scores: AttentionScores = "content"
     readout: Readout = "mean"
     feature_scaling: FeatureScaling = "root"
-    epochs: int = 6
-    patience: int = 3
+    epochs: int = 12
+    patience: int = 4
     batch_size: int = 16
     learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
