@@ -21,8 +21,6 @@ from rich.table import Table
 from model_export.datasets import (
     Clip,
     DatasetError,
-    Partition,
-    read_official_split,
 )
 from model_export.weights import WeightsError, fetch_weights
 from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
@@ -30,8 +28,10 @@ from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 
 if TYPE_CHECKING:
+    from model_export.experiment import Protocol
     from model_export.gathering import Gathered
     from model_export.head import TrainedHead
+    from model_export.report import Experiment
     from model_export.training import LogLine, Recipe, TrainingResult
     from model_export.verify import Frames, Outputs
 
@@ -303,9 +303,16 @@ def evaluate(
         from model_export.attention_quality import render_and_encode
         from model_export.baselines import baselines
         from model_export.evaluation import cross_validate
-        from model_export.experiment import HeadTrials, attention_sections, recipes
-        from model_export.gathering import Encoder, clip_name
-        from model_export.report import DataFacts, Experiment, Run, write_report
+        from model_export.experiment import (
+            HeadTrials,
+            attention_sections,
+            data_facts,
+            fold_protocol,
+            recipes,
+            split_protocol,
+        )
+        from model_export.gathering import Encoder
+        from model_export.report import Experiment, Run, write_report
 
         started = dt.datetime.now(dt.UTC)
         if split and not split_files:
@@ -319,47 +326,32 @@ def evaluate(
         trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
         simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, seed=seed)
         contenders = [*(trial.contender() for trial in trials), *simple]
-        experiments, partitions = [], []
-        for title, kind, parts, partition in _experiments(data, k_fold, folds, split, split_files, seed):
-            partitions += [partition] if partition else []
-            found = cross_validate(
-                data.examples,
-                parts,
-                contenders,
-                data.labels,
-                encoder=file_sha256(vgg19),
-                log=output / "predictions",
-                progress=_show_fold,
-            )
-            experiments.append((Experiment(title, kind, tuple(found)), parts))
+        if split and split_files:
+            protocols = [split_protocol(data, split_files, number) for number in split]
+        else:
+            kinds = dict.fromkeys(folds or [Folds.GROUPED])
+            protocols = [fold_protocol(data, k_fold, seed, random=kind is Folds.RANDOM) for kind in kinds]
+        _show_partitions(protocols)
+        judge = partial(cross_validate, encoder=file_sha256(vgg19), log=output / "predictions", progress=_show_fold)
+        experiments = [
+            Experiment(p.title, p.kind, tuple(judge(data.examples, p.folds, contenders, data.labels)))
+            for p in protocols
+        ]
         sections = []
-        if attention_quality and any(trial.recipe.variant == "attention" for trial in trials):
+        attentive = [trial for trial in trials if trial.recipe.variant == "attention"]
+        if attention_quality and attentive:
             console.print(f"rendering {actor_clips} clips with a known actor")
             actors = list(render_and_encode(Encoder(vgg19, "float16").engine, clips=actor_clips))
-            for trial in trials:
-                if trial.recipe.variant == "attention":
-                    sections += attention_sections(trial, data.examples, experiments[0][1], actors)
-        report = write_report(
-            output,
-            Run(
-                command=" ".join(["limelight-model", *sys.argv[1:]]),
-                started=started,
-                seed=seed,
-                settings={"features": data.engine_name or "kept from an earlier run"},
-            ),
-            DataFacts(
-                name=videos.name,
-                clips=len(data.examples),
-                classes=len(data.labels),
-                groups=len({example.group for example in data.examples}),
-                missing=tuple(sorted({name for part in partitions for name in part.missing})),
-                extra=tuple(sorted({clip_name(clip) for part in partitions for clip in part.extra})),
-                undecodable=tuple(map(clip_name, data.undecodable)),
-            ),
-            [experiment for experiment, _ in experiments],
-            sections,
+            for trial in attentive:
+                sections += attention_sections(trial, data.examples, protocols[0].folds, actors)
+        how = Run(
+            command=" ".join(["limelight-model", *sys.argv[1:]]),
+            started=started,
+            seed=seed,
+            settings={"features": data.engine_name or "kept from an earlier run"},
         )
-        _show_accuracy([experiment for experiment, _ in experiments])
+        report = write_report(output, how, data_facts(data, protocols), experiments, sections)
+        _show_accuracy(experiments)
         console.print(f"report: {report}", highlight=False)
 
 
@@ -473,36 +465,15 @@ def _recipe(options: dict[str, Any]) -> "Recipe":
     return Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
 
 
-def _experiments(
-    data: "Gathered",
-    k_fold: int,
-    kinds: Sequence[Folds] | None,
-    splits: Sequence[int] | None,
-    split_files: Path | None,
-    seed: int,
-) -> Iterator[tuple[str, Any, Any, Partition | None]]:
-    """Title, kind, folds and, for an official split, which clips it has on its sides."""
-    from model_export.evaluation import grouped_folds, random_folds, split_fold
-    from model_export.gathering import clip_name
-
-    if splits and split_files:
-        for number in splits:
-            official = read_official_split(split_files, number)
-            part = official.divide(data.clips)
-            _show_partition(official.name, part)
-            fold = split_fold(data.examples, [*map(clip_name, part.train)], [*map(clip_name, part.test)])
-            yield official.name, "official", [fold], part
-        return
-    for kind in dict.fromkeys(kinds or (Folds.GROUPED,)):
-        draw = grouped_folds if kind is Folds.GROUPED else random_folds
-        yield f"{k_fold} {kind} folds", kind.value, draw(data.examples, k_fold, seed), None
-
-
-def _show_partition(name: str, part: Partition) -> None:
-    table = Table(name, "clips")
-    for side in ("train", "test", "unused", "extra", "missing"):
-        table.add_row(side, str(len(getattr(part, side))))
-    console.print(table)
+def _show_partitions(protocols: "Sequence[Protocol]") -> None:
+    """What an official split uses the clips for, and what it lists that is not there."""
+    sides = ("train", "test", "unused", "extra", "missing")
+    table = Table("clips", *sides)
+    for protocol in protocols:
+        if protocol.partition:
+            table.add_row(protocol.title, *(str(len(getattr(protocol.partition, side))) for side in sides))
+    if table.row_count:
+        console.print(table)
 
 
 def _show_epoch(phase: str, line: "LogLine") -> None:
@@ -518,7 +489,7 @@ def _show_fold(name: str, fold: int, event: str) -> None:
     console.print(f"{name}, fold {fold}: {event}", highlight=False)
 
 
-def _show_accuracy(experiments: Sequence[Any]) -> None:
+def _show_accuracy(experiments: "Sequence[Experiment]") -> None:
     table = Table("method", *(experiment.name for experiment in experiments))
     for results in zip(*(experiment.results for experiment in experiments), strict=True):
         figures = [result.figures()["accuracy"] for result in results]

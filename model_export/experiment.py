@@ -18,11 +18,13 @@ from model_export.attention_quality import (
     deletion,
     map_statistics,
 )
-from model_export.evaluation import Contender, Fold, Probabilities
+from model_export.datasets import Partition, read_official_split
+from model_export.evaluation import Contender, Fold, Probabilities, grouped_folds, random_folds, split_fold
 from model_export.examples import Example
+from model_export.gathering import Gathered, clip_name
 from model_export.network.attention import AttentionScores
 from model_export.network.classifier import Variant
-from model_export.report import Section
+from model_export.report import DataFacts, FoldKind, Section
 from model_export.training import LogLine, Recipe, predict, train
 
 # Told what is trained (contender and phase) and the log line of each epoch.
@@ -81,6 +83,61 @@ def recipes(recipe: Recipe, variants: Iterable[Variant], scores: Iterable[Attent
         for variant in dict.fromkeys(variants)
         for scoring in (dict.fromkeys(scores) if variant == "attention" else (recipe.attention_scores,))
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How clips come to be trained on and tested.
+
+    Attributes:
+        title: for reports.
+        kind: grouped or random folds, or an official split.
+        folds: of the examples; one where it is a split.
+        partition: which clips an official split has on its sides, and which are missing.
+    """
+
+    title: str
+    kind: FoldKind
+    folds: tuple[Fold, ...]
+    partition: Partition | None = None
+
+
+def fold_protocol(data: Gathered, k: int, seed: int, *, random: bool = False) -> Protocol:
+    """Cross-validation in ``k`` folds, grouped by source video or, where told so, drawn at random.
+
+    Raises:
+        EvaluationError: a class has too few groups or clips.
+    """
+    if random:
+        return Protocol(f"{k} random folds", "random", random_folds(data.examples, k, seed))
+    return Protocol(f"{k} grouped folds", "grouped", grouped_folds(data.examples, k, seed))
+
+
+def split_protocol(data: Gathered, folder: Path, number: int) -> Protocol:
+    """Official split ``number``, whose lists are in ``folder``.
+
+    Raises:
+        DatasetError: the lists are not there or not of the format.
+        EvaluationError: the clips at hand do not reach both sides of it.
+    """
+    split = read_official_split(folder, number)
+    part = split.divide(data.clips)
+    fold = split_fold(data.examples, *([clip_name(clip) for clip in side] for side in (part.train, part.test)))
+    return Protocol(split.name, "official", (fold,), part)
+
+
+def data_facts(data: Gathered, protocols: Sequence[Protocol]) -> DataFacts:
+    """What was evaluated and what was left out, for the report."""
+    parts = [protocol.partition for protocol in protocols if protocol.partition]
+    return DataFacts(
+        name=data.videos.name,
+        clips=len(data.examples),
+        classes=len(data.labels),
+        groups=len({example.group for example in data.examples}),
+        missing=tuple(sorted({name for part in parts for name in part.missing})),
+        extra=tuple(sorted({clip_name(clip) for part in parts for clip in part.extra})),
+        undecodable=tuple(map(clip_name, data.undecodable)),
+    )
 
 
 def attention_sections(
