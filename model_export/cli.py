@@ -111,6 +111,7 @@ def _start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # it takes each fold's own network for the same one, traced anew
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -449,8 +450,8 @@ def _gather(
         for clip, why in data.undecodable.items():
             table.add_row(str(clip.path), why)
         console.print(table)
-    minutes = (time.monotonic() - began) / 60
-    by = f"by {data.engine_name}, {len(clips) / minutes:.1f} clips a minute" if data.engine_name else "kept from before"
+    rate = 60 * data.encoded / (time.monotonic() - began)
+    by = f"by {data.engine_name}, {rate:.1f} clips a minute" if data.encoded else "kept from before"
     counts = (
         f"{len(data.examples)} clips of {len(data.labels)} classes, {len(data.undecodable)} left out as undecodable"
     )

@@ -24,7 +24,8 @@ class Gathered:
         clips: all that were chosen.
         examples: those that could be decoded, in the same order.
         undecodable: the others, and why.
-        engine_name: the library that computed features, where some were missing.
+        encoded: how many clips' views were encoded now; the features of the others were there.
+        engine_name: the library that encoded them.
     """
 
     videos: Path
@@ -32,6 +33,7 @@ class Gathered:
     clips: tuple[Clip, ...]
     examples: tuple[Example, ...]
     undecodable: dict[Clip, str]
+    encoded: int
     engine_name: str | None
 
     @property
@@ -91,17 +93,24 @@ def gather(
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
     examples: list[Example] = []
     undecodable: dict[Clip, str] = {}
+    encoded = 0
+
+    def encode() -> Engine:
+        nonlocal encoded
+        encoded += 1
+        return encoder.engine
+
     for clip in track(clips):
         try:
-            plain, *flipped = (kept.get(clip.path, lambda: encoder.engine, view) for view in views)
+            plain, *flipped = (kept.get(clip.path, encode, view) for view in views)
         except ClipError as error:
             undecodable[clip] = str(error)
         else:
             examples.append(Example(plain, labels.index(clip.label), clip.group, clip_name(clip), *flipped))
     if lost := sorted({clip.label for clip in clips} - {clip.label for clip in clips if clip not in undecodable}):
         raise DatasetError(f"{videos / lost[0]}: none of its clips can be decoded; replace them or remove the folder")
-    engine = encoder.engine.name if "engine" in vars(encoder) else None
-    return Gathered(videos, tuple(labels), tuple(clips), tuple(examples), undecodable, engine)
+    engine = encoder.engine.name if encoded else None
+    return Gathered(videos, tuple(labels), tuple(clips), tuple(examples), undecodable, encoded, engine)
 
 
 def clip_name(clip: Clip) -> str:
