@@ -11,7 +11,7 @@ from model_export.examples import Example
 from model_export.training import LogLine, Recipe, TrainingError, TrainingResult, predict, train
 
 CHANNELS = 8
-QUICK = Recipe(epochs=2, batch_size=8, holdout=0, learning_rate=3e-3)
+QUICK = Recipe(epochs=2, batch_size=8, holdout=0, learning_rate=3e-3, feature_scaling="none")
 
 Examples = Callable[..., list[Example]]
 
@@ -51,7 +51,7 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 def test_learns_what_is_in_one_cell_and_scores_it_on_groups_it_did_not_see(examples: Examples) -> None:
     clips = examples(groups=4)
-    result = train(clips, 3, replace(QUICK, epochs=20, holdout=0.25))
+    result = train(clips, 3, replace(QUICK, epochs=25, patience=25, holdout=0.25))
     assert result.holdout_accuracy is not None
     assert result.holdout_accuracy > 0.9
     assert result.holdout_clips == 6, "one group of four, two clips of each class"
