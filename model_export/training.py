@@ -232,6 +232,7 @@ class _Fit:
     def _epoch(self, hold: Sequence[Example]) -> LogLine:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
+        self._seed_dropout(epoch)
         batches = _Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
         history = self.trainer.fit(batches, shuffle=False, verbose=0)
         line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
@@ -244,6 +245,12 @@ class _Fit:
             line["val_loss"] = float(-np.log(np.maximum(right, 1e-7)).mean())
             line["val_accuracy"] = float((named.argmax(axis=1) == labels).mean())
         return line
+
+    def _seed_dropout(self, epoch: int) -> None:
+        """Makes an epoch's dropout depend on nothing before it: Keras does not keep its state with the weights."""
+        states = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
+        for number, state in enumerate(states):
+            state.assign(np.random.default_rng([self.seed, epoch, number]).integers(2**31, size=2))
 
     def _take_up(self) -> None:
         """Goes back to the last whole epoch that was kept, if one was."""
