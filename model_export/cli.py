@@ -325,7 +325,7 @@ def evaluate(
             recipe, [v.value for v in variant or Variants], [s.value for s in attention_scores or [Scorings.CONTENT]]
         )
         trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
-        simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, seed=seed)
+        simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, holdout=holdout, seed=seed)
         contenders = [*(trial.contender() for trial in trials), *simple]
         if split and split_files:
             protocols = [split_protocol(data, split_files, number) for number in split]
