@@ -18,10 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model_export.datasets import (
-    Clip,
-    DatasetError,
-)
+from model_export.datasets import Clip, DatasetError, read_official_split
 from model_export.weights import WeightsError, fetch_weights
 from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
@@ -226,9 +223,9 @@ def train(
         from model_export.training import train as train_head
 
         recipe = _recipe(locals())
+        measured = _measured(evaluation, recipe)
         vgg19 = fetch_weights(weights, console=console)
         data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
-        measured = _measured(evaluation, recipe)
         run = output / "run"
         result = train_head(data.examples, len(data.labels), recipe, run=run, tell=_show_epoch)
         for log in run.glob("*.csv"):
@@ -318,6 +315,7 @@ def evaluate(
         started = dt.datetime.now(dt.UTC)
         if split and not split_files:
             raise DatasetError("--split needs --split-files, the folder of the official split lists")
+        splits = [read_official_split(split_files, number) for number in dict.fromkeys(split or ()) if split_files]
         recipe = _recipe({**locals(), "variant": "attention", "attention_scores": "content"})
         vgg19 = fetch_weights(weights, console=console)
         data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
@@ -327,8 +325,8 @@ def evaluate(
         trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
         simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, holdout=holdout, seed=seed)
         contenders = [*(trial.contender() for trial in trials), *simple]
-        if split and split_files:
-            protocols = [split_protocol(data, split_files, number) for number in split]
+        if splits:
+            protocols = [split_protocol(data, official) for official in splits]
         else:
             kinds = dict.fromkeys(folds or [Folds.GROUPED])
             protocols = [fold_protocol(data, k_fold, seed, random=kind is Folds.RANDOM) for kind in kinds]
@@ -508,7 +506,7 @@ def _measured(evaluation: Path | None, recipe: "Recipe") -> dict[str, Any]:
     report = evaluation / "report.json"
     try:
         found = accuracy_facts(report, recipe)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
     if found is None:
         raise ReportError(f"{report} judges other recipes; run `limelight-model evaluate` with this one's options")

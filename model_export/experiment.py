@@ -18,7 +18,7 @@ from model_export.attention_quality import (
     deletion,
     map_statistics,
 )
-from model_export.datasets import Partition, read_official_split
+from model_export.datasets import Partition, Split
 from model_export.evaluation import Contender, Fold, Probabilities, grouped_folds, random_folds, split_fold
 from model_export.examples import Example
 from model_export.gathering import Gathered, clip_name
@@ -113,14 +113,12 @@ def fold_protocol(data: Gathered, k: int, seed: int, *, random: bool = False) ->
     return Protocol(f"{k} grouped folds", "grouped", grouped_folds(data.examples, k, seed))
 
 
-def split_protocol(data: Gathered, folder: Path, number: int) -> Protocol:
-    """Official split ``number``, whose lists are in ``folder``.
+def split_protocol(data: Gathered, split: Split) -> Protocol:
+    """Training on one side of an official split and testing on the other.
 
     Raises:
-        DatasetError: the lists are not there or not of the format.
         EvaluationError: the clips at hand do not reach both sides of it.
     """
-    split = read_official_split(folder, number)
     part = split.divide(data.clips)
     fold = split_fold(data.examples, *([clip_name(clip) for clip in side] for side in (part.train, part.test)))
     return Protocol(split.name, "official", (fold,), part)
@@ -168,7 +166,7 @@ def accuracy_facts(report: Path, recipe: Recipe) -> Mapping[str, Any] | None:
     """Accuracy that ``evaluate`` found for exactly this recipe, by experiment; ``None`` where it judged another.
 
     Raises:
-        OSError, ValueError: the report cannot be read.
+        OSError, KeyError, TypeError, ValueError: the report cannot be read.
     """
     found = json.loads(report.read_text(encoding="utf-8"))
     facts: dict[str, Any] = {}
