@@ -1,14 +1,19 @@
 """What `limelight-model` says and how it ends; what it computes is tested where that is written."""
 
+import hashlib
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from model_export import weights
 from model_export.cli import app
-from service.video.rendering import render_clip
+from service.model.bundle import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +49,6 @@ def test_train_names_a_folder_that_is_missing(vgg19: Path, tmp_path: Path) -> No
     )
 
 
-def test_train_refuses_features_of_another_vgg19(vgg19: Path, tmp_path: Path) -> None:
-    videos, features = tmp_path / "videos", tmp_path / "features"
-    for label in ("squats", "waving"):
-        (videos / label).mkdir(parents=True)
-        (videos / label / "a.mp4").write_bytes(render_clip(label, frames=41).data)
-    features.mkdir()
-    (features / "cache.json").write_text('{"dtype": "float16", "encoder_sha256": "of another"}')
-    result = run("train", "--videos", videos, "--features", features, "--weights", vgg19)
-    assert_one_sentence(result, str(features), "encoder_sha256", "choose another folder")
-
-
 @pytest.mark.parametrize(
     ("option", "value"), (("--variant", "transformer"), ("--attention-scores", "self"), ("--readout", "first"))
 )
@@ -87,3 +81,152 @@ def test_verify_names_a_bundle_that_is_damaged(vgg19: Path, tmp_path: Path, narr
 def test_verify_refuses_the_head_of_another_bundle(vgg19: Path, tmp_path: Path, narrow_bundle: Path) -> None:
     result = run("verify", "--bundle", narrow_bundle, "--clips", tmp_path, "--weights", vgg19)
     assert_one_sentence(result, str(narrow_bundle), "--head")
+
+
+MakeVideos = Callable[..., Path]
+
+
+@pytest.fixture
+def make_videos(tmp_path: Path, vgg19: Path) -> MakeVideos:
+    """Makes ``tmp_path/videos`` with clips of the given names, whose features lie in ``tmp_path/features`` already."""
+
+    def make(*names: str) -> Path:
+        from model_export.features import FeatureCache
+
+        FeatureCache(tmp_path / "features", file_sha256(vgg19))
+        for name in names:
+            path = tmp_path / "videos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            np.save(tmp_path / "features" / f"{digest}.npy", np.zeros((40, 7, 7, 6), np.float16))
+        return tmp_path / "videos"
+
+    return make
+
+
+def learn(command: str, videos: Path, *options: object) -> Result:
+    """`features`, `train` or `evaluate`; every folder is one beside the clips'."""
+    beside = videos.parent
+    folders = {
+        "features": ("--output", beside / "features"),
+        "train": ("--output", beside / "head", "--features", beside / "features"),
+        "evaluate": ("--output", beside / "evaluation", "--features", beside / "features"),
+    }
+    return run(command, "--videos", videos, *folders[command], "--weights", beside / "vgg19.h5", *options)
+
+
+@pytest.mark.parametrize("command", ("features", "train", "evaluate"))
+class TestFoldersOfClips:
+    def test_class_without_clips(self, make_videos: MakeVideos, command: str) -> None:
+        videos = make_videos("squats/a.mp4", "waving/notes.txt")
+        assert_one_sentence(learn(command, videos), str(videos / "waving"), "no clips", "remove the folder")
+
+    def test_class_asked_for_twice(self, make_videos: MakeVideos, command: str) -> None:
+        videos = make_videos("squats/a.mp4", "waving/a.mp4")
+        result = learn(command, videos, "--class", "squats", "--class", "waving", "--class", "Squats")
+        assert_one_sentence(result, "a class is named twice (squats, Squats)", "keep one")
+
+    def test_two_folders_of_one_class(self, make_videos: MakeVideos, command: str) -> None:
+        videos = make_videos("squats/a.mp4", "Squats/b.mp4")
+        if len(list(videos.iterdir())) == 1:
+            pytest.skip("this file system ignores case")
+        assert_one_sentence(learn(command, videos), str(videos), "a class is named twice", "keep one")
+
+    def test_class_that_is_not_there(self, make_videos: MakeVideos, command: str) -> None:
+        videos = make_videos("squats/a.mp4", "waving/a.mp4")
+        assert_one_sentence(learn(command, videos, "--class", "diving"), str(videos), "diving", "squats, waving")
+
+    def test_class_of_which_no_clip_can_be_decoded(self, make_videos: MakeVideos, command: str) -> None:
+        videos = make_videos("squats/a.mp4")
+        (videos / "waving").mkdir()
+        for name in ("a.mp4", "b.mp4"):
+            (videos / "waving" / name).write_text(f"{name} is no video")
+        result = learn(command, videos)
+        assert_one_sentence(result, str(videos / "waving"), "can be decoded", "replace them or remove the folder")
+
+    @pytest.mark.parametrize("fact", ("encoder_sha256", "sampling_revision"))
+    def test_features_of_another_network_or_other_frames(
+        self, make_videos: MakeVideos, tmp_path: Path, command: str, fact: str
+    ) -> None:
+        videos = make_videos("squats/a.mp4", "waving/a.mp4")
+        origin = tmp_path / "features" / "cache.json"
+        origin.write_text(json.dumps({**json.loads(origin.read_text()), fact: "another"}))
+        result = learn(command, videos)
+        assert_one_sentence(result, str(tmp_path / "features"), f"of another {fact}", "choose another folder")
+
+
+class TestEvaluate:
+    def test_fewer_groups_than_folds(self, make_videos: MakeVideos) -> None:
+        squats = [f"squats/v_squats_g{group:02}_c01.mp4" for group in (1, 2, 3, 4)]
+        videos = make_videos(*squats, *(f"waving/v_waving_g01_c{clip:02}.mp4" for clip in (1, 2, 3, 4)))
+        assert_one_sentence(learn("evaluate", videos), "waving", "(1) for 4 folds", "ask for fewer folds")
+
+    def test_fewer_clips_than_random_folds(self, make_videos: MakeVideos) -> None:
+        videos = make_videos("squats/a.mp4", "squats/b.mp4", "waving/a.mp4", "waving/b.mp4")
+        result = learn("evaluate", videos, "--folds", "random", "--k-fold", 3)
+        assert_one_sentence(result, "squats", "(2) for 3 folds", "ask for fewer folds")
+
+    def test_split_without_its_files(self, make_videos: MakeVideos) -> None:
+        assert_one_sentence(learn("evaluate", make_videos("squats/a.mp4"), "--split", 1), "--split needs --split-files")
+
+    @pytest.mark.parametrize(
+        ("lists", "parts"),
+        (
+            ({"readme.txt": "none"}, ("holds no official split lists", "trainlist0N.txt")),
+            ({"classInd.txt": "squats 1"}, ("classInd.txt, line 1", "'squats 1'", "take the official list again")),
+            ({"classInd.txt": "1 squats"}, ("trainlist01.txt", "No such file", "put the official split lists")),
+            ({"squats_test_split1.txt": "a.avi 1\nb.avi 3"}, ("_split1.txt, line 2", "'b.avi 3'", "0 (unused)")),
+        ),
+    )
+    def test_split_lists_that_are_none(
+        self, make_videos: MakeVideos, tmp_path: Path, lists: dict[str, str], parts: tuple[str, ...]
+    ) -> None:
+        folder = tmp_path / "lists"
+        folder.mkdir()
+        for name, text in lists.items():
+            (folder / name).write_text(text)
+        result = learn("evaluate", make_videos("squats/a.mp4"), "--split", 1, "--split-files", folder)
+        assert_one_sentence(result, str(folder), *parts)
+
+    def test_split_of_another_data_set(self, make_videos: MakeVideos, tmp_path: Path) -> None:
+        (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2")
+        result = learn("evaluate", make_videos("squats/a.mp4"), "--split", 1, "--split-files", tmp_path)
+        assert_one_sentence(result, "none of the clips", "take the split of this data set")
+
+    def test_split_of_a_number_there_is_not(self, make_videos: MakeVideos, tmp_path: Path) -> None:
+        result = learn("evaluate", make_videos("squats/a.mp4"), "--split", 4, "--split-files", tmp_path)
+        assert result.exit_code == 2
+        assert "--split" in result.stderr
+
+
+class TestTrain:
+    def test_class_with_nothing_to_hold_out(self, make_videos: MakeVideos) -> None:
+        videos = make_videos("squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+        assert_one_sentence(learn("train", videos), "waving has one source video", "add clips")
+
+    def test_checkpoints_of_another_variant(self, make_videos: MakeVideos, tmp_path: Path) -> None:
+        from model_export.training import Recipe
+
+        recipe = tmp_path / "head" / "run" / "recipe.json"
+        recipe.parent.mkdir(parents=True)
+        recipe.write_text(json.dumps(asdict(Recipe(variant="base"))))
+        videos = make_videos("squats/a.mp4", "waving/a.mp4")
+        assert_one_sentence(learn("train", videos), str(recipe), "variant", f"remove {recipe.parent}", "--output")
+
+    @pytest.mark.parametrize(
+        ("report", "complaint"),
+        (
+            (None, "cannot be read"),
+            ("[]", "cannot be read"),
+            ('{"experiments": [', "cannot be read"),
+            ('{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}', "judges other recipes"),
+        ),
+    )
+    def test_evaluation_that_says_nothing_of_the_recipe(
+        self, make_videos: MakeVideos, tmp_path: Path, report: str | None, complaint: str
+    ) -> None:
+        if report is not None:
+            (tmp_path / "report.json").write_text(report)
+        result = learn("train", make_videos("squats/a.mp4", "waving/a.mp4"), "--evaluation", tmp_path)
+        assert_one_sentence(result, str(tmp_path / "report.json"), complaint, "`limelight-model evaluate`")
