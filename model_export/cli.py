@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model_export.datasets import Clip, DatasetError, read_official_split
+from model_export.datasets import Clip, DatasetError, class_names, find_clips, read_official_split
 from model_export.weights import WeightsError, fetch_weights
 from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
@@ -180,7 +180,7 @@ def features(
     """Compute the VGG19 features of clips; goes on where it was interrupted."""
     with _command():
         vgg19 = fetch_weights(weights, console=console)
-        data = _gather(videos, classes, clips_a_class, output, vgg19, flip=flip, dtype=dtype)
+        data = _gather(videos, classes, clips_a_class, output, vgg19, flip=flip, dtype=dtype, least=1)
         console.print(f"features of {len(data.examples)} clips are in {output}", highlight=False)
 
 
@@ -223,7 +223,7 @@ def train(
         from model_export.training import train as train_head
 
         recipe = _recipe(locals())
-        measured = _measured(evaluation, recipe)
+        measured = _measured(evaluation, recipe, class_names(find_clips(videos, classes)))
         vgg19 = fetch_weights(weights, console=console)
         data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
         run = output / "run"
@@ -434,11 +434,14 @@ def _gather(
     *,
     flip: bool,
     dtype: FeatureDtype = "float16",
+    least: int = 2,
 ) -> "Gathered":
-    """Clips and their features, with progress; tells what was left out."""
+    """Clips of at least so many classes and their features, with progress; tells what was left out."""
     from model_export.gathering import choose_clips, gather
 
     clips = choose_clips(videos, classes, clips_a_class)
+    if len(labels := class_names(clips)) < least:
+        raise DatasetError(f"{videos}: {labels[0]} alone cannot be learnt; add clips of another class")
     began = time.monotonic()
     with _progress() as progress:
         track = partial(progress.track, description="VGG19 features")
@@ -496,8 +499,8 @@ def _show_accuracy(experiments: "Sequence[Experiment]") -> None:
     console.print(table)
 
 
-def _measured(evaluation: Path | None, recipe: "Recipe") -> dict[str, Any]:
-    """What `evaluate` found for the recipe that is about to be trained."""
+def _measured(evaluation: Path | None, recipe: "Recipe", labels: Sequence[str]) -> dict[str, Any]:
+    """What `evaluate` found for the recipe and the classes that are about to be trained."""
     from model_export.experiment import accuracy_facts
     from model_export.report import ReportError
 
@@ -505,11 +508,13 @@ def _measured(evaluation: Path | None, recipe: "Recipe") -> dict[str, Any]:
         return {}
     report = evaluation / "report.json"
     try:
-        found = accuracy_facts(report, recipe)
+        found = accuracy_facts(report, recipe, labels)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
     if found is None:
-        raise ReportError(f"{report} judges other recipes; run `limelight-model evaluate` with this one's options")
+        raise ReportError(
+            f"{report} judges other recipes or classes; run `limelight-model evaluate` with this one's options"
+        )
     return dict(found)
 
 

@@ -162,8 +162,10 @@ def attention_sections(
     return [Section(f"{trials.name}: {title}", part.markdown(), part.as_dict()) for title, part in parts]
 
 
-def accuracy_facts(report: Path, recipe: Recipe) -> Mapping[str, Any] | None:
-    """Accuracy that ``evaluate`` found for exactly this recipe, by experiment; ``None`` where it judged another.
+def accuracy_facts(report: Path, recipe: Recipe, labels: Sequence[str]) -> Mapping[str, Any] | None:
+    """Accuracy that ``evaluate`` found for exactly this recipe, by experiment.
+
+    ``None`` where it judged other recipes, or heads for other classes than ``labels``.
 
     Raises:
         OSError, KeyError, TypeError, ValueError: the report cannot be read.
@@ -172,7 +174,7 @@ def accuracy_facts(report: Path, recipe: Recipe) -> Mapping[str, Any] | None:
     facts: dict[str, Any] = {}
     for experiment in found["experiments"]:
         for method in experiment["methods"]:
-            if method["recipe"] == recipe_line(recipe):
+            if method["recipe"] == recipe_line(recipe) and method["labels"] == list(labels):
                 figures = method["accuracy"]
                 facts[experiment["name"]] = {
                     "clips": experiment["clips"],

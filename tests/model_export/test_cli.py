@@ -156,6 +156,13 @@ class TestFoldersOfClips:
         assert_one_sentence(result, str(tmp_path / "features"), f"of another {fact}", "choose another folder")
 
 
+@pytest.mark.parametrize("command", ("train", "evaluate"))
+def test_one_class_is_nothing_to_learn(make_videos: MakeVideos, command: str) -> None:
+    videos = make_videos("squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+    result = learn(command, videos, "--class", "squats")
+    assert_one_sentence(result, str(videos), "squats alone", "add clips of another class")
+
+
 class TestEvaluate:
     def test_fewer_groups_than_folds(self, make_videos: MakeVideos) -> None:
         squats = [f"squats/v_squats_g{group:02}_c01.mp4" for group in (1, 2, 3, 4)]
@@ -191,7 +198,7 @@ class TestEvaluate:
 
     def test_split_of_another_data_set(self, make_videos: MakeVideos, tmp_path: Path) -> None:
         (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2")
-        result = learn("evaluate", make_videos("squats/a.mp4"), "--split", 1, "--split-files", tmp_path)
+        result = learn("evaluate", make_videos("squats/a.mp4", "waving/a.mp4"), "--split", 1, "--split-files", tmp_path)
         assert_one_sentence(result, "none of the clips", "take the split of this data set")
 
     def test_split_of_a_number_there_is_not(self, make_videos: MakeVideos, tmp_path: Path) -> None:
@@ -220,7 +227,7 @@ class TestTrain:
             (None, "cannot be read"),
             ("[]", "cannot be read"),
             ('{"experiments": [', "cannot be read"),
-            ('{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}', "judges other recipes"),
+            ('{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}', "judges other recipes or classes"),
         ),
     )
     def test_evaluation_that_says_nothing_of_the_recipe(
