@@ -319,7 +319,6 @@ def cross_validate(
     contenders: Sequence[Contender],
     labels: Sequence[str],
     *,
-    encoder: str = "",
     log: Path | None = None,
     progress: Progress = lambda name, fold, event: None,
 ) -> list[Results]:
@@ -330,9 +329,9 @@ def cross_validate(
         folds: none or an official split counts as one fold.
         contenders: each gets the same folds.
         labels: names of the classes, in index order.
-        encoder: what made the features, such as the hash of its weights; a log of another encoder is not used.
         log: folder that predictions are kept in, one file a contender and fold, so that a run started again goes on
-            where the last one stopped. What is kept is used only for the same contender, recipe, encoder and clips.
+            where the last one stopped. What is kept is used only for the same contender, recipe and clips, whose
+            feature files must have the same names (which tell the encoder and the frames too, see ``FeatureCache``).
         progress: called before and after each training.
 
     Returns:
@@ -350,7 +349,7 @@ def cross_validate(
         found = []
         for number, fold in enumerate(folds, 1):
             train, test = [examples[i] for i in fold.train], [examples[i] for i in fold.test]
-            kept = log / _log_name(contender, encoder, train, test) if log else None
+            kept = log / _log_name(contender, train, test) if log else None
             found.append(_predict(contender, train, test, len(labels), kept, partial(progress, contender.name, number)))
         return Results(
             contender=contender.name,
@@ -395,10 +394,10 @@ def _predict(
     return found
 
 
-def _log_name(contender: Contender, encoder: str, train: Sequence[Example], test: Sequence[Example]) -> str:
-    """File name that no other contender, recipe, encoder or list of clips has."""
+def _log_name(contender: Contender, train: Sequence[Example], test: Sequence[Example]) -> str:
+    """File name that no other contender, recipe or list of clips and features has."""
     clips = [[(e.name, e.label, e.group, e.features.name) for e in side] for side in (train, test)]
-    facts = json.dumps([contender.name, contender.recipe, encoder, clips])
+    facts = json.dumps([contender.name, contender.recipe, clips])
     readable = re.sub(r"[^a-z0-9]+", "-", contender.name.lower()).strip("-")
     return f"{readable}.{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
 

@@ -1,8 +1,9 @@
 """VGG19 features of clips, computed once and kept on disk.
 
 Encoding a clip takes seconds and every epoch would need it again, so the cuboids X_t (40 × 7 × 7 × 512) are cached:
-one ``.npy`` file a clip and view, named after the SHA-256 of the clip's bytes, so that a moved or renamed clip is still
-found and a changed one is not. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
+one ``.npy`` file a clip and view. It is named after the SHA-256 of what made it and of the clip's bytes: a moved or
+renamed clip is still found and a changed one is not, and whatever is kept by the names of features, such as checkpoints
+and predictions, never outlives them. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ View = Literal["plain", "flipped"]
 """A clip as it is, or its mirror image, left and right exchanged."""
 
 # Nobody waits for an answer here, and a busy machine must not make a clip undecodable.
-LIMITS = DecodeLimits(timeout_s=600.0)
+OFFLINE_LIMITS = DecodeLimits(timeout_s=600.0)
 
 
 class FeatureError(Exception):
@@ -61,6 +62,7 @@ class FeatureCache:
             raise FeatureError(
                 f"{directory} holds features of another {', '.join(other)}; choose another folder, or remove it"
             )
+        self._made_by = hashlib.sha256(json.dumps({**facts, "dtype": self.dtype}, sort_keys=True).encode())
 
     def get(self, clip: Path, encode: Callable[[], Encode], view: View = "plain") -> Path:
         """Path of one clip's features, ``.npy`` ``(40, 7, 7, channels)``; encoded where they are not there yet.
@@ -76,14 +78,20 @@ class FeatureCache:
             OSError: the clip cannot be read.
         """
         data = clip.read_bytes()
-        suffix = "" if view == "plain" else f".{view}"
-        path = self.directory / f"{hashlib.sha256(data).hexdigest()}{suffix}.npy"
+        path = self.path_of(data, view)
         if not self._is_whole(path):
-            frames = decode_clip(data, LIMITS).frames
+            frames = decode_clip(data, OFFLINE_LIMITS).frames
             cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
             with self._errors():
                 _write_atomically(path, lambda file: np.save(file, cuboids))
         return path
+
+    def path_of(self, data: bytes, view: View = "plain") -> Path:
+        """Where the features of a clip of these bytes are, or will be."""
+        identity = self._made_by.copy()
+        identity.update(data)
+        suffix = "" if view == "plain" else f".{view}"
+        return self.directory / f"{identity.hexdigest()}{suffix}.npy"
 
     def _is_whole(self, path: Path) -> bool:
         """Whether the file is there in full: a copy made onto a full disk is not."""

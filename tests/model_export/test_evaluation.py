@@ -368,7 +368,7 @@ class TestResumption:
     contender = Contender("plain LSTM", oracle([clips[5].name]), "units=256")
 
     def run(self, log: Path, **changes: object) -> Results:
-        facts = {"examples": self.clips, "folds": self.folds, "contenders": [self.contender], "encoder": "e1"} | changes
+        facts = {"examples": self.clips, "folds": self.folds, "contenders": [self.contender]} | changes
         return cross_validate(labels=LABELS, log=log, **facts)[0]  # type: ignore[arg-type]
 
     def test_what_was_done_is_not_done_again(self, tmp_path: Path) -> None:
@@ -403,12 +403,11 @@ class TestResumption:
         [
             {"contenders": [Contender("plain LSTM", refuses, "units=128")]},
             {"contenders": [Contender("LSTM", refuses, "units=256")]},
-            {"encoder": "e2"},
             {"folds": grouped_folds(clips, 4, seed=7)},
             {"examples": [replace(clip, features=Path(f"new-{clip.features.name}")) for clip in clips]},
             {"examples": [replace(clip, label=2 - clip.label) for clip in clips]},
         ],
-        ids=["recipe", "name", "encoder", "folds", "features", "labels"],
+        ids=["recipe", "name", "folds", "features", "labels"],
     )
     def test_nothing_of_another_run_is_used(self, tmp_path: Path, changes: dict[str, object]) -> None:
         self.run(tmp_path)

@@ -80,6 +80,21 @@ def test_a_moved_clip_is_known_and_a_changed_one_is_not(clip: Path, engine: Engi
         cache.get(moved, no_engine)
 
 
+def test_the_names_of_features_tell_what_made_them(
+    clip: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is kept by these names would be taken for that of features made otherwise."""
+
+    def name(folder: str, *made_by: Any) -> str:
+        return FeatureCache(tmp_path / folder, *made_by).get(clip, lambda: engine).name
+
+    names = [name("one", "sha"), name("of another VGG19", "sha 2"), name("float32", "sha", "float32")]
+    assert name("same", "sha") == names[0]
+    monkeypatch.setattr("model_export.features.SAMPLING_REVISION", 99)
+    names.append(name("of other frames", "sha"))
+    assert len(set(names)) == 4
+
+
 def test_interruption_leaves_no_half_written_features(
     clip: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
