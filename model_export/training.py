@@ -101,17 +101,13 @@ def train(
             checkpoints of another recipe or other clips.
         OSError: ``run`` cannot be written.
     """
+    keep, hold = _hold_out(examples, recipe)
     if run:
         _claim(run, examples, recipe)
     epochs, held_out, models = [], [], []
-    hold: list[Example] = []
     for seed in range(recipe.seed, recipe.seed + recipe.members):
         best = recipe.epochs
-        if recipe.holdout:
-            try:
-                keep, hold = hold_out_groups(examples, recipe.holdout, recipe.seed)
-            except EvaluationError as error:
-                raise TrainingError(str(error)) from error
+        if hold:
             log = _Fit(keep, classes, recipe, seed, f"seed-{seed}-holdout", run).to_the_end(tell, hold)[1]
             best = 1 + int(np.argmin([line["val_loss"] for line in log]))
             held_out.append(log[best - 1]["val_accuracy"])
@@ -122,11 +118,21 @@ def train(
     return TrainingResult(average_heads(models), tuple(epochs), accuracy, len(hold), len(examples))
 
 
+def _hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    """Clips to train on and those of the groups that are held out, if any are."""
+    if not recipe.holdout:
+        return list(examples), []
+    try:
+        return hold_out_groups(examples, recipe.holdout, recipe.seed)
+    except EvaluationError as error:
+        raise TrainingError(f"{error}; --holdout 0 holds none out") from error
+
+
 def _claim(run: Path, examples: Sequence[Example], recipe: Recipe) -> None:
     """Makes the folder this run's, or finds that it is already."""
     file = run / "recipe.json"
     clips = [(example.name, example.label, example.group, example.features.name) for example in examples]
-    mine = {**asdict(recipe), "clips": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
+    mine = {**asdict(recipe), "set of features": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
     run.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         file.write_text(json.dumps(mine, indent=1))
@@ -171,7 +177,7 @@ class _Batches(keras.utils.PyDataset):
         first = index * self.recipe.batch_size
         chosen = np.take(self.order, range(first, first + self.recipe.batch_size), mode="wrap")
         stored = [self.examples[i].read(flipped=bool(self.flipped[i])) for i in chosen]
-        features = np.stack(stored, dtype=np.float32)  # in one pass: a third of the time of converting each first
+        features = np.stack(stored, dtype=np.float32)  # stacks and converts in one pass
         targets = np.eye(self.classes, dtype=np.float32)[[self.examples[i].label for i in chosen]]
         return features, targets
 
