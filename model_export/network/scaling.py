@@ -12,9 +12,9 @@ FeatureScaling = Literal["none", "root"]
 class RootScaling(keras.Layer):
     """Square roots, every cell brought to the same length: x → √x · √channels / (‖√x‖ + 1).
 
-    A few of VGG19's 512 channels answer a hundred times stronger than the rest and differ from cell to cell, so that
-    gates and tanhs saturate on them. The power and the length are those of the improved Fisher vector (Perronnin,
-    Sánchez and Mensink, ECCV 2010); the 1 keeps a cell in which nothing answers at nought.
+    The strongest of VGG19's 512 channels answers twelve times as strongly as the median one (means over 605 clips of
+    UCF-101), and cells differ; gates and tanhs would follow the few. The power and the length are those of the improved
+    Fisher vector (Perronnin, Sánchez and Mensink, ECCV 2010); the 1 keeps a cell in which nothing answers at nought.
     """
 
     def call(self, cuboids: Any) -> Any:

@@ -16,7 +16,7 @@ LARGEST = 65504.0  # of float16, in which features are kept
 
 
 def cuboids(channels: int = 6, seed: int = 0) -> Array:
-    """Of VGG19's kind: half of the values nought, a few a hundred times stronger than the rest."""
+    """Of VGG19's kind: half of the values nought, a few far stronger than the rest."""
     drawn = np.random.default_rng(seed).lognormal(1.0, 2.0, (2, 3, 7, 7, channels))
     drawn[np.random.default_rng(seed + 1).random(drawn.shape) < 0.5] = 0.0
     return drawn.astype(np.float32).astype(np.float64)
