@@ -218,11 +218,13 @@ def train(
     Started again after an interruption, it goes on after the last whole epoch.
     """
     with _command():
-        from model_export.head import HeadFacts, save_head
+        from model_export.head import HeadError, HeadFacts, save_head
         from model_export.report import plot_history
         from model_export.training import train as train_head
 
         recipe = _recipe(locals())
+        if not (name and version):
+            raise HeadError("a head needs a name and a version; leave out --name and --version, or fill them in")
         measured = _measured(evaluation, recipe, class_names(find_clips(videos, classes)))
         vgg19 = fetch_weights(weights, console=console)
         data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
@@ -331,7 +333,7 @@ def evaluate(
             kinds = dict.fromkeys(folds or [Folds.GROUPED])
             protocols = [fold_protocol(data, k_fold, seed, random=kind is Folds.RANDOM) for kind in kinds]
         _show_partitions(protocols)
-        judge = partial(cross_validate, encoder=file_sha256(vgg19), log=output / "predictions", progress=_show_fold)
+        judge = partial(cross_validate, log=output / "predictions", progress=_show_fold)
         experiments = [
             Experiment(p.title, p.kind, tuple(judge(data.examples, p.folds, contenders, data.labels)))
             for p in protocols
@@ -550,6 +552,7 @@ def _training_facts(
 def _calibrate(head: "TrainedHead", vgg19: Path, clips: Sequence[Clip]) -> None:
     """Measures the int8 ranges on one clip of each class, and keeps them with the head."""
     from model_export.export import convert
+    from model_export.features import OFFLINE_LIMITS
     from model_export.network.vgg19 import build_encoder
     from model_export.quantize import quantize
 
@@ -557,7 +560,9 @@ def _calibrate(head: "TrainedHead", vgg19: Path, clips: Sequence[Clip]) -> None:
     with tempfile.TemporaryDirectory() as name, _progress() as progress:
         fp32 = Path(name) / "model.fp32.onnx"
         fp32.write_bytes(convert(build_encoder(vgg19), head.build(unroll=True)).SerializeToString())
-        frames = (decode_clip(path).frames for path in progress.track(one_each, description="int8 ranges"))
+        frames = (
+            decode_clip(path, OFFLINE_LIMITS).frames for path in progress.track(one_each, description="int8 ranges")
+        )
         quantize(fp32, Path(name) / "model.int8.onnx", head.calibration, frames)
 
 
@@ -568,7 +573,7 @@ def _reference(
     import numpy as np
 
     from model_export.encoding import keras_encode
-    from model_export.features import FeatureCache, FeatureError
+    from model_export.features import OFFLINE_LIMITS, FeatureCache, FeatureError
     from model_export.network.vgg19 import build_encoder
     from model_export.verify import head_outputs
 
@@ -583,7 +588,7 @@ def _reference(
 
     def expected(clip: Clip) -> "tuple[Frames, Outputs]":
         try:
-            frames = decode_clip(clip.path).frames
+            frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
         except ClipError as error:
             raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
         found = np.load(kept.get(clip.path, encode)) if kept else encode()(frames)

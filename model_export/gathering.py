@@ -108,7 +108,10 @@ def gather(
         else:
             examples.append(Example(plain, labels.index(clip.label), clip.group, clip_name(clip), *flipped))
     if lost := sorted({clip.label for clip in clips} - {clip.label for clip in clips if clip not in undecodable}):
-        raise DatasetError(f"{videos / lost[0]}: none of its clips can be decoded; replace them or remove the folder")
+        why = next(reason for clip, reason in undecodable.items() if clip.label == lost[0])
+        raise DatasetError(
+            f"{videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
+        )
     engine = encoder.engine.name if encoded else None
     return Gathered(videos, tuple(labels), tuple(clips), tuple(examples), undecodable, encoded, engine)
 

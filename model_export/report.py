@@ -255,13 +255,15 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         "",
         f"### {first.contender}: most confused",
         "",
-        *_table(
-            ("class", "taken for", "clips"),
-            [[pair.truth, pair.predicted, str(pair.clips)] for pair in first.confused_pairs()],
-        ),
+        *(_confused_lines(first) or ["No clip was taken for another class."]),
         "",
         f"![Confusion matrix of {first.contender}]({picture})",
     ]
+
+
+def _confused_lines(result: Results) -> list[str]:
+    pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in result.confused_pairs()]
+    return _table(("class", "taken for", "clips"), pairs) if pairs else []
 
 
 def _explanation(result: Results) -> str:

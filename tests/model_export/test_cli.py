@@ -1,6 +1,5 @@
 """What `limelight-model` says and how it ends; what it computes is tested where that is written."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from model_export import weights
@@ -59,6 +59,23 @@ def test_train_refuses_a_network_that_there_is_not(vgg19: Path, tmp_path: Path, 
     assert value in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--name", "--version"])
+def test_train_refuses_a_head_without_a_name_before_it_begins(tmp_path: Path, option: str) -> None:
+    assert_one_sentence(run("train", "--videos", tmp_path / "none", option, ""), "needs a name and a version")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_what_is_not_asked_for_is_the_recipe_as_it_stands(command: str) -> None:
+    """The commands spell its defaults again."""
+    from model_export.training import Recipe
+
+    several = {"variant", "attention_scores"} if command == "evaluate" else set()
+    options = {option.name: option.default for option in get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    assert {name: options[name] for name in asdict(Recipe()).keys() - several} == {
+        name: value for name, value in asdict(Recipe()).items() if name not in several
+    }
+
+
 def test_export_names_a_head_that_is_missing(vgg19: Path, tmp_path: Path) -> None:
     result = run("export", "--head", tmp_path, "--output", tmp_path / "bundle", "--weights", vgg19)
     assert_one_sentence(result, str(tmp_path / "head.json"), "limelight-model train")
@@ -93,13 +110,12 @@ def make_videos(tmp_path: Path, vgg19: Path) -> MakeVideos:
     def make(*names: str) -> Path:
         from model_export.features import FeatureCache
 
-        FeatureCache(tmp_path / "features", file_sha256(vgg19))
+        kept = FeatureCache(tmp_path / "features", file_sha256(vgg19))
         for name in names:
             path = tmp_path / "videos" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
-            digest = hashlib.sha256(name.encode()).hexdigest()
-            np.save(tmp_path / "features" / f"{digest}.npy", np.zeros((40, 7, 7, 6), np.float16))
+            np.save(kept.path_of(name.encode()), np.zeros((40, 7, 7, 6), np.float16))
         return tmp_path / "videos"
 
     return make
@@ -143,7 +159,7 @@ class TestFoldersOfClips:
         for name in ("a.mp4", "b.mp4"):
             (videos / "waving" / name).write_text(f"{name} is no video")
         result = learn(command, videos)
-        assert_one_sentence(result, str(videos / "waving"), "can be decoded", "replace them or remove the folder")
+        assert_one_sentence(result, str(videos / "waving"), "can be decoded (", "replace them or remove the folder")
 
     @pytest.mark.parametrize("fact", ("encoder_sha256", "sampling_revision"))
     def test_features_of_another_network_or_other_frames(
@@ -218,7 +234,7 @@ class TestTrain:
         recipe = tmp_path / "head" / "run" / "recipe.json"
         recipe.parent.mkdir(parents=True)
         recipe.write_text(json.dumps(asdict(Recipe(variant="base"))))
-        videos = make_videos("squats/a.mp4", "waving/a.mp4")
+        videos = make_videos("squats/a.mp4", "squats/b.mp4", "waving/a.mp4", "waving/b.mp4")
         assert_one_sentence(learn("train", videos), str(recipe), "variant", f"remove {recipe.parent}", "--output")
 
     @pytest.mark.parametrize(

@@ -132,6 +132,13 @@ def test_classes_confusions_and_picture_are_those_of_the_first(tmp_path: Path) -
     assert "![Confusion matrix of attention](confusion.png)" in text
 
 
+def test_where_nothing_was_confused_it_says_so(tmp_path: Path) -> None:
+    perfect = results("attention", [0, 0, 1, 1, 0, 0, 1, 1])
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", (perfect,)))
+    assert "No clip was taken for another class." in text
+    assert "taken for |" not in text
+
+
 def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
     extra = tuple(f"PullUps/extra-{i}.avi" for i in range(25))
     data = replace(DATA, missing=("PullUps/gone",), extra=extra, undecodable=("PullUps/broken.avi",))
