@@ -1,8 +1,8 @@
 """Runs the encoder over frames, the fastest way that the machine knows and the features' precision allows.
 
 VGG19 is sixteen 3×3 convolutions. Processors with AMX multiply matrices of bfloat16 in hardware; elsewhere MNN computes
-the convolutions by Winograd's algorithm, with a fraction of the multiplications. Seconds a clip of 40 frames, on 2 cores
-of an AMD EPYC with AVX2 and of an Intel Xeon with AMX, and by how much of their root mean square the cuboids differ from
+the convolutions by Winograd's algorithm, with a fraction of the multiplications. Seconds a clip of 40 frames on 2 cores
+of an AMD EPYC (AVX2) and of an Intel Xeon (AMX), and by how much of their root mean square the cuboids differ from
 TensorFlow's in float32 (float16 rounds off up to 4.9e-4 of each value)::
 
     TensorFlow, float32      10.4    3.9
@@ -53,14 +53,14 @@ class Engine:
         return np.concatenate([self.encode_chunk(frames[i : i + CHUNK]) for i in range(0, len(frames), CHUNK)])
 
 
-def choose_encode(encoder: keras.Model, dtype: FeatureDtype) -> Engine:
+def choose_encode(encoder: keras.Model, dtype: FeatureDtype, cpuinfo: Path = Path("/proc/cpuinfo")) -> Engine:
     """The fastest way to run the encoder that is exact enough for features stored as ``dtype``.
 
     For float16 on a machine without a GPU: bfloat16 where the processor has AMX, else MNN where it is installed and
     loads. Otherwise TensorFlow in float32.
     """
     if dtype == "float16" and not tf.config.list_physical_devices("GPU"):
-        if _has_amx():
+        if _has_amx(cpuinfo):
             return bfloat16_encode(encoder)
         try:
             return winograd_encode(encoder)
@@ -86,10 +86,11 @@ def bfloat16_encode(encoder: keras.Model) -> Engine:
     return Engine("TensorFlow in bfloat16", twin.predict_on_batch)
 
 
-def _has_amx() -> bool:
+def _has_amx(cpuinfo: Path) -> bool:
+    """Whether the processor multiplies matrices of bfloat16, as Linux tells it; elsewhere no."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux, whose kernel has to allow AMX's registers to each process
+        return "amx_bf16" in cpuinfo.read_text().split()
+    except OSError:
         return False
 
 

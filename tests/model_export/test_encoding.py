@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,12 +11,13 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from model_export.encoding import choose_encode, keras_encode, winograd_encode
+from model_export.encoding import bfloat16_encode, choose_encode, keras_encode, winograd_encode
 from model_export.network.vgg19 import build_encoder
 
 needs_mnn = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN has no wheel for this processor")
 
 HALF_ROUNDING = 2.0**-11  # relative, at most, of a number stored as float16
+BFLOAT16_ROUNDING = 2.0**-8  # relative, at most, of each operand
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,22 @@ def encoder(request: pytest.FixtureRequest) -> Any:
     return built
 
 
+@pytest.fixture
+def plain_cpu(tmp_path: Path) -> Path:
+    """What Linux says of a processor without AMX."""
+    cpuinfo = tmp_path / "plain"
+    cpuinfo.write_text("processor : 0\nflags : fpu sse2 avx2 fma\n")
+    return cpuinfo
+
+
+@pytest.fixture
+def amx_cpu(tmp_path: Path) -> Path:
+    """What Linux says of a processor with AMX."""
+    cpuinfo = tmp_path / "amx"
+    cpuinfo.write_text("processor : 0\nflags : fpu avx512f amx_bf16 amx_tile\n")
+    return cpuinfo
+
+
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
 
@@ -49,6 +67,16 @@ def test_winograd_and_keras_agree_to_less_than_float16_rounds_off(
     assert cuboids.shape == expected.shape == (count, 7, 7, encoder.output_shape[-1])
     assert expected.std() > 1
     np.testing.assert_allclose(cuboids, expected, rtol=0, atol=HALF_ROUNDING * float(expected.std()))
+
+
+def test_bfloat16_rounds_weights_and_activations_and_nothing_else(encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
+    """Sixteen layers of rounding add up at random: far less than 16 times the rounding of one, and not nothing."""
+    cuboids = bfloat16_encode(encoder)(frames[:11])
+    expected = keras_encode(encoder)(frames[:11])
+    assert cuboids.dtype == np.float32
+    assert cuboids.shape == expected.shape
+    error = float(np.sqrt(np.mean((cuboids - expected) ** 2) / np.mean(expected**2)))
+    assert 1e-4 < error < 8 * BFLOAT16_ROUNDING
 
 
 @needs_mnn
@@ -78,26 +106,38 @@ def test_nothing_is_printed(
 
 
 @needs_mnn
-def test_half_precision_features_on_a_cpu_come_from_mnn(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_features_on_a_cpu_come_from_mnn(
+    narrow_encoder: Any, plain_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_gpu(monkeypatch)
-    assert choose_encode(narrow_encoder, "float16").name == "MNN"
+    assert choose_encode(narrow_encoder, "float16", plain_cpu).name == "MNN"
 
 
-def test_full_precision_features_come_from_tensorflow(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_come_from_bfloat16_where_the_processor_multiplies_it(
+    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_gpu(monkeypatch)
-    assert choose_encode(narrow_encoder, "float32").name == "TensorFlow"
+    assert choose_encode(narrow_encoder, "float16", amx_cpu).name == "TensorFlow in bfloat16"
 
 
-def test_a_gpu_is_used_where_there_is_one(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_precision_features_come_from_tensorflow(
+    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_gpu(monkeypatch)
+    assert choose_encode(narrow_encoder, "float32", amx_cpu).name == "TensorFlow"
+
+
+def test_a_gpu_is_used_where_there_is_one(narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"] if kind == "GPU" else [])
-    assert choose_encode(narrow_encoder, "float16").name == "TensorFlow"
+    assert choose_encode(narrow_encoder, "float16", amx_cpu).name == "TensorFlow"
 
 
 def test_where_mnn_is_missing_tensorflow_encodes(
-    narrow_encoder: Any, frames: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    narrow_encoder: Any, frames: npt.NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does it take Linux, which tells what the processor can do."""
     no_gpu(monkeypatch)
     monkeypatch.setitem(sys.modules, "MNN", None)  # importing it raises ImportError
-    engine = choose_encode(narrow_encoder, "float16")
+    engine = choose_encode(narrow_encoder, "float16", tmp_path / "not there")
     assert engine.name == "TensorFlow"
     assert engine(frames[:2]).shape == (2, 7, 7, 8)
