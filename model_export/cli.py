@@ -84,6 +84,7 @@ HeadOption = Annotated[
 ScoresOption = Annotated[AttentionScores, typer.Option(help="What scores a cell: what it shows, or h alone.")]
 ReadoutOption = Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")]
 ScalingOption = Annotated[FeatureScaling, typer.Option(help="Square roots of equal length, or VGG19's own values.")]
+MotionOption = Annotated[bool, typer.Option(help="Tell the sLSTM how much each frame changes, too.")]
 EpochsOption = Annotated[int, typer.Option(min=1, help="At most; the schedule spans them.")]
 PatienceOption = Annotated[int, typer.Option(min=1, help="Epochs without a smaller held-out loss before it stops.")]
 HoldoutOption = Annotated[
@@ -195,6 +196,7 @@ def train(
     attention_scores: ScoresOption = "content",
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
+    motion: MotionOption = True,
     epochs: EpochsOption = 12,
     patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,
@@ -243,6 +245,7 @@ def train(
             attention_scores=recipe.attention_scores,
             readout=recipe.readout,
             feature_scaling=recipe.feature_scaling,
+            motion=recipe.motion,
             members=recipe.members,
             channels=result.model.input_shape[-1],
             labels=data.labels,
@@ -280,6 +283,7 @@ def evaluate(
     ] = None,
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
+    motion: MotionOption = True,
     epochs: EpochsOption = 12,
     patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,

@@ -36,6 +36,7 @@ class HeadFacts(BaseModel):
     attention_scores: Literal["state", "content"]
     readout: Literal["last", "mean"]
     feature_scaling: Literal["none", "root"]
+    motion: bool
     members: int = Field(ge=1)
     channels: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
@@ -137,6 +138,7 @@ def _build(facts: HeadFacts, *, unroll: bool = False) -> keras.Model:
         facts.attention_scores,
         facts.readout,
         facts.feature_scaling,
+        facts.motion,
         members=facts.members,
         unroll=unroll,
         channels=facts.channels,

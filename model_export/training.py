@@ -29,7 +29,7 @@ class Recipe:
     """How a head is trained.
 
     Attributes:
-        variant, attention_scores, readout, feature_scaling: the network (see ``build_head``).
+        variant, attention_scores, readout, feature_scaling, motion: the network (see ``build_head``).
         epochs: the most; the schedule spans them, whether they are all used or not.
         patience: training stops so many epochs after the held-out loss was last best (accuracy on a few dozen clips
             jumps too much to choose by).
@@ -47,6 +47,7 @@ class Recipe:
     attention_scores: AttentionScores = "content"
     readout: Readout = "mean"
     feature_scaling: FeatureScaling = "root"
+    motion: bool = True
     epochs: int = 12
     patience: int = 4
     batch_size: int = 16
@@ -199,6 +200,7 @@ class _Fit:
             recipe.attention_scores,
             recipe.readout,
             recipe.feature_scaling,
+            recipe.motion,
             channels=examples[0].load().shape[-1],
         )
         # The same layers, without the attention maps: there is no target for them.

@@ -23,8 +23,9 @@ class AttentionSLSTMCell(keras.Layer):
 
         score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
 
-    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. A Keras RNN gives one tensor a step, so h_t
-    and α_t come joined, h_t first.
+    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}, followed by the rows, if any, that stand
+    beside the cells and are not attended to. A Keras RNN takes and gives one tensor a step, so these rows come after
+    the cells, and h_t and α_t come joined, h_t first.
 
     The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` each for
     mlp2, mlp3 and mlp4, carried unchanged from step to step: one mask a sequence. Without masks nothing is dropped.
@@ -33,15 +34,21 @@ class AttentionSLSTMCell(keras.Layer):
         units: size of h.
         attention_units: size of mlp2, mlp3 and mlp4 (Table 2: 128).
         scores: ``state`` or ``content``.
+        beside: number of rows beside the cells.
     """
 
     def __init__(
-        self, units: int = 256, attention_units: int = 128, scores: AttentionScores = "content", **kwargs: Any
+        self,
+        units: int = 256,
+        attention_units: int = 128,
+        scores: AttentionScores = "content",
+        beside: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if scores not in ("state", "content"):
             raise ValueError(f"scores is 'state' or 'content', not {scores!r}")
-        self.units, self.attention_units, self.scores = units, attention_units, scores
+        self.units, self.attention_units, self.scores, self.beside = units, attention_units, scores, beside
         activation = "tanh" if scores == "state" else None
         self.mlp2 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp2")
         self.mlp3 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp3")
@@ -49,27 +56,32 @@ class AttentionSLSTMCell(keras.Layer):
         self.slstm = SLSTMCell(units, dtype=self.dtype_policy, name="slstm")
         self.state_size = self.slstm.state_size
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        _, cells, channels = input_shape
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        _, rows, channels = input_shape
+        cells = rows - self.beside
         state = self.scores == "state"
         self.mlp2.build((None, self.units))
         self.mlp3.build((None, 2 * self.attention_units) if state else (None, cells, channels))
         self.mlp4.build((None, channels))
         self.linear = keras.layers.Dense(cells if state else 1, dtype=self.dtype_policy, name="linear")
         self.linear.build((None, self.attention_units))
-        self.slstm.build((None, channels))
-        self.output_size = self.units + int(cells or 0)
+        self.slstm.build((None, channels * (1 + self.beside)))
+        self.output_size = self.units + cells
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         return self.slstm.get_initial_state(batch_size)
 
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
-        """One step: X_t ``(batch, 49, 512)`` → [h_t; α_t] ``(batch, units + 49)`` and the next states."""
+        """One step: X_t ``(batch, 49 + beside, 512)`` → [h_t; α_t] ``(batch, units + 49)`` and the next states."""
         h, c, n, m, *masks = states
+        rows, channels = inputs.shape[1:]
+        cells, beside = inputs[:, : rows - self.beside], inputs[:, rows - self.beside :]
         score = self._state_scores if self.scores == "state" else self._content_scores
-        alpha = ops.softmax(score(inputs, h, masks if training else []))
-        context = ops.squeeze(ops.matmul(alpha[:, None, :], inputs), axis=1)
-        h, next_states = self.slstm(context, [h, c, n, m])
+        alpha = ops.softmax(score(cells, h, masks if training else []))
+        read = ops.squeeze(ops.matmul(alpha[:, None, :], cells), axis=1)
+        if self.beside:
+            read = ops.concatenate([read, ops.reshape(beside, (-1, self.beside * channels))], axis=-1)
+        h, next_states = self.slstm(read, [h, c, n, m])
         return ops.concatenate([h, alpha], axis=-1), [*next_states, *masks]
 
     def _state_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
@@ -95,4 +107,5 @@ class AttentionSLSTMCell(keras.Layer):
             "units": self.units,
             "attention_units": self.attention_units,
             "scores": self.scores,
+            "beside": self.beside,
         }

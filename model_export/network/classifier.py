@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from model_export.network.attention import AttentionScores, AttentionSLSTMCell
+from model_export.network.motion import Motion
 from model_export.network.scaling import FeatureScaling, RootScaling
 from model_export.network.slstm import SLSTMCell
 
@@ -66,6 +67,7 @@ def build_head(
     attention_scores: AttentionScores = "content",
     readout: Readout = "mean",
     feature_scaling: FeatureScaling = "root",
+    motion: bool = True,
     *,
     members: int = 1,
     dropout: float = 0.5,
@@ -80,6 +82,7 @@ def build_head(
         attention_scores: see ``AttentionSLSTMCell``; ``base`` has none.
         readout: MLP1 reads h_40 (``last``) or the mean of all h_t (``mean``).
         feature_scaling: ``root`` as ``RootScaling`` does, or ``none``.
+        motion: the sLSTM reads what ``Motion`` tells of each frame, too.
         members: so many heads, whose probabilities and maps are averaged (see ``average_heads``).
         dropout: rate of Table 2, in training only.
         channels: of X_t; other than 512 only with a narrower encoder, in tests.
@@ -99,22 +102,29 @@ def build_head(
     if members > 1:
         build = partial(build_head, dropout=dropout, channels=channels, unroll=unroll)
         return average_heads(
-            [build(classes, variant, attention_scores, readout, feature_scaling) for _ in range(members)]
+            [build(classes, variant, attention_scores, readout, feature_scaling, motion) for _ in range(members)]
         )
     cuboids = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
     features = RootScaling(name="scaled")(cuboids) if feature_scaling == "root" else cuboids
     clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
+    moves = [Motion(name="motion")(features)] if motion else []
     outputs = {}
     if variant == "attention":
-        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, name="cell")
+        beside = sum(rows.shape[2] for rows in moves)
+        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, beside, name="cell")
         state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
         cells = keras.layers.Reshape((FRAME_COUNT, GRID * GRID, channels), name="cells")(features)
+        if moves:
+            cells = keras.layers.Concatenate(axis=2, name="cells_and_motion")([cells, *moves])
         steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(cells, initial_state=state)
         hidden = steps[:, :, :UNITS]
         outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(steps[:, :, UNITS:])
     else:
         state = InitialState(UNITS, dropout=dropout, name="initial_state")(clip_mean)
         flat = keras.layers.Reshape((FRAME_COUNT, GRID * GRID * channels), name="flat")(features)
+        for rows in moves:
+            flat_rows = keras.layers.Reshape((FRAME_COUNT, rows.shape[2] * channels), name="flat_motion")(rows)
+            flat = keras.layers.Concatenate(name="cells_and_motion")([flat, flat_rows])
         rnn = keras.layers.RNN(SLSTMCell(UNITS, name="cell"), return_sequences=True, unroll=unroll, name="slstm")
         hidden = rnn(flat, initial_state=state)
     read = hidden[:, -1] if readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)

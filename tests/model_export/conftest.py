@@ -48,6 +48,7 @@ def narrow_head(
         attention_scores="content",
         readout="last",
         feature_scaling="root",
+        motion=True,
         members=1,
         channels=NARROW[-1],
         labels=("JumpingJack", "PullUps", "Surfing"),

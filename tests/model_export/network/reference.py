@@ -135,14 +135,24 @@ def attend(
 
 
 def attend_over_time(
-    w: Weights, cells: Array, h0: Array, c0: Array, scores: Literal["state", "content"], masks: Weights = NO_MASKS
+    w: Weights,
+    cells: Array,
+    h0: Array,
+    c0: Array,
+    scores: Literal["state", "content"],
+    masks: Weights = NO_MASKS,
+    beside: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The sLSTM fed with the context of each frame: cells (B, T, 49, C) to h (B, T, U) and maps (B, T, 49)."""
+    """The sLSTM fed with the context of each frame: cells (B, T, 49, C) to h (B, T, U) and maps (B, T, 49).
+
+    `beside` (B, T, any) follows each context, where there is something.
+    """
     h, c, n = h0, c0, np.ones_like(c0)
     hidden, maps = [], []
     for t in range(cells.shape[1]):
         alpha, context = attend(w, cells[:, t], h, scores, masks)
-        h, c, n = slstm_step(w, context, h, c, n)
+        x = context if beside is None else np.concatenate([context, beside[:, t]], axis=-1)
+        h, c, n = slstm_step(w, x, h, c, n)
         hidden.append(h)
         maps.append(alpha)
     return np.stack(hidden, axis=1), np.stack(maps, axis=1)
@@ -158,6 +168,19 @@ def root_scaled(features: Array) -> Array:
     return scaled
 
 
+def motion(features: Array) -> Array:
+    """Features (B, T, 7, 7, C) to (B, T, 2 C): four times how far the mean cell is from those 1 and 4 frames ago.
+
+    The frames before the clip are its first one.
+    """
+    mean = features.mean(axis=(2, 3))
+    frames = [
+        np.concatenate([4 * np.abs(mean[:, t] - mean[:, max(0, t - lag)]) for lag in (1, 4)], axis=-1)
+        for t in range(mean.shape[1])
+    ]
+    return np.stack(frames, axis=1)
+
+
 def head(
     w: Weights,
     features: Array,
@@ -165,6 +188,7 @@ def head(
     scores: Literal["state", "content"] = "state",
     readout: Literal["last", "mean"] = "last",
     feature_scaling: Literal["none", "root"] = "none",
+    moving: bool = False,
 ) -> Prediction:
     """Everything after VGG19, in inference: features (B, T, 7, 7, C) to probabilities and maps."""
     if feature_scaling == "root":
@@ -172,11 +196,14 @@ def head(
     clips, frames, height, width, channels = features.shape
     cells = features.reshape(clips, frames, height * width, channels)
     h0, c0 = initial_state(w, cells)
+    beside = motion(features) if moving else None
     if variant == "attention":
-        hidden, maps = attend_over_time(w, cells, h0, c0, scores)
+        hidden, maps = attend_over_time(w, cells, h0, c0, scores, beside=beside)
         attention = maps.reshape(clips, frames, height, width)
     else:
-        hidden, attention = slstm(w, features.reshape(clips, frames, -1), h0, c0), None
+        flat = features.reshape(clips, frames, -1)
+        x = flat if beside is None else np.concatenate([flat, beside], axis=-1)
+        hidden, attention = slstm(w, x, h0, c0), None
     read = hidden[:, -1] if readout == "last" else hidden.mean(axis=1)
     return Prediction(softmax(linear(w, "mlp1", read)), attention)
 

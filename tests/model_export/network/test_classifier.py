@@ -48,15 +48,15 @@ def test_a_head_follows_the_reference(
     variant: Literal["attention", "base"], scores: Scores, readout: Readout, unroll: bool
 ) -> None:
     head = head_with(variant, scores, readout=readout, unroll=unroll)
-    expected = reference.head(head_weights(head), features(), variant, scores, readout, "root")
+    expected = reference.head(head_weights(head), features(), variant, scores, readout, "root", moving=True)
     assert_as_predicted(answer(head, features()), expected)
 
 
 @in_all_variants
-def test_a_head_without_scaling_reads_features_as_they_are(
+def test_a_head_without_scaling_and_motion_reads_features_as_they_are(
     variant: Literal["attention", "base"], scores: Scores
 ) -> None:
-    head = head_with(variant, scores, feature_scaling="none")
+    head = head_with(variant, scores, feature_scaling="none", motion=False)
     assert_as_predicted(
         answer(head, features()), reference.head(head_weights(head), features(), variant, scores, "mean")
     )

@@ -1,0 +1,36 @@
+"""How a clip moves, told to the sLSTM beside what it attends to; the paper leaves it to find out from the cells."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("limelight")
+class Motion(keras.Layer):
+    """By how much each channel's mean over the frame changes, within one frame's step and within four.
+
+    Row j of frame t is gain · |mean_i X_{t,i} − mean_i X_{t−lag_j,i}|; before the clip there is its first frame. Many
+    actions show the same things and differ in rhythm. The changes are small beside the values, and gates learn from
+    small inputs slowly: hence the gain.
+
+    Args:
+        lags: in frames.
+        gain: of all rows.
+    """
+
+    def __init__(self, lags: tuple[int, ...] = (1, 4), gain: float = 4.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lags, self.gain = tuple(lags), gain
+
+    def call(self, cuboids: Any) -> Any:
+        """Cuboids ``(batch, frames, 7, 7, channels)`` → rows ``(batch, frames, lags, channels)``."""
+        mean = ops.mean(cuboids, axis=(2, 3))
+        rows = []
+        for lag in self.lags:
+            before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
+            rows.append(self.gain * ops.abs(mean - before))
+        return ops.stack(rows, axis=2)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "lags": self.lags, "gain": self.gain}

@@ -1,0 +1,48 @@
+"""What `Motion` tells of a clip, against its formula and on clips whose motion is known."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_export.network.motion import Motion
+from tests.model_export.network import reference
+
+
+def rows(x: Any, **options: Any) -> Any:
+    return np.asarray(Motion(**options)(np.asarray(x, np.float32)))
+
+
+@settings(deadline=None, max_examples=20)
+@given(clips=st.integers(1, 3), frames=st.integers(5, 12), seed=st.integers(0, 99))
+def test_motion_follows_the_reference(clips: int, frames: int, seed: int) -> None:
+    x = np.random.default_rng(seed).exponential(size=(clips, frames, 7, 7, 3))
+    np.testing.assert_allclose(rows(x).reshape(clips, frames, -1), reference.motion(x), atol=1e-5)
+
+
+def test_a_still_clip_does_not_move() -> None:
+    still = np.repeat(np.random.default_rng(0).exponential(size=(2, 1, 7, 7, 3)), 9, axis=1)
+    assert not rows(still).any()
+
+
+def test_what_alternates_moves_at_odd_lags_only() -> None:
+    beat = np.tile([[0.0], [1.0]], (10, 1)).reshape(1, 20, 1, 1, 1) * np.ones((1, 1, 7, 7, 2))
+    told = rows(beat, lags=(1, 2), gain=1.0)
+    np.testing.assert_array_equal(told[:, 1:, 0], np.ones((1, 19, 2)))
+    np.testing.assert_array_equal(told[:, 2:, 1], np.zeros((1, 18, 2)))
+
+
+def test_motion_is_the_same_to_either_side_and_forwards_as_backwards() -> None:
+    x = np.random.default_rng(1).exponential(size=(1, 12, 7, 7, 3))
+    np.testing.assert_allclose(rows(x), rows(x[:, :, :, ::-1]), atol=1e-5)
+    later, earlier = rows(x, lags=(1,))[:, 1:], rows(x[:, ::-1], lags=(1,))[:, 1:]
+    np.testing.assert_allclose(later, earlier[:, ::-1], atol=1e-5)
+
+
+def test_a_saved_layer_is_the_same_after_loading() -> None:
+    layer = Motion(lags=(2, 3), gain=0.5)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    x = np.random.default_rng(2).exponential(size=(1, 9, 7, 7, 2)).astype(np.float32)
+    np.testing.assert_array_equal(layer(x), again(x))
