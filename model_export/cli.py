@@ -93,6 +93,7 @@ HoldoutOption = Annotated[
 BatchOption = Annotated[int, typer.Option(min=1, help="Clips a step.")]
 RateOption = Annotated[float, typer.Option(min=0, help="Of RMSProp.")]
 ScheduleOption = Annotated[Schedule, typer.Option(help="Of the learning rate.")]
+DropoutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of VGG19's channels hidden from a clip.")]
 DecayOption = Annotated[float, typer.Option(min=0, help="Decoupled weight decay.")]
 SmoothingOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of each target spread over all classes.")]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Show clips mirrored, too; twice the features.")]
@@ -203,6 +204,7 @@ def train(
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
+    feature_dropout: DropoutOption = 0.3,
     weight_decay: DecayOption = 0.0,
     label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,
@@ -290,6 +292,7 @@ def evaluate(
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
+    feature_dropout: DropoutOption = 0.3,
     weight_decay: DecayOption = 0.0,
     label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,

@@ -36,6 +36,7 @@ class Recipe:
         holdout: share of each class's groups that is held out to find the best epoch and the accuracy that is
             reported; the head that is kept is then trained on all clips for as many. 0: all clips, all epochs.
         schedule: ``cosine`` lets the learning rate fall to nought along half a cosine; ``constant`` leaves it.
+        feature_dropout: share of VGG19's channels that each clip is shown without.
         weight_decay: share of each weight that is taken away a step, times the learning rate.
         label_smoothing: share of each target that is spread over all classes.
         flip: show each clip mirrored half of the time.
@@ -53,6 +54,7 @@ class Recipe:
     batch_size: int = 16
     learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
+    feature_dropout: float = 0.3
     weight_decay: float = 0.0
     label_smoothing: float = 0.1
     holdout: float = 0.25
@@ -201,6 +203,7 @@ class _Fit:
             recipe.readout,
             recipe.feature_scaling,
             recipe.motion,
+            feature_dropout=recipe.feature_dropout,
             channels=examples[0].load().shape[-1],
         )
         # The same layers, without the attention maps: there is no target for them.

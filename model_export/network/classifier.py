@@ -71,6 +71,7 @@ def build_head(
     *,
     members: int = 1,
     dropout: float = 0.5,
+    feature_dropout: float = 0.0,
     channels: int = CHANNELS,
     unroll: bool = False,
 ) -> keras.Model:
@@ -85,6 +86,7 @@ def build_head(
         motion: the sLSTM reads what ``Motion`` tells of each frame, too.
         members: so many heads, whose probabilities and maps are averaged (see ``average_heads``).
         dropout: rate of Table 2, in training only.
+        feature_dropout: rate at which whole channels of X are dropped, in training only; one mask a clip.
         channels: of X_t; other than 512 only with a narrower encoder, in tests.
         unroll: write the 40 steps out instead of looping, for export.
 
@@ -100,12 +102,15 @@ def build_head(
     if feature_scaling not in ("none", "root") or members < 1:
         raise ValueError(f"no such network: feature scaling {feature_scaling!r}, {members} members")
     if members > 1:
-        build = partial(build_head, dropout=dropout, channels=channels, unroll=unroll)
+        build = partial(build_head, dropout=dropout, feature_dropout=feature_dropout, channels=channels, unroll=unroll)
         return average_heads(
             [build(classes, variant, attention_scores, readout, feature_scaling, motion) for _ in range(members)]
         )
     cuboids = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
     features = RootScaling(name="scaled")(cuboids) if feature_scaling == "root" else cuboids
+    if feature_dropout:
+        one_mask_a_clip = (None, 1, 1, 1, channels)
+        features = keras.layers.Dropout(feature_dropout, one_mask_a_clip, name="feature_dropout")(features)
     clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
     moves = [Motion(name="motion")(features)] if motion else []
     outputs = {}

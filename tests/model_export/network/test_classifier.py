@@ -123,6 +123,22 @@ def test_without_dropout_training_answers_as_inference_does(
         np.testing.assert_allclose(value, inferred[name], atol=1e-6)
 
 
+def test_feature_dropout_hides_whole_channels_from_a_clip_and_nothing_in_inference() -> None:
+    """With one channel there is all of a clip or nothing; what is left is as much stronger."""
+    head = build_head(CLASSES, dropout=0.0, feature_dropout=0.5, feature_scaling="none", channels=1)
+    fill(head, seed=0)
+    plain = build_head(CLASSES, feature_scaling="none", channels=1)
+    plain.set_weights(head.get_weights())
+    x = np.repeat(np.random.default_rng(1).exponential(size=(1, 40, 7, 7, 1)), 20, axis=0)
+    shown, hidden = (answer(plain, share * x)["probabilities"][0] for share in (2.0, 0.0))
+    trained = answer(head, x, training=True)["probabilities"]
+    is_shown, is_hidden = (np.isclose(trained, seen, atol=1e-5).all(axis=-1) for seen in (shown, hidden))
+    assert (is_shown ^ is_hidden).all()
+    assert is_shown.any()
+    assert is_hidden.any()
+    np.testing.assert_allclose(answer(head, x)["probabilities"], answer(plain, x)["probabilities"], atol=1e-6)
+
+
 @pytest.mark.parametrize("scores", ["state", "content"])
 def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: Scores) -> None:
     """One frame shown forty times to scores that do not see h: only a new mask could change the map."""
