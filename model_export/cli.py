@@ -94,6 +94,7 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Clips a step.")]
 RateOption = Annotated[float, typer.Option(min=0, help="Of RMSProp.")]
 ScheduleOption = Annotated[Schedule, typer.Option(help="Of the learning rate.")]
 DropoutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of VGG19's channels hidden from a clip.")]
+SpreadOption = Annotated[float, typer.Option(min=0, help="Of Xu's penalty on what the attention leaves out.")]
 DecayOption = Annotated[float, typer.Option(min=0, help="Decoupled weight decay.")]
 SmoothingOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of each target spread over all classes.")]
 FlipOption = Annotated[bool, typer.Option("--flip", help="Show clips mirrored, too; twice the features.")]
@@ -198,13 +199,14 @@ def train(
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
     motion: MotionOption = True,
-    epochs: EpochsOption = 12,
+    epochs: EpochsOption = 16,
     patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
-    feature_dropout: DropoutOption = 0.3,
+    feature_dropout: DropoutOption = 0.5,
+    doubly_stochastic: SpreadOption = 0.05,
     weight_decay: DecayOption = 0.0,
     label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,
@@ -286,13 +288,14 @@ def evaluate(
     readout: ReadoutOption = "mean",
     feature_scaling: ScalingOption = "root",
     motion: MotionOption = True,
-    epochs: EpochsOption = 12,
+    epochs: EpochsOption = 16,
     patience: PatienceOption = 4,
     holdout: HoldoutOption = 0.25,
     batch_size: BatchOption = 16,
     learning_rate: RateOption = 5e-4,
     schedule: ScheduleOption = "cosine",
-    feature_dropout: DropoutOption = 0.3,
+    feature_dropout: DropoutOption = 0.5,
+    doubly_stochastic: SpreadOption = 0.05,
     weight_decay: DecayOption = 0.0,
     label_smoothing: SmoothingOption = 0.1,
     flip: FlipOption = False,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from model_export.evaluation import EvaluationError, hold_out_groups
 from model_export.examples import Example
-from model_export.network.attention import AttentionScores
+from model_export.network.attention import AttentionScores, DoublyStochastic
 from model_export.network.classifier import Readout, Variant, average_heads, build_head
 from model_export.network.scaling import FeatureScaling
 
@@ -37,6 +37,8 @@ class Recipe:
             reported; the head that is kept is then trained on all clips for as many. 0: all clips, all epochs.
         schedule: ``cosine`` lets the learning rate fall to nought along half a cosine; ``constant`` leaves it.
         feature_dropout: share of VGG19's channels that each clip is shown without.
+        doubly_stochastic: weight of the penalty that keeps the attention from leaving parts of a clip out (see
+            ``DoublyStochastic``); ``base`` has no attention to keep.
         weight_decay: share of each weight that is taken away a step, times the learning rate.
         label_smoothing: share of each target that is spread over all classes.
         flip: show each clip mirrored half of the time.
@@ -49,12 +51,13 @@ class Recipe:
     readout: Readout = "mean"
     feature_scaling: FeatureScaling = "root"
     motion: bool = True
-    epochs: int = 12
+    epochs: int = 16
     patience: int = 4
     batch_size: int = 16
     learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
-    feature_dropout: float = 0.3
+    feature_dropout: float = 0.5
+    doubly_stochastic: float = 0.05
     weight_decay: float = 0.0
     label_smoothing: float = 0.1
     holdout: float = 0.25
@@ -206,8 +209,11 @@ class _Fit:
             feature_dropout=recipe.feature_dropout,
             channels=examples[0].load().shape[-1],
         )
-        # The same layers, without the attention maps: there is no target for them.
-        self.trainer = keras.Model(self.model.input, self.model.output["probabilities"])
+        # The same layers with one output: there is no target for the attention maps, only their penalty.
+        answer = self.model.output["probabilities"]
+        if recipe.variant == "attention":
+            answer = DoublyStochastic(recipe.doubly_stochastic)(answer, self.model.output["attention"])
+        self.trainer = keras.Model(self.model.input, answer)
         self.trainer.compile(
             optimizer=keras.optimizers.RMSprop(
                 self._learning_rate(), clipnorm=1.0, weight_decay=recipe.weight_decay or None

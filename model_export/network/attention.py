@@ -11,6 +11,31 @@ AttentionScores = Literal["state", "content"]
 
 
 @keras.saving.register_keras_serializable("limelight")
+class DoublyStochastic(keras.Layer):
+    """Hands probabilities on, and adds to the loss what the maps left out: Xu's penalty (arXiv 1502.03044, eq 14).
+
+    Each map sums to 1 over its cells; over the clip, each cell should get its share, too: weight · mean over cells of
+    (1 − cells · mean_t α_{t,i})², which is Xu's Σ_i (1 − Σ_t α_{t,i})² for any number of cells and steps.
+
+    Args:
+        weight: of the penalty in the loss.
+    """
+
+    def __init__(self, weight: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.weight = weight
+
+    def call(self, probabilities: Any, maps: Any) -> Any:
+        """The probabilities, unchanged; of maps ``(batch, frames, 7, 7)``."""
+        cells = maps.shape[2] * maps.shape[3]
+        self.add_loss(self.weight * ops.mean(ops.square(1.0 - cells * ops.mean(maps, axis=1))))
+        return probabilities
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "weight": self.weight}
+
+
+@keras.saving.register_keras_serializable("limelight")
 class AttentionSLSTMCell(keras.Layer):
     """Weighs the cells of X_t by what h_{t-1} asks for, and feeds their weighted mean to an sLSTM cell.
 

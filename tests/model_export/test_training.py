@@ -11,7 +11,7 @@ from model_export.examples import Example
 from model_export.training import LogLine, Recipe, TrainingError, TrainingResult, predict, train
 
 CHANNELS = 8
-QUICK = Recipe(epochs=2, batch_size=8, holdout=0, learning_rate=3e-3, feature_scaling="none", feature_dropout=0.0)
+QUICK = Recipe(epochs=2, batch_size=8, holdout=0, learning_rate=3e-3, feature_scaling="none", feature_dropout=0.0, doubly_stochastic=0.0)
 
 Examples = Callable[..., list[Example]]
 
@@ -105,6 +105,7 @@ def test_the_same_seed_gives_the_same_head_and_another_seed_another(examples: Ex
         {"label_smoothing": 0.3},
         {"weight_decay": 0.5},
         {"feature_dropout": 0.5},
+        {"doubly_stochastic": 1.0},
     ],
 )
 def test_each_setting_changes_what_is_learnt(examples: Examples, change: dict[str, Any]) -> None:
