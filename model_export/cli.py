@@ -464,7 +464,8 @@ def _gather(
             table.add_row(str(clip.path), why)
         console.print(table)
     rate = 60 * data.encoded / (time.monotonic() - began)
-    by = f"by {data.engine_name}, {rate:.1f} clips a minute" if data.encoded else "kept from before"
+    what = "views" if flip else "clips"
+    by = f"by {data.engine_name}, {rate:.1f} {what} a minute" if data.encoded else "kept from before"
     counts = (
         f"{len(data.examples)} clips of {len(data.labels)} classes, {len(data.undecodable)} left out as undecodable"
     )

@@ -37,7 +37,19 @@ CLIPS: tuple[dict[str, Any], ...] = (
 CLIP_COUNT = len(SEEDS) * GROUPS * len(CLIPS)
 DAMAGED = "waving/v_waving_g04_c03.mp4"
 EPOCHS = 12
-RECIPE = ("--epochs", EPOCHS, "--batch-size", 6, "--learning-rate", 3e-3, "--holdout", 0, "--flip")
+RECIPE = (
+    "--epochs",
+    EPOCHS,
+    "--batch-size",
+    6,
+    "--learning-rate",
+    3e-3,
+    "--holdout",
+    0,
+    "--feature-dropout",
+    0,
+    "--flip",
+)
 
 
 def limelight_model(*arguments: object) -> str:

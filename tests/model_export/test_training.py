@@ -11,7 +11,15 @@ from model_export.examples import Example
 from model_export.training import LogLine, Recipe, TrainingError, TrainingResult, predict, train
 
 CHANNELS = 8
-QUICK = Recipe(epochs=2, batch_size=8, holdout=0, learning_rate=3e-3, feature_scaling="none", feature_dropout=0.0, doubly_stochastic=0.0)
+QUICK = Recipe(
+    epochs=2,
+    batch_size=8,
+    holdout=0,
+    learning_rate=3e-3,
+    feature_scaling="none",
+    feature_dropout=0.0,
+    doubly_stochastic=0.0,
+)
 
 Examples = Callable[..., list[Example]]
 

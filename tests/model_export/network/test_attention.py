@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.network.attention import AttentionSLSTMCell
+from model_export.network.attention import AttentionSLSTMCell, DoublyStochastic
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import attention_weights, fill
 from tests.model_export.network.reference import NO_MASKS, Array, Weights
@@ -142,3 +142,23 @@ def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scor
 def test_other_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="'state' or 'content'"):
         AttentionSLSTMCell(scores="cells")  # type: ignore[arg-type]
+
+
+def left_out(maps: Array) -> float:
+    """What `DoublyStochastic` adds to the loss for maps (B, T, 7, 7)."""
+    layer, probabilities = DoublyStochastic(weight=0.5), np.ones((len(maps), 3), np.float32)
+    np.testing.assert_array_equal(layer(probabilities, maps.astype(np.float32)), probabilities)
+    return float(sum(layer.losses))
+
+
+def test_attention_that_gives_every_cell_its_share_costs_nothing() -> None:
+    uniform = np.full((2, 40, 7, 7), 1 / 49)
+    wandering = np.eye(49).reshape(1, 49, 7, 7)
+    assert left_out(uniform) == pytest.approx(0, abs=1e-6)
+    assert left_out(wandering) == pytest.approx(0, abs=1e-6)
+
+
+def test_attention_that_rests_on_one_cell_costs_most() -> None:
+    resting = np.zeros((2, 40, 7, 7))
+    resting[:, :, 3, 2] = 1.0
+    assert left_out(resting) == pytest.approx(0.5 * (48**2 + 48) / 49)
