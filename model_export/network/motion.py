@@ -8,11 +8,12 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("limelight")
 class Motion(keras.Layer):
-    """By how much each channel's mean over the frame changes, within one frame's step and within four.
+    """By how much each channel's mean changes, over the whole frame and over what is above and below its middle.
 
-    Row j of frame t is gain · |mean_i X_{t,i} − mean_i X_{t−lag_j,i}|; before the clip there is its first frame. Many
-    actions show the same things and differ in rhythm. The changes are small beside the values, and gates learn from
-    small inputs slowly: hence the gain.
+    Rows of frame t: for each region R and each lag, gain · |mean_{i∈R} X_{t,i} − mean_{i∈R} X_{t−lag,i}|; before the
+    clip there is its first frame. Many actions show the same things and differ in rhythm, and in whether arms or legs
+    keep it: jumping jacks, push-ups, a rope. The changes are small beside the values, and gates learn from small inputs
+    slowly: hence the gain.
 
     Args:
         lags: in frames.
@@ -24,12 +25,14 @@ class Motion(keras.Layer):
         self.lags, self.gain = tuple(lags), gain
 
     def call(self, cuboids: Any) -> Any:
-        """Cuboids ``(batch, frames, 7, 7, channels)`` → rows ``(batch, frames, lags, channels)``."""
-        mean = ops.mean(cuboids, axis=(2, 3))
+        """Cuboids ``(batch, frames, 7, 7, channels)`` → rows ``(batch, frames, 3 · lags, channels)``."""
+        half = cuboids.shape[2] // 2
         rows = []
-        for lag in self.lags:
-            before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
-            rows.append(self.gain * ops.abs(mean - before))
+        for region in (cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]):
+            mean = ops.mean(region, axis=(2, 3))
+            for lag in self.lags:
+                before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
+                rows.append(self.gain * ops.abs(mean - before))
         return ops.stack(rows, axis=2)
 
     def get_config(self) -> dict[str, Any]:

@@ -169,16 +169,17 @@ def root_scaled(features: Array) -> Array:
 
 
 def motion(features: Array) -> Array:
-    """Features (B, T, 7, 7, C) to (B, T, 2 C): four times how far the mean cell is from those 1 and 4 frames ago.
+    """Features (B, T, 7, 7, C) to (B, T, 6 C): four times how far mean cells are from those 1 and 4 frames ago.
 
-    The frames before the clip are its first one.
+    The mean cells are those of all seven rows, of the upper three and of the lower three. The frames before the clip
+    are its first one.
     """
-    mean = features.mean(axis=(2, 3))
-    frames = [
-        np.concatenate([4 * np.abs(mean[:, t] - mean[:, max(0, t - lag)]) for lag in (1, 4)], axis=-1)
-        for t in range(mean.shape[1])
-    ]
-    return np.stack(frames, axis=1)
+    told = []
+    for t in range(features.shape[1]):
+        for low, high in ((0, 7), (0, 3), (4, 7)):
+            mean = features[:, :, low:high].mean(axis=(2, 3))
+            told += [4 * np.abs(mean[:, t] - mean[:, max(0, t - lag)]) for lag in (1, 4)]
+    return np.stack(told, axis=1).reshape(*features.shape[:2], -1)
 
 
 def head(

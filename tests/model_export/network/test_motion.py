@@ -34,6 +34,15 @@ def test_what_alternates_moves_at_odd_lags_only() -> None:
     np.testing.assert_array_equal(told[:, 2:, 1], np.zeros((1, 18, 2)))
 
 
+def test_what_moves_above_the_middle_is_told_apart_from_what_moves_below() -> None:
+    x = np.ones((1, 6, 7, 7, 2))
+    x[:, ::2, :3] = 0.0  # the upper three of seven rows flicker
+    whole, above, below = rows(x, lags=(1,), gain=1.0)[:, 1:].transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(whole, 3 / 7, atol=1e-6)
+    np.testing.assert_allclose(above, 1.0)
+    np.testing.assert_array_equal(below, 0.0)
+
+
 def test_motion_is_the_same_to_either_side_and_forwards_as_backwards() -> None:
     x = np.random.default_rng(1).exponential(size=(1, 12, 7, 7, 3))
     np.testing.assert_allclose(rows(x), rows(x[:, :, :, ::-1]), atol=1e-5)
