@@ -110,10 +110,11 @@ Choice = Literal["attended", "random", "moved", "least"]
 """Cells to take away from each frame of a clip.
 
 - ``attended``: the most attended ones.
-- ``random``: as many random ones, drawn anew in each frame.
+- ``random``: as many random ones, which come and go as the attended ones do: these after exchanging the 49 cells by
+  lot, the same way in every frame. Cells drawn anew in each frame would flicker, and cost a network that reads changes
+  more than attention's steadier ones, wherever those are.
 - ``moved``: the most attended ones after moving all of them to another place (wrapping around the grid), the same way
-  in every frame. Attention that stays in one place takes the same cells from every frame, which costs more than random
-  cells do wherever the place is: this control is as steady and as compact as attention, and only the place differs.
+  in every frame. This control is as compact as attention, too; only the place differs.
 - ``least``: the least attended ones.
 """
 
@@ -182,9 +183,9 @@ class Deletion:
         unit = "source videos" if self.groups else "clips"
         setting = (
             f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell "
-            f"({len(self.drops['attended'])} clips{sources}; 95 % bootstrap intervals over {unit}). *Moved elsewhere*: "
-            "the same cells after moving them together, the same way in all frames, a control as steady and compact as "
-            "attention is."
+            f"({len(self.drops['attended'])} clips{sources}; 95 % bootstrap intervals over {unit}). *Random*: cells "
+            "that come and go as the attended ones do. *Moved elsewhere*: the attended cells after moving them "
+            "together, the same way in all frames; as compact as attention is, too."
         )
         table = _table(("cells taken away", "drop of the predicted class's probability"), drops + gaps)
         return [setting, "", *table, "", self.verdict]
@@ -251,11 +252,10 @@ def _masks(attention: Maps, cells: int, draws: int, rng: np.random.Generator) ->
     """Cells to take away, ``(2 + 2 * draws, 40, 7, 7)``: most and least attended, random, most attended but moved."""
     flat = attention.reshape(len(attention), CELLS)
     ranking = np.lexsort((rng.random(flat.shape), flat))  # by attention; equal ones by lot
-    random = rng.random((draws, *flat.shape)).argsort(axis=-1)
-    chosen = np.concatenate([ranking[np.newaxis, :, -cells:], ranking[np.newaxis, :, :cells], random[..., :cells]])
-    masks = np.zeros((len(chosen), *flat.shape), np.bool_)
-    np.put_along_axis(masks, chosen, True, axis=-1)
-    masks = masks.reshape(-1, *attention.shape)
+    masks = np.zeros((2, *flat.shape), np.bool_)
+    np.put_along_axis(masks, np.stack([ranking[:, -cells:], ranking[:, :cells]]), True, axis=-1)
+    random = [masks[0][:, rng.permutation(CELLS)] for _ in range(draws)]
+    masks = np.concatenate([masks, random]).reshape(-1, *attention.shape)
     moves = [divmod(int(move), GRID) for move in rng.integers(1, CELLS, draws)]  # 0 would leave them in place
     return np.concatenate([masks, [np.roll(masks[0], move, axis=(1, 2)) for move in moves]])
 

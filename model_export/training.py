@@ -57,7 +57,7 @@ class Recipe:
     learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
     feature_dropout: float = 0.5
-    doubly_stochastic: float = 0.05
+    doubly_stochastic: float = 0.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.1
     holdout: float = 0.25
