@@ -463,7 +463,7 @@ class TestDamage:
         )
 
         assert numbers(decode_clip(data)) == [*range(15), *[7] * 25]
-        assert isinstance(refusal(data, DecodeLimits(max_pixels=64 * 48)), CorruptClip)
+        assert isinstance(refusal(data, DecodeLimits(max_pixels=64 * 48)), ResolutionTooLarge)
 
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
