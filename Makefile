@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint bench lock clean
+.PHONY: help setup demo serve test soak-decoders lint bench bench-process lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -12,7 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(VARIANT)
 
 help: ## List the targets
-	@awk -F ' ?## ' '/^[a-z]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Build .venv/ with everything, from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
 
@@ -51,6 +51,12 @@ serve: setup ## Serve bundle/ on port 8000 (LIMELIGHT_* settings apply)
 
 test: setup ## Run the tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak-decoders: setup ## A minute of killed decoders, and every variant of every odd file of LIMELIGHT_SHARED
+	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)
+
+bench-process: setup ## Measure what a process of its own costs a clip (ARGS="--rounds 50")
+	$(BIN)/python benchmarks/bench_decoder_process.py $(ARGS)
 
 lint: setup ## Check style, types and the rooms' imports
 	$(BIN)/ruff check .
