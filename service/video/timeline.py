@@ -124,11 +124,14 @@ def _duration(packet: VideoPacket) -> int:
 
 
 def _times(packets: Sequence[VideoPacket], usual: Fraction) -> list[int]:
-    """Presentation time of each packet in ticks; decode time, then a step from the one before, where it is missing."""
-    times: list[int] = []
-    for packet in packets:
-        time = packet.pts if packet.pts is not None else packet.dts
-        if time is None:
-            time = times[-1] + max(1, round(usual)) if times else 0
-        times.append(time)
-    return times
+    """When each packet's frame is shown, in ticks; when it is decoded where that is not said.
+
+    Where neither is said of every packet (MPEG program streams), the frame rate is taken to be constant.
+    """
+    shown = [packet.pts for packet in packets if packet.pts is not None]
+    decoded = [packet.dts for packet in packets if packet.dts is not None]
+    if len(shown) == len(packets):
+        return shown
+    if len(decoded) == len(packets):
+        return decoded
+    return [round(number * usual) for number in range(len(packets))]
