@@ -3,6 +3,7 @@
 docs/sandbox.md says what each layer is for. Linux only.
 """
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -45,7 +46,8 @@ def enter(*, memory_bytes: int, cpu_s: int) -> Grants:
     """
     libc = _libc()
     # Where memory runs out, the decoder that wants it is to die, not the service. Lost after this: /proc.
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError):  # where /proc may not be written to
+        Path("/proc/self/oom_score_adj").write_text("1000")
     memory_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     no_new_privs = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -97,6 +98,23 @@ def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes) -> None
         answers = [each.result() for each in asked]
 
     assert [outcome(answer) for answer in answers] == [(200, None)] * CLIENTS
+
+
+def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: bytes) -> None:
+    large = render_clip(frames=40, width=1280, height=720).data
+    head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
+
+    def stop_a_decoder() -> bool:
+        for pid in decoders(server):
+            os.kill(pid, signal.SIGSTOP)  # so that it does not end by itself
+            return True
+        return False
+
+    with leaving_nothing_behind(server, clip):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head.encode() + large)
+            until(stop_a_decoder)
+        until(lambda: not decoders(server), patience_s=15)  # less than a clip has
 
 
 def variants(folder: Path) -> Iterator[bytes]:
