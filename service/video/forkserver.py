@@ -51,12 +51,15 @@ class Decoder:
     limits: DecodeLimits
     memory_bytes: int
 
-    def work(self, clip: int, answer: int) -> NoReturn:
-        """Decode the clip of this descriptor in the sandbox, write the answer into the other one's file, and end.
+    def fork(self, clip: int, answer: int) -> int:
+        """Process id of a new process that works on the clip of this descriptor."""
+        parent = os.getpid()
+        return os.fork() or self._work(clip, answer, parent)
 
-        Exit code 0 says that there is an answer.
-        """
+    def _work(self, clip: int, answer: int, parent: int) -> NoReturn:
+        """Decode in the sandbox, write the answer, and end. Exit code 0 says that there is an answer."""
         try:
+            die_with(parent)
             room = mmap.mmap(answer, ANSWER_BYTES)
             source = _only_open(clip)
             try:
@@ -119,7 +122,7 @@ class ForkServer:
         if not descriptors:
             return False
         clip, answer, caller = descriptors
-        pid = fork(self._decoder, clip, answer)
+        pid = self._decoder.fork(clip, answer)
         os.close(clip)
         os.close(answer)
         self._callers[pid] = socket.socket(fileno=caller)
@@ -151,16 +154,6 @@ class ForkServer:
             os.waitpid(pid, 0)
 
 
-def fork(decoder: Decoder, clip: int, answer: int) -> int:
-    """Process id of a new process that works on the clip."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        die_with(parent)
-        decoder.work(clip, answer)
-    return pid
-
-
 def warm_up(decoder: Decoder) -> dict[str, Any]:
     """Decode here, so that everything is imported; then in the sandbox. Returns what that is made of.
 
@@ -174,7 +167,7 @@ def warm_up(decoder: Decoder) -> dict[str, Any]:
         source.write(clip)
         source.flush()
         answer.truncate(ANSWER_BYTES)
-        _, status = os.waitpid(fork(decoder, source.fileno(), answer.fileno()), 0)
+        _, status = os.waitpid(decoder.fork(source.fileno(), answer.fileno()), 0)
         answer.seek(FRAMES_BYTES)
         found = answer.read().rstrip(b"\0")
     try:

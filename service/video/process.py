@@ -138,7 +138,7 @@ class DecoderProcesses:
     def _result(self, status: int, exchange: "_Exchange") -> DecodedClip:
         ended = os.waitstatus_to_exitcode(status)
         if ended != 0:
-            reason = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+            reason = signal.strsignal(-ended) if ended < 0 else f"exit code {ended}"
             logger.warning("a decoder process died", extra={"reason": reason})
             raise DecoderCrashed("the decoder died while it read this clip")
         frames, text = exchange.read()
@@ -179,8 +179,9 @@ class _Exchange:
 
     async def write(self, data: bytes) -> None:
         """Make this the clip, for good."""
-        for start in range(0, len(data), CHUNK_BYTES):
-            self._clip.write(memoryview(data)[start : start + CHUNK_BYTES])
+        left = memoryview(data)
+        while left:
+            left = left[self._clip.write(left[:CHUNK_BYTES]) :]
             await asyncio.sleep(0)
         _seal(self._clip, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
