@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak-decoders lint bench bench-process lock clean
+.PHONY: help setup demo serve test soak-decoders fuzz-decoder lint bench bench-process lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -57,6 +57,9 @@ soak-decoders: setup ## A minute of killed decoders, and every variant of every 
 
 bench-process: setup ## Measure what a process of its own costs a clip (ARGS="--rounds 50")
 	$(BIN)/python benchmarks/bench_decoder_process.py $(ARGS)
+
+fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
+	$(BIN)/python -m tests.fuzz_decoder $(ARGS)
 
 lint: setup ## Check style, types and the rooms' imports
 	$(BIN)/ruff check .

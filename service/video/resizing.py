@@ -51,7 +51,7 @@ def _upright(image: Image, frame: VideoFrame) -> Image:
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
     if abs(b) > abs(a):
         image, a, d = image.transpose(1, 0, 2), c, b
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
