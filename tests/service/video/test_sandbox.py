@@ -94,9 +94,18 @@ async def test_a_decoder_does_not_know_the_services_secrets(hostile: DecoderProc
     assert "LIMELIGHT" not in await outcome(hostile, "raise CorruptClip(str(dict(os.environ)))")
 
 
-async def test_a_decoder_may_start_threads(hostile: DecoderProcesses) -> None:
-    program = "thread = threading.Thread(target=print); thread.start(); thread.join()"
-
+async def test_a_decoder_may_have_many_threads(hostile: DecoderProcesses) -> None:
+    program = """
+        together = threading.Barrier(64)
+        def work():
+            bytearray(1000)
+            together.wait()
+        threads = [threading.Thread(target=work) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    """
     assert await outcome(hostile, program) == "done"
 
 
