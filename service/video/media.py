@@ -85,13 +85,14 @@ def open_video(file: BinaryIO, limits: DecodeLimits) -> Iterator[tuple[InputCont
 def check_decode_error(error: av.error.FFmpegError, context: VideoCodecContext, limits: DecodeLimits) -> None:
     """Tells frames that the decoder refuses for their size from damage.
 
-    Most decoders then forget their size, H.264's and HEVC's know the new one, and dav1d says "out of range".
+    Of such frames H.264's and HEVC's decoders tell the size, dav1d says "out of range", the others "invalid argument",
+    and forget the size.
 
     Raises:
         ResolutionTooLarge: they are too large.
     """
     limits.check_size(context.width, context.height)
-    if not context.width or isinstance(error, av.error.OverflowError):
+    if isinstance(error, av.error.OverflowError) or (isinstance(error, av.error.ArgumentError) and not context.width):
         raise ResolutionTooLarge(f"frames are more than the {limits.max_pixels} pixels allowed") from error
 
 

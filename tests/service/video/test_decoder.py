@@ -23,6 +23,7 @@ from service.video.errors import (
     ResolutionTooLarge,
 )
 from tests.service.video.clips import (
+    QUIET,
     Change,
     encode,
     indices,
@@ -279,6 +280,12 @@ class TestDamage:
         assert 10 < clip.facts.frames < 80
         assert numbers(clip) == sorted(numbers(clip))
         assert max(numbers(clip)) < clip.facts.frames
+
+    @pytest.mark.parametrize("codec", ["libx264", "libx265"])
+    def test_a_clip_that_has_lost_its_only_keyframe_is_corrupt(self, codec: str) -> None:
+        data = encode([numbered(7)] * 80, codec=codec, container="mpegts", options=QUIET[codec] | {"g": "80"})
+
+        assert isinstance(refusal(data[len(data) // 2 :]), CorruptClip)
 
     def test_an_mp4_cut_off_before_its_index_is_corrupt(self) -> None:
         data = numbered_clip(80)
