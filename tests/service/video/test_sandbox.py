@@ -23,7 +23,7 @@ FILES = {
     "make a file in memory": "os.memfd_create('made')",
     "list a folder": "os.listdir('.')",
     "look at a file": "os.stat('/')",
-    "remove a file": "os.unlink('LICENSE')",
+    "remove a file": "os.unlink('made')",
     "make a folder": "os.mkdir('made')",
     "go elsewhere": "os.chdir('/')",
 }
@@ -63,6 +63,8 @@ PROCESSES = {
 
 
 async def outcome(decoders: DecoderProcesses, program: str) -> str:
+    if decoders.grants.missing:
+        pytest.skip(f"this kernel lacks {', '.join(decoders.grants.missing)}")
     with pytest.raises(CorruptClip) as told:
         await decoders.decode(take_over(program))
     return str(told.value)
