@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint bench lock clean
+.PHONY: help setup demo serve test soak-decoders fuzz-decoder lint bench bench-process bench-decode lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -12,7 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(VARIANT)
 
 help: ## List the targets
-	@awk -F ' ?## ' '/^[a-z]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Build .venv/ with everything, from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
 
@@ -52,6 +52,23 @@ serve: setup ## Serve bundle/ on port 8000 (LIMELIGHT_* settings apply)
 test: setup ## Run the tests (ARGS="-k name" picks some)
 	$(BIN)/python -m pytest $(ARGS)
 
+soak-decoders: setup ## A minute of killed decoders, and every variant of every odd file of LIMELIGHT_SHARED
+	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)
+
+bench-process: setup ## Measure what a process of its own costs a clip (ARGS="--rounds 50")
+	$(BIN)/python benchmarks/bench_decoder_process.py $(ARGS)
+
+bench-decode: setup .bench/venv ## Compare the decoder with OpenCV and decord (ARGS="--only Xvid --rounds 3")
+	$(BIN)/python benchmarks/bench_decode.py $(ARGS)
+
+# Also compared, where it is added by hand: torchcodec, whose torch is 2 GB.
+.bench/venv:
+	$(BIN)/python -m venv $@
+	$@/bin/python -m pip install -q opencv-python-headless decord || { rm -rf $@; exit 1; }
+
+fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
+	$(BIN)/python -m tests.fuzz_decoder $(ARGS)
+
 lint: setup ## Check style, types and the rooms' imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,6 +90,6 @@ lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newes
 	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
 	@$(COMPILE) --extra gpu -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
 
-clean: ## Remove what make built (.venv, bundle, demo.png, caches); features/ and runs/ stay
-	rm -rf .venv bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove what make built (.venv, .bench, bundle, demo.png, caches); features/ and runs/ stay
+	rm -rf .venv .bench bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find service model_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +30,10 @@ from service.model.bundle import BundleError
 from service.model.engine import EngineError
 from service.overlay import check_overlay_path, write_overlay
 from service.settings import Settings
-from service.video.decoder import decode_clip
+from service.video.decoder import DecodeLimits, decode_clip
+from service.video.decoders import start_decoders
 from service.video.errors import ClipError
+from service.video.process import DecodersError
 from service.video.rendering import render_clip
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -39,6 +42,13 @@ PATIENCE = httpx.Timeout(600, connect=10)
 START_PATIENCE_S = 300
 STOP_PATIENCE_S = 60
 RANKS = 5
+# By layer: what it does, and what it takes.
+SANDBOX = {
+    "rlimits": "bounds memory, processor time and open files; Linux",
+    "no_new_privs": "keeps rights from being gained; Linux",
+    "landlock": "no file by name, no TCP; Linux 5.13 with `landlock` in lsm=, in a container whose runtime allows it",
+    "seccomp": "no system call but to read, compute and end; Linux with CONFIG_SECCOMP_FILTER on x86-64 or aarch64",
+}
 
 Classify = Callable[[str, bytes], PredictionAnswer]
 
@@ -118,12 +128,28 @@ def demo(
         _say(f"Where the network looked: {overlay}")
 
 
+@app.command()
+def doctor() -> None:
+    """Say what this system grants to guard decoders with. Exit code 1 where a layer is missing."""
+    with _one_sentence():
+        with contextlib.closing(
+            start_decoders(DecodeLimits(), memory_bytes=_settings().decode_memory_bytes)
+        ) as decoders:
+            grants = decoders.grants
+        table = Table("layer", "granted", "what it does, and where to get it", box=None, padding=(0, 2, 0, 0))
+        for layer, granted in asdict(grants).items():
+            table.add_row(layer, "yes" if granted else "no", SANDBOX[layer])
+        Console(highlight=False).print(table)
+    if grants.missing:
+        raise typer.Exit(1)
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
     """Turn what the user can mend into one sentence on standard error and exit code 2."""
     try:
         yield
-    except (BundleError, CommandError, EngineError, ListenError, OSError) as error:
+    except (BundleError, CommandError, DecodersError, EngineError, ListenError, OSError) as error:
         _complain(error)
         raise typer.Exit(2) from error
 

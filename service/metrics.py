@@ -49,6 +49,12 @@ class Metrics:
         self.decoder_failures = Counter(
             "limelight_decoder_failures", "Clips that could not be decoded.", ["reason"], registry=registry
         )
+        self.sandbox = Gauge(
+            "limelight_sandbox",
+            "1 for each layer that keeps decoders from doing harm, 0 where the kernel lacks it.",
+            ["layer"],
+            registry=registry,
+        )
         self.model = Info("limelight_model", "The model that answers.", registry=registry)
         self.ready = Gauge("limelight_ready", "1 while predictions are served, else 0.", registry=registry)
 

@@ -6,8 +6,7 @@ re-exported here.
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ from service.metrics import Metrics
 from service.model.batcher import Batcher, DeadlineExceeded, Overloaded
 from service.model.bundle import Bundle, Manifest, load_bundle
 from service.model.engine import Engine
-from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame, decode_clip
+from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
+from service.video.decoders import Decoders, start_decoders
 from service.video.errors import ClipError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Prediction",
     "StageTimes",
     "load_bundle",
+    "start_decoders",
 ]
 
 
@@ -55,7 +56,7 @@ class Prediction:
 
 
 class Pipeline:
-    """Answers clips, several at a time, until closed.
+    """Answers clips, several at a time, until closed, which closes the decoders, too.
 
     `decode_workers` clips are decoded at a time; `max_queue` clips may wait, for a decoder or for the engine, besides
     the batch being worked on. Belongs to one event loop.
@@ -65,20 +66,19 @@ class Pipeline:
         self,
         bundle: Bundle,
         engine: Engine,
+        decoders: Decoders,
         metrics: Metrics,
         *,
-        limits: DecodeLimits,
         decode_workers: int,
         max_queue: int,
     ) -> None:
         self.manifest = bundle.manifest
         self.precision: str = engine.precision
         self.provider = engine.provider
-        self._limits = limits
+        self._decoders = decoders
         self._metrics = metrics
         self._capacity = max_queue + max(engine.batch_sizes)
         self._admitted = 0
-        self._decoders = ThreadPoolExecutor(decode_workers, thread_name_prefix="decode")
         self._decoder_free = asyncio.Semaphore(decode_workers)
         self._batcher = Batcher(
             engine.run,
@@ -88,6 +88,8 @@ class Pipeline:
         )
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")
         metrics.queue_depth.labels("inference").set_function(lambda: self._batcher.depth)
+        for layer, granted in asdict(decoders.grants).items():
+            metrics.sandbox.labels(layer).set(bool(granted))
 
     @property
     def alive(self) -> bool:
@@ -97,8 +99,8 @@ class Pipeline:
     async def predict(self, data: bytes, *, deadline: float) -> Prediction:
         """Decode and classify one clip. `deadline` is on the clock of `time.monotonic()`.
 
-        Cancelling gives the clip up: it costs no inference unless that has begun. Raises ClipError where the clip is at
-        fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped.
+        Cancelling gives the clip up: its decoder is killed, and it costs no inference unless that has begun. Raises
+        ClipError where the clip is at fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped, DecodersError.
         """
         if self._admitted >= self._capacity:
             raise Overloaded(f"{self._admitted} clips are waiting or being worked on, no more are accepted")
@@ -112,8 +114,8 @@ class Pipeline:
             self._admitted -= 1
 
     def close(self) -> None:
-        """Finish the accepted clips, free threads. Blocks until that is done."""
-        self._decoders.shutdown(cancel_futures=True)
+        """Give up what is being decoded, finish what waits for the engine. Blocks until that is done."""
+        self._decoders.close()
         self._batcher.close()
 
     async def _predict(self, data: bytes, deadline: float) -> Prediction:
@@ -132,7 +134,7 @@ class Pipeline:
         try:
             started = time.monotonic()
             self._metrics.stage_seconds.labels("decode_wait").observe(started - arrived)
-            clip = await self._decode_clip(data)
+            clip = await self._decoders.decode(data)
         except ClipError as error:
             self._metrics.decoder_failures.labels(error.code).inc()
             raise
@@ -142,7 +144,3 @@ class Pipeline:
         self._metrics.stage_seconds.labels("decode").observe(seconds)
         self._metrics.clip_seconds.observe(clip.facts.duration_s)
         return clip, started - arrived, seconds
-
-    async def _decode_clip(self, data: bytes) -> DecodedClip:
-        """Decode in a thread: FFmpeg works without the interpreter's lock. Once begun it is finished or times out."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, decode_clip, data, self._limits)

@@ -38,7 +38,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, width × height.")
     max_frames: int = Field(20_000, ge=1, description="Most frames in a clip.")
     decode_timeout_s: float = Field(20.0, gt=0, description="Longest time that one clip may take to decode.")
+    decode_memory_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that decoding one clip may take.")
     decode_workers: int | None = Field(None, ge=1, description="Clips decoded at a time; default: one a core.")
+    require_sandbox: bool = Field(False, description="Refuse to start where the kernel lacks a layer of the sandbox.")
 
     request_timeout_s: float = Field(60.0, gt=0, description="From a request's arrival to its answer; then 504.")
     max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")

@@ -13,7 +13,7 @@ from service.http.observe import Observe, record_of
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
-from service.pipeline import DecodeLimits, Engine, Pipeline, load_bundle
+from service.pipeline import DecodeLimits, Engine, Pipeline, load_bundle, start_decoders
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | None = None) -> FastAPI:
     """The web application. It listens at once, and is ready when the bundle is loaded and warmed up.
 
-    `on_failure` hears why that did not work (BundleError, EngineError), so that the process can end; without it the
-    reason is logged and the application stays alive and not ready.
+    `on_failure` hears why that did not work (BundleError, EngineError, DecodersError), so that the process can end;
+    without it the reason is logged and the application stays alive and not ready.
     """
     serving = Serving(settings, Metrics())
 
@@ -52,7 +52,10 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
 
 
 def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
-    """Load and warm up the bundle that the settings name. Takes seconds. Raises BundleError, EngineError."""
+    """Load and warm up the bundle that the settings name, start decoders. Takes seconds.
+
+    Raises BundleError, EngineError, DecodersError.
+    """
     bundle = load_bundle(settings.bundle)
     engine = Engine(
         bundle,
@@ -62,16 +65,21 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
         threads=settings.threads,
     )
     engine.warm_up()
-    return Pipeline(
-        bundle,
-        engine,
-        metrics,
-        limits=DecodeLimits(
+    decoders = start_decoders(
+        DecodeLimits(
             max_duration_s=settings.max_duration_s,
             max_pixels=settings.max_pixels,
             max_frames=settings.max_frames,
             timeout_s=settings.decode_timeout_s,
         ),
+        memory_bytes=settings.decode_memory_bytes,
+        require_sandbox=settings.require_sandbox,
+    )
+    return Pipeline(
+        bundle,
+        engine,
+        decoders,
+        metrics,
         decode_workers=settings.decode_workers or len(os.sched_getaffinity(0)),
         max_queue=settings.max_queue,
     )

@@ -19,7 +19,7 @@ class ListenError(Exception):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
 
-    Raises ListenError, BundleError or EngineError where it cannot start.
+    Raises ListenError, BundleError, EngineError or DecodersError where it cannot start.
     """
     failures: list[Exception] = []
 

@@ -122,6 +122,15 @@ class TestPredict:
         )
 
 
+class TestDoctor:
+    def test_names_each_layer_of_the_sandbox_and_whether_it_is_there(self) -> None:
+        ended = limelight("doctor")
+
+        rows = [line.split() for line in ended.stdout.splitlines()[1:] if not line.startswith(" ")]
+        assert [row[0] for row in rows] == ["rlimits", "no_new_privs", "landlock", "seccomp"]
+        assert ended.exit_code == int(any(row[1] == "no" for row in rows))
+
+
 class TestDemo:
     def test_prints_five_rows_and_draws_the_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
         ended = limelight("demo", "--bundle", tiny_bundle, "--overlay", "demo.png")

@@ -13,6 +13,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.device, settings.precision) == ("auto", "auto")
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_duration_s, settings.max_pixels, settings.max_frames) == (600, 9_500_000, 20_000)
+    assert (settings.decode_memory_bytes, settings.require_sandbox) == (2 * 1024**3, False)
     assert (settings.decode_timeout_s, settings.request_timeout_s, settings.max_queue) == (20, 60, 16)
 
 

@@ -277,6 +277,8 @@ class TestMetrics:
         assert metrics["limelight_in_flight_requests"] == 0
         assert metrics['limelight_queue_depth{queue="decode"}'] == 0
         assert metrics['limelight_queue_depth{queue="inference"}'] == 0
+        for layer in ("rlimits", "no_new_privs", "landlock", "seccomp"):
+            assert metrics[f'limelight_sandbox{{layer="{layer}"}}'] in {0, 1}
         model = next(name for name in metrics if name.startswith("limelight_model_info"))
         for part in ('name="tiny"', 'version="1"', 'variant="attention"', 'provider="CPUExecutionProvider"'):
             assert part in model

@@ -1,0 +1,194 @@
+"""Milliseconds and processor seconds a clip: our decoder against OpenCV, decord and torchcodec, on the same frames.
+
+The others live in an environment of their own (.bench/venv, see `make bench-decode`); one that is not there is left
+out. Clips are drawn and encoded by code, once, into .bench/clips. All contenders take turns on each clip in every
+round, so that whatever else the machine does falls on all of them alike. The table goes to standard output and to the
+end of benchmarks/RESULTS.md.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, cast
+
+import av
+from av.video.stream import VideoStream
+
+from service.video.decoder import DecodeLimits, decode_clip
+from service.video.rendering import render_clip
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BENCH = REPOSITORY / ".bench"
+OTHERS_PYTHON = BENCH / "venv" / "bin" / "python"
+RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
+OTHERS = ("opencv", "decord", "torchcodec") if OTHERS_PYTHON.exists() else ()
+FPS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip to draw and encode; `repeats` plays it so many times over, for a long one."""
+
+    name: str
+    file: str
+    width: int
+    height: int
+    seconds: int
+    codec: str
+    options: dict[str, str]
+    repeats: int = 1
+
+
+X264 = {"preset": "veryfast", "crf": "23", "g": "250"}
+CLIPS = (
+    Clip("Xvid as in UCF-101, 320×240, 7 s", "xvid.avi", 320, 240, 7, "mpeg4", {"qscale": "4", "g": "250"}),
+    Clip("H.264, 720p, no B-frames, 20 s", "h264-720-p.mp4", 1280, 720, 20, "libx264", X264 | {"bf": "0"}),
+    Clip("H.264, 720p, B-frames, 20 s", "h264-720-b.mp4", 1280, 720, 20, "libx264", X264 | {"bf": "3"}),
+    Clip("H.264, 1080p, no B-frames, 20 s", "h264-1080-p.mp4", 1920, 1080, 20, "libx264", X264 | {"bf": "0"}),
+    Clip("H.264, 1080p, B-frames, 20 s", "h264-1080-b.mp4", 1920, 1080, 20, "libx264", X264 | {"bf": "3"}),
+    Clip(
+        "HEVC, 720p, 20 s",
+        "hevc.mp4",
+        1280,
+        720,
+        20,
+        "libx265",
+        {"preset": "veryfast", "x265-params": "log-level=none"},
+    ),
+    Clip("VP9, 720p, 20 s", "vp9.webm", 1280, 720, 20, "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
+    Clip("AV1, 720p, 20 s", "av1.mp4", 1280, 720, 20, "libsvtav1", {"preset": "10"}),
+    Clip("H.264, 720p, B-frames, 10 min", "h264-long.mp4", 1280, 720, 20, "libx264", X264 | {"bf": "3", "g": "50"}, 30),
+)
+
+
+def main() -> None:
+    """Measures, prints and records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
+    parser.add_argument("--only", default="", help="only clips with this in their name")
+    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    options = parser.parse_args()
+    clips = [(clip, made(clip)) for clip in CLIPS if options.only in clip.name]
+    load = os.getloadavg()[0]
+    rows = [row for threads in (1, 2) for row in measure(clips, threads, options.rounds)]
+    section = report(rows, load)
+    print(section)
+    if not options.no_record:
+        with RESULTS.open("a", encoding="utf-8") as results:
+            results.write(section)
+
+
+def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> Iterator[str]:
+    """A row of the table for each clip and contender."""
+    with ExitStack() as stack:
+        started = {name: stack.enter_context(closing(Contender(name, threads))) for name in ("limelight", *OTHERS)}
+        contenders = {name: contender for name, contender in started.items() if contender.there}
+        for clip, path in clips:
+            wanted = [frame.index for frame in decode_clip(path, DecodeLimits(timeout_s=600)).sampled]
+            turns = [
+                {name: contender.decode(path, wanted) for name, contender in contenders.items()}
+                for _ in range(rounds + 1)
+            ]
+            for name in contenders:
+                clock = [1000 * turn[name]["clock"] for turn in turns[1:]]
+                processors = statistics.median(turn[name]["processors"] for turn in turns[1:])
+                spread = f"{min(clock):.0f}–{max(clock):.0f}"
+                median = f"{statistics.median(clock):.0f}"
+                yield f"| {clip.name} | {threads} | {name} | {median} | {spread} | {processors:.3f} |"
+
+
+class Contender:
+    """A library in a process of its own, waiting for clips."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        python = sys.executable if name == "limelight" else str(OTHERS_PYTHON)
+        command = [python, str(REPOSITORY / "benchmarks" / "decode_contender.py"), name, str(threads)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.there = self._read() == "ready"
+
+    def decode(self, path: Path, wanted: Sequence[int]) -> dict[str, float]:
+        """Seconds by the clock and of processors that a clip's wanted frames take."""
+        print(path, ",".join(map(str, wanted)), file=self._process.stdin, flush=True)
+        return cast(dict[str, float], json.loads(self._read()))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _read(self) -> str:
+        return cast(IO[str], self._process.stdout).readline().strip()
+
+
+def made(clip: Clip) -> Path:
+    """The clip's file, drawn and encoded if it is not there yet."""
+    path = BENCH / "clips" / clip.file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = render_clip(
+            frames=FPS * clip.seconds, width=clip.width, height=clip.height, codec="mjpeg", container="avi"
+        )
+        unfinished = path.with_stem(f"{path.stem}.part")
+        encode(drawn.data, clip, unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def encode(drawn: bytes, clip: Clip, path: Path) -> None:
+    """Writes the drawn clip in the codec that is asked for, as many times over."""
+    with av.open(str(path), "w") as output, av.open(io.BytesIO(drawn), "r") as source:
+        stream = cast(VideoStream, output.add_stream(clip.codec, rate=FPS, options=clip.options))
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
+        packets = []
+        for number, frame in enumerate(source.decode(video=0)):
+            picture = frame.reformat(format="yuv420p")
+            picture.pts, picture.time_base = number, Fraction(1, FPS)
+            packets += stream.encode(picture)
+        packets += stream.encode()
+        for repeat in range(clip.repeats):
+            for packet in packets:
+                again = av.Packet(bytes(packet))
+                again.stream, again.time_base, again.is_keyframe = stream, packet.time_base, packet.is_keyframe
+                shift = int(repeat * clip.seconds / packet.time_base)
+                again.pts, again.dts = (packet.pts or 0) + shift, (packet.dts or 0) + shift
+                output.mux_one(again)
+
+
+def report(rows: Sequence[str], load: float) -> str:
+    """The section of RESULTS.md: what was measured where, when and how, and the table."""
+    machine = f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    others = ", ".join(versions()) or "none"
+    lines = [
+        f"\n## Decoding 40 frames of a clip, {datetime.now(UTC):%Y-%m-%d}\n",
+        f"- Machine: {machine}, load average {load:.1f} before",
+        f"- Software: Python {platform.python_version()}, av {av.__version__}; others: {others}",
+        f"- Command: `{shlex.join(['python', 'benchmarks/bench_decode.py', *sys.argv[1:]])}`",
+        "- All ran once in each round, in turn, after one round that is not counted. Ours decodes in one thread.\n",
+        "| clip | threads | decoder | median, ms | min–max, ms | processor seconds |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    return "\n".join([*lines, *rows]) + "\n"
+
+
+def versions() -> list[str]:
+    """What is in the others' environment."""
+    if not OTHERS:
+        return []
+    command = [str(OTHERS_PYTHON), "-m", "pip", "list", "--format=freeze"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [line.replace("==", " ") for line in listed if line.startswith(OTHERS)]
+
+
+if __name__ == "__main__":
+    main()

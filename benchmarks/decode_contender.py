@@ -1,0 +1,92 @@
+"""One contender of bench_decode.py, in a process and an environment of its own.
+
+For each line on standard input, ``path index,index,…``, it decodes those frames of that file to 224×224 RGB, the way
+that its library does best, and answers with a line of JSON: seconds of the clock and of processors.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+SIZE = 224
+
+Decode = Callable[[str, list[int]], object]
+
+
+def main() -> None:
+    """Usage: decode_contender.py NAME THREADS. Says `ready` once it has its library; ends with its input."""
+    try:
+        decode = CONTENDERS[sys.argv[1]](int(sys.argv[2]))
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path, _, indices = line.rstrip("\n").rpartition(" ")
+        wanted = [int(index) for index in indices.split(",")]
+        clock, processors = time.perf_counter(), _processor_seconds()
+        decode(path, wanted)
+        answer = {"clock": time.perf_counter() - clock, "processors": _processor_seconds() - processors}
+        print(json.dumps(answer), flush=True)
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _limelight(threads: int) -> Decode:
+    """One thread, whatever `threads` says: the service decodes several clips at a time instead."""
+    decoder = importlib.import_module("service.video.decoder")
+    return lambda path, _: decoder.decode_clip(path)
+
+
+def _opencv(threads: int) -> Decode:
+    """Grabs every frame up to the last that is wanted, converts the wanted ones: its seeking is not exact."""
+    cv2 = importlib.import_module("cv2")
+    cv2.setNumThreads(threads)
+
+    def decode(path: str, wanted: list[int]) -> list[Any]:
+        video = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
+        frames = {}
+        for index in range(max(wanted) + 1):
+            if not video.grab():
+                break
+            if index in wanted:
+                _, frame = video.retrieve()
+                frames[index] = cv2.cvtColor(cv2.resize(frame, (SIZE, SIZE)), cv2.COLOR_BGR2RGB)
+        return list(frames.values())
+
+    return decode
+
+
+def _decord(threads: int) -> Decode:
+    decord = importlib.import_module("decord")
+
+    def decode(path: str, wanted: list[int]) -> Any:
+        video = decord.VideoReader(path, num_threads=threads, width=SIZE, height=SIZE)
+        return video.get_batch(wanted).asnumpy()
+
+    return decode
+
+
+def _torchcodec(threads: int) -> Decode:
+    torch, decoders = importlib.import_module("torch"), importlib.import_module("torchcodec.decoders")
+    torch.set_num_threads(threads)
+
+    def decode(path: str, wanted: list[int]) -> Any:
+        frames = decoders.VideoDecoder(path, num_ffmpeg_threads=threads).get_frames_at(wanted).data
+        return torch.nn.functional.interpolate(frames.float(), (SIZE, SIZE), mode="bilinear")
+
+    return decode
+
+
+CONTENDERS = {"limelight": _limelight, "opencv": _opencv, "decord": _decord, "torchcodec": _torchcodec}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""From a decoded frame of any size and format to the small upright RGB picture that the network looks at."""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from service.video.errors import CorruptClip
+
+Image = npt.NDArray[np.uint8]
+
+IMAGE_SIZE = 224
+RESIZE_RULE = "stretch-bilinear"
+
+
+@dataclass(slots=True)
+class Resizer:
+    """Resizes frames. ``width``, ``height`` (as coded) and ``rotation`` (degrees clockwise) are those of the last."""
+
+    # One for all frames: a new one for each takes eight times as long.
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+
+    def resize(self, frame: VideoFrame) -> Image:
+        """The frame as uint8 ``(224, 224, 3)``: stretched, bilinear, in RGB without alpha, turned upright.
+
+        Raises:
+            CorruptClip: the frame's format cannot be converted.
+        """
+        try:
+            small = self.reformatter.reformat(
+                frame, IMAGE_SIZE, IMAGE_SIZE, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
+            )
+        except av.error.FFmpegError as error:
+            raise CorruptClip(f"frames of the format {frame.format.name} cannot be converted") from error
+        self.width, self.height, self.rotation = frame.width, frame.height, -frame.rotation % 360
+        return _upright(cast(Image, small.to_ndarray()), frame)
+
+
+def _upright(image: Image, frame: VideoFrame) -> Image:
+    """Turns and mirrors a square image as the frame's display matrix says (multiples of 90° only).
+
+    The matrix is nine integers ``a b u c d v x y w``: a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

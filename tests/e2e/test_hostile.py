@@ -1,0 +1,146 @@
+"""A whole server under clips that do harm and hands that kill its decoders.
+
+A few seconds here; `make soak-decoders` goes on for a minute, and sends every variant of every odd file.
+"""
+
+import logging
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.video.rendering import render_clip
+from tests.e2e.process import PATIENCE_S, Server
+from tests.processes import descendants, until
+
+CLIENTS = 8
+SOAK_S = float(os.environ.get("LIMELIGHT_SOAK_S", "0"))
+SAMPLE = 1 if SOAK_S else 12  # every 12th variant is enough for a start
+
+logger = logging.getLogger(__name__)
+pytestmark = pytest.mark.timeout(300 + 60 * SOAK_S)
+
+
+def decoders(server: Server) -> list[int]:
+    """The processes that are decoding now."""
+    return [pid for generation in descendants(server.process.pid)[1:] for pid in generation]
+
+
+@contextmanager
+def leaving_nothing_behind(server: Server, clip: bytes) -> Iterator[httpx.Client]:
+    """A client of a server that has to be afterwards as it was before."""
+
+    def census() -> tuple[int, int]:
+        """Child processes and open descriptors, once a clip has been answered and all has come to rest."""
+        answer = httpx.post(f"{server.url}/predict", content=clip, timeout=PATIENCE_S, trust_env=False)
+        assert answer.status_code == 200
+        until(lambda: not decoders(server))
+        descriptors = Path(f"/proc/{server.process.pid}/fd")
+        return len(descendants(server.process.pid)[0]), len(list(descriptors.iterdir()))
+
+    before = census()
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
+        yield client
+    until(lambda: census() == before)
+
+
+def outcome(answer: httpx.Response) -> tuple[int, str | None]:
+    return answer.status_code, answer.json().get("code")
+
+
+def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes) -> None:
+    large = render_clip(frames=40, width=1280, height=720).data
+    over = time.monotonic() + max(4, SOAK_S)
+
+    def ask(client: httpx.Client) -> Counter[tuple[int, str | None]]:
+        answers: Counter[tuple[int, str | None]] = Counter()
+        while time.monotonic() < over:
+            answers[outcome(client.post("/predict?attention=false", content=large))] += 1
+        return answers
+
+    def kill(client: httpx.Client) -> int:
+        chance, killed = random.Random(0), 0
+        while time.monotonic() < over:
+            if victims := decoders(server):
+                os.kill(chance.choice(victims), signal.SIGKILL)
+                killed += 1
+            time.sleep(chance.uniform(0, 0.3))
+            assert client.get("/health/ready").status_code == 200
+        return killed
+
+    with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS + 1) as crowd:
+        killed = crowd.submit(kill, client)
+        asked = [crowd.submit(ask, client) for _ in range(CLIENTS)]
+        answers = sum((each.result() for each in asked), Counter[tuple[int, str | None]]())
+
+    logger.warning("%d decoders killed: %s", killed.result(), dict(answers))
+    assert answers.keys() <= {(200, None), (422, "decoder_crashed")}
+    assert answers[200, None] > 0
+    assert 0 < answers[422, "decoder_crashed"] <= killed.result()
+
+
+def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes) -> None:
+    large = render_clip(frames=40, width=1280, height=720).data
+    with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
+        asked = [crowd.submit(client.post, "/predict?attention=false", content=large) for _ in range(CLIENTS)]
+        until(lambda: decoders(server))
+        (fork_server,) = descendants(server.process.pid)[0]
+        os.kill(fork_server, signal.SIGKILL)
+        answers = [each.result() for each in asked]
+
+    assert [outcome(answer) for answer in answers] == [(200, None)] * CLIENTS
+
+
+def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: bytes) -> None:
+    large = render_clip(frames=40, width=1280, height=720).data
+    head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
+
+    def stop_a_decoder() -> bool:
+        for pid in decoders(server):
+            os.kill(pid, signal.SIGSTOP)  # so that it does not end by itself
+            return True
+        return False
+
+    with leaving_nothing_behind(server, clip):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head.encode() + large)
+            until(stop_a_decoder)
+        until(lambda: not decoders(server), patience_s=15)  # less than a clip has
+
+
+def variants(folder: Path) -> Iterator[bytes]:
+    """The odd files, each also cut off at every tenth of its length, and 200 with bits flipped."""
+    files = [path.read_bytes() for path in sorted(folder.glob("*/*")) if path.stat().st_size]
+    for data in files:
+        yield data
+        yield from (data[: len(data) * tenths // 10] for tenths in range(1, 10))
+    chance = random.Random(0)
+    for _ in range(200):
+        flipped = bytearray(chance.choice(files))
+        for _ in range(chance.randint(1, 20)):
+            # Half of them at the start, where the structure of most files is.
+            reach = len(flipped) if chance.random() < 0.5 else min(len(flipped), 4096)
+            flipped[chance.randrange(reach)] ^= 1 << chance.randrange(8)
+        yield bytes(flipped)
+
+
+def test_every_odd_file_is_answered_or_refused(server: Server, shared: Path, clip: bytes) -> None:
+    answers: Counter[tuple[int, str | None]] = Counter()
+    with leaving_nothing_behind(server, clip) as client:
+        for number, data in enumerate(variants(shared / "nasty")):
+            if number % SAMPLE == 0:
+                answers[outcome(client.post("/predict?attention=false", content=data))] += 1
+                assert client.get("/health/ready").status_code == 200
+
+    logger.warning("answers: %s", dict(answers))
+    assert {status for status, _ in answers} == {200, 415, 422}
+    assert (422, "decoder_crashed") not in answers

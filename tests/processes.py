@@ -1,0 +1,29 @@
+"""What processes there are, as Linux tells it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[list[int]]:
+    """The children of a process, their children, and so on: a list for each generation. Zombies count."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+        children[parent].append(int(stat.parent.name))
+    generations: list[list[int]] = []
+    while here := [child for parent in (generations[-1] if generations else [pid]) for child in children[parent]]:
+        generations.append(here)
+    return generations
+
+
+def until(condition: Callable[[], object], patience_s: float = 60) -> None:
+    """Returns once the condition holds; fails where it never does."""
+    give_up = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)

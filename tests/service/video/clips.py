@@ -1,0 +1,113 @@
+"""Small clips made by code: they number their frames, and can be made odd in every way."""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
+from service.video.errors import ClipError
+
+Image = npt.NDArray[np.uint8]
+Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
+
+# Tens are in the grey of the left half, units in that of the right.
+GREY_STEP = 24
+QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
+
+
+def numbered(number: int, width: int = 64, height: int = 48) -> Image:
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[:, : width // 2], picture[:, width // 2 :] = GREY_STEP * (number // 10), GREY_STEP * (number % 10)
+    return picture
+
+
+def read_number(picture: Image) -> int:
+    tens, units = (round(float(half.mean()) / GREY_STEP) for half in (picture[80:140, 30:80], picture[80:140, 140:190]))
+    return 10 * tens + units
+
+
+def numbers(clip: DecodedClip) -> list[int]:
+    return [read_number(frame) for frame in clip.frames]
+
+
+def indices(clip: DecodedClip) -> list[int]:
+    return [frame.index for frame in clip.sampled]
+
+
+def encode(
+    pictures: Iterable[Image],
+    *,
+    codec: str = "libx264",
+    container: str = "mp4",
+    rate: int = 25,
+    pts: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
+    muxing: Mapping[str, str] | None = None,
+    pix_fmt: str | None = None,
+    prepare: Callable[[VideoStream], None] = lambda stream: None,
+    change: Change = lambda number, packet: packet,
+) -> bytes:
+    """A clip of these pictures; `pts` in frames of `rate`, `change` sees each packet before it is muxed."""
+    file = io.BytesIO()
+    pictures = list(pictures)
+    height, width = pictures[0].shape[:2]
+    with av.open(file, "w", format=container, options=dict(muxing or {})) as output:
+        stream = cast(VideoStream, output.add_stream(codec, rate=rate, options=dict(options or QUIET.get(codec, {}))))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.thread_count = 1
+        prepare(stream)
+        packets: list[Packet[VideoStream]] = []
+        for number, picture in enumerate(pictures):
+            frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = pts[number] if pts else number, Fraction(1, rate)
+            packets += stream.encode(frame)
+        for number, packet in enumerate([*packets, *stream.encode()]):
+            output.mux(change(number, packet))
+    return file.getvalue()
+
+
+def numbered_clip(
+    frames: int,
+    *,
+    codec: str = "libx264",
+    container: str = "mp4",
+    pts: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
+    muxing: Mapping[str, str] | None = None,
+    change: Change = lambda number, packet: packet,
+) -> bytes:
+    pictures = (numbered(number) for number in range(frames))
+    return encode(pictures, codec=codec, container=container, pts=pts, options=options, muxing=muxing, change=change)
+
+
+def middle_frames(frames: int) -> list[int]:
+    """The rule on constant frame rate: ⌊(k + ½)·N/40⌋."""
+    return [(2 * k + 1) * frames // 80 for k in range(40)]
+
+
+def with_content(packet: "Packet[VideoStream]", content: bytes) -> "Packet[VideoStream]":
+    """A keyframe's packet of other bytes, in the place of this one."""
+    other = cast("Packet[VideoStream]", Packet(content))
+    other.stream, other.time_base, other.is_keyframe = packet.stream, packet.time_base, True
+    other.pts, other.dts, other.duration = packet.pts, packet.dts, packet.duration
+    return other
+
+
+def refusal(source: bytes, limits: DecodeLimits | None = None) -> ClipError:
+    with pytest.raises(ClipError) as refused:
+        decode_clip(source, limits)
+    sentence = str(refused.value)
+    assert sentence
+    assert sentence.isprintable()
+    return refused.value

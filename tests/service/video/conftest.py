@@ -1,0 +1,31 @@
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from service.video.decoder import DecodeLimits
+from service.video.process import DecoderProcesses
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def start_hostile() -> Iterator[Callable[[float], DecoderProcesses]]:
+    """Start decoders that a clip can take over (see `hostile.py`), in the real sandbox, for so many seconds a clip."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.setenv("LIMELIGHT_API_KEY", "a secret")
+
+        def start(timeout_s: float) -> DecoderProcesses:
+            decoders = DecoderProcesses(
+                DecodeLimits(timeout_s=timeout_s), memory_bytes=2**30, program="tests.service.video.hostile"
+            )
+            return started.enter_context(closing(decoders))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def hostile(start_hostile: Callable[[float], DecoderProcesses]) -> DecoderProcesses:
+    return start_hostile(60)

@@ -1,0 +1,277 @@
+"""Which files count as video, and which of their streams is the clip."""
+
+import io
+import re
+import wave
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from service.video.decoder import decode_clip
+from service.video.errors import UnsupportedMedia
+from service.video.media import CODECS, DEMUXERS
+from tests.service.video.clips import numbered, numbered_clip, refusal
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "media.md"
+
+
+def tone(*, cover: bool = False, video: bool = False) -> bytes:
+    """An MP4 with sound, on request with a picture of its cover and with a video of 10 frames."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        sound = output.add_stream("aac", rate=44100)
+        streams = []
+        for codec in ["mjpeg"] * cover + ["libx264"] * video:
+            stream = cast(VideoStream, output.add_stream(codec, rate=25))
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            streams.append(stream)
+        if cover:
+            streams[0].disposition = Disposition.attached_pic
+        for stream in streams:
+            for number in range(10 if stream.codec_context.name == "libx264" else 1):
+                frame = VideoFrame.from_ndarray(numbered(number)).reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+        for number in range(4):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 44100, 1024 * number
+            output.mux(sound.encode(silence))
+        output.mux(sound.encode())
+    return file.getvalue()
+
+
+def as_vc1(clip: bytes) -> bytes:
+    """An MPEG-TS whose H.264 stream is declared as VC-1, stream type 0xEA, with the checksums of its tables."""
+    clip_as_vc1 = bytearray(clip)
+    for start in range(0, len(clip), 188):
+        section = start + 5
+        if clip[section] == 2 and clip[start + 1] & 0x40:
+            end = section + 3 + (int.from_bytes(clip[section + 1 : section + 3]) & 0xFFF)
+            clip_as_vc1[clip.index(b"\x1b", section)] = 0xEA
+            clip_as_vc1[end - 4 : end] = mpeg_checksum(clip_as_vc1[section : end - 4])
+    return bytes(clip_as_vc1)
+
+
+def mpeg_checksum(section: bytes | bytearray) -> bytes:
+    """CRC-32/MPEG-2: zlib's polynomial, unreflected and not inverted at the end."""
+    register = 0xFFFFFFFF
+    for byte in section:
+        register ^= byte << 24
+        for _ in range(8):
+            register = (register << 1 ^ (0x104C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
+    return register.to_bytes(4)
+
+
+def two_videos(*streams: tuple[str, int, int]) -> bytes:
+    """A Matroska file with one video stream for each (codec, width, height), of 5 frames."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as output:
+        added = [cast(VideoStream, output.add_stream(codec, rate=25)) for codec, _, _ in streams]
+        for stream, (_, width, height) in zip(added, streams, strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for stream in added:
+            for number in range(5):
+                frame = VideoFrame.from_ndarray(numbered(number, stream.width, stream.height)).reformat(
+                    format="yuv420p"
+                )
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+    return file.getvalue()
+
+
+def encrypted_matroska() -> bytes:
+    """A Matroska file whose track says that it is encrypted, and with which key."""
+    encryption = element("5035", element("47e1", b"\x05") + element("47e2", b"the name of a key"))
+    encoding = element("6240", element("5031", b"\0") + element("5032", b"\1") + element("5033", b"\1") + encryption)
+    # Live, so of unknown size: it may grow.
+    clip = numbered_clip(10, container="matroska", muxing={"live": "1", "write_crc32": "0"})
+    tracks, content, end = find_element(clip, "1654ae6b", clip.index(bytes.fromhex("1654ae6b")) + 4)  # past the index
+    _, track, track_end = find_element(clip, "ae", content)
+    track_entry = element("ae", clip[track:track_end] + element("6d80", encoding))
+    return clip[:tracks] + element("1654ae6b", track_entry + clip[track_end:end]) + clip[end:]
+
+
+def element(name: str, content: bytes) -> bytes:
+    """An element of EBML with its size in eight bytes."""
+    return bytes.fromhex(name) + (1 << 56 | len(content)).to_bytes(8) + content
+
+
+def find_element(data: bytes, name: str, start: int) -> tuple[int, int, int]:
+    """Where an element begins, where its content does, and where it ends."""
+    begin = data.index(bytes.fromhex(name), start)
+    at = begin + len(name) // 2
+    length = 9 - data[at].bit_length()
+    size = int.from_bytes(data[at : at + length]) & ((1 << 7 * length) - 1)
+    return begin, at + length, at + length + size
+
+
+def picture(form: str, *, frames: int = 1) -> bytes:
+    file = io.BytesIO()
+    first, *others = (PIL.Image.fromarray(numbered(number)) for number in range(frames))
+    first.save(file, form, **({"save_all": True, "append_images": others} if others else {}))
+    return file.getvalue()
+
+
+def sound() -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "w") as output:
+        output.setparams((1, 2, 8000, 0, "NONE", ""))
+        output.writeframes(bytes(8000))
+    return file.getvalue()
+
+
+def hls(clip: str) -> str:
+    return f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{clip}\n#EXT-X-ENDLIST\n"
+
+
+def dash(clip: str) -> str:
+    return (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT2S"'
+        ' profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet mimeType="video/mp4">'
+        '<Representation id="1" bandwidth="1000" width="64" height="48" codecs="avc1.42c00a">'
+        f"<BaseURL>{clip}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    )
+
+
+def concat(clip: str) -> str:
+    return f"ffconcat version 1.0\nfile '{clip}'\n"
+
+
+def session(clip: str) -> str:
+    return f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns={clip}\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+
+
+def assert_unsupported(data: bytes, *said: str) -> None:
+    error = refusal(data)
+
+    assert isinstance(error, UnsupportedMedia)
+    assert error.code == "unsupported_media"
+    for words in said:
+        assert words in str(error)
+
+
+class TestPolicy:
+    def test_is_what_the_page_for_users_says(self) -> None:
+        containers, codecs = re.findall(r"^\|---.*\n((?:\|.*\n)+)", DOCUMENT.read_text(), re.MULTILINE)
+
+        assert re.findall(r"^\| `(.+)` \| (.+) \|$", containers, re.MULTILINE) == list(DEMUXERS.items())
+        assert re.findall(r"^\| `(.+)` \| `(.+)` \| (.+) \|$", codecs, re.MULTILINE) == [
+            (name, codec.decoder, codec.reason) for name, codec in CODECS.items()
+        ]
+
+    def test_names_what_ffmpeg_has(self) -> None:
+        for demuxer in DEMUXERS:
+            assert all(av.ContainerFormat(name, "r").is_input for name in demuxer.split(","))
+        for name, codec in CODECS.items():
+            assert av.Codec(codec.decoder, "r").canonical_name == name
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"\0",
+            b"The quick brown fox jumps over the lazy dog.\n" * 100,
+            b"<html><body>not found</body></html>",
+            b"1\n00:00:00,000 --> 00:00:02,000\nA subtitle.\n\n" * 20,
+            np.random.default_rng(1).bytes(50_000),
+        ],
+        ids=["empty", "one byte", "text", "html", "subtitles", "random"],
+    )
+    def test_what_is_no_video_is_unsupported(self, data: bytes) -> None:
+        assert_unsupported(data)
+
+    @pytest.mark.parametrize("playlist", [hls, dash, concat, session])
+    @pytest.mark.parametrize("name", ["playlist.m3u8", "manifest.mpd", "list.ffconcat", "clip.mp4", "clip"])
+    def test_a_playlist_is_unsupported_whatever_it_is_called_and_names(
+        self, tmp_path: Path, playlist: Callable[[str], str], name: str
+    ) -> None:
+        clip = tmp_path / "segment.ts"
+        clip.write_bytes(numbered_clip(50, container="mpegts"))
+        for named in (clip.name, str(clip), clip.as_uri(), "http://127.0.0.1:9/segment.ts"):
+            path = tmp_path / name
+            path.write_text(playlist(named))
+            with path.open("rb") as file:  # PyAV tells FFmpeg the name of an open file
+                for source in (path.read_bytes(), path, file):
+                    with pytest.raises(UnsupportedMedia):
+                        decode_clip(source)
+
+    @pytest.mark.parametrize(("form", "frames"), [("png", 1), ("jpeg", 1), ("webp", 1), ("gif", 1), ("gif", 5)])
+    def test_a_picture_is_unsupported_even_one_that_moves(self, form: str, frames: int) -> None:
+        assert_unsupported(picture(form, frames=frames))
+
+    @pytest.mark.parametrize("frames", [1, 5])
+    def test_avif_is_a_picture(self, monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+        monkeypatch.setenv("SVT_LOG", "0")
+
+        assert_unsupported(numbered_clip(frames, codec="libsvtav1", container="avif"), "image")
+
+    @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"msf1"])
+    def test_heif_is_a_picture(self, brand: bytes) -> None:
+        assert_unsupported(numbered_clip(5).replace(b"ftypisom", b"ftyp" + brand), "image")
+
+    def test_an_encrypted_mp4_is_unsupported(self) -> None:
+        key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "11" * 16}
+
+        assert_unsupported(numbered_clip(10, muxing=key), "encrypted")
+
+    def test_an_encrypted_matroska_is_unsupported(self) -> None:
+        assert_unsupported(encrypted_matroska(), "encrypted")
+
+    @pytest.mark.parametrize(("codec", "container"), [("ffv1", "matroska"), ("flv", "flv"), ("rawvideo", "avi")])
+    def test_another_codec_is_unsupported_and_named(self, codec: str, container: str) -> None:
+        error = refusal(numbered_clip(5, codec=codec, container=container))
+
+        assert isinstance(error, UnsupportedMedia)
+        assert codec in str(error)
+
+    def test_a_codec_whose_tag_is_no_text_is_unsupported_too(self) -> None:
+        error = refusal(as_vc1(numbered_clip(10, container="mpegts")))
+
+        assert isinstance(error, UnsupportedMedia)
+        assert "vc1" in str(error)
+
+    @pytest.mark.parametrize("container", ["asf", "h264", "nut"])
+    def test_another_container_is_unsupported(self, container: str) -> None:
+        assert isinstance(refusal(numbered_clip(5, container=container)), UnsupportedMedia)
+
+    def test_sound_is_unsupported(self) -> None:
+        assert_unsupported(sound())
+
+    @pytest.mark.parametrize("cover", [False, True])
+    def test_sound_alone_is_unsupported_even_with_a_cover(self, cover: bool) -> None:
+        error = refusal(tone(cover=cover))
+
+        assert isinstance(error, UnsupportedMedia)
+        assert "no video" in str(error)
+
+
+class TestBestStream:
+    def test_a_cover_is_not_taken_for_the_video(self) -> None:
+        facts = decode_clip(tone(cover=True, video=True)).facts
+
+        assert (facts.codec, facts.frames) == ("h264", 10)
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_the_larger_is_taken(self, order: Sequence[int]) -> None:
+        streams = [("libx264", 64, 48), ("libx264", 128, 96)]
+
+        assert decode_clip(two_videos(*(streams[place] for place in order))).facts.width == 128
+
+    def test_a_smaller_one_is_taken_where_the_larger_is_of_another_codec(self) -> None:
+        facts = decode_clip(two_videos(("ffv1", 128, 96), ("libx264", 64, 48))).facts
+
+        assert (facts.codec, facts.width) == ("h264", 64)

@@ -1,0 +1,255 @@
+"""One process a clip: what it answers, and what becomes of the service when it does not."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.video.decoder import DecodeLimits, decode_clip
+from service.video.decoders import start_decoders
+from service.video.errors import ClipError, CorruptClip, DecoderCrashed, DecodeTimeout
+from service.video.process import DecoderProcesses, DecodersError
+from service.video.rendering import render_clip
+from tests.processes import descendants, until
+from tests.service.video.hostile import take_over
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what it takes")]
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+Start = Callable[[float], DecoderProcesses]
+Lone = tuple[DecoderProcesses, Callable[[], int]]
+ENDLESS = take_over("while True: pass")
+
+
+def fork_servers() -> list[int]:
+    return [child for children in descendants(os.getpid())[:1] for child in children]
+
+
+def decoding() -> list[int]:
+    """The processes that are decoding now."""
+    return [child for children in descendants(os.getpid())[1:2] for child in children]
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    await asyncio.to_thread(until, condition)
+
+
+class TestAnswer:
+    @pytest.mark.parametrize(
+        ("codec", "container"),
+        [("libx264", "mp4"), ("libx265", "matroska"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libsvtav1", "mp4")],
+    )
+    async def test_is_what_decoding_here_gives(self, hostile: DecoderProcesses, codec: str, container: str) -> None:
+        data = render_clip(frames=50, width=160, height=120, codec=codec, container=container).data
+        there, here = await hostile.decode(data), decode_clip(data)
+
+        assert (there.frames == here.frames).all()
+        assert (there.facts, there.sampled) == (here.facts, here.sampled)
+
+    @pytest.mark.parametrize("data", [b"no video " * 100, b"\0\0\0\x18ftypmp42", b""])
+    async def test_is_the_refusal_that_decoding_here_gives(self, hostile: DecoderProcesses, data: bytes) -> None:
+        with pytest.raises(ClipError) as there:
+            await hostile.decode(data)
+        with pytest.raises(ClipError) as here:
+            decode_clip(data)
+
+        assert (type(there.value), str(there.value)) == (type(here.value), str(here.value))
+
+    async def test_is_each_clips_own_when_many_are_decoded_at_once(self, hostile: DecoderProcesses) -> None:
+        clips = [render_clip(frames=frames, width=64, height=48).data for frames in range(41, 49)]
+        answers = await asyncio.gather(*map(hostile.decode, clips))
+
+        assert [answer.facts.frames for answer in answers] == list(range(41, 49))
+
+    async def test_of_threads_is_the_same(self, monkeypatch: pytest.MonkeyPatch, clip: bytes) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        with contextlib.closing(start_decoders(DecodeLimits(), memory_bytes=2**30)) as threads:
+            assert ((await threads.decode(clip)).frames == decode_clip(clip).frames).all()
+            assert threads.grants.missing == ["rlimits", "no_new_privs", "landlock", "seccomp"]
+
+
+class TestEnd:
+    """Of a process, before its clip was decoded."""
+
+    @pytest.mark.parametrize("program", ["while True: pass", "time.sleep(1000)"])
+    async def test_comes_in_time(self, start_hostile: Start, program: str) -> None:
+        decoders = start_hostile(1)
+        with pytest.raises(DecodeTimeout, match="1 s"):
+            await decoders.decode(take_over(program))
+
+        assert decoding() == []
+
+    async def test_comes_when_nobody_waits_any_more(self, hostile: DecoderProcesses) -> None:
+        waiting = asyncio.create_task(hostile.decode(ENDLESS))
+        await eventually(decoding)
+        waiting.cancel()
+
+        await eventually(lambda: decoding() == [])
+
+    @pytest.mark.parametrize("program", ["ctypes.string_at(0)", "os._exit(0)", "os._exit(3)", "os.abort()", "1 / 0"])
+    async def test_of_its_own_making_is_the_clips_fault(
+        self, hostile: DecoderProcesses, program: str, clip: bytes
+    ) -> None:
+        with pytest.raises(DecoderCrashed):
+            await hostile.decode(take_over(program))
+
+        assert (await hostile.decode(clip)).facts.frames == 50
+
+    async def test_by_another_hand_is_that_clips_alone(self, hostile: DecoderProcesses, clip: bytes) -> None:
+        killed = asyncio.create_task(hostile.decode(ENDLESS))
+        await eventually(decoding)
+        (victim,) = decoding()
+        other = asyncio.create_task(hostile.decode(clip))
+        os.kill(victim, signal.SIGKILL)
+
+        with pytest.raises(DecoderCrashed):
+            await killed
+        assert (await other).facts.frames == 50
+
+
+def forged(answer: str) -> bytes:
+    """A clip whose decoder says this and that all went well."""
+    return take_over(
+        f"""
+        room, answer = sys._getframe(2).f_locals["room"], {answer!r}.encode()
+        room[-65536 : len(answer) - 65536] = answer
+        os._exit(0)
+        """
+    )
+
+
+class TestForgedAnswer:
+    FACTS = (
+        '{"container": "mp4", "codec": "h264", "width": 64, "height": 48, "frames": 50, "duration_s": %s,'
+        ' "rotation": 0, "damaged_frames": 0}'
+    )
+    SAMPLED = '[{"index": 0, "time_s": 0.5}' + ', {"index": 0, "time_s": 0.5}' * 39 + "]"
+
+    async def test_is_believed_where_it_could_be_true(self, hostile: DecoderProcesses) -> None:
+        answer = f'{{"facts": {self.FACTS % 2.0}, "sampled": {self.SAMPLED}}}'
+
+        assert (await hostile.decode(forged(answer))).facts.duration_s == 2
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "",
+            "[" * 60000,
+            "{}",
+            '{"code": "internal_error", "detail": "a code that no clip has"}',
+            '{"code": "corrupt_clip", "detail": "\\ud800"}',
+            '{"failure": "as if it had been ours"}',
+            f'{{"facts": {FACTS % 2.0}, "sampled": []}}',
+            f'{{"facts": {FACTS % "NaN"}, "sampled": {SAMPLED}}}',
+            f'{{"facts": {FACTS % "1e999"}, "sampled": {SAMPLED}}}',
+            f'{{"facts": {FACTS % -1.0}, "sampled": {SAMPLED}}}',
+            f'{{"facts": {FACTS % 1e6}, "sampled": {SAMPLED}}}',
+            f'{{"facts": {FACTS % 2.0}, "sampled": {SAMPLED}}}'.replace("50", '"50"'),
+        ],
+    )
+    async def test_is_refused_where_it_could_not(self, hostile: DecoderProcesses, answer: str) -> None:
+        with pytest.raises(DecoderCrashed):
+            await hostile.decode(forged(answer))
+
+
+@pytest.fixture
+def lone(start_hostile: Start) -> Lone:
+    """Decoders of a test's own, and the process id of their fork server."""
+    others = set(fork_servers())
+    decoders = start_hostile(3)
+
+    def pid() -> int:
+        (server,) = set(fork_servers()) - others
+        return server
+
+    return decoders, pid
+
+
+class TestForkServer:
+    async def test_that_dies_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
+        decoders, pid = lone
+        slow = asyncio.create_task(decoders.decode(take_over("time.sleep(2)")))
+        await eventually(decoding)
+        first = pid()
+        os.kill(first, signal.SIGKILL)
+
+        with pytest.raises(CorruptClip, match="done"):
+            await slow
+        assert (await decoders.decode(clip)).facts.frames == 50
+        assert pid() != first
+        assert decoding() == []
+
+    async def test_that_dies_when_idle_is_replaced(self, lone: Lone, clip: bytes) -> None:
+        decoders, pid = lone
+        os.kill(pid(), signal.SIGKILL)
+
+        assert (await decoders.decode(clip)).facts.frames == 50
+
+    async def test_that_hangs_is_replaced(self, lone: Lone, clip: bytes) -> None:
+        decoders, pid = lone
+        os.kill(pid(), signal.SIGSTOP)
+        with pytest.raises(DecodeTimeout):
+            await decoders.decode(clip)
+
+        assert (await decoders.decode(clip)).facts.frames == 50
+
+    async def test_is_left_alone_by_signals_to_the_whole_group(self, lone: Lone, clip: bytes) -> None:
+        decoders, pid = lone
+        server = pid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(server, number)
+
+        assert (await decoders.decode(clip)).facts.frames == 50
+        assert pid() == server
+
+    async def test_that_cannot_start_says_so(self) -> None:
+        with pytest.raises(DecodersError, match="no_such_program"):
+            DecoderProcesses(DecodeLimits(), memory_bytes=2**30, program="service.video.no_such_program")
+
+    def test_ends_with_the_service_and_so_do_its_processes(self, tmp_path: Path) -> None:
+        program = f"""
+            import asyncio
+            from service.video.decoder import DecodeLimits
+            from service.video.process import DecoderProcesses
+            decoders = DecoderProcesses(DecodeLimits(), memory_bytes=2**30, program="tests.service.video.hostile")
+            asyncio.run(decoders.decode({ENDLESS!r}))
+        """
+        with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY) as service:
+            until(lambda: len(descendants(service.pid)) == 2)
+            left = [pid for generation in descendants(service.pid) for pid in generation]
+            service.kill()
+
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+class TestClose:
+    async def test_leaves_nothing_behind(self, start_hostile: Start, clip: bytes) -> None:
+        before = (fork_servers(), open_descriptors())
+        decoders = start_hostile(3)
+        for data in (clip, b"no video", take_over("os.abort()"), ENDLESS):
+            with contextlib.suppress(ClipError):
+                await decoders.decode(data)
+        waiting = asyncio.create_task(decoders.decode(ENDLESS))
+        await eventually(decoding)
+        await asyncio.to_thread(decoders.close)
+
+        with pytest.raises(DecodersError, match="closed"):
+            await waiting
+        assert (fork_servers(), open_descriptors()) == before
+        assert decoding() == []
+
+    def test_comes_at_once_where_a_required_layer_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set and this system lacks rlimits"):
+            start_decoders(DecodeLimits(), memory_bytes=2**30, require_sandbox=True)
