@@ -30,7 +30,7 @@ KINDS = (
 )
 LARGEST_REAL = 300_000
 LIMITS = DecodeLimits(max_frames=2000, timeout_s=20)
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # the process has to start, too
 MEMORY = 4 * 2**30
 PER_PROCESS = 500
 HEADER = 4096

@@ -5,6 +5,7 @@ docs/sandbox.md says what each layer is for. Linux only.
 
 import contextlib
 import ctypes
+import functools
 import os
 import resource
 import signal
@@ -71,6 +72,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)

@@ -53,12 +53,17 @@ def leaving_nothing_behind(server: Server, clip: bytes) -> Iterator[httpx.Client
     until(lambda: census() == before)
 
 
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """A clip that takes a while to decode."""
+    return render_clip(frames=40, width=1280, height=720).data
+
+
 def outcome(answer: httpx.Response) -> tuple[int, str | None]:
     return answer.status_code, answer.json().get("code")
 
 
-def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes) -> None:
-    large = render_clip(frames=40, width=1280, height=720).data
+def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes, large: bytes) -> None:
     over = time.monotonic() + max(4, SOAK_S)
 
     def ask(client: httpx.Client) -> Counter[tuple[int, str | None]]:
@@ -88,8 +93,7 @@ def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes) -> N
     assert 0 < answers[422, "decoder_crashed"] <= killed.result()
 
 
-def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes) -> None:
-    large = render_clip(frames=40, width=1280, height=720).data
+def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes, large: bytes) -> None:
     with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
         asked = [crowd.submit(client.post, "/predict?attention=false", content=large) for _ in range(CLIENTS)]
         until(lambda: decoders(server))
@@ -100,8 +104,7 @@ def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes) -> None
     assert [outcome(answer) for answer in answers] == [(200, None)] * CLIENTS
 
 
-def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: bytes) -> None:
-    large = render_clip(frames=40, width=1280, height=720).data
+def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: bytes, large: bytes) -> None:
     head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
 
     def stop_a_decoder() -> bool:
