@@ -219,6 +219,7 @@ class _ForkServer:
                 [sys.executable, "-m", program, str(theirs.fileno()), *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # or a signal to the group ends it before it has learnt to ignore those
                 env={name: os.environ[name] for name in INHERITED if name in os.environ} | ALLOCATION,
             )
         try:

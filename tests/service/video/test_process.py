@@ -207,6 +207,7 @@ class TestForkServer:
     async def test_is_left_alone_by_signals_to_the_whole_group(self, lone: Lone, clip: bytes) -> None:
         decoders, pid = lone
         server = pid()
+        assert os.getpgid(server) == server  # out of the terminal's reach from the start
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(server, number)
 
