@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -236,7 +237,8 @@ class TestForkServer:
 
 class TestClose:
     async def test_leaves_nothing_behind(self, start_hostile: Start, clip: bytes) -> None:
-        before = (fork_servers(), open_descriptors())
+        gc.collect()  # what earlier tests left for it must not go meanwhile and be taken for ours
+        servers, descriptors = fork_servers(), open_descriptors()
         decoders = start_hostile(3)
         for data in (clip, b"no video", take_over("os.abort()"), ENDLESS):
             with contextlib.suppress(ClipError):
@@ -247,7 +249,8 @@ class TestClose:
 
         with pytest.raises(DecodersError, match="closed"):
             await waiting
-        assert (fork_servers(), open_descriptors()) == before
+        assert fork_servers() == servers
+        assert open_descriptors() <= descriptors
         assert decoding() == []
 
     def test_comes_at_once_where_a_required_layer_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
