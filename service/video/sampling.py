@@ -11,8 +11,9 @@ from itertools import pairwise
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
-# Raised when the rule comes to pick other frames of some clips (2: of AVI files): features kept from before expire.
-SAMPLING_REVISION = 2
+# Raised when other frames of some clips come to be taken (2: of AVI files; 3: after packets that hold no picture):
+# features kept from before expire.
+SAMPLING_REVISION = 3
 
 
 def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:
