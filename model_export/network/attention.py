@@ -108,7 +108,8 @@ class AttentionSLSTMCell(keras.Layer):
         """One step: X_t and what is beside it → [h_t; α_t] ``(batch, units + cells)`` and the next states."""
         h, c, n, m, *masks = states
         width = self.cells * self.kernel.shape[0]
-        cells = ops.reshape(inputs[:, :width], (-1, self.cells, self.kernel.shape[0]))
+        # VGG19 is frozen: nobody asks for the gradients of its cells, which would cost a fifth of the training.
+        cells = ops.reshape(ops.stop_gradient(inputs[:, :width]), (-1, self.cells, self.kernel.shape[0]))
         score = self._state_scores if self.scores == "state" else self._content_scores
         alpha = ops.softmax(score(cells, h, masks if training else []))
         projected = ops.matmul(ops.squeeze(ops.matmul(alpha[:, None, :], cells), axis=1), self.kernel)
