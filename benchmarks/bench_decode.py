@@ -1,29 +1,32 @@
 """Milliseconds and processor seconds a clip: our decoder against OpenCV, decord and torchcodec, on the same frames.
 
 The others live in an environment of their own (.bench/venv, see `make bench-decode`); one that is not there is left
-out. Clips are drawn and encoded by code, once, into .bench/clips. All contenders take turns on each clip in every
-round, so that whatever else the machine does falls on all of them alike. The table goes to standard output and to the
-end of benchmarks/RESULTS.md.
+out. "Sequential" is PyAV, in our environment, decoding every frame. Clips are drawn and encoded by code, once, into
+.bench/clips. All contenders take turns on each clip in every round, so that whatever else the machine does falls on all
+of them alike, and are held to as many cores as they are given threads. The table goes to standard output and to the end
+of benchmarks/RESULTS.md.
 """
 
 import argparse
-import io
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import IO, cast
 
 import av
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from service.video.decoder import DecodeLimits, decode_clip
@@ -31,8 +34,10 @@ from service.video.rendering import render_clip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = REPOSITORY / ".bench"
+CLIPS_FOLDER = BENCH / "clips"
 OTHERS_PYTHON = BENCH / "venv" / "bin" / "python"
 RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
+OURS = ("limelight", "sequential")
 OTHERS = ("opencv", "decord", "torchcodec") if OTHERS_PYTHON.exists() else ()
 FPS = 25
 
@@ -77,12 +82,13 @@ def main() -> None:
     """Measures, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of each contender (default 1 2)")
     parser.add_argument("--only", default="", help="only clips with this in their name")
     parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
     options = parser.parse_args()
     clips = [(clip, made(clip)) for clip in CLIPS if options.only in clip.name]
     load = os.getloadavg()[0]
-    rows = [row for threads in (1, 2) for row in measure(clips, threads, options.rounds)]
+    rows = [row for threads in options.threads for row in measure(clips, threads, options.rounds)]
     section = report(rows, load)
     print(section)
     if not options.no_record:
@@ -93,7 +99,7 @@ def main() -> None:
 def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> Iterator[str]:
     """A row of the table for each clip and contender."""
     with ExitStack() as stack:
-        started = {name: stack.enter_context(closing(Contender(name, threads))) for name in ("limelight", *OTHERS)}
+        started = {name: stack.enter_context(closing(Contender(name, threads))) for name in (*OURS, *OTHERS)}
         contenders = {name: contender for name, contender in started.items() if contender.there}
         for clip, path in clips:
             wanted = [frame.index for frame in decode_clip(path, DecodeLimits(timeout_s=600)).sampled]
@@ -113,9 +119,12 @@ class Contender:
     """A library in a process of its own, waiting for clips."""
 
     def __init__(self, name: str, threads: int) -> None:
-        python = sys.executable if name == "limelight" else str(OTHERS_PYTHON)
+        python = sys.executable if name in OURS else str(OTHERS_PYTHON)
         command = [python, str(REPOSITORY / "benchmarks" / "decode_contender.py"), name, str(threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | ({"LD_LIBRARY_PATH": ffmpeg_of_pyav()} if name == "torchcodec" else {})
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self.there = self._read() == "ready"
 
     def decode(self, path: Path, wanted: Sequence[int]) -> dict[str, float]:
@@ -131,31 +140,56 @@ class Contender:
         return cast(IO[str], self._process.stdout).readline().strip()
 
 
+def ffmpeg_of_pyav() -> str:
+    """Folders where torchcodec, which brings no FFmpeg, finds PyAV's under the names that it knows."""
+    bundled = Path(av.__file__).resolve().parents[1] / "av.libs"
+    known = BENCH / "ffmpeg"
+    known.mkdir(parents=True, exist_ok=True)
+    for library in bundled.glob("lib[as][vw]*"):
+        name, number = re.fullmatch(r"(\w+)-\w+\.so\.(\d+).*", library.name).groups()
+        link = known / f"{name}.so.{number}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(library)
+    return f"{known}:{bundled}"
+
+
 def made(clip: Clip) -> Path:
-    """The clip's file, drawn and encoded if it is not there yet."""
-    path = BENCH / "clips" / clip.file
+    """The clip's file, encoded if it is not there yet."""
+    path = CLIPS_FOLDER / clip.file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = render_clip(
-            frames=FPS * clip.seconds, width=clip.width, height=clip.height, codec="mjpeg", container="avi"
-        )
         unfinished = path.with_stem(f"{path.stem}.part")
-        encode(drawn.data, clip, unfinished)
+        encode(pictures(clip), clip, unfinished)
         unfinished.rename(path)
     return path
 
 
-def encode(drawn: bytes, clip: Clip, path: Path) -> None:
-    """Writes the drawn clip in the codec that is asked for, as many times over."""
-    with av.open(str(path), "w") as output, av.open(io.BytesIO(drawn), "r") as source:
+def pictures(clip: Clip) -> Iterator[VideoFrame]:
+    """The drawing in the clip's size, played forwards and backwards in turn."""
+    with av.open(str(drawing()), "r") as source:
+        drawn = [frame.reformat(clip.width, clip.height, "yuv420p") for frame in source.decode(video=0)]
+    order = cycle(chain(range(len(drawn)), range(len(drawn) - 2, 0, -1)))
+    for number, place in enumerate(islice(order, FPS * clip.seconds)):
+        picture = drawn[place]
+        picture.pts, picture.time_base = number, Fraction(1, FPS)
+        picture.pict_type = PictureType.NONE  # it says "intra" of itself, which encoders take for a wish
+        yield picture
+
+
+def drawing() -> Path:
+    """Five seconds that every clip is made of, drawn if they are not there yet."""
+    path = CLIPS_FOLDER / "drawing.avi"
+    if not path.exists():
+        CLIPS_FOLDER.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(render_clip(frames=5 * FPS, width=1920, height=1080, codec="mjpeg", container="avi").data)
+    return path
+
+
+def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
+    """Writes the pictures in the codec that is asked for, as many times over."""
+    with av.open(str(path), "w") as output:
         stream = cast(VideoStream, output.add_stream(clip.codec, rate=FPS, options=clip.options))
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
-        packets = []
-        for number, frame in enumerate(source.decode(video=0)):
-            picture = frame.reformat(format="yuv420p")
-            picture.pts, picture.time_base = number, Fraction(1, FPS)
-            packets += stream.encode(picture)
-        packets += stream.encode()
+        packets = [packet for picture in drawn for packet in stream.encode(picture)] + stream.encode()
         for repeat in range(clip.repeats):
             for packet in packets:
                 again = av.Packet(bytes(packet))

@@ -3,7 +3,7 @@
 import io
 import re
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -101,6 +101,19 @@ def encrypted_matroska() -> bytes:
     _, track, track_end = find_element(clip, "ae", content)
     track_entry = element("ae", clip[track:track_end] + element("6d80", encoding))
     return clip[:tracks] + element("1654ae6b", track_entry + clip[track_end:end]) + clip[end:]
+
+
+def scrambled(clip: bytes, *, packet_bytes: int = 188, packets: int | None = None) -> bytes:
+    """An MPEG-TS, with its first so many packets of video (default: all) scrambled as a pay-TV recording's are."""
+    stream = bytearray(clip)
+    starts = range(packet_bytes - 188, len(stream), packet_bytes)
+    of_video = [start for start in starts if int.from_bytes(stream[start + 1 : start + 3]) & 0x1FFF in (0x100, 0x1011)]
+    for start in of_video[:packets]:
+        has_adaptation = stream[start + 3] & 0x20
+        payload = slice(start + 4 + (1 + stream[start + 4] if has_adaptation else 0), start + 188)
+        stream[payload] = bytes(byte ^ 0xA5 for byte in stream[payload])
+        stream[start + 3] |= 0x80  # with the even key
+    return bytes(stream)
 
 
 def element(name: str, content: bytes) -> bytes:
@@ -230,6 +243,18 @@ class TestRefusals:
 
     def test_an_encrypted_matroska_is_unsupported(self) -> None:
         assert_unsupported(encrypted_matroska(), "encrypted")
+
+    @pytest.mark.parametrize(("muxing", "packet_bytes"), [({}, 188), ({"mpegts_m2ts_mode": "1"}, 192)])
+    def test_a_scrambled_transport_stream_is_unsupported(self, muxing: Mapping[str, str], packet_bytes: int) -> None:
+        clip = numbered_clip(30, container="mpegts", muxing=muxing)
+
+        assert decode_clip(clip).facts.frames == 30
+        assert_unsupported(scrambled(clip, packet_bytes=packet_bytes), "encrypted")
+
+    def test_a_transport_stream_of_which_little_is_scrambled_is_taken(self) -> None:
+        clip = numbered_clip(30, container="mpegts", options={"g": "5"})
+
+        assert decode_clip(scrambled(clip, packets=3)).facts.frames > 20
 
     @pytest.mark.parametrize(("codec", "container"), [("ffv1", "matroska"), ("flv", "flv"), ("rawvideo", "avi")])
     def test_another_codec_is_unsupported_and_named(self, codec: str, container: str) -> None:
