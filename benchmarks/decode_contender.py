@@ -1,7 +1,8 @@
 """One contender of bench_decode.py, in a process and an environment of its own.
 
 For each line on standard input, ``path index,index,…``, it decodes those frames of that file to 224×224 RGB, the way
-that its library does best, and answers with a line of JSON: seconds of the clock and of processors.
+that its library does best, and answers with a line of JSON: seconds of the clock and of processors, or null where it
+cannot.
 """
 
 import importlib
@@ -10,12 +11,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 SIZE = 224
 
-Decode = Callable[[str, list[int]], object]
+Decode = Callable[[str, list[int]], Sized]
 
 
 def main() -> None:
@@ -33,7 +34,14 @@ def main() -> None:
         path, _, indices = line.rstrip("\n").rpartition(" ")
         wanted = [int(index) for index in indices.split(",")]
         clock, processors = time.perf_counter(), _processor_seconds()
-        decode(path, wanted)
+        try:
+            decoded = len(decode(path, wanted))
+            if decoded < len(set(wanted)):  # OpenCV raises nothing
+                raise ValueError(f"{decoded} frames of {len(set(wanted))}")
+        except Exception as error:  # each library has its own
+            print(json.dumps(None), flush=True)
+            print(f"{sys.argv[1]} cannot decode {path}: {error}", file=sys.stderr)
+            continue
         answer = {"clock": time.perf_counter() - clock, "processors": _processor_seconds() - processors}
         print(json.dumps(answer), flush=True)
 
@@ -46,7 +54,7 @@ def _processor_seconds() -> float:
 def _limelight(threads: int) -> Decode:
     """One thread, whatever `threads` says: the service decodes several clips at a time instead."""
     decoder = importlib.import_module("service.video.decoder")
-    return lambda path, _: decoder.decode_clip(path)
+    return lambda path, _: decoder.decode_clip(path).frames
 
 
 def _sequential(threads: int) -> Decode:

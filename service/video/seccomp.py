@@ -46,9 +46,7 @@ ALLOWED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "exit_group": (231, 94),
     }
 )
-CONDITIONAL: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"mmap": (9, 222), "mprotect": (10, 226)}
-)
+CONDITIONAL: Mapping[str, tuple[int, int]] = MappingProxyType({"mmap": (9, 222), "mprotect": (10, 226)})
 # Machine, as platform.machine() says it: (column above, AUDIT_ARCH_* of linux/audit.h).
 MACHINES: Mapping[str, tuple[int, int]] = MappingProxyType({"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)})
 
