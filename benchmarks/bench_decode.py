@@ -115,13 +115,13 @@ def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> It
         contenders = {name: contender for name, contender in started.items() if contender.there}
         for clip, path in clips:
             wanted = [frame.index for frame in decode_clip(path, DecodeLimits(timeout_s=600)).sampled]
-            first = {name: contender.decode(path, wanted) for name, contender in contenders.items()}
-            able = [name for name, seconds in first.items() if seconds]
-            again = 0 if clip.repeats > 1 else rounds
-            turns = [{name: contenders[name].decode(path, wanted) for name in able} for _ in range(again)] or [first]
+            turns = [
+                {name: contender.decode(path, wanted) for name, contender in contenders.items()}
+                for _ in range(rounds + 1 if clip.repeats == 1 else 1)
+            ]
             for name in contenders:
-                row = figures([turn[name] for turn in turns]) if name in able else "cannot | |"
-                yield f"| {clip.name} | {threads} | {name} | {row} |"
+                times = [seconds for turn in turns[-rounds:] if (seconds := turn[name])]
+                yield f"| {clip.name} | {threads} | {name} | {figures(times) if times else 'cannot | |'} |"
 
 
 def figures(turns: Sequence[Mapping[str, float]]) -> str:
@@ -162,8 +162,7 @@ def ffmpeg_of_pyav() -> str:
     known = BENCH / "ffmpeg"
     known.mkdir(parents=True, exist_ok=True)
     for library in bundled.glob("lib[as][vw]*"):
-        name, number = re.fullmatch(r"(\w+)-\w+\.so\.(\d+).*", library.name).groups()
-        link = known / f"{name}.so.{number}"
+        link = known / re.sub(r"-\w+(\.so\.\d+).*", r"\1", library.name)
         link.unlink(missing_ok=True)
         link.symlink_to(library)
     return f"{known}:{bundled}"

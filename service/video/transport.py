@@ -32,5 +32,6 @@ def _packets(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
             rows = (len(data) - start) // size
             packets = data[start : start + rows * size].reshape(rows, size)
             if rows >= SYNCS and (packets[:SYNCS, 0] == SYNC).all():
-                return packets[packets[:, 0] == SYNC]
+                in_step: npt.NDArray[np.uint8] = packets[packets[:, 0] == SYNC]
+                return in_step
     return np.empty((0, PACKET_BYTES[0]), np.uint8)

@@ -1,7 +1,9 @@
 """Which files count as video, and which of their streams is the clip."""
 
 import io
+import os
 import re
+import sys
 import wave
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -16,9 +18,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from service.video.decoder import decode_clip
+from service.video.decoder import DecodeLimits, decode_clip
 from service.video.errors import UnsupportedMedia
-from service.video.media import CODECS, DEMUXERS
+from service.video.media import CODECS, DEMUXERS, open_video
 from tests.service.video.clips import numbered, numbered_clip, refusal
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "media.md"
@@ -300,3 +302,17 @@ class TestBestStream:
         facts = decode_clip(two_videos(("ffv1", 128, 96), ("libx264", 64, 48))).facts
 
         assert (facts.codec, facts.width) == ("h264", 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux's /proc")
+@pytest.mark.parametrize(("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm")])
+def test_a_decoder_works_in_the_thread_that_asks(monkeypatch: pytest.MonkeyPatch, codec: str, container: str) -> None:
+    monkeypatch.setenv("SVT_LOG", "0")
+    data = numbered_clip(30, codec=codec, container=container)
+
+    before = set(os.listdir("/proc/self/task"))
+    with open_video(io.BytesIO(data), DecodeLimits()) as (opened, stream):
+        frames = sum(1 for _ in opened.decode(stream))
+        started = set(os.listdir("/proc/self/task")) - before
+
+    assert (frames, started) == (30, set())
