@@ -1,7 +1,6 @@
 """Which files count as video, and which of their streams is the clip."""
 
 import io
-import os
 import re
 import sys
 import wave
@@ -109,7 +108,8 @@ def scrambled(clip: bytes, *, packet_bytes: int = 188, packets: int | None = Non
     """An MPEG-TS, with its first so many packets of video (default: all) scrambled as a pay-TV recording's are."""
     stream = bytearray(clip)
     starts = range(packet_bytes - 188, len(stream), packet_bytes)
-    of_video = [start for start in starts if int.from_bytes(stream[start + 1 : start + 3]) & 0x1FFF in (0x100, 0x1011)]
+    video = {188: 0x100, 192: 0x1011}[packet_bytes]  # FFmpeg's habit
+    of_video = [start for start in starts if int.from_bytes(stream[start + 1 : start + 3]) & 0x1FFF == video]
     for start in of_video[:packets]:
         has_adaptation = stream[start + 3] & 0x20
         payload = slice(start + 4 + (1 + stream[start + 4] if has_adaptation else 0), start + 188)
@@ -310,9 +310,9 @@ def test_a_decoder_works_in_the_thread_that_asks(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SVT_LOG", "0")
     data = numbered_clip(30, codec=codec, container=container)
 
-    before = set(os.listdir("/proc/self/task"))
+    before = set(Path("/proc/self/task").iterdir())
     with open_video(io.BytesIO(data), DecodeLimits()) as (opened, stream):
         frames = sum(1 for _ in opened.decode(stream))
-        started = set(os.listdir("/proc/self/task")) - before
+        started = set(Path("/proc/self/task").iterdir()) - before
 
     assert (frames, started) == (30, set())
