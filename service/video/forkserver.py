@@ -77,8 +77,7 @@ class Decoder:
             os._exit(1)
 
     def _decode(self, source: BinaryIO, room: mmap.mmap) -> dict[str, Any]:
-        processors = os.cpu_count() or 1  # those of the decoder's threads together
-        grants = enter(memory_bytes=self.memory_bytes, cpu_s=processors * math.ceil(self.limits.timeout_s + 1))
+        grants = enter(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
         clip = self.decode(source, self.limits)
         np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)[:] = clip.frames
         return {

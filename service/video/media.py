@@ -4,7 +4,7 @@ Every demuxer and decoder more is code that strangers' bytes can reach, so both 
 them: it tries no other, not even while it looks into the file. ``docs/media.md`` says the same to users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from service.video.boxes import is_encrypted, is_image
 from service.video.errors import CorruptClip, ResolutionTooLarge, UnsupportedMedia
 from service.video.limits import DecodeLimits
+from service.video.transport import scrambled_pids
 
 # FFmpeg's names, and why each is here. Playlists (hls, dash, concat) are not: they make FFmpeg read what they name.
 DEMUXERS = {
@@ -73,12 +74,13 @@ def open_video(file: BinaryIO, limits: DecodeLimits) -> Iterator[tuple[InputCont
         CorruptClip: it begins like one, and cannot be opened.
         ResolutionTooLarge: its frames are declared larger than allowed.
     """
+    scrambled = scrambled_pids(file)
     with _open(file, limits) as container:
-        stream = _best_stream(container)
+        stream = _best_stream(container, scrambled)
         context = stream.codec_context
         limits.check_size(context.width, context.height)
         context.options = {"max_pixels": str(limits.max_pixels + ROUNDING)}
-        context.thread_type = "NONE"
+        context.thread_type, context.thread_count = "NONE", 1  # dav1d heeds the count only
         yield container, stream
 
 
@@ -121,14 +123,17 @@ def _open(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
         raise UnsupportedMedia("this is not a video in a supported container (MP4, MOV, MKV, WebM, AVI, …)") from error
 
 
-def _best_stream(container: InputContainer) -> VideoStream:
-    """The default stream with the most pixels, of those that are clips and can be decoded."""
+def _best_stream(container: InputContainer, scrambled: Collection[int]) -> VideoStream:
+    """The default stream with the most pixels, of those that are clips and can be decoded.
+
+    `scrambled` are the streams of an MPEG-TS that cannot, by their identifiers.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & NO_CLIP]
     if not streams:
         raise UnsupportedMedia("the file holds no video stream")
-    fit = [stream for stream in streams if not _objection(stream)]
+    fit = [stream for stream in streams if not _objection(stream, scrambled)]
     if not fit:
-        raise UnsupportedMedia(_objection(streams[0]))
+        raise UnsupportedMedia(_objection(streams[0], scrambled))
     return max(fit, key=_rank)
 
 
@@ -136,12 +141,12 @@ def _rank(stream: VideoStream) -> tuple[bool, int]:
     return bool(stream.disposition & Disposition.default), stream.codec_context.width * stream.codec_context.height
 
 
-def _objection(stream: VideoStream) -> str | None:
+def _objection(stream: VideoStream, scrambled: Collection[int]) -> str | None:
     """Why a stream is not to be decoded."""
     context: VideoCodecContext | None = stream.codec_context
     if context is None:
         return "the video's codec is unknown"
-    if "enc_key_id" in stream.metadata:  # Matroska's name of the key
+    if "enc_key_id" in stream.metadata or stream.id in scrambled:  # the former is Matroska's name of the key
         return "the video is encrypted"
     codec, tag = context.codec.canonical_name, _codec_tag(context)
     # Dolby Vision without a plain base layer (dvh1) would come out in false colours.

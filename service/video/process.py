@@ -36,9 +36,8 @@ START_S = 120
 KILL_S = 5
 # All that the fork server is told of this environment, which may hold secrets: where its code is.
 INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
-# A process so short spends much of its life on fresh pages: huge ones save it a sixth of its time. Each arena takes
-# 64 MiB of the address space that is bounded, and there would be one for each thread of a decoder.
-ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=2", "OPENBLAS_NUM_THREADS": "1"}
+# A process so short spends much of its life on fresh pages: huge ones save it a sixth of its time.
+ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OPENBLAS_NUM_THREADS": "1"}
 CHUNK_BYTES = 4 * 2**20  # copied in a few milliseconds, for which the event loop stands still
 ERRORS: Mapping[str, type[ClipError]] = MappingProxyType({kind.code: kind for kind in ClipError.__subclasses__()})
 

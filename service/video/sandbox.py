@@ -16,9 +16,6 @@ from service.video import landlock, seccomp
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-# Of the user's processes and threads together, and root is exempt: no more than a bound on a fork bomb where there is
-# no seccomp. Less could keep an innocent decoder from starting its threads.
-_MOST_TASKS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ def enter(*, memory_bytes: int, cpu_s: int) -> Grants:
     for limit, value in (
         (resource.RLIMIT_AS, memory_now + memory_bytes),
         (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NPROC, _MOST_TASKS),
+        (resource.RLIMIT_NPROC, 0),  # no thread either; root is exempt, which leaves it to seccomp
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 0),  # what is open stays open, nothing more is opened
         (resource.RLIMIT_CORE, 0),

@@ -23,10 +23,8 @@ ALLOWED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "munmap": (11, 215),
         "mremap": (25, 216),
         "madvise": (28, 233),
-        # threads of a decoder: dav1d starts some
+        # locks of what could have threads; a decoder has none
         "futex": (202, 98),
-        "set_robust_list": (273, 99),
-        "rseq": (334, 293),
         "sched_yield": (24, 124),
         "sched_getaffinity": (204, 123),
         "gettid": (186, 178),
@@ -48,9 +46,7 @@ ALLOWED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "exit_group": (231, 94),
     }
 )
-CONDITIONAL: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"mmap": (9, 222), "mprotect": (10, 226), "prctl": (157, 167), "clone": (56, 220), "clone3": (435, 435)}
-)
+CONDITIONAL: Mapping[str, tuple[int, int]] = MappingProxyType({"mmap": (9, 222), "mprotect": (10, 226)})
 # Machine, as platform.machine() says it: (column above, AUDIT_ARCH_* of linux/audit.h).
 MACHINES: Mapping[str, tuple[int, int]] = MappingProxyType({"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)})
 
@@ -62,8 +58,6 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 _PROT_EXEC = 0x4
 _MAP_ANONYMOUS = 0x20
-_CLONE_THREAD = 0x10000
-_PR_SET_NAME = 15
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
@@ -82,12 +76,6 @@ def program(machine: str) -> bytes:
     # No file becomes memory, and no memory becomes code.
     parts.append(_when(number["mmap"], _if_set(3, _MAP_ANONYMOUS, _if_set(2, _PROT_EXEC, refuse, allow), refuse)))
     parts.append(_when(number["mprotect"], _if_set(2, _PROT_EXEC, refuse, allow)))
-    parts.append(
-        _when(number["prctl"], _argument(0) + _instruction(_JUMP_IF_EQUAL, _PR_SET_NAME, 0, 1) + allow + refuse)
-    )
-    # Threads yes, processes no. clone3's flags lie in memory, where no filter sees them: without it libc takes clone.
-    parts.append(_when(number["clone"], _if_set(0, _CLONE_THREAD, allow, refuse)))
-    parts.append(_when(number["clone3"], _instruction(_RETURN, _ERRNO | errno.ENOSYS)))
     return b"".join([*parts, refuse])
 
 

@@ -2,8 +2,9 @@
 
 import io
 import re
+import sys
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -16,9 +17,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from service.video.decoder import decode_clip
+from service.video.decoder import DecodeLimits, decode_clip
 from service.video.errors import UnsupportedMedia
-from service.video.media import CODECS, DEMUXERS
+from service.video.media import CODECS, DEMUXERS, open_video
 from tests.service.video.clips import numbered, numbered_clip, refusal
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "media.md"
@@ -101,6 +102,20 @@ def encrypted_matroska() -> bytes:
     _, track, track_end = find_element(clip, "ae", content)
     track_entry = element("ae", clip[track:track_end] + element("6d80", encoding))
     return clip[:tracks] + element("1654ae6b", track_entry + clip[track_end:end]) + clip[end:]
+
+
+def scrambled(clip: bytes, *, packet_bytes: int = 188, packets: int | None = None) -> bytes:
+    """An MPEG-TS, with its first so many packets of video (default: all) scrambled as a pay-TV recording's are."""
+    stream = bytearray(clip)
+    starts = range(packet_bytes - 188, len(stream), packet_bytes)
+    video = {188: 0x100, 192: 0x1011}[packet_bytes]  # FFmpeg's habit
+    of_video = [start for start in starts if int.from_bytes(stream[start + 1 : start + 3]) & 0x1FFF == video]
+    for start in of_video[:packets]:
+        has_adaptation = stream[start + 3] & 0x20
+        payload = slice(start + 4 + (1 + stream[start + 4] if has_adaptation else 0), start + 188)
+        stream[payload] = bytes(byte ^ 0xA5 for byte in stream[payload])
+        stream[start + 3] |= 0x80  # with the even key
+    return bytes(stream)
 
 
 def element(name: str, content: bytes) -> bytes:
@@ -231,6 +246,18 @@ class TestRefusals:
     def test_an_encrypted_matroska_is_unsupported(self) -> None:
         assert_unsupported(encrypted_matroska(), "encrypted")
 
+    @pytest.mark.parametrize(("muxing", "packet_bytes"), [({}, 188), ({"mpegts_m2ts_mode": "1"}, 192)])
+    def test_a_scrambled_transport_stream_is_unsupported(self, muxing: Mapping[str, str], packet_bytes: int) -> None:
+        clip = numbered_clip(30, container="mpegts", muxing=muxing)
+
+        assert decode_clip(clip).facts.frames == 30
+        assert_unsupported(scrambled(clip, packet_bytes=packet_bytes), "encrypted")
+
+    def test_a_transport_stream_of_which_little_is_scrambled_is_taken(self) -> None:
+        clip = numbered_clip(30, container="mpegts", options={"g": "5"})
+
+        assert decode_clip(scrambled(clip, packets=3)).facts.frames > 20
+
     @pytest.mark.parametrize(("codec", "container"), [("ffv1", "matroska"), ("flv", "flv"), ("rawvideo", "avi")])
     def test_another_codec_is_unsupported_and_named(self, codec: str, container: str) -> None:
         error = refusal(numbered_clip(5, codec=codec, container=container))
@@ -275,3 +302,17 @@ class TestBestStream:
         facts = decode_clip(two_videos(("ffv1", 128, 96), ("libx264", 64, 48))).facts
 
         assert (facts.codec, facts.width) == ("h264", 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed by Linux's /proc")
+@pytest.mark.parametrize(("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm")])
+def test_a_decoder_works_in_the_thread_that_asks(monkeypatch: pytest.MonkeyPatch, codec: str, container: str) -> None:
+    monkeypatch.setenv("SVT_LOG", "0")
+    data = numbered_clip(30, codec=codec, container=container)
+
+    before = set(Path("/proc/self/task").iterdir())
+    with open_video(io.BytesIO(data), DecodeLimits()) as (opened, stream):
+        frames = sum(1 for _ in opened.decode(stream))
+        started = set(Path("/proc/self/task").iterdir()) - before
+
+    assert (frames, started) == (30, set())
