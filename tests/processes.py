@@ -21,6 +21,18 @@ def descendants(pid: int) -> list[list[int]]:
     return generations
 
 
+def decoders(pid: int) -> list[int]:
+    """The processes under this one that have been given a clip; those that wait for one have another name."""
+    return [child for generation in descendants(pid) for child in generation if _name(child) == "decoder"]
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except OSError:  # it has just ended
+        return ""
+
+
 def until(condition: Callable[[], object], patience_s: float = 60) -> None:
     """Returns once the condition holds; fails where it never does."""
     give_up = time.monotonic() + patience_s

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from service.video.limits import DecodeLimits
 from service.video.media import open_video
 from service.video.picking import FramePicker
@@ -58,12 +60,15 @@ class DecodedClip:
     sampled: tuple[SampledFrame, ...]
 
 
-def decode_clip(source: bytes | str | Path | BinaryIO, limits: DecodeLimits | None = None) -> DecodedClip:
+def decode_clip(
+    source: bytes | str | Path | BinaryIO, limits: DecodeLimits | None = None, into: Image | None = None
+) -> DecodedClip:
     """Decodes the frames on screen at the 40 sampled instants of the clip's best video stream.
 
     Args:
         source: the clip's bytes, its path, or a seekable binary file.
         limits: what the clip may cost; the defaults where ``None``.
+        into: where to put the frames, uint8 ``(40, 224, 224, 3)``; in new memory where ``None``.
 
     Raises:
         ClipError: the clip cannot be sampled (see ``service.video.errors``).
@@ -77,7 +82,7 @@ def decode_clip(source: bytes | str | Path | BinaryIO, limits: DecodeLimits | No
     with open_video(file, limits) as (container, stream):
         timeline = Timeline.read(container, stream, limits, check_time)
         picker = FramePicker(timeline, lambda: open_video(file, limits), limits, check_time)
-        frames, damaged = picker.pick(stream.codec_context)
+        images, damaged = picker.pick(stream.codec_context)
         facts = ClipFacts(
             container=_short_name(container.format.name),
             codec=stream.codec_context.codec.canonical_name,
@@ -90,7 +95,7 @@ def decode_clip(source: bytes | str | Path | BinaryIO, limits: DecodeLimits | No
         )
     times = [float((instant - timeline.start) * timeline.time_base) for instant in timeline.instants]
     sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(timeline.wanted, times, strict=True))
-    return DecodedClip(frames, facts, sampled)
+    return DecodedClip(np.stack(images, out=into), facts, sampled)
 
 
 def _short_name(demuxer: str) -> str:

@@ -1,7 +1,7 @@
 """The program that decoder processes are forked from: ``python -m service.video.forkserver SOCKET MEMORY LIMITS``.
 
 It has done once what every decoder would have to: imported PyAV and decoded a clip, after which FFmpeg's tables are
-filled and nothing is left to import. A process forked from it is decoding within milliseconds.
+filled and nothing is left to import. One process is always forked ahead: it waits for a clip, and no clip for it.
 
 ``DecoderProcesses`` talks to it over a Unix socket. When it is ready it says, as JSON, what the sandbox is made of
 here. Then it is sent one byte and three descriptors a clip: the clip, room for the answer, and a socket of the clip's
@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 
-from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, decode_clip
+from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, Image, decode_clip
 from service.video.errors import ClipError, DecoderCrashed
 from service.video.rendering import render_clip
 from service.video.sampling import FRAME_COUNT
@@ -40,7 +40,7 @@ FRAMES_BYTES = math.prod(FRAMES_SHAPE)
 ANSWER_BYTES = FRAMES_BYTES + 64 * 1024
 MOST_WORDS = 8000  # of an error's text, each up to six bytes of JSON
 
-Decode = Callable[[BinaryIO, DecodeLimits], DecodedClip]
+Decode = Callable[[BinaryIO, DecodeLimits, Image], DecodedClip]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,24 @@ class Decoder:
     limits: DecodeLimits
     memory_bytes: int
 
-    def fork(self, clip: int, answer: int) -> int:
-        """Process id of a new process that works on the clip of this descriptor."""
+    def fork(self) -> "Process":
+        """A new process that waits for its clip."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        return os.fork() or self._work(clip, answer, parent)
+        with theirs:
+            return Process(os.fork() or self._work(theirs, parent), ours)
 
-    def _work(self, clip: int, answer: int, parent: int) -> NoReturn:
+    def _work(self, channel: socket.socket, parent: int) -> NoReturn:
         """Decode in the sandbox, write the answer, and end. Exit code 0 says that there is an answer."""
         try:
             die_with(parent)
+            signal.set_wakeup_fd(-1)
+            clip, answer = _await_clip(socket.socket(fileno=_only_open(channel.detach())))
             room = mmap.mmap(answer, ANSWER_BYTES)
-            source = _only_open(clip)
+            source = io.FileIO(_only_open(clip), closefd=False)
+            source.seek(0)
             try:
-                found = self._decode(source, room)
+                found = self._decode(cast(BinaryIO, source), room)
             except ClipError as error:
                 found = {"code": error.code, "detail": str(error)[:MOST_WORDS]}
             except MemoryError:
@@ -78,8 +83,8 @@ class Decoder:
 
     def _decode(self, source: BinaryIO, room: mmap.mmap) -> dict[str, Any]:
         grants = enter(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
-        clip = self.decode(source, self.limits)
-        np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)[:] = clip.frames
+        frames = np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
+        clip = self.decode(source, self.limits, frames)
         return {
             "facts": asdict(clip.facts),
             "sampled": [asdict(frame) for frame in clip.sampled],
@@ -87,8 +92,21 @@ class Decoder:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A forked process, and the socket over which it hears what to decode."""
+
+    pid: int
+    channel: socket.socket
+
+    def start(self, clip: int, answer: int) -> None:
+        """Hand over the descriptors. Where it has died, its wait status tells."""
+        with contextlib.suppress(OSError), self.channel:
+            socket.send_fds(self.channel, [b"."], [clip, answer])
+
+
 class ForkServer:
-    """Forks one process a clip until its socket is shut."""
+    """Gives each clip a process of its own, forked before it came, until its socket is shut."""
 
     def __init__(self, control: socket.socket, decoder: Decoder) -> None:
         self._control = control
@@ -102,6 +120,7 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
+        self._ready: Process | None = decoder.fork()
 
     def serve(self) -> None:
         """Returns when the socket has been shut and every process has ended."""
@@ -121,11 +140,13 @@ class ForkServer:
         if not descriptors:
             return False
         clip, answer, caller = descriptors
-        pid = self._decoder.fork(clip, answer)
+        process = self._ready or self._decoder.fork()
+        process.start(clip, answer)
         os.close(clip)
         os.close(answer)
-        self._callers[pid] = socket.socket(fileno=caller)
-        self._selector.register(self._callers[pid], selectors.EVENT_READ, pid)
+        self._callers[process.pid] = socket.socket(fileno=caller)
+        self._selector.register(self._callers[process.pid], selectors.EVENT_READ, process.pid)
+        self._ready = self._decoder.fork()
         return True
 
     def _give_up(self, pid: int) -> None:
@@ -136,10 +157,14 @@ class ForkServer:
 
     def _reap(self) -> None:
         self._child_ended.recv(4096)
-        while self._callers:
+        while self._callers or self._ready:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
+            if self._ready and pid == self._ready.pid:  # killed; another is forked when a clip comes
+                self._ready.channel.close()
+                self._ready = None
+                continue
             caller = self._callers.pop(pid)
             with contextlib.suppress(KeyError):  # where it was given up
                 self._selector.unregister(caller)
@@ -147,9 +172,10 @@ class ForkServer:
                 caller.send(b"%d" % status)
 
     def _kill_all(self) -> None:
-        for pid in self._callers:
+        left = [*self._callers, *([self._ready.pid] if self._ready else [])]
+        for pid in left:
             os.kill(pid, signal.SIGKILL)
-        for pid in self._callers:
+        for pid in left:
             os.waitpid(pid, 0)
 
 
@@ -159,14 +185,17 @@ def warm_up(decoder: Decoder) -> dict[str, Any]:
     Raises RuntimeError, with the reason, where nothing can be decoded in the sandbox.
     """
     clip = render_clip(frames=4, width=64, height=48).data
-    decoder.decode(io.BytesIO(clip), decoder.limits)
+    frames = np.empty(FRAMES_SHAPE, np.uint8)
+    decoder.decode(io.BytesIO(clip), decoder.limits, frames)
     with contextlib.suppress(ClipError):  # failing needs code, too
-        decoder.decode(io.BytesIO(clip[:100]), decoder.limits)
+        decoder.decode(io.BytesIO(clip[:100]), decoder.limits, frames)
     with os.fdopen(os.memfd_create("clip"), "wb") as source, os.fdopen(os.memfd_create("answer"), "w+b") as answer:
         source.write(clip)
         source.flush()
         answer.truncate(ANSWER_BYTES)
-        _, status = os.waitpid(decoder.fork(source.fileno(), answer.fileno()), 0)
+        process = decoder.fork()
+        process.start(source.fileno(), answer.fileno())
+        _, status = os.waitpid(process.pid, 0)
         answer.seek(FRAMES_BYTES)
         found = answer.read().rstrip(b"\0")
     try:
@@ -191,19 +220,21 @@ def main(decode: Decode = decode_clip) -> None:
         server.serve()
 
 
-def _only_open(clip: int) -> BinaryIO:
-    """Close every descriptor but this, which becomes a file; the standard streams lead nowhere."""
-    signal.set_wakeup_fd(-1)
-    os.dup2(clip, 3)
+def _await_clip(channel: socket.socket) -> list[int]:
+    """The descriptors of clip and answer, once they come; then the process has the name of one that decodes."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 2)
+    with contextlib.suppress(OSError):  # where /proc may not be written to
+        Path("/proc/self/comm").write_text("decoder")
+    return descriptors
+
+
+def _only_open(descriptor: int) -> int:
+    """Close every descriptor but this, which becomes the one returned; the standard streams lead nowhere."""
+    os.dup2(descriptor, 3)
     for stream in (1, 2):
         os.dup2(0, stream)
-    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-        if descriptor > 3:
-            with contextlib.suppress(OSError):  # that of the list itself
-                os.close(descriptor)
-    source = io.FileIO(3, closefd=False)
-    source.seek(0)
-    return cast(BinaryIO, source)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    return 3
 
 
 if __name__ == "__main__":

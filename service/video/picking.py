@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -50,8 +49,8 @@ class FramePicker:
     check_time: Callable[[], None]
     resizer: Resizer = field(default_factory=Resizer)
 
-    def pick(self, context: VideoCodecContext) -> tuple[Image, int]:
-        """Frames ``(40, 224, 224, 3)`` and how many of them, equal ones counted once, are damaged.
+    def pick(self, context: VideoCodecContext) -> tuple[list[Image], int]:
+        """The 40 frames, each ``(224, 224, 3)``, and how many of them, equal ones counted once, are damaged.
 
         A frame is damaged if it cannot be decoded; the one shown before it stands in. So it does where a packet holds
         no picture, as MPEG-4's "not coded" ones, which is no damage: the frame before stays on screen.
@@ -68,7 +67,7 @@ class FramePicker:
                 images, damaged = self._pick_from_all(wanted, by_output=not self.timeline.timed)
             except _DecodeTimes:
                 images, damaged = self._pick_from_all(wanted, by_output=True)
-        return np.stack([images[slot] for slot in self.timeline.wanted]), damaged
+        return [images[slot] for slot in self.timeline.wanted], damaged
 
     def _pick_sparingly(self, context: VideoCodecContext, wanted: Collection[int]) -> dict[int, Image]:
         """The wanted frames by slot; fewer where that does not work or is not known to be safe."""

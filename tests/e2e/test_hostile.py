@@ -21,7 +21,7 @@ import pytest
 
 from service.video.rendering import render_clip
 from tests.e2e.process import PATIENCE_S, Server
-from tests.processes import descendants, until
+from tests.processes import decoders, descendants, until
 
 CLIENTS = 8
 SOAK_S = float(os.environ.get("LIMELIGHT_SOAK_S", "0"))
@@ -29,11 +29,6 @@ SAMPLE = 1 if SOAK_S else 12  # every 12th variant is enough for a start
 
 logger = logging.getLogger(__name__)
 pytestmark = pytest.mark.timeout(300 + 60 * SOAK_S)
-
-
-def decoders(server: Server) -> list[int]:
-    """The processes that are decoding now."""
-    return [pid for generation in descendants(server.process.pid)[1:] for pid in generation]
 
 
 @contextmanager
@@ -44,7 +39,7 @@ def leaving_nothing_behind(server: Server, clip: bytes) -> Iterator[httpx.Client
         """Child processes and open descriptors, once a clip has been answered and all has come to rest."""
         answer = httpx.post(f"{server.url}/predict", content=clip, timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
-        until(lambda: not decoders(server))
+        until(lambda: not decoders(server.process.pid))
         descriptors = Path(f"/proc/{server.process.pid}/fd")
         return len(descendants(server.process.pid)[0]), len(list(descriptors.iterdir()))
 
@@ -79,7 +74,7 @@ def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes, larg
         chance, killed, over = random.Random(0), 0, time.monotonic() + max(3, SOAK_S)
         try:
             while time.monotonic() < over or killed < 3:
-                if victims := decoders(server):
+                if victims := decoders(server.process.pid):
                     os.kill(chance.choice(victims), signal.SIGKILL)
                     killed += 1
                 time.sleep(chance.uniform(0, 0.3))
@@ -102,7 +97,7 @@ def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes, larg
 def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes, large: bytes) -> None:
     with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
         asked = [crowd.submit(client.post, "/predict?attention=false", content=large) for _ in range(CLIENTS)]
-        until(lambda: decoders(server))
+        until(lambda: decoders(server.process.pid))
         (fork_server,) = descendants(server.process.pid)[0]
         os.kill(fork_server, signal.SIGKILL)
         answers = [each.result() for each in asked]
@@ -114,7 +109,7 @@ def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: b
     head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
 
     def stop_a_decoder() -> bool:
-        for pid in decoders(server):
+        for pid in decoders(server.process.pid):
             os.kill(pid, signal.SIGSTOP)  # so that it does not end by itself
             return True
         return False
@@ -123,7 +118,7 @@ def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: b
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(head.encode() + large)
             until(stop_a_decoder)
-        until(lambda: not decoders(server), patience_s=15)  # less than a clip has
+        until(lambda: not decoders(server.process.pid), patience_s=15)  # less than a clip has
 
 
 def variants(folder: Path) -> Iterator[bytes]:

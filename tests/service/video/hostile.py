@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy
 
-from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
+from service.video.decoder import DecodedClip, DecodeLimits, Image, decode_clip
 from service.video.errors import CorruptClip
 from service.video.forkserver import main
 
@@ -64,10 +64,10 @@ def take_over(program: str) -> bytes:
     return TAKE_OVER + textwrap.dedent(program).encode()
 
 
-def decode(source: BinaryIO, limits: DecodeLimits) -> DecodedClip:
+def decode(source: BinaryIO, limits: DecodeLimits, into: Image) -> DecodedClip:
     if source.read(len(TAKE_OVER)) != TAKE_OVER:
         source.seek(0)
-        return decode_clip(source, limits)
+        return decode_clip(source, limits, into)
     try:
         exec(source.read(), dict(TOOLS))
     except OSError as error:

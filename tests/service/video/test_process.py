@@ -18,7 +18,7 @@ from service.video.decoders import start_decoders
 from service.video.errors import ClipError, CorruptClip, DecoderCrashed, DecodeTimeout
 from service.video.process import DecoderProcesses, DecodersError
 from service.video.rendering import render_clip
-from tests.processes import descendants, until
+from tests.processes import decoders, descendants, until
 from tests.service.video.hostile import take_over
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what it takes")]
@@ -35,7 +35,7 @@ def fork_servers() -> list[int]:
 
 def decoding() -> list[int]:
     """The processes that are decoding now."""
-    return [child for children in descendants(os.getpid())[1:2] for child in children]
+    return decoders(os.getpid())
 
 
 def open_descriptors() -> int:
@@ -228,7 +228,7 @@ class TestForkServer:
             asyncio.run(decoders.decode({ENDLESS!r}))
         """
         with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY) as service:
-            until(lambda: len(descendants(service.pid)) == 2)
+            until(lambda: decoders(service.pid))
             left = [pid for generation in descendants(service.pid) for pid in generation]
             service.kill()
 
