@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.load import Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
+from benchmarks.load import PATIENCE_S, Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
 from service.model.bundle import load_bundle
 from service.model.engine import Engine
@@ -52,7 +52,7 @@ def main() -> None:
         }
         for name, (bundle, loop, seconds) in cases.items():
             if options.only in (None, name) and bundle.exists():
-                with serving(bundle, DEVICE="cpu") as server:
+                with serving(bundle, DEVICE="cpu", REQUEST_TIMEOUT_S=PATIENCE_S) as server:
                     latency.append(f"| {name} | " + overhead(server.port, some[0], seconds))
                     throughput += [
                         f"| {name} | {loop.__name__} | {row}"

@@ -22,7 +22,7 @@ from tests.e2e.process import Server, running
 from tests.tiny_bundle import write_tiny_bundle
 
 BOUNDARY = "limelight-benchmark"
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 @dataclass(frozen=True, slots=True)
