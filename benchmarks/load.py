@@ -126,8 +126,8 @@ def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
 
 
 def rate_of(answers: Sequence[Answer], *, start: float, seconds: float) -> float:
-    """Predictions a second that were complete within `seconds` of `start`."""
-    return sum(answer.status == 200 and answer.ended <= start + seconds for answer in answers) / seconds
+    """Predictions a second that became complete between `start` and `seconds` later."""
+    return sum(answer.status == 200 and 0 <= answer.ended - start <= seconds for answer in answers) / seconds
 
 
 def quantile(values: Sequence[float], share: float) -> float:
