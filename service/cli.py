@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one JSON object a line.")] = False,
     top_k: TopKOption = RANKS,
 ) -> None:
-    """Name the action in clips."""
+    """Name the action in clips. A service that asks for an API key is sent $LIMELIGHT_API_KEY."""
     with _one_sentence():
         if url and bundle:
             raise CommandError("--url and --bundle exclude each other: give the one that is to answer")
@@ -98,7 +99,10 @@ def predict(
                 raise CommandError(f"--overlay {overlay} shows one clip: give one clip at a time")
             _check_overlay(overlay)
         attention = json or overlay is not None
-        engine = _in_process(bundle, top_k, attention) if bundle else _over_http(url or DEFAULT_URL, top_k, attention)
+        if bundle:
+            engine = _in_process(bundle, top_k, attention)
+        else:
+            engine = _over_http(url or DEFAULT_URL, top_k, attention, os.environ.get("LIMELIGHT_API_KEY"))
         failed = False
         with engine as classify:
             for clip in clips:
@@ -121,7 +125,9 @@ def demo(
     with _one_sentence():
         _check_overlay(overlay)
         name, data = (str(clip), _read(clip)) if clip else ("a rendered figure doing jumping jacks", render_clip().data)
-        with _server(_settings(bundle=bundle).bundle) as url, _over_http(url, RANKS, attention=True) as classify:
+        settings = _settings(bundle=bundle)
+        key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+        with _server(settings.bundle) as url, _over_http(url, RANKS, True, key) as classify:
             answer = classify(name, data)
         _print_answer(name, answer)
         _write_overlay(overlay, name, data, answer)
@@ -206,8 +212,9 @@ def _in_process(bundle: Path, top_k: int, attention: bool) -> Iterator[Classify]
 
 
 @contextlib.contextmanager
-def _over_http(url: str, top_k: int, attention: bool) -> Iterator[Classify]:
-    """Classify with a running service."""
+def _over_http(url: str, top_k: int, attention: bool, key: str | None) -> Iterator[Classify]:
+    """Classify with a running service, to which `key` is shown."""
+    credentials = {"Authorization": f"Bearer {key}"} if key else {}
     local = _host(url) in {"127.0.0.1", "localhost", "::1"}
     with httpx.Client(timeout=PATIENCE, trust_env=not local) as client:  # no proxy between a machine and itself
 
@@ -216,7 +223,7 @@ def _over_http(url: str, top_k: int, attention: bool) -> Iterator[Classify]:
                 answer = client.post(
                     f"{url.rstrip('/')}/predict",
                     params={"top_k": top_k, "attention": attention},
-                    headers={"Content-Type": "application/octet-stream"},
+                    headers={"Content-Type": "application/octet-stream", **credentials},
                     content=data,
                 )
             except httpx.HTTPError as error:

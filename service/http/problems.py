@@ -1,5 +1,6 @@
 """Every way a request is refused, as RFC 9457 problem details."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,7 +28,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "empty_body": Kind(400, "The request holds no clip"),
         "malformed_multipart": Kind(400, "The multipart body cannot be read"),
         "missing_file": Kind(400, "The form has no file named `file`"),
+        "invalid_tensor": Kind(400, "The tensors are not what the model takes"),
+        "unauthorized": Kind(401, "An API key is needed"),
         "not_found": Kind(404, "There is nothing here"),
+        "unknown_model": Kind(404, "There is no such model"),
         "method_not_allowed": Kind(405, "This method is not allowed here"),
         "upload_timeout": Kind(408, "The upload took too long"),
         "body_too_large": Kind(413, "The upload is too large"),
@@ -42,20 +46,32 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "overloaded": Kind(429, "Too many clips are waiting", retry_after_s=1),
         "internal_error": Kind(500, "The service failed"),
         "not_ready": Kind(503, "The service is not ready", retry_after_s=2),
+        "draining": Kind(503, "The service is shutting down", retry_after_s=2),
         "deadline_exceeded": Kind(504, "The prediction took too long"),
     }
 )
 
 
 class Problem(Exception):
-    """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request."""
+    """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request.
 
-    def __init__(self, code: str, detail: str, *, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+    `retry_after_s` is when trying again makes sense; without it, what KINDS says.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.kind = KINDS[code]
         self.detail = detail
         self.headers = headers
+        self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
 
 # What `problem_of` knows. Anything else is a bug: the middleware answers `internal_error` and logs it.
@@ -70,7 +86,7 @@ def problem_of(error: Exception) -> Problem:
         case ClipError():
             code, detail = error.code, str(error)
         case Overloaded():
-            code, detail = "overloaded", str(error)
+            return Problem("overloaded", str(error), retry_after_s=getattr(error, "retry_after_s", None))
         case DeadlineExceeded():
             code, detail = "deadline_exceeded", str(error)
         case RequestValidationError():
@@ -86,16 +102,21 @@ def problem_of(error: Exception) -> Problem:
     return Problem(code, detail)
 
 
-def problem_response(problem: Problem, request_id: str) -> JSONResponse:
-    """The answer that carries a problem, with `Retry-After` where trying again makes sense."""
-    kind = problem.kind
+def problem_response(problem: Problem, request_id: str, path: str) -> JSONResponse:
+    """The answer that carries a problem, with `Retry-After` where trying again makes sense.
+
+    Clients of the Open Inference Protocol read the text from `error`, so paths under /v2 have that, too.
+    """
     body = {
         "type": f"urn:limelight:problem:{problem.code}",
-        "title": kind.title,
-        "status": kind.status,
+        "title": problem.kind.title,
+        "status": problem.kind.status,
         "detail": problem.detail,
         "code": problem.code,
         "request_id": request_id,
     }
-    retry = {} if kind.retry_after_s is None else {"Retry-After": str(kind.retry_after_s)}
-    return JSONResponse(body, kind.status, {**problem.headers, **retry}, media_type=MEDIA_TYPE)
+    if path == "/v2" or path.startswith("/v2/"):
+        body["error"] = problem.detail
+    # RFC 9110 wants whole seconds; less than one would say "at once".
+    retry = {} if problem.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(problem.retry_after_s)))}
+    return JSONResponse(body, problem.kind.status, {**problem.headers, **retry}, media_type=MEDIA_TYPE)
