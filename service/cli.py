@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.doctor import Verdict, examine
 from service.http.app import load_pipeline
-from service.http.schemas import ModelFacts, PredictionAnswer, ProblemAnswer, Timings
+from service.http.schemas import ModelFacts, PredictionAnswer, ProblemAnswer, Timings, answer_json
 from service.http.server import ListenError
 from service.http.server import serve as run_server
 from service.metrics import Metrics
@@ -31,8 +31,7 @@ from service.model.bundle import BundleError
 from service.model.engine import EngineError
 from service.overlay import check_overlay_path, write_overlay
 from service.settings import Settings
-from service.video.decoder import DecodeLimits, decode_clip
-from service.video.decoders import start_decoders
+from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 from service.video.process import DecodersError
 from service.video.rendering import render_clip
@@ -43,12 +42,11 @@ PATIENCE = httpx.Timeout(600, connect=10)
 START_PATIENCE_S = 300
 STOP_PATIENCE_S = 60
 RANKS = 5
-# By layer: what it does, and what it takes.
-SANDBOX = {
-    "rlimits": "bounds memory, processor time and open files; Linux",
-    "no_new_privs": "keeps rights from being gained; Linux",
-    "landlock": "no file by name, no TCP; Linux 5.13 with `landlock` in lsm=, in a container whose runtime allows it",
-    "seccomp": "no system call but to read, compute and end; Linux with CONFIG_SECCOMP_FILTER on x86-64 or aarch64",
+
+STYLES = {
+    Verdict.GOOD: Text("ok", "green"),
+    Verdict.POOR: Text("warning", "yellow"),
+    Verdict.BAD: Text("error", "bold red"),
 }
 
 Classify = Callable[[str, bytes], PredictionAnswer]
@@ -135,18 +133,17 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this system grants to guard decoders with. Exit code 1 where a layer is missing."""
+def doctor(bundle: BundleOption = None) -> None:
+    """Say what would keep the service from working here, and how to mend it. Exit code 1 where something would."""
     with _one_sentence():
-        with contextlib.closing(
-            start_decoders(DecodeLimits(), memory_bytes=_settings().decode_memory_bytes)
-        ) as decoders:
-            grants = decoders.grants
-        table = Table("layer", "granted", "what it does, and where to get it", box=None, padding=(0, 2, 0, 0))
-        for layer, granted in asdict(grants).items():
-            table.add_row(layer, "yes" if granted else "no", SANDBOX[layer])
-        Console(highlight=False).print(table)
-    if grants.missing:
+        console = Console(highlight=False)
+        findings = list(examine(_settings(bundle=bundle), os.environ))
+        table = Table("checked", "", "found", box=None, padding=(0, 2, 0, 0))
+        for finding in findings:
+            mend = f"\n→ {finding.remedy}" if finding.remedy else ""
+            table.add_row(finding.subject, STYLES[finding.verdict], Text(finding.found + mend))
+        console.print(table)
+    if any(finding.verdict is Verdict.BAD for finding in findings):
         raise typer.Exit(1)
 
 
@@ -193,7 +190,7 @@ def _in_process(bundle: Path, top_k: int, attention: bool) -> Iterator[Classify]
             except ClipError as error:
                 raise CommandError(f"{name}: {error}") from error
             seconds = prediction.seconds
-            return PredictionAnswer.of(
+            answer = answer_json(
                 prediction,
                 model=ModelFacts.of(pipeline),
                 labels=pipeline.manifest.labels,
@@ -207,6 +204,7 @@ def _in_process(bundle: Path, top_k: int, attention: bool) -> Iterator[Classify]
                     total=1000 * (time.monotonic() - started),
                 ),
             )
+            return PredictionAnswer.model_validate_json(answer)
 
         yield classify
 

@@ -5,14 +5,16 @@ re-exported here.
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from service.metrics import Metrics
-from service.model.batcher import Batcher, DeadlineExceeded, Overloaded
+from service.model.batcher import Batcher, DeadlineExceeded, Inference, Overloaded
 from service.model.bundle import Bundle, Manifest, load_bundle
 from service.model.engine import Engine
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
@@ -55,11 +57,24 @@ class Prediction:
     seconds: StageTimes
 
 
+@dataclass(frozen=True, slots=True)
+class BatchInference:
+    """The answer for n clips of one request: probabilities (n, classes), attention (n, 40, 7, 7) or None.
+
+    `queue_s` are the seconds until the first of them was worked on, `inference_s` those from then to the last's answer.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    attention: npt.NDArray[np.float32] | None
+    queue_s: float
+    inference_s: float
+
+
 class Pipeline:
     """Answers clips, several at a time, until closed, which closes the decoders, too.
 
     `decode_workers` clips are decoded at a time; `max_queue` clips may wait, for a decoder or for the engine, besides
-    the batch being worked on. Belongs to one event loop.
+    the batch being worked on: together that is its `capacity`. Belongs to one event loop.
     """
 
     def __init__(
@@ -77,13 +92,13 @@ class Pipeline:
         self.provider = engine.provider
         self._decoders = decoders
         self._metrics = metrics
-        self._capacity = max_queue + max(engine.batch_sizes)
+        self.capacity = max_queue + max(engine.batch_sizes)
         self._admitted = 0
         self._decoder_free = asyncio.Semaphore(decode_workers)
         self._batcher = Batcher(
             engine.run,
             batch_sizes=engine.batch_sizes,
-            max_waiting=self._capacity,
+            max_waiting=self.capacity,
             on_batch=metrics.batch_size.observe,
         )
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")
@@ -102,21 +117,55 @@ class Pipeline:
         Cancelling gives the clip up: its decoder is killed, and it costs no inference unless that has begun. Raises
         ClipError where the clip is at fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped, DecodersError.
         """
-        if self._admitted >= self._capacity:
-            raise Overloaded(f"{self._admitted} clips are waiting or being worked on, no more are accepted")
-        self._admitted += 1
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._predict(data, deadline)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the answer was not ready in time") from error
-        finally:
-            self._admitted -= 1
+        async with self._admission(1, deadline):
+            return await self._predict(data, deadline)
+
+    async def infer(self, frames: npt.NDArray[np.uint8], *, deadline: float) -> BatchInference:
+        """Classify clips that are decoded already: frames uint8 (n, 40, 224, 224, 3), RGB, n from 1 to `capacity`.
+
+        All of them, or none. Deadline, cancelling and errors as in `predict`.
+        """
+        async with self._admission(len(frames), deadline):
+            answers = await self._infer(frames, deadline)
+        queue_s = min(answer.queue_s for answer in answers)
+        inference_s = max(answer.queue_s + answer.inference_s for answer in answers) - queue_s
+        self._metrics.stage_seconds.labels("queue").observe(queue_s)
+        self._metrics.stage_seconds.labels("inference").observe(inference_s)
+        maps = [answer.attention for answer in answers if answer.attention is not None]
+        return BatchInference(
+            np.stack([answer.probabilities for answer in answers]),
+            np.stack(maps) if maps else None,
+            queue_s,
+            inference_s,
+        )
 
     def close(self) -> None:
         """Give up what is being decoded, finish what waits for the engine. Blocks until that is done."""
         self._decoders.close()
         self._batcher.close()
+
+    @contextlib.asynccontextmanager
+    async def _admission(self, clips: int, deadline: float) -> AsyncIterator[None]:
+        """Places for so many clips, until the deadline."""
+        if self._admitted + clips > self.capacity:
+            raise Overloaded(f"{self._admitted} clips are waiting or being worked on, no more are accepted")
+        self._admitted += clips
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded("the answer was not ready in time") from error
+        finally:
+            self._admitted -= clips
+
+    async def _infer(self, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:
+        """Each clip's answer; where one fails the others are given up."""
+        tasks = [asyncio.create_task(self._batcher.submit(clip, deadline)) for clip in frames]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _predict(self, data: bytes, deadline: float) -> Prediction:
         clip, decode_wait, decode = await self._decode(data)

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from service.http.auth import ApiKeys
 from service.http.observe import Observe, record_of
+from service.http.openapi import DescribedAPI
 from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.protocol.routes import router as protocol_router
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
 from service.pipeline import DecodeLimits, Engine, Pipeline, load_bundle, start_decoders
@@ -40,7 +42,8 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         if serving.pipeline is not None:
             await asyncio.to_thread(serving.pipeline.close)
 
-    app = FastAPI(
+    app = DescribedAPI(
+        guarded=bool(settings.api_keys),
         title="Limelight",
         summary="Recognises human actions in video clips and shows where the network looked.",
         version=version("limelight"),
@@ -49,6 +52,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     )
     app.state.serving = serving
     app.include_router(router)
+    app.include_router(protocol_router)
     for error in EXPECTED:
         app.add_exception_handler(error, _refuse)
     app.add_exception_handler(ClientDisconnect, _note_absence)

@@ -26,7 +26,7 @@ async def read_clip(request: Request, max_bytes: int) -> bytes:
     if media_type == "multipart/form-data":
         data = await _file_of_form(request, max_bytes)
     elif media_type == "application/octet-stream" or media_type.startswith("video/"):
-        data = b"".join([chunk async for chunk in _counted(request, max_bytes)])
+        data = b"".join([chunk async for chunk in counted(request, max_bytes)])
     else:
         raise Problem("unsupported_media", f"the content type is {media_type}; {_HINT}")
     if not data:
@@ -34,7 +34,8 @@ async def read_clip(request: Request, max_bytes: int) -> bytes:
     return data
 
 
-async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The chunks of a body, of `max_bytes` at most. Raises Problem."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -62,7 +63,7 @@ class _FormParser(MultiPartParser):
 
 
 async def _file_of_form(request: Request, max_bytes: int) -> bytes:
-    parser = _FormParser(request.headers, _counted(request, max_bytes))
+    parser = _FormParser(request.headers, counted(request, max_bytes))
     parser.spool_max_size = max_bytes + 1  # stay in memory: the disk may be read-only, and the size is bounded already
     try:
         form = await parser.parse()
