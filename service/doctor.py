@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -69,55 +69,42 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield _port(settings)
     yield from _decoders(settings)
     yield from _cuda_libraries(settings)
-    bundle: list[Bundle] = []
-    yield _bundle(settings, bundle.append)
-    if bundle:
-        yield _network(settings, bundle[0])
+    yield from _bundle(settings)
 
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Settings that nobody reads, or that do not go together."""
     known = {name.upper() for name in Settings.model_fields} | ELSEWHERE
     unknown = [name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
-    cores = len(os.sched_getaffinity(0))
-    public = settings.host not in {"127.0.0.1", "localhost", "::1"}
-    doubts = {
-        f"{', '.join(sorted(unknown))}: no such setting": (bool(unknown), "docs/api.md lists those there are"),
-        "anybody who reaches it may ask": (
-            public and not settings.api_keys,
-            "set LIMELIGHT_API_KEYS, or let only a gateway reach it",
-        ),
-        f"an API key is shorter than {SHORT_KEY} letters": (
-            any(len(key.get_secret_value()) < SHORT_KEY for key in settings.api_keys),
-            "make keys with `openssl rand -hex 32`",
-        ),
-        "one clip may be decoded for as long as a whole request may take": (
-            settings.decode_timeout_s >= settings.request_timeout_s,
-            "set LIMELIGHT_DECODE_TIMEOUT_S well below LIMELIGHT_REQUEST_TIMEOUT_S",
-        ),
-        "no request of the Open Inference Protocol fits": (
-            settings.max_body_bytes < CLIP_BYTES,
-            f"a clip is {CLIP_BYTES} bytes there: set LIMELIGHT_MAX_BODY_BYTES higher, if you want to use it",
-        ),
-        "a lone clip is filled up to a larger batch": (
-            settings.batch_sizes is not None and 1 not in settings.batch_sizes,
-            "let LIMELIGHT_BATCH_SIZES begin with 1",
-        ),
-        "fp16 is slow on CPUs": (
-            settings.device == "cpu" and settings.precision == "fp16",
-            "set LIMELIGHT_PRECISION=auto",
-        ),
-        "int8 is made for CPUs": (
-            settings.device == "cuda" and settings.precision == "int8",
-            "set LIMELIGHT_PRECISION=auto",
-        ),
-        f"more threads or decoders than the {cores} cores compete for them": (
-            max(settings.threads, settings.decode_workers or 0) > cores,
-            "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS to their defaults",
-        ),
-    }
-    findings = [Finding("settings", Verdict.POOR, found, remedy) for found, (holds, remedy) in doubts.items() if holds]
-    yield from findings or [Finding("settings", Verdict.GOOD, "they go together")]
+    doubts = [*_doubts(settings)]
+    if unknown:
+        doubts.append((f"{', '.join(sorted(unknown))}: no such setting", "docs/api.md lists those there are"))
+    for found, remedy in doubts:
+        yield Finding("settings", Verdict.POOR, found, remedy)
+    if not doubts:
+        yield Finding("settings", Verdict.GOOD, "they go together")
+
+
+def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What does not go together, and the remedy."""
+    if not settings.api_keys and settings.host not in {"127.0.0.1", "localhost", "::1"}:
+        yield "anybody who reaches it may ask", "set LIMELIGHT_API_KEYS, or let only a gateway reach it"
+    if any(len(key.get_secret_value()) < SHORT_KEY for key in settings.api_keys):
+        yield f"an API key is shorter than {SHORT_KEY} letters", "make keys with `openssl rand -hex 32`"
+    if settings.decode_timeout_s >= settings.request_timeout_s:
+        remedy = "set LIMELIGHT_DECODE_TIMEOUT_S well below LIMELIGHT_REQUEST_TIMEOUT_S"
+        yield "one clip may be decoded for as long as a whole request may take", remedy
+    if settings.max_body_bytes < CLIP_BYTES:
+        remedy = f"a clip is {CLIP_BYTES} bytes there: set LIMELIGHT_MAX_BODY_BYTES higher, if you want to use it"
+        yield "no request of the Open Inference Protocol fits", remedy
+    if settings.batch_sizes is not None and 1 not in settings.batch_sizes:
+        yield "a lone clip is filled up to a larger batch", "let LIMELIGHT_BATCH_SIZES begin with 1"
+    if (settings.device, settings.precision) in {("cpu", "fp16"), ("cuda", "int8")}:
+        remedy = "set LIMELIGHT_PRECISION=auto"
+        yield f"{settings.precision} is slow on {settings.device}", remedy
+    if max(settings.threads, settings.decode_workers or 0) > len(os.sched_getaffinity(0)):
+        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS to their defaults"
+        yield "there are more threads or decoders than cores, and they compete for them", remedy
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:
@@ -222,15 +209,17 @@ def _cuda_libraries(settings: Settings) -> Iterator[Finding]:
         yield Finding("CUDA libraries", Verdict.GOOD, f"CUDA and cuDNN {built.cudnn_version} are loaded")
 
 
-def _bundle(settings: Settings, use: Callable[[Bundle], None]) -> Finding:
+def _bundle(settings: Settings) -> Iterator[Finding]:
+    """The files of the bundle, and the network in them."""
     try:
         bundle = load_bundle(settings.bundle)
     except BundleError as error:
-        return Finding("bundle", Verdict.BAD, str(error))
-    use(bundle)
+        yield Finding("bundle", Verdict.BAD, str(error))
+        return
     manifest = bundle.manifest
     found = f"{manifest.name} {manifest.version}, {len(manifest.labels)} classes, {', '.join(manifest.precisions)}"
-    return Finding("bundle", Verdict.GOOD, f"{found}; every file is whole")
+    yield Finding("bundle", Verdict.GOOD, f"{found}; every file is whole")
+    yield _network(settings, bundle)
 
 
 def _network(settings: Settings, bundle: Bundle) -> Finding:

@@ -54,8 +54,8 @@ RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
     "internal_error": RuntimeError("secret"),
 }
-# They need a server of their own making: the tests of these names have one.
-ELSEWHERE = {"unauthorized": "test_auth", "upload_timeout": "test_predict", "not_ready": "test_predict", "draining": ""}
+# They need a server of their own making: test_auth, test_predict and test_life have them.
+ELSEWHERE = {"unauthorized", "upload_timeout", "not_ready", "draining"}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def client(tiny_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 def test_the_table_is_the_designs() -> None:
     assert {code: kind.status for code, kind in KINDS.items()} == STATUS
-    assert STATUS.keys() == ASKED.keys() | RAISED.keys() | ELSEWHERE.keys()
+    assert STATUS.keys() == ASKED.keys() | RAISED.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("code", ASKED)
@@ -99,7 +99,7 @@ async def test_other_methods_are_problems_too(client: httpx.AsyncClient, method:
     assert answer.headers["Allow"]
 
 
-async def test_head_is_answered_like_get_without_a_body(client: httpx.AsyncClient) -> None:
+async def test_head_is_refused_without_a_body(client: httpx.AsyncClient) -> None:
     answer = await client.head("/predict")
 
     assert (answer.status_code, answer.content) == (405, b"")
