@@ -4,10 +4,13 @@ The protocol: https://kserve.github.io/website/docs/concepts/architecture/data-p
 model configuration: Triton's extensions of these names. What a message holds beyond these fields is ignored.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Bounded, since they are repeated in what is said of them.
+Name = Annotated[str, Field(max_length=256)]
+Shape = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)]], Field(max_length=16)]
 Parameters = dict[str, Any]
 
 
@@ -18,16 +21,16 @@ class _Message(BaseModel):
 class RequestedOutput(_Message):
     """An output that is wanted; the parameter `binary_data` says whether after the JSON, as bytes."""
 
-    name: str
+    name: Name
     parameters: Parameters = {}
 
 
 class InputTensor(_Message):
     """A tensor that was sent: `data` is true where numbers were cut out of the JSON (see `tensors`)."""
 
-    name: str
-    shape: list[int]
-    datatype: str
+    name: Name
+    shape: Shape
+    datatype: Name
     parameters: Parameters = {}
     data: Literal[True] | None = None
 
@@ -37,8 +40,8 @@ class InferenceRequest(_Message):
 
     id: str | None = None
     parameters: Parameters = {}
-    inputs: list[InputTensor]
-    outputs: list[RequestedOutput] = []
+    inputs: list[InputTensor] = Field(max_length=16)
+    outputs: list[RequestedOutput] = Field([], max_length=16)
 
 
 class ServerMetadata(_Message):

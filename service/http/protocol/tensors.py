@@ -195,7 +195,7 @@ def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames
     expected = math.prod(shape)
     if type(size) is not int or size != expected or len(binary) != expected:
         raise _invalid(
-            f"`{INPUT}` has `binary_data_size` {size} and {len(binary)} bytes after the JSON; it takes {expected}"
+            f"`{INPUT}` takes {expected} bytes after the JSON, which `binary_data_size` says; {len(binary)} are there"
         )
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
@@ -235,7 +235,7 @@ def _outline(shape: Iterable[int]) -> bytes:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name[:64]}`" for name in names) or "none"
+    return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def _invalid(detail: str) -> Problem:
