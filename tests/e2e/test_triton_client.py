@@ -29,7 +29,7 @@ def triton(server: Server) -> Iterator[InferenceServerClient]:
     client = InferenceServerClient(
         f"127.0.0.1:{server.port}", network_timeout=PATIENCE_S, connection_timeout=PATIENCE_S
     )
-    client._client_stub.default_headers["X-API-Key"] = KEY
+    client.register_plugin(lambda request: request.headers.update({"X-API-Key": KEY}))
     yield client
     client.close()
 

@@ -1,14 +1,13 @@
 """Requests for inference to arrays, and arrays to answers: JSON, and Triton's binary tensors after it.
 
-A clip is 6 MB of numbers, about 20 MB as JSON. Parsed as JSON they would be millions of Python objects, made with the
-interpreter locked; so they are cut out of it first and read by NumPy, which needs a few times the text's size whatever
-the text is.
+A clip is 6 MB of numbers, about 20 MB as JSON. Parsed at once they would be millions of Python objects, up to twenty
+times the text's size, with the interpreter locked meanwhile. So they are cut out of the JSON and parsed in pieces.
 """
 
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +21,13 @@ from service.http.protocol.schemas import InferenceRequest, InputTensor
 
 INPUT, DATATYPE = "frames", "UINT8"
 MAX_HEADER_BYTES = 2**20
+PIECE_BYTES = 2**18
 # zlib's name for "gzip or zlib, whichever it is"; the latter is what HTTP calls deflate.
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _DATA = re.compile(rb'"data"\s*:\s*(?=\[)')
-_BLANKS = b" \t\r\n"
+_BLANKS, _DIGITS = b" \t\r\n", b"0123456789"
+_DIGITS_TO_ZERO = bytes.maketrans(_DIGITS, b"0" * len(_DIGITS))
+_BRACKETS_TO_BLANKS = bytes.maketrans(b"[]", b"  ")
 _MEMORY = "shared_memory_region"
 
 Frames = npt.NDArray[np.uint8]
@@ -202,36 +204,43 @@ def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames
 
 def _from_json(text: bytes, shape: tuple[int, ...]) -> Frames:
     """The numbers in the text of a JSON array, flat or nested in row-major order."""
-    letters = np.frombuffer(text, np.uint8)
-    digits = letters - ord("0")  # wraps, so that all other letters are above 9
-    is_digit = digits < 10
-    begins = is_digit.copy()
-    begins[1:] &= ~is_digit[:-1]
-    # With 0 for each number the text has to be what the shape says, letter by letter.
-    outline = np.where(is_digit, np.uint8(ord("0")), letters)[begins | ~is_digit].tobytes().translate(None, _BLANKS)
-    if outline not in {_outline(shape), _outline([math.prod(shape)])}:
+    size = math.prod(shape)
+    outline = text.translate(None, _DIGITS + _BLANKS)
+    if outline != _outline([size]) and (outline != _outline(shape) or _astray(text)):
         raise _invalid(f"the `data` of `{INPUT}` are not the whole numbers that its shape needs, flat or nested")
-    ends = is_digit.copy()
-    ends[:-1] &= ~is_digit[1:]
-    digits = np.where(is_digit, digits, 0)
-    # The letters before each: no number is near enough to an end of the text for a roll to bring the other end's.
-    (tens, two), (hundreds, three), (_, four) = (
-        (np.roll(digits, n)[ends], np.roll(is_digit, n)[ends]) for n in (1, 2, 3)
-    )
-    values = digits[ends] + np.uint16(10) * tens + np.uint16(100) * (hundreds * two)
-    zero_led = begins[:-1] & is_digit[1:] & (digits[:-1] == 0)  # JSON knows no 007
-    if (two & three & four).any() or values.max() > 255 or zero_led.any():
-        raise _invalid(f"the `data` of `{INPUT}` are not all from 0 to 255")
-    frames: Frames = values.astype(np.uint8).reshape(shape)
-    return frames
+    numbers = bytearray()
+    for piece in _pieces(text.translate(_BRACKETS_TO_BLANKS)):
+        try:
+            numbers += bytes(orjson.loads(b"[" + piece + b"]"))
+        except (TypeError, ValueError) as error:
+            raise _invalid(f"the `data` of `{INPUT}` are not all from 0 to 255") from error
+    if len(numbers) != size:
+        raise _invalid(f"the `data` of `{INPUT}` are {len(numbers)} numbers; its shape needs {size}")
+    return np.frombuffer(numbers, np.uint8).reshape(shape)
 
 
 def _outline(shape: Iterable[int]) -> bytes:
-    """JSON of zeros in this shape, without blanks."""
-    text = b"0"
+    """The brackets and commas of JSON in this shape."""
+    text = b""
     for size in reversed(tuple(shape)):
-        text = b"[" + b",".join([text] * size) + b"]"
+        text = b"[" + (text + b",") * (size - 1) + text + b"]"
     return text
+
+
+def _astray(text: bytes) -> bool:
+    """Whether a number lies on the wrong side of a bracket, which the outline does not tell."""
+    marks = text.translate(_DIGITS_TO_ZERO, _BLANKS)
+    return any(wrong in marks for wrong in (b"0[", b"]0", b"[,", b",]"))
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """The text in pieces that are parsed in some milliseconds, parted at commas, so that others get their turn."""
+    start = 0
+    while start <= len(text):
+        end = text.find(b",", start + PIECE_BYTES)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -55,6 +55,15 @@ class TestJson:
         assert asked.frames.dtype == np.uint8
         np.testing.assert_array_equal(asked.frames, array)
 
+    @pytest.mark.parametrize("nested", [True, False])
+    def test_so_are_many(self, nested: bool) -> None:
+        spec = TensorSpec(clip=(40, 50, 50, 3), max_clips=1, outputs=("probabilities",))
+        array = np.random.default_rng(0).integers(0, 256, (1, *spec.clip), np.uint8)
+        message = request(array.shape, data=array if nested else array.ravel())
+        asked = read_request(orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY), None, spec)
+
+        np.testing.assert_array_equal(asked.frames, array)
+
     @given(st.data())
     def test_numbers_are_read_exactly_where_they_are_json_of_the_shape(self, data: st.DataObject) -> None:
         text = data.draw(st.sampled_from([json.dumps(FRAMES.tolist()), json.dumps(FRAMES.ravel().tolist())]))
@@ -70,6 +79,13 @@ class TestJson:
         else:
             assert expected is not None
             np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[[[0,1,]2,[3,4,5]],[[6,7,8],[9,1,2]]]", "[[[0,1,2],3[,4,5]],[[6,7,8],[9,1,2]]]", "0[,1,2,3,4,5,6,7,8,9,1,2]"],
+    )
+    def test_a_number_on_the_wrong_side_of_a_bracket_is_refused(self, text: str) -> None:
+        refusal(json.dumps(request(data="HERE")).replace('"HERE"', text).encode())
 
     def test_the_order_of_the_fields_does_not_matter(self) -> None:
         message = {
