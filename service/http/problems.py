@@ -1,5 +1,6 @@
 """Every way a request is refused, as RFC 9457 problem details."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -42,20 +43,32 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "overloaded": Kind(429, "Too many clips are waiting", retry_after_s=1),
         "internal_error": Kind(500, "The service failed"),
         "not_ready": Kind(503, "The service is not ready", retry_after_s=2),
+        "draining": Kind(503, "The service is shutting down", retry_after_s=2),
         "deadline_exceeded": Kind(504, "The prediction took too long"),
     }
 )
 
 
 class Problem(Exception):
-    """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request."""
+    """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request.
 
-    def __init__(self, code: str, detail: str, *, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+    `retry_after_s` is when trying again makes sense; without it, what KINDS says.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.kind = KINDS[code]
         self.detail = detail
         self.headers = headers
+        self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
 
 # What `problem_of` knows. Anything else is a bug: the middleware answers `internal_error` and logs it.
@@ -70,7 +83,7 @@ def problem_of(error: Exception) -> Problem:
         case ClipError():
             code, detail = error.code, str(error)
         case Overloaded():
-            code, detail = "overloaded", str(error)
+            return Problem("overloaded", str(error), retry_after_s=error.retry_after_s)
         case DeadlineExceeded():
             code, detail = "deadline_exceeded", str(error)
         case RequestValidationError():
@@ -97,5 +110,6 @@ def problem_response(problem: Problem, request_id: str) -> JSONResponse:
         "code": problem.code,
         "request_id": request_id,
     }
-    retry = {} if kind.retry_after_s is None else {"Retry-After": str(kind.retry_after_s)}
+    # RFC 9110 wants whole seconds; less than one would say "at once".
+    retry = {} if problem.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(problem.retry_after_s)))}
     return JSONResponse(body, kind.status, {**problem.headers, **retry}, media_type=MEDIA_TYPE)
