@@ -101,11 +101,12 @@ class _Body:
         except TimeoutError as error:
             raise Problem("upload_timeout", f"the rest did not come after {self._received} bytes") from error
         size = len(message.get("body", b""))
+        self.arriving = message.get("more_body", False)  # nor is anything to come if the client has gone
         if self._received + size > self._most:
             raise self._too_large()
         self._memory.take(size)
         self._received += size
-        if not message.get("more_body", False):  # or the client has gone
+        if not self.arriving:
             self.close()
         return message
 

@@ -17,5 +17,5 @@ def die(engine: Engine, *arguments: Any) -> Any:
 
 
 signal.signal(signal.SIGUSR1, lambda number, _: dooms.append(number))
-Engine.run = die  # type: ignore[method-assign]
+setattr(Engine, "run", die)  # noqa: B010 - mypy minds an assignment
 app()

@@ -43,7 +43,10 @@ class RawClient:
 
     def is_closed(self) -> bool:
         """Wait for the server to say something more; True where it closes the connection instead."""
-        return not self._socket.recv(1)
+        try:
+            return not self._socket.recv(1)
+        except ConnectionResetError:
+            return True
 
     def close(self) -> None:
         self._socket.close()

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.guard import BodyGuard
 from service.http.problems import Problem
@@ -64,11 +65,11 @@ class Client:
         return (b"connection", b"close") in self.heard[0]["headers"]
 
 
-def guard(app: object, *, closing: bool = False, **settings: float) -> BodyGuard:
-    return BodyGuard(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)  # type: ignore[arg-type]
+def guard(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyGuard:
+    return BodyGuard(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)
 
 
-async def problem(client: Client, app: object = None, **settings: float) -> str:
+async def problem(client: Client, app: ASGIApp | None = None, **settings: Any) -> str:
     """The code of the problem that reading this client's body comes to."""
     with pytest.raises(Problem) as refused:
         await guard(app or Reader(), **settings)(client.scope, client.receive, client.send)

@@ -314,6 +314,7 @@ class TestNewBundle:
 def model_version(app: FastAPI) -> str:
     """Of the model that the metrics name."""
     samples = (sample for family in app.state.serving.metrics.registry.collect() for sample in family.samples)
+    version: str
     (version,) = (sample.labels["version"] for sample in samples if sample.name == "limelight_model_info")
     return version
 
