@@ -31,28 +31,28 @@ class Admission:
         self._clip_s: float | None = None  # one clip leaves in so much time, while others wait to
         self._last_left = -math.inf
 
-    def check(self, deadline: float) -> None:
-        """Raises Overloaded where a clip would not be let in now. `deadline` is on the clock."""
+    def check(self, deadline: float, clips: int = 1) -> None:
+        """Raises Overloaded where so many clips would not be let in together now. `deadline` is on the clock."""
         clip_s = self._clip_s or 0
-        if self.inside >= self.capacity:
+        if self.inside + clips > self.capacity:
             reason = "no more are accepted"
-        elif self.inside and self._clock() + clip_s * (self.inside + 1) > deadline:
-            reason = "another would not be answered in time"
+        elif self.inside and self._clock() + clip_s * (self.inside + clips) > deadline:
+            reason = "more would not be answered in time"
         else:
             return
         raise Overloaded(f"{self.inside} clips are waiting or being worked on, {reason}", clip_s * self.inside)
 
     @contextlib.contextmanager
-    def place(self, deadline: float) -> Iterator[None]:
-        """Be inside. Only those that leave without an exception tell something about the rate. Raises Overloaded."""
-        self.check(deadline)
-        self.inside += 1
+    def place(self, deadline: float, clips: int = 1) -> Iterator[None]:
+        """Be inside. Only those that leave without an exception tell something of the rate. Raises Overloaded."""
+        self.check(deadline, clips)
+        self.inside += clips
         came = self._clock()
         try:
             yield
-            self._learn(self._clock() - max(came, self._last_left))
+            self._learn((self._clock() - max(came, self._last_left)) / clips)
         finally:
-            self.inside -= 1
+            self.inside -= clips
             self._last_left = self._clock()
 
     def _learn(self, clip_s: float) -> None:

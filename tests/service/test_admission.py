@@ -36,19 +36,20 @@ def test_no_more_are_inside_than_there_are_places() -> None:
     admission.check(NEVER)
 
 
-@given(st.lists(st.booleans(), max_size=50), st.integers(1, 5))
-def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[bool], capacity: int) -> None:
-    admission, inside = Admission(capacity), list[ExitStack]()
-    for arrives in arrivals:
-        if not arrives and inside:
-            inside.pop(0).close()
-        elif arrives and len(inside) < capacity:
-            inside.append(ExitStack())
-            inside[-1].enter_context(admission.place(NEVER))
-        elif arrives:
+@given(st.lists(st.integers(0, 4), max_size=50), st.integers(1, 6))
+def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[int], capacity: int) -> None:
+    admission, inside = Admission(capacity), list[tuple[int, ExitStack]]()
+    for clips in arrivals:  # 0 stands for the first to leave
+        taken = sum(places for places, _ in inside)
+        if not clips and inside:
+            inside.pop(0)[1].close()
+        elif clips and taken + clips > capacity:
             with pytest.raises(Overloaded):
-                admission.check(NEVER)
-        assert admission.inside == len(inside)
+                admission.check(NEVER, clips)
+        elif clips:
+            inside.append((clips, ExitStack()))
+            inside[-1][1].enter_context(admission.place(NEVER, clips))
+        assert admission.inside == sum(places for places, _ in inside)
 
 
 class TestRetryAfter:
@@ -75,6 +76,15 @@ class TestRetryAfter:
             admission.check(NEVER)
 
         assert refused.value.retry_after_s == pytest.approx(4, rel=0.05)
+
+    def test_counts_the_clips_that_come_together(self, clock: Clock) -> None:
+        admission = Admission(4, clock)
+        with admission.place(NEVER, clips=4):
+            clock.now += 2
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER, clips=4)
+
+        assert refused.value.retry_after_s == pytest.approx(0.5)
 
     def test_is_not_misled_by_idle_times(self, clock: Clock) -> None:
         admission = Admission(1, clock)
