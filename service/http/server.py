@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, finish what was accepted."""
         self._serving.draining = self._serving.closed = True
-        watchdog = threading.Timer(self._serving.settings.request_timeout_s + STOP_S, os._exit, [1])
+        watchdog = threading.Timer(self._serving.settings.request_timeout_s + STOP_S, _abandon)
         watchdog.daemon = True
         watchdog.start()
         await super().shutdown(sockets)
@@ -167,6 +167,11 @@ class _Connection(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self._idle:
             self.transport.close()
+
+
+def _abandon() -> None:
+    logger.critical("something hangs; the process ends all the same")
+    os._exit(1)
 
 
 def _listen(host: str, port: int) -> socket.socket:
