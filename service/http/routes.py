@@ -55,12 +55,12 @@ class Serving:
         logger.info(what, extra={"model": facts})
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
 
 
-def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
+async def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
     if serving.pipeline is None:
         raise Problem("not_ready", "the model is being loaded; ask /health/ready")
     if not serving.pipeline.alive:

@@ -2,7 +2,7 @@ import math
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission import Admission, Overloaded
@@ -36,6 +36,7 @@ def test_no_more_are_inside_than_there_are_places() -> None:
     admission.check(NEVER)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=50), st.integers(1, 6))
 def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[int], capacity: int) -> None:
     admission, inside = Admission(capacity), list[tuple[int, ExitStack]]()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
@@ -57,6 +57,7 @@ def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
 CONTENT = st.lists(st.sampled_from([b"\r\n", b"--", b"limit", b"\r\n--limi", b"x", b"\0"]), min_size=1).map(b"".join)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT.filter(lambda content: b"\r\n--limit" not in content))
 def test_a_form_gives_its_file_as_it_was_sent(data: st.DataObject, content: bytes) -> None:
     body = form(part("title", b"Diving", filename=None), part("file", content), part("more", b"of it"))
@@ -64,6 +65,7 @@ def test_a_form_gives_its_file_as_it_was_sent(data: st.DataObject, content: byte
     assert received(FORM, data.draw(cut(body))) == content
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT)
 def test_so_does_a_raw_body(data: st.DataObject, content: bytes) -> None:
     assert received("video/mp4", data.draw(cut(content))) == content
