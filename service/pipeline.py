@@ -15,12 +15,14 @@ from service.metrics import Metrics
 from service.model.batcher import Batcher, DeadlineExceeded, Overloaded
 from service.model.bundle import Bundle, Manifest, load_bundle
 from service.model.engine import Engine
+from service.model.spec import CudaOptions
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
 from service.video.decoders import Decoders, start_decoders
 from service.video.errors import ClipError
 
 __all__ = [
     "ClipError",
+    "CudaOptions",
     "DeadlineExceeded",
     "DecodeLimits",
     "Engine",
@@ -59,7 +61,8 @@ class Pipeline:
     """Answers clips, several at a time, until closed, which closes the decoders, too.
 
     `decode_workers` clips are decoded at a time; `max_queue` clips may wait, for a decoder or for the engine, besides
-    the batch being worked on. Belongs to one event loop.
+    the batch being worked on. The constructor warms the engine up, which takes seconds, and raises EngineError where
+    that fails. Belongs to one event loop.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Pipeline:
             engine.run,
             batch_sizes=engine.batch_sizes,
             max_waiting=self._capacity,
+            warm_up=engine.warm_up,
             on_batch=metrics.batch_size.observe,
         )
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")

@@ -13,7 +13,7 @@ from service.http.observe import Observe, record_of
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
-from service.pipeline import DecodeLimits, Engine, Pipeline, load_bundle, start_decoders
+from service.pipeline import CudaOptions, DecodeLimits, Engine, Pipeline, load_bundle, start_decoders
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,14 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
         precision=settings.precision,
         batch_sizes=settings.batch_sizes,
         threads=settings.threads,
+        spinning=settings.spinning,
+        cuda=CudaOptions(
+            conv_search=settings.cuda_conv_search,
+            memory_limit_bytes=settings.gpu_mem_limit_bytes,
+            graphs=settings.cuda_graphs,
+            prefer_nhwc=settings.cuda_prefer_nhwc,
+        ),
     )
-    engine.warm_up()
     decoders = start_decoders(
         DecodeLimits(
             max_duration_s=settings.max_duration_s,
@@ -75,14 +81,18 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
         memory_bytes=settings.decode_memory_bytes,
         require_sandbox=settings.require_sandbox,
     )
-    return Pipeline(
-        bundle,
-        engine,
-        decoders,
-        metrics,
-        decode_workers=settings.decode_workers or len(os.sched_getaffinity(0)),
-        max_queue=settings.max_queue,
-    )
+    try:
+        return Pipeline(
+            bundle,
+            engine,
+            decoders,
+            metrics,
+            decode_workers=settings.decode_workers or len(os.sched_getaffinity(0)),
+            max_queue=settings.max_queue,
+        )
+    except BaseException:
+        decoders.close()
+        raise
 
 
 async def _start(serving: Serving, on_failure: Callable[[Exception], None]) -> None:

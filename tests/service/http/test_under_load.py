@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ class Brake:
         self.begun = 0
         run = Engine.run
 
-        def braked(engine: Engine, frames: npt.NDArray[np.uint8]) -> EngineOutput:
+        def braked(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
             self.begun += 1
             assert self.released.wait(60)
             if self.error is not None:
                 raise self.error
-            return run(engine, frames)
+            return run(engine, clips)
 
         monkeypatch.setattr(Engine, "run", braked)
 
