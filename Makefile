@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-process bench-decode bench-overload \
-  bench-service bench-peers lock clean
+  bench-service bench-threads bench-peers lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -72,6 +72,9 @@ bench-overload: setup ## Offer the service four times its capacity, and slow upl
 
 bench-service: setup ## Measure what the service adds to decoding and inference, and its throughput (ARGS="--only tiny")
 	$(BIN)/python benchmarks/bench_service.py $(ARGS)
+
+bench-threads: setup ## Find how many threads and decoders get in each other's way (ARGS="--bundle bundle")
+	$(BIN)/python benchmarks/bench_threads.py $(ARGS)
 
 bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and BentoML (ARGS="--rounds 1")
 	$(BIN)/python benchmarks/bench_peers.py $(ARGS)

@@ -13,9 +13,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks.load import Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
@@ -73,7 +74,7 @@ def overhead(port: int, clip: bytes, seconds: float) -> str:
     )
 
 
-BareLoop = Callable[[Engine, Decoders, Sequence[bytes], float], Awaitable[float]]
+BareLoop = Callable[[Engine, Decoders, Sequence[bytes], float], Coroutine[Any, Any, float]]
 
 
 def compare(port: int, bundle: Path, some: Sequence[bytes], loop: BareLoop, rounds: int, seconds: float) -> list[str]:

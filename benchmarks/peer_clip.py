@@ -20,7 +20,7 @@ class ClipModel:
 
     def predict(self, clip: BinaryIO | str) -> dict[str, Any]:
         """Probabilities and attention maps of a clip, as what becomes JSON."""
-        with av.open(clip) as container:
+        with av.open(clip, "r") as container:
             frames = list(container.decode(video=0))
         wanted = (np.arange(FRAMES) + 0.5) * len(frames) / FRAMES
         images = [frames[int(index)].reformat(SIZE, SIZE, "rgb24").to_ndarray() for index in wanted]

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import litserve
-from fastapi import UploadFile
+from fastapi import Request
 
 from benchmarks.peer_clip import ClipModel
 
@@ -17,8 +17,8 @@ class ClipApi(litserve.LitAPI):
         """See LitAPI."""
         self.model = ClipModel()
 
-    def decode_request(self, request: dict[str, UploadFile]) -> io.BytesIO:
-        """See LitAPI."""
+    def decode_request(self, request: Request) -> io.BytesIO:
+        """See LitAPI. What it calls a request is the form."""
         return io.BytesIO(request["file"].file.read())
 
     def predict(self, clip: io.BytesIO) -> dict[str, Any]:

@@ -77,8 +77,7 @@ class Batcher:
     `infer` gets clips uint8, as many as wait up to the largest of `batch_sizes`, and must give answers that are the
     caller's own. At most `max_waiting` clips wait. `warm_up` is run first in that thread, since what an engine prepares
     may hold for one thread only; the constructor returns when that is done, and raises what it raised. `on_batch`
-    hears the number of clips of each batch, and `on_death` what ended the thread, should anything but `close` end it;
-    both in the engine's thread.
+    hears the number of clips of each batch, in the engine's thread.
     """
 
     def __init__(
@@ -89,13 +88,11 @@ class Batcher:
         max_waiting: int,
         warm_up: Callable[[], Any] = lambda: None,
         on_batch: Callable[[int], Any] = lambda clips: None,
-        on_death: Callable[[BaseException], Any] = lambda error: None,
     ) -> None:
         self._infer = infer
         self._largest = max(batch_sizes)
         self._max_waiting = max_waiting
         self._on_batch = on_batch
-        self._on_death = on_death
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()  # guards _waiting and _closed
         self._closed = False
@@ -160,17 +157,13 @@ class Batcher:
         try:
             while jobs := self._take():
                 self._run(jobs)
-        except BaseException as error:
+        except BaseException:
             logger.critical("the engine's thread has died", exc_info=True)
-            self._die(error)
-
-    def _die(self, error: BaseException) -> None:
-        """Nobody may wait for ever."""
-        with self._changed:
-            self._closed = True
-            left, self._waiting = self._waiting, deque()
-        _fail(left, EngineStopped("the engine's thread has died"))
-        self._on_death(error)
+        finally:  # after close() nothing is left to fail; after a death nobody may wait for ever
+            with self._changed:
+                self._closed = True
+                left, self._waiting = self._waiting, deque()
+            _fail(left, EngineStopped("the engine's thread has died"))
 
     def _take(self) -> list[_Job]:
         """The next batch, oldest first; waits for one. Empty once closed with nothing left to do."""

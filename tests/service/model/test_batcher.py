@@ -230,18 +230,6 @@ async def test_a_dead_engine_thread_fails_everyone_and_takes_nothing_more(engine
         await batcher.submit(clip(2), FAR)
 
 
-async def test_the_death_of_the_engine_thread_is_told_and_an_orderly_end_is_not(engine: FakeEngine) -> None:
-    deaths: list[BaseException] = []
-    doomed, spared = (Batcher(engine, batch_sizes=(1,), max_waiting=1, on_death=deaths.append) for _ in range(2))
-
-    spared.close()
-    engine.death = SystemExit()
-    with pytest.raises(EngineStopped):
-        await doomed.submit(clip(1), FAR)
-
-    await until(lambda: deaths == [engine.death])
-
-
 async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(engine: FakeEngine, batcher: Batcher) -> None:
     running = await keep_busy(engine, batcher)
     accepted = [submit(batcher, number) for number in (1, 2, 3, 4, 5)]
