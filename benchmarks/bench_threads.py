@@ -27,19 +27,19 @@ class Case:
     """Settings; threads 0 stands for every core."""
 
     threads: int = 0
-    spinning: bool = True
+    spinning: bool = False
     decode_workers: int = len(os.sched_getaffinity(0))
     niceness: int = 0
 
 
 CASES = (
     Case(),
-    Case(spinning=False),
+    Case(spinning=True),
     Case(threads=1),
     Case(decode_workers=1),
-    Case(niceness=10),
-    Case(spinning=False, niceness=10),
     Case(decode_workers=2 * Case().decode_workers),
+    Case(niceness=10),
+    Case(spinning=True, niceness=10),
 )
 
 

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(None, description="Batches the engine may run, as 1,2,4; default 1 on CPU and 1,2,4,8 on CUDA.")
     threads: int = Field(0, ge=0, description="ONNX Runtime's threads on CPU; 0 takes every core.")
-    spinning: bool = Field(True, description="Whether ONNX Runtime's threads wait in a loop; false spares processors.")
+    spinning: bool = Field(False, description="ONNX Runtime's threads wait in a loop; takes time from the decoders.")
     cuda_conv_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = Field(
         "HEURISTIC", description="How cuDNN picks convolutions; EXHAUSTIVE warms up long and may run faster."
     )

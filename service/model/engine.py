@@ -58,7 +58,7 @@ class Engine:
         precision: Precision | Literal["auto"] = "auto",
         batch_sizes: Sequence[int] | None = (1,),
         threads: int = 0,
-        spinning: bool = True,
+        spinning: bool = False,
         cuda: CudaOptions = CudaOptions(),
     ) -> None:
         self._bundle = bundle

@@ -62,7 +62,7 @@ class TestBatchSizes:
         assert choose_batch_sizes(asked, on_cuda=on_cuda) == sizes
 
 
-def spec(provider: str, *, spinning: bool = True, cuda: CudaOptions = CudaOptions()) -> SessionSpec:
+def spec(provider: str, *, spinning: bool = False, cuda: CudaOptions = CudaOptions()) -> SessionSpec:
     return SessionSpec(provider, "fp16", (1, 2), threads=0, spinning=spinning, cuda=cuda)
 
 
