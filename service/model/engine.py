@@ -82,9 +82,7 @@ class Engine:
         self._frames = np.zeros(shape, np.uint8)  # where batches are put together
         if self._spec.on_cuda:
             _page_lock(self._frames)
-        self._buckets = [
-            _Bucket(self._session, self._spec, self._frames[:size], self._outputs) for size in self.batch_sizes
-        ]
+        self._buckets = [self._bucket(size) for size in self.batch_sizes]
 
     def run(self, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
         """The network's answer for clips uint8 (40, 224, 224, 3), RGB, at most as many as the largest batch size.
@@ -103,10 +101,19 @@ class Engine:
             try:
                 bucket.run(bucket.size)
             except Exception as error:
-                raise EngineError(
-                    f"{self._file} cannot run a batch of {bucket.size} on {self.provider} ({_first_line(error)}); "
-                    "choose smaller batch sizes or another precision, or export the bundle again"
-                ) from error
+                raise self._misfit(bucket.size, error) from error
+
+    def _bucket(self, size: int) -> "_Bucket":
+        try:
+            return _Bucket(self._session, self._spec, self._frames[:size], self._outputs)
+        except Exception as error:  # the GPU's memory is full
+            raise self._misfit(size, error) from error
+
+    def _misfit(self, size: int, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self._file} cannot run a batch of {size} on {self.provider} ({_first_line(error)}); "
+            "choose smaller batch sizes or another precision, or export the bundle again"
+        )
 
     @property
     def _file(self) -> Path:
