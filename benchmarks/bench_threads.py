@@ -89,7 +89,7 @@ def start(case: Case, bundle: Path | None, started: ExitStack) -> Server:
     server = started.enter_context(
         serving(bundle, DEVICE="cpu", THREADS=case.threads, SPINNING=case.spinning, DECODE_WORKERS=case.decode_workers)
     )
-    os.setpriority(os.PRIO_PROCESS, fork_server(server), case.niceness)
+    os.setpriority(os.PRIO_PROCESS, fork_server(server), os.getpriority(os.PRIO_PROCESS, 0) + case.niceness)
     return server
 
 
