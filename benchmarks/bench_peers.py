@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.load import Answer, Connection, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
 from tests.tiny_bundle import write_tiny_bundle
@@ -56,7 +58,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, port in ports.items():
                 start = time.perf_counter()
-                got = asyncio.run(closed_loop(port, requests, clients=options.clients, seconds=options.seconds))
+                got = uvloop.run(closed_loop(port, requests, clients=options.clients, seconds=options.seconds))
                 answers.setdefault(name, []).append(got)
                 good = sum(answer.status == 200 for answer in got)
                 rates.setdefault(name, []).append(good / (max(answer.ended for answer in got) - start))
@@ -94,7 +96,7 @@ def peer(command: list[str], bundle: Path, request: bytes) -> Iterator[int]:
             words, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            asyncio.run(until_answered(port, request))
+            uvloop.run(until_answered(port, request))
             yield port
         except TimeoutError:
             log.seek(0)

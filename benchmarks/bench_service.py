@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from benchmarks.load import Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
 from service.model.bundle import load_bundle
@@ -63,7 +65,7 @@ def main() -> None:
 
 def overhead(port: int, clip: bytes, seconds: float) -> str:
     """Columns: what the service itself says of one client's requests, one after another."""
-    answers = all_predicted(asyncio.run(closed_loop(port, [upload(clip)], clients=1, seconds=seconds)))
+    answers = all_predicted(uvloop.run(closed_loop(port, [upload(clip)], clients=1, seconds=seconds)))
     timings = [json.loads(answer.body)["timings_ms"] for answer in answers]
     added = [timing["total"] - timing["decode"] - timing["inference"] for timing in timings]
     medians = [statistics.median(timing[stage] for timing in timings) for stage in ("total", "decode", "inference")]
@@ -85,9 +87,9 @@ def compare(port: int, bundle: Path, some: Sequence[bytes], loop: BareLoop, roun
     rows, ratios = [], []
     with contextlib.closing(start_decoders(DecodeLimits(), memory_bytes=2**31)) as decoders:
         for number in range(1, rounds + 1):
-            bare = asyncio.run(loop(engine, decoders, some, seconds))
+            bare = uvloop.run(loop(engine, decoders, some, seconds))
             start = time.perf_counter()
-            served = throughput_of(asyncio.run(closed_loop(port, requests, clients=CLIENTS, seconds=seconds)), start)
+            served = throughput_of(uvloop.run(closed_loop(port, requests, clients=CLIENTS, seconds=seconds)), start)
             ratios.append(served / bare)
             rows.append(f"{number} | {bare:.2f} | {served:.2f} | {served / bare:.1%} |")
     return [*rows, f"median | | | {statistics.median(ratios):.1%} |"]

@@ -5,7 +5,6 @@ which its decoders inherit. Processor time is that of the server and its decoder
 output and to the end of benchmarks/RESULTS.md.
 """
 
-import asyncio
 import json
 import os
 import statistics
@@ -13,6 +12,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import uvloop
 
 from benchmarks.load import Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import argument_parser, publish
@@ -61,11 +62,11 @@ def main() -> None:
         for _ in range(options.rounds):
             for case, server in servers.items():
                 begun, before = time.perf_counter(), processor_seconds(server)
-                answers = asyncio.run(closed_loop(server.port, requests, clients=CLIENTS, seconds=options.seconds))
+                answers = uvloop.run(closed_loop(server.port, requests, clients=CLIENTS, seconds=options.seconds))
                 spent[case].append(1000 * (processor_seconds(server) - before) / len(answers))
                 loaded[case].append(len(all_predicted(answers)) / (max(answer.ended for answer in answers) - begun))
                 inference[case] += [json.loads(answer.body)["timings_ms"]["inference"] for answer in answers]
-                answers = asyncio.run(closed_loop(server.port, requests, clients=1, seconds=options.seconds))
+                answers = uvloop.run(closed_loop(server.port, requests, clients=1, seconds=options.seconds))
                 alone[case] += all_predicted(answers)
     head = (
         "| threads | spinning | decoders | niceness | clips/s, 8 clients | min–max | processor ms/clip "

@@ -19,6 +19,8 @@ from collections import Counter
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.load import Connection, clips, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
 from service.video.rendering import render_clip
@@ -50,7 +52,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30, help="how long (default 30)")
     options = parser.parse_args()
     with serving() as server:
-        statuses, vanished, samples = asyncio.run(soak(server.port, server.process.pid, 60 * options.minutes))
+        statuses, vanished, samples = uvloop.run(soak(server.port, server.process.pid, 60 * options.minutes))
         alive = server.process.poll() is None
     quarters = [samples[len(samples) * part // 4 : len(samples) * (part + 1) // 4] for part in range(4)]
     table = ["| of a quarter, median | " + " | ".join(field.name for field in fields(Sample)) + " |"]
