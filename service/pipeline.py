@@ -18,6 +18,7 @@ from service.metrics import Metrics
 from service.model.batcher import Batcher, DeadlineExceeded, Inference
 from service.model.bundle import Bundle, Manifest, load_bundle
 from service.model.engine import Engine
+from service.model.spec import CudaOptions
 from service.video.clip_file import ClipFile
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
 from service.video.decoders import Decoders, start_decoders
@@ -26,6 +27,7 @@ from service.video.errors import ClipError
 __all__ = [
     "ClipError",
     "ClipFile",
+    "CudaOptions",
     "DeadlineExceeded",
     "DecodeLimits",
     "Engine",
@@ -45,7 +47,10 @@ Stages = dict[str, float]
 
 
 class Model:
-    """A bundle's network at work in a thread of its own, until closed. `max_queue` clips may wait for it."""
+    """A bundle's network at work in a thread of its own, until closed. `max_queue` clips may wait for it.
+
+    The constructor warms the engine up, which takes seconds, and raises EngineError where that fails.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics, *, max_queue: int) -> None:
         self.manifest = bundle.manifest
@@ -56,6 +61,7 @@ class Model:
             engine.run,
             batch_sizes=engine.batch_sizes,
             max_waiting=self.capacity,
+            warm_up=engine.warm_up,
             on_batch=metrics.batch_size.observe,
         )
 

@@ -32,6 +32,15 @@ class Settings(BaseSettings):
         tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(None, description="Batches the engine may run, as 1,2,4; default 1 on CPU and 1,2,4,8 on CUDA.")
     threads: int = Field(0, ge=0, description="ONNX Runtime's threads on CPU; 0 takes every core.")
+    spinning: bool = Field(False, description="ONNX Runtime's threads wait in a loop; takes time from the decoders.")
+    cuda_conv_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = Field(
+        "HEURISTIC", description="How cuDNN picks convolutions; EXHAUSTIVE warms up long and may run faster."
+    )
+    cuda_prefer_nhwc: bool = Field(True, description="Lay tensors out as tensor cores like them; false to compare.")
+    cuda_graphs: bool = Field(False, description="Record each batch size as one CUDA graph, which saves launches.")
+    gpu_mem_limit_bytes: int | None = Field(
+        None, ge=1, description="ONNX Runtime's arena on the GPU; set it where others share the GPU."
+    )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; more answers 413.")
     upload_timeout_s: float = Field(10.0, gt=0, description="Longest silence of a client in mid-request; then 408.")

@@ -14,7 +14,7 @@ from service.http.observe import Observe, record_of
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
-from service.pipeline import DecodeLimits, Engine, Model, Pipeline, load_bundle, start_decoders
+from service.pipeline import CudaOptions, DecodeLimits, Engine, Model, Pipeline, load_bundle, start_decoders
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,14 @@ def load_model(settings: Settings, metrics: Metrics) -> Model:
         precision=settings.precision,
         batch_sizes=settings.batch_sizes,
         threads=settings.threads,
+        spinning=settings.spinning,
+        cuda=CudaOptions(
+            conv_search=settings.cuda_conv_search,
+            memory_limit_bytes=settings.gpu_mem_limit_bytes,
+            graphs=settings.cuda_graphs,
+            prefer_nhwc=settings.cuda_prefer_nhwc,
+        ),
     )
-    engine.warm_up()
     return Model(bundle, engine, metrics, max_queue=settings.max_queue)
 
 

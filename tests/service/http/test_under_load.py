@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Brake:
         self._passing = 0
         run = Engine.run
 
-        def braked(engine: Engine, frames: npt.NDArray[np.uint8]) -> EngineOutput:
+        def braked(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
             self.begun += 1
             if self._passing:
                 self._passing -= 1
@@ -44,7 +44,7 @@ class Brake:
                 assert self.released.wait(60)
             if self.error is not None:
                 raise self.error
-            return run(engine, frames)
+            return run(engine, clips)
 
         monkeypatch.setattr(Engine, "run", braked)
 
@@ -282,7 +282,7 @@ class TestNewBundle:
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             old = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(3)]
             await until(lambda: brake.begun == 1 and waiting(app) == 2)
-            brake.pass_on(2)  # which warm-up and first answer of the new one need
+            brake.pass_on(1)  # the first of the new one
             write_tiny_bundle(tmp_path, LABELS[:3], version="2")
             reloading = asyncio.create_task(reload_model(app.state.serving, app.state.serving.pipeline))
             await until(lambda: model_version(app) == "2")
