@@ -7,7 +7,7 @@ re-exported here.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -95,6 +95,15 @@ class Prediction:
     attention: npt.NDArray[np.float32] | None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchInference:
+    """The answer for n clips of one request: probabilities (n, classes), attention (n, 40, 7, 7) or None."""
+
+    model: Model
+    probabilities: npt.NDArray[np.float32]
+    attention: npt.NDArray[np.float32] | None
+
+
 class Pipeline:
     """Answers clips, several at a time, until closed, which closes the decoders and the model, too.
 
@@ -129,13 +138,32 @@ class Pipeline:
         ClipError where the clip is at fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped, DecodersError.
         """
         stages = {} if stages is None else stages
-        with self._admission.place(deadline):
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    decoded = await self._decode(clip, stages)
-                    return await self._classify(decoded, deadline, stages)
-            except TimeoutError as error:
-                raise DeadlineExceeded("the answer was not ready in time") from error
+        async with self._place(deadline):
+            decoded = await self._decode(clip, stages)
+            model = self.model
+            with _timed(stages, "queue"):
+                answer = await model.answer(decoded.frames, deadline)
+        self._note(stages, answer.queue_s, answer.inference_s)
+        return Prediction(model, decoded.facts, decoded.sampled, answer.probabilities, answer.attention)
+
+    async def infer(
+        self, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
+    ) -> BatchInference:
+        """Classify clips that are decoded already: frames uint8 (n, 40, 224, 224, 3), RGB, n from 1 to the capacity.
+
+        All of them, or none. Deadline, stages, cancelling and errors as in `predict`; queue are the seconds until the
+        first of them was worked on, inference those from then to the last's answer.
+        """
+        stages = {} if stages is None else stages
+        model = self.model
+        async with self._place(deadline, len(frames)):
+            with _timed(stages, "queue"):
+                answers = await _answer_all(model, frames, deadline)
+        queue_s = min(answer.queue_s for answer in answers)
+        self._note(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
+        maps = [answer.attention for answer in answers if answer.attention is not None]
+        probabilities = np.stack([answer.probabilities for answer in answers])
+        return BatchInference(model, probabilities, np.stack(maps) if maps else None)
 
     async def replace(self, model: Model) -> None:
         """Answer with this model from now on. Returns when the one before has finished what it has, and is closed."""
@@ -148,14 +176,20 @@ class Pipeline:
         self._decoders.close()
         self.model.close()
 
-    async def _classify(self, clip: DecodedClip, deadline: float, stages: Stages) -> Prediction:
-        model = self.model
-        with _timed(stages, "queue"):
-            answer = await model.answer(clip.frames, deadline)
-        for stage, seconds in (("queue", answer.queue_s), ("inference", answer.inference_s)):
+    @contextlib.asynccontextmanager
+    async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[None]:
+        """Places for so many clips, until the deadline."""
+        with self._admission.place(deadline, clips):
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    yield
+            except TimeoutError as error:
+                raise DeadlineExceeded("the answer was not ready in time") from error
+
+    def _note(self, stages: Stages, queue_s: float, inference_s: float) -> None:
+        for stage, seconds in (("queue", queue_s), ("inference", inference_s)):
             stages[stage] = seconds
             self._metrics.stage_seconds.labels(stage).observe(seconds)
-        return Prediction(model, clip.facts, clip.sampled, answer.probabilities, answer.attention)
 
     async def _decode(self, clip: bytes | ClipFile, stages: Stages) -> DecodedClip:
         with self._waiting_for_decoder.track_inprogress(), _timed(stages, "decode_wait"):
@@ -172,6 +206,16 @@ class Pipeline:
         self._metrics.stage_seconds.labels("decode").observe(stages["decode"])
         self._metrics.clip_seconds.observe(decoded.facts.duration_s)
         return decoded
+
+
+async def _answer_all(model: Model, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:
+    """Each clip's answer; where one fails the others are given up."""
+    tasks = [asyncio.create_task(model.answer(clip, deadline)) for clip in frames]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 @contextlib.contextmanager

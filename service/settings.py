@@ -1,12 +1,25 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _split_at_commas(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
+
+
+def _split_keys(value: Any) -> Any:
+    if isinstance(value, str):  # set and empty is as good as not set
+        return [key.strip() for key in value.split(",")] if value.strip() else []
+    return value
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not text or not all("!" <= letter <= "~" for letter in text):
+        raise ValueError("each key has to be of visible ASCII letters, without spaces")
+    return key
 
 
 class Settings(BaseSettings):
@@ -15,7 +28,7 @@ class Settings(BaseSettings):
     Raises pydantic's `ValidationError`, which names the setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True, hide_input_in_errors=True)
 
     bundle: Path = Field(Path("bundle"), description="Folder that `limelight-model export` wrote.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
@@ -60,3 +73,10 @@ class Settings(BaseSettings):
         5.0, ge=0, description="From SIGTERM until no more connections are accepted, for gateways to look away."
     )
     max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")
+
+    api_keys: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_keys)
+    ] = Field(
+        (),
+        description="Keys of which each request but for health and metrics has to bear one; several, to change them.",
+    )

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 
@@ -9,13 +10,19 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.http.auth import ApiKeys
 from service.http.guard import BodyGuard
 from service.http.observe import Observe, record_of
+from service.http.openapi import DescribedAPI
 from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.protocol.routes import router as protocol_router
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
 from service.pipeline import CudaOptions, DecodeLimits, Engine, Model, Pipeline, load_bundle, start_decoders
 from service.settings import Settings
+
+# Paths whose requests are predictions.
+PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +43,8 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         if serving.pipeline is not None:
             await asyncio.to_thread(serving.pipeline.close)
 
-    app = FastAPI(
+    app = DescribedAPI(
+        guarded=bool(settings.api_keys),
         title="Limelight",
         summary="Recognises human actions in video clips and shows where the network looked.",
         version=version("limelight"),
@@ -45,10 +53,12 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     )
     app.state.serving = serving
     app.include_router(router)
+    app.include_router(protocol_router)
     for error in EXPECTED:
         app.add_exception_handler(error, _refuse)
     app.add_exception_handler(ClientDisconnect, _note_absence)
-    app.add_middleware(Observe, metrics=serving.metrics, measured=frozenset({"/predict"}))
+    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(Observe, metrics=serving.metrics, measured=PREDICTIONS)
     app.add_middleware(BodyGuard, settings=settings, closing=lambda: serving.draining)
     return app
 
@@ -123,7 +133,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     record = record_of(request)
     record.code = problem.code
-    return problem_response(problem, record.request_id)
+    return problem_response(problem, record.request_id, request.scope["path"])
 
 
 async def _note_absence(request: Request, error: Exception) -> Response:
