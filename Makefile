@@ -2,7 +2,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode lock clean
+.PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
+  bench-overload bench-service bench-threads bench-peers lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -12,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(VARIANT)
 
 help: ## List the targets
-	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Build .venv/ with everything, from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
 
@@ -68,6 +69,25 @@ bench-decode: setup .bench/venv ## Compare the decoder with OpenCV and decord (A
 .bench/venv:
 	$(BIN)/python -m venv $@
 	$@/bin/python -m pip install -q opencv-python-headless decord || { rm -rf $@; exit 1; }
+
+bench-overload: setup ## Offer the service four times its capacity, and slow uploads (ARGS="--rounds 1 --seconds 5")
+	$(BIN)/python benchmarks/bench_overload.py $(ARGS)
+
+bench-service: setup ## Measure what the service adds to decoding and inference, and its throughput (ARGS="--only tiny")
+	$(BIN)/python benchmarks/bench_service.py $(ARGS)
+
+bench-threads: setup ## Find how many threads and decoders get in each other's way (ARGS="--bundle bundle")
+	$(BIN)/python benchmarks/bench_threads.py $(ARGS)
+
+bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and BentoML (ARGS="--rounds 1")
+	$(BIN)/python benchmarks/bench_peers.py $(ARGS)
+
+.bench/peers-venv:
+	$(BIN)/python -m venv $@
+	$@/bin/python -m pip install -q litserve bentoml onnxruntime av numpy || { rm -rf $@; exit 1; }
+
+soak: setup ## Half an hour of good and bad clips and clients that vanish: does anything grow? (ARGS="--minutes 5")
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.fuzz_decoder $(ARGS)

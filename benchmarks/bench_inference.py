@@ -5,28 +5,19 @@ to standard output and to the end of benchmarks/RESULTS.md.
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import onnxruntime as ort
-
+from benchmarks.report import REPOSITORY, argument_parser, publish
 from service.model.bundle import Bundle, BundleError, Precision, load_bundle
 from service.model.engine import Engine, EngineError
 from service.video.decoder import DecodedClip, decode_clip
 from service.video.rendering import render_clip
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
-VNNI = ("avx512_vnni", "avx_vnni")
 
 Case = Callable[[], object]
 
@@ -40,12 +31,13 @@ def main() -> int:
     except (BundleError, EngineError) as error:
         print(error, file=sys.stderr)
         return 2
-    machine = _machine()
-    section = report(bundle, machine, measure(cases, options.rounds))
-    print(section)
-    if not options.no_record:
-        with RESULTS.open("a", encoding="utf-8") as results:
-            results.write(section)
+    manifest = bundle.manifest
+    facts = [
+        f"Bundle: {manifest.name} {manifest.version}, {manifest.variant}, {len(manifest.labels)} classes",
+        "Every case ran once in each round, in turn, after one round that is not counted.",
+    ]
+    seconds = measure(cases, options.rounds)
+    publish("Inference and decoding, one clip at a time", facts, table(seconds), record=not options.no_record)
     return 0
 
 
@@ -61,28 +53,17 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def report(bundle: Bundle, machine: str, seconds: dict[str, list[float]]) -> str:
-    """The section of RESULTS.md: what was measured where, when and how, and the table."""
-    facts = bundle.manifest
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("av", "numpy"))
-    lines = [
-        f"\n## Inference and decoding, one clip at a time, {datetime.now(UTC):%Y-%m-%d}\n",
-        f"- Machine: {machine}",
-        f"- Software: Python {platform.python_version()}, onnxruntime {ort.__version__}, {', '.join(versions)}",
-        f"- Bundle: {facts.name} {facts.version}, {facts.variant}, {len(facts.labels)} classes",
-        f"- Command: `{shlex.join(['python', 'benchmarks/bench_inference.py', *sys.argv[1:]])}`",
-        "- Every case ran once in each round, in turn, after one round that is not counted.\n",
-        "| case | median, s | min–max, s | n |",
-        "|---|---:|---:|---:|",
-    ]
+def table(seconds: dict[str, list[float]]) -> list[str]:
+    """A row for each case."""
+    rows = ["| case | median, s | min–max, s | n |"]
     for name, values in seconds.items():
         spread = f"{min(values):.3f}–{max(values):.3f}"
-        lines.append(f"| {name} | {statistics.median(values):.3f} | {spread} | {len(values)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(f"| {name} | {statistics.median(values):.3f} | {spread} | {len(values)} |")
+    return rows
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--bundle", type=Path, default=REPOSITORY / "bundle", help="default: bundle/ of the checkout")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where inference runs (default cpu)")
@@ -93,7 +74,6 @@ def _arguments() -> argparse.Namespace:
         default=["fp32", "int8"],
         help="variants to compare (default fp32 int8); name fp16 on a GPU",
     )
-    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -115,8 +95,7 @@ def _engines(bundle: Bundle, options: argparse.Namespace) -> list[Engine]:
 
 
 def _inference(engine: Engine, clip: DecodedClip) -> Case:
-    frames = clip.frames[None]
-    return lambda: engine.run(frames)
+    return lambda: engine.run([clip.frames])
 
 
 def _engine_name(engine: Engine) -> str:
@@ -133,20 +112,6 @@ def _real_clip() -> bytes | None:
     shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
     path = min((shared / "clips" / "ucf101").glob("*/*.avi"), default=None)
     return path.read_bytes() if path else None
-
-
-def _machine() -> str:
-    """Processor, usable cores, 8-bit instructions, and how busy the machine is already."""
-    facts: dict[str, Any] = {"model name": platform.machine(), "flags": ""}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts[name.strip()] = value.strip()
-    vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
-    cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
-    return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f} before"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from service.metrics import Metrics
 from service.model.bundle import BundleError
 from service.model.engine import EngineError
 from service.overlay import check_overlay_path, write_overlay
+from service.pipeline import Stages
 from service.settings import Settings
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
@@ -185,22 +187,22 @@ def _in_process(bundle: Path, top_k: int, attention: bool) -> Iterator[Classify]
 
         def classify(name: str, data: bytes) -> PredictionAnswer:
             started = time.monotonic()
+            seconds: Stages = {}
             try:
-                prediction = runner.run(pipeline.predict(data, deadline=math.inf))
+                prediction = runner.run(pipeline.predict(data, deadline=math.inf, stages=seconds))
             except ClipError as error:
                 raise CommandError(f"{name}: {error}") from error
-            seconds = prediction.seconds
             answer = answer_json(
                 prediction,
-                model=ModelFacts.of(pipeline),
-                labels=pipeline.manifest.labels,
+                model=ModelFacts.of(prediction.model),
+                labels=prediction.model.manifest.labels,
                 top_k=top_k,
                 attention=attention,
                 timings_ms=Timings(
                     receive=0,
-                    decode=1000 * seconds.decode,
-                    queue=1000 * seconds.queue,
-                    inference=1000 * seconds.inference,
+                    decode=1000 * seconds["decode"],
+                    queue=1000 * seconds["queue"],
+                    inference=1000 * seconds["inference"],
                     total=1000 * (time.monotonic() - started),
                 ),
             )
@@ -288,7 +290,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_PATIENCE_S)
     except subprocess.TimeoutExpired:

@@ -18,7 +18,9 @@ import httpx
 from service.http.app import load_pipeline
 from service.metrics import Metrics
 from service.model.bundle import Bundle, BundleError, load_bundle
-from service.model.engine import CUDA, EngineError, choose_precision, has_vnni
+from service.model.engine import EngineError
+from service.model.spec import CUDA, choose_precision, has_vnni
+from service.pipeline import Stages
 from service.settings import Settings
 from service.video.decoder import DecodeLimits
 from service.video.decoders import start_decoders
@@ -228,13 +230,14 @@ def _network(settings: Settings, bundle: Bundle) -> Finding:
         pipeline = load_pipeline(settings, Metrics())
     except (EngineError, DecodersError) as error:
         return Finding("network", Verdict.BAD, str(error))
+    model, seconds = pipeline.model, Stages()
     with contextlib.closing(pipeline):
         reason = "as LIMELIGHT_PRECISION asks"
         if settings.precision == "auto":
-            _, reason = choose_precision(bundle.manifest, on_cuda=pipeline.provider == CUDA, vnni=has_vnni())
+            _, reason = choose_precision(bundle.manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
         try:
-            prediction = asyncio.run(pipeline.predict(render_clip().data, deadline=time.monotonic() + 600))
+            asyncio.run(pipeline.predict(render_clip().data, deadline=time.monotonic() + 600, stages=seconds))
         except Exception as error:  # whatever it is, the service would meet it, too
             return Finding("network", Verdict.BAD, f"a clip gets no answer: {error}", "the log above may say more")
-    found = f"{pipeline.precision} on {pipeline.provider}, {prediction.seconds.inference:.2f} s a clip ({reason})"
+    found = f"{model.precision} on {model.provider}, {seconds['inference']:.2f} s a clip ({reason})"
     return Finding("network", Verdict.GOOD, found)

@@ -45,8 +45,21 @@ class Settings(BaseSettings):
         tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(None, description="Batches the engine may run, as 1,2,4; default 1 on CPU and 1,2,4,8 on CUDA.")
     threads: int = Field(0, ge=0, description="ONNX Runtime's threads on CPU; 0 takes every core.")
+    spinning: bool = Field(False, description="ONNX Runtime's threads wait in a loop; takes time from the decoders.")
+    cuda_conv_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = Field(
+        "HEURISTIC", description="How cuDNN picks convolutions; EXHAUSTIVE warms up long and may run faster."
+    )
+    cuda_prefer_nhwc: bool = Field(True, description="Lay tensors out as tensor cores like them; false to compare.")
+    cuda_graphs: bool = Field(False, description="Record each batch size as one CUDA graph, which saves launches.")
+    gpu_mem_limit_bytes: int | None = Field(
+        None, ge=1, description="ONNX Runtime's arena on the GPU; set it where others share the GPU."
+    )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; more answers 413.")
+    upload_timeout_s: float = Field(10.0, gt=0, description="Longest silence of a client in mid-request; then 408.")
+    upload_memory_bytes: int = Field(
+        2**30, ge=1, description="What may be arriving at a time, all uploads together; more answers 429."
+    )
     max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
     max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, width × height.")
     max_frames: int = Field(20_000, ge=1, description="Most frames in a clip.")
@@ -56,6 +69,9 @@ class Settings(BaseSettings):
     require_sandbox: bool = Field(False, description="Refuse to start where the kernel lacks a layer of the sandbox.")
 
     request_timeout_s: float = Field(60.0, gt=0, description="From a request's arrival to its answer; then 504.")
+    drain_delay_s: float = Field(
+        5.0, ge=0, description="From SIGTERM until no more connections are accepted, for gateways to look away."
+    )
     max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")
 
     api_keys: Annotated[

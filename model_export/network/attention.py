@@ -48,9 +48,9 @@ class AttentionSLSTMCell(keras.Layer):
 
         score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
 
-    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}, followed by the rows, if any, that stand
-    beside the cells and are not attended to. A Keras RNN takes and gives one tensor a step, so these rows come after
-    the cells, and h_t and α_t come joined, h_t first.
+    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. What it is to read besides, and is not
+    attended to, comes projected to its gates already (see ``SLSTMCell``). A Keras RNN takes and gives one tensor a
+    step, so the cells come flat with these 4 · units values, if any, behind them, and h_t and α_t joined, h_t first.
 
     The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` each for
     mlp2, mlp3 and mlp4, carried unchanged from step to step: one mask a sequence. Without masks nothing is dropped.
@@ -59,7 +59,8 @@ class AttentionSLSTMCell(keras.Layer):
         units: size of h.
         attention_units: size of mlp2, mlp3 and mlp4 (Table 2: 128).
         scores: ``state`` or ``content``.
-        beside: number of rows beside the cells.
+        cells: number of cells.
+        beside: number of values beside the cells, before their projection; 0 where there are none.
     """
 
     def __init__(
@@ -67,46 +68,54 @@ class AttentionSLSTMCell(keras.Layer):
         units: int = 256,
         attention_units: int = 128,
         scores: AttentionScores = "content",
+        cells: int = 49,
         beside: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if scores not in ("state", "content"):
             raise ValueError(f"scores is 'state' or 'content', not {scores!r}")
-        self.units, self.attention_units, self.scores, self.beside = units, attention_units, scores, beside
+        self.units, self.attention_units, self.scores = units, attention_units, scores
+        self.cells, self.beside = cells, beside
         activation = "tanh" if scores == "state" else None
         self.mlp2 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp2")
         self.mlp3 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp3")
         self.mlp4 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp4")
-        self.slstm = SLSTMCell(units, dtype=self.dtype_policy, name="slstm")
+        self.slstm = SLSTMCell(units, projected=True, dtype=self.dtype_policy, name="slstm")
         self.state_size = self.slstm.state_size
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        _, rows, channels = input_shape
-        cells = rows - self.beside
+        gates = 4 * self.units
+        channels = (input_shape[-1] - (gates if self.beside else 0)) // self.cells
         state = self.scores == "state"
         self.mlp2.build((None, self.units))
-        self.mlp3.build((None, 2 * self.attention_units) if state else (None, cells, channels))
+        self.mlp3.build((None, 2 * self.attention_units) if state else (None, self.cells, channels))
         self.mlp4.build((None, channels))
-        self.linear = keras.layers.Dense(cells if state else 1, dtype=self.dtype_policy, name="linear")
+        self.linear = keras.layers.Dense(self.cells if state else 1, dtype=self.dtype_policy, name="linear")
         self.linear.build((None, self.attention_units))
-        self.slstm.build((None, channels * (1 + self.beside)))
-        self.output_size = self.units + cells
+        # W_x of what is attended to and of what is not are parts of one matrix, and are drawn as such (Glorot).
+        limit = (6 / (channels + self.beside + gates)) ** 0.5
+        self.kernel = self.add_weight(
+            shape=(channels, gates), initializer=keras.initializers.RandomUniform(-limit, limit), name="kernel"
+        )
+        self.slstm.build((None, gates))
+        self.output_size = self.units + self.cells
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
         return self.slstm.get_initial_state(batch_size)
 
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
-        """One step: X_t ``(batch, 49 + beside, 512)`` → [h_t; α_t] ``(batch, units + 49)`` and the next states."""
+        """One step: X_t and what is beside it → [h_t; α_t] ``(batch, units + cells)`` and the next states."""
         h, c, n, m, *masks = states
-        rows, channels = inputs.shape[1:]
-        cells, beside = inputs[:, : rows - self.beside], inputs[:, rows - self.beside :]
+        width = self.cells * self.kernel.shape[0]
+        # VGG19 is frozen: nobody asks for the gradients of its cells, which would cost a fifth of the training.
+        cells = ops.reshape(ops.stop_gradient(inputs[:, :width]), (-1, self.cells, self.kernel.shape[0]))
         score = self._state_scores if self.scores == "state" else self._content_scores
         alpha = ops.softmax(score(cells, h, masks if training else []))
-        read = ops.squeeze(ops.matmul(alpha[:, None, :], cells), axis=1)
+        projected = ops.matmul(ops.squeeze(ops.matmul(alpha[:, None, :], cells), axis=1), self.kernel)
         if self.beside:
-            read = ops.concatenate([read, ops.reshape(beside, (-1, self.beside * channels))], axis=-1)
-        h, next_states = self.slstm(read, [h, c, n, m])
+            projected += inputs[:, width:]
+        h, next_states = self.slstm(projected, [h, c, n, m])
         return ops.concatenate([h, alpha], axis=-1), [*next_states, *masks]
 
     def _state_scores(self, cells: Any, h: Any, masks: list[Any]) -> Any:
@@ -132,5 +141,6 @@ class AttentionSLSTMCell(keras.Layer):
             "units": self.units,
             "attention_units": self.attention_units,
             "scores": self.scores,
+            "cells": self.cells,
             "beside": self.beside,
         }

@@ -112,30 +112,35 @@ def build_head(
         one_mask_a_clip = (None, 1, 1, 1, channels)
         features = keras.layers.Dropout(feature_dropout, one_mask_a_clip, name="feature_dropout")(features)
     clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
+    flat = keras.layers.Reshape((FRAME_COUNT, -1), name="flat")(features)
     moves = [Motion(name="motion")(features)] if motion else []
     outputs = {}
     if variant == "attention":
-        beside = sum(rows.shape[2] for rows in moves)
-        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, beside, name="cell")
+        beside = sum(move.shape[-1] for move in moves)
+        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, GRID * GRID, beside, name="cell")
         state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
-        cells = keras.layers.Reshape((FRAME_COUNT, GRID * GRID, channels), name="cells")(features)
-        if moves:
-            cells = keras.layers.Concatenate(axis=2, name="cells_and_motion")([cells, *moves])
-        steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(cells, initial_state=state)
+        read = ops.concatenate([flat, *(_project(move, "motion_kernel") for move in moves)], axis=-1)
+        steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
         hidden = steps[:, :, :UNITS]
         outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(steps[:, :, UNITS:])
     else:
         state = InitialState(UNITS, dropout=dropout, name="initial_state")(clip_mean)
-        flat = keras.layers.Reshape((FRAME_COUNT, GRID * GRID * channels), name="flat")(features)
-        for rows in moves:
-            flat_rows = keras.layers.Reshape((FRAME_COUNT, rows.shape[2] * channels), name="flat_motion")(rows)
-            flat = keras.layers.Concatenate(name="cells_and_motion")([flat, flat_rows])
-        rnn = keras.layers.RNN(SLSTMCell(UNITS, name="cell"), return_sequences=True, unroll=unroll, name="slstm")
-        hidden = rnn(flat, initial_state=state)
+        read = _project(ops.concatenate([flat, *moves], axis=-1), "kernel")
+        memory = SLSTMCell(UNITS, projected=True, name="cell")
+        hidden = keras.layers.RNN(memory, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
     read = hidden[:, -1] if readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
     read = keras.layers.Dropout(dropout, name="dropout")(read)
     outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)
     return keras.Model(cuboids, outputs, name=f"limelight_{variant}")
+
+
+def _project(inputs: Any, name: str) -> Any:
+    """W_x x_t of all steps in one product: ``(batch, frames, any)`` → ``(batch, frames, 4 · units)``.
+
+    Two axes at a time: a Dense layer on three exports as a Tensordot with all its shape arithmetic.
+    """
+    gates = keras.layers.Dense(4 * UNITS, use_bias=False, name=name)(ops.reshape(inputs, (-1, inputs.shape[-1])))
+    return ops.reshape(gates, (-1, FRAME_COUNT, 4 * UNITS))
 
 
 def average_heads(heads: Sequence[keras.Model]) -> keras.Model:

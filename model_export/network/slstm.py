@@ -24,16 +24,19 @@ class SLSTMCell(keras.Layer):
 
     Args:
         units: size of h.
+        projected: its inputs are W_x x_t already, ``(batch, 4 · units)``, and it has no ``kernel``. W_x takes no part
+            in the recurrence: one product for all steps reads it once instead of at every step.
     """
 
-    def __init__(self, units: int, **kwargs: Any) -> None:
+    def __init__(self, units: int, projected: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.units = units
+        self.units, self.projected = units, projected
         self.state_size = [units] * 4
         self.output_size = units
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.kernel = self.add_weight(shape=(input_shape[-1], 4 * self.units), name="kernel")
+        if not self.projected:
+            self.kernel = self.add_weight(shape=(input_shape[-1], 4 * self.units), name="kernel")
         self.recurrent_kernel = self.add_weight(
             shape=(self.units, 4 * self.units), initializer="orthogonal", name="recurrent_kernel"
         )
@@ -51,7 +54,8 @@ class SLSTMCell(keras.Layer):
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
         """One step: inputs ``(batch, inputs)``, states [h, c, n, m] → h_t ``(batch, units)`` and the next states."""
         h, c, n, m = states
-        gates = ops.matmul(inputs, self.kernel) + ops.matmul(h, self.recurrent_kernel) + self.bias
+        projected = inputs if self.projected else ops.matmul(inputs, self.kernel)
+        gates = projected + ops.matmul(h, self.recurrent_kernel) + self.bias
         f, i, z, o = ops.split(gates, 4, axis=-1)
         log_f = -ops.softplus(-f)
         next_m = ops.maximum(log_f + m, i)
@@ -63,4 +67,4 @@ class SLSTMCell(keras.Layer):
         return next_h, [next_h, next_c, next_n, next_m]
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "units": self.units}
+        return {**super().get_config(), "units": self.units, "projected": self.projected}

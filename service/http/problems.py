@@ -105,7 +105,7 @@ def problem_of(error: Exception) -> Problem:
         case ClipError():
             code, detail = error.code, str(error)
         case Overloaded():
-            return Problem("overloaded", str(error), retry_after_s=getattr(error, "retry_after_s", None))
+            return Problem("overloaded", str(error), retry_after_s=error.retry_after_s)
         case DeadlineExceeded():
             code, detail = "deadline_exceeded", str(error)
         case RequestValidationError():

@@ -2,7 +2,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query
@@ -15,9 +14,9 @@ from service.http.observe import RequestRecord, record_of
 from service.http.openapi import answered, problems
 from service.http.problems import Problem
 from service.http.schemas import Health, ModelFacts, PredictionAnswer, Timings, answer_json
-from service.http.upload import read_clip
+from service.http.upload import receive_clip
 from service.metrics import Metrics
-from service.pipeline import Manifest, Pipeline
+from service.pipeline import ClipFile, Manifest, Model, Pipeline
 from service.settings import Settings
 
 CLIENT_GONE = 499  # nginx's number for it; nobody is left to read it but the log and the metrics
@@ -27,34 +26,44 @@ logger = logging.getLogger(__name__)
 
 
 class Serving:
-    """What the routes serve from: `pipeline` is None until the bundle is loaded and warmed up."""
+    """What the routes serve from, and how far its life has come.
+
+    `pipeline` is None until the bundle is loaded and warmed up. While `draining`, gateways are told to look away and
+    predictions are still served, until `closed`.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
         self.pipeline: Pipeline | None = None
+        self.draining = False
+        self.closed = False
         self.reading_tensors = asyncio.Semaphore(1)
         metrics.ready.set_function(lambda: self.ready)
 
     @property
     def ready(self) -> bool:
-        """Whether predictions are served now."""
-        return self.pipeline is not None and self.pipeline.alive
+        """Whether more requests may be sent here."""
+        return self.pipeline is not None and self.pipeline.alive and not self.draining
 
     def open(self, pipeline: Pipeline) -> None:
         """Serve from this pipeline from now on."""
-        facts = ModelFacts.of(pipeline).model_dump()
-        self.metrics.model.info(facts)
         self.pipeline = pipeline
-        logger.info("ready", extra={"model": facts})
+        self.announce("ready", pipeline.model)
+
+    def announce(self, what: str, model: Model) -> None:
+        """Tell log and metrics which model answers from now on."""
+        facts = ModelFacts.of(model).model_dump()
+        self.metrics.model.info(facts)
+        logger.info(what, extra={"model": facts})
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
 
 
-def _ready_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
+async def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
     if serving.pipeline is None:
         raise Problem("not_ready", "the model is being loaded; ask /health/ready")
     if not serving.pipeline.alive:
@@ -63,7 +72,23 @@ def _ready_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
 
 
 Served = Annotated[Serving, Depends(_serving)]
+Warm = Annotated[Pipeline, Depends(_warm_pipeline)]
+
+
+async def _ready_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+    if serving.draining:
+        raise Problem("draining", "the service is shutting down; ask another")
+    return pipeline
+
+
+async def _open_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+    if serving.closed:
+        raise Problem("draining", "the service is shutting down; ask another")
+    return pipeline
+
+
 Ready = Annotated[Pipeline, Depends(_ready_pipeline)]
+Open = Annotated[Pipeline, Depends(_open_pipeline)]
 _REFUSALS = (
     "empty_body", "malformed_multipart", "missing_file", "upload_timeout", "body_too_large", "unsupported_media",
     "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
@@ -95,21 +120,23 @@ router = APIRouter()
 async def predict(
     request: Request,
     serving: Served,
-    pipeline: Ready,
+    pipeline: Open,
     top_k: Annotated[int, Query(ge=1, description="How many of the likeliest classes to list.")] = 5,
     attention: Annotated[bool, Query(description="Whether to send the attention maps.")] = True,
 ) -> Response:
     """Classify a clip, sent as the file `file` of a multipart form or as the body itself."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    data = await _receive(request, serving, deadline)
-    prediction = await while_client_waits(request, pipeline.predict(data, deadline=deadline))
-    record.stages |= asdict(prediction.seconds)
+    pipeline.check_admission(deadline)  # while the clip has not been sent in vain yet; it takes a place once it is here
+    with ClipFile() as clip:
+        await _receive(request, serving, clip)
+        work = pipeline.predict(clip, deadline=deadline, stages=record.stages)
+        prediction = await while_client_waits(request, work)
     record.answered = time.monotonic()
     answer = answer_json(
         prediction,
-        model=ModelFacts.of(pipeline),
-        labels=pipeline.manifest.labels,
+        model=ModelFacts.of(prediction.model),
+        labels=prediction.model.manifest.labels,
         top_k=top_k,
         attention=attention,
         timings_ms=_timings(record),
@@ -125,14 +152,14 @@ async def live() -> Health:
 
 @router.get("/health/ready", responses=answered({"status": "ready"}) | problems("not_ready", "draining"))
 async def ready(_: Ready) -> Health:
-    """Whether predictions are served: the model is loaded and warmed up."""
+    """Whether to send predictions here: the model is loaded and warmed up, and the service is not shutting down."""
     return Health(status="ready")
 
 
 @router.get("/model", responses=answered(MANIFEST) | problems("not_ready"))
-async def model(pipeline: Ready) -> Manifest:
+async def model(pipeline: Warm) -> Manifest:
     """The manifest of the bundle that is served."""
-    return pipeline.manifest
+    return pipeline.model.manifest
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=answered("limelight_ready 1.0\n", "text/plain"))
@@ -141,17 +168,12 @@ async def metrics(serving: Served) -> Response:
     return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _receive(request: Request, serving: Serving, deadline: float) -> bytes:
+async def _receive(request: Request, serving: Serving, clip: ClipFile) -> None:
     record = record_of(request)
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            data = await read_clip(request, serving.settings.max_body_bytes)
-    except TimeoutError as error:
-        raise Problem("upload_timeout", "the clip did not arrive in time") from error
+    await receive_clip(request, clip)
     record.stages["receive"] = time.monotonic() - record.arrived
     serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
-    serving.metrics.upload_bytes.observe(len(data))
-    return data
+    serving.metrics.upload_bytes.observe(clip.size)
 
 
 async def while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.pipeline import Pipeline, Prediction
+from service.pipeline import Model, Prediction
 
 
 class _Answer(BaseModel):
@@ -24,15 +24,15 @@ class ModelFacts(_Answer):
     provider: str
 
     @classmethod
-    def of(cls, pipeline: Pipeline) -> Self:
-        """The facts of the network that this pipeline runs."""
-        manifest = pipeline.manifest
+    def of(cls, model: Model) -> Self:
+        """The facts of this network."""
+        manifest = model.manifest
         return cls(
             name=manifest.name,
             version=manifest.version,
             variant=manifest.variant,
-            precision=pipeline.precision,
-            provider=pipeline.provider,
+            precision=model.precision,
+            provider=model.provider,
         )
 
 

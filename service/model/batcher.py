@@ -74,29 +74,33 @@ class _Job:
 class Batcher:
     """Gathers single clips into batches for `infer`, which runs in one thread of its own.
 
-    `infer` gets (n, *clip shape) uint8 where n is always one of `batch_sizes`: the smallest that holds what waits, the
-    rest being black clips whose answers are thrown away. At most `max_waiting` clips wait. `on_batch` hears the number
-    of clips of each batch, in the engine's thread.
+    `infer` gets clips uint8, as many as wait up to the largest of `batch_sizes`, and must give answers that are the
+    caller's own. At most `max_waiting` clips wait. `warm_up` is run first in that thread, since what an engine prepares
+    may hold for one thread only; the constructor returns when that is done, and raises what it raised. `on_batch`
+    hears the number of clips of each batch, in the engine's thread.
     """
 
     def __init__(
         self,
-        infer: Callable[[npt.NDArray[np.uint8]], Output],
+        infer: Callable[[Sequence[npt.NDArray[np.uint8]]], Output],
         *,
         batch_sizes: Sequence[int],
         max_waiting: int,
+        warm_up: Callable[[], Any] = lambda: None,
         on_batch: Callable[[int], Any] = lambda clips: None,
     ) -> None:
         self._infer = infer
-        self._sizes = sorted(batch_sizes)
+        self._largest = max(batch_sizes)
         self._max_waiting = max_waiting
         self._on_batch = on_batch
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()  # guards _waiting and _closed
         self._closed = False
         # A daemon, so that an inference that hangs cannot keep the process from ending; close() waits for it.
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        warm: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=[warm_up, warm], name="engine", daemon=True)
         self._thread.start()
+        warm.result()
 
     @property
     def depth(self) -> int:
@@ -143,7 +147,13 @@ class Batcher:
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    def _work(self) -> None:
+    def _work(self, warm_up: Callable[[], Any], warm: Future[None]) -> None:
+        try:
+            warm_up()
+        except BaseException as error:
+            warm.set_exception(error)
+            return
+        warm.set_result(None)
         try:
             while jobs := self._take():
                 self._run(jobs)
@@ -160,7 +170,7 @@ class Batcher:
         with self._changed:
             while True:
                 jobs: list[_Job] = []
-                while self._waiting and len(jobs) < self._sizes[-1]:
+                while self._waiting and len(jobs) < self._largest:
                     job = self._waiting.popleft()
                     if job.begin():
                         jobs.append(job)
@@ -172,7 +182,7 @@ class Batcher:
         started = time.monotonic()
         try:
             self._on_batch(len(jobs))
-            output = self._infer(self._assemble([job.frames for job in jobs]))
+            output = self._infer([job.frames for job in jobs])
             seconds = time.monotonic() - started
             for row, job in enumerate(jobs):
                 attention = None if output.attention is None else output.attention[row]
@@ -183,15 +193,6 @@ class Batcher:
         except BaseException:
             _fail(jobs, EngineStopped("the engine's thread has died"))
             raise
-
-    def _assemble(self, clips: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """The clips as one array of an allowed batch size."""
-        size = next(size for size in self._sizes if size >= len(clips))
-        if size == 1:
-            return clips[0][np.newaxis]  # no copy
-        batch = np.zeros((size, *clips[0].shape), np.uint8)
-        batch[: len(clips)] = clips
-        return batch
 
 
 def _fail(jobs: Iterable[_Job], error: Exception) -> None:

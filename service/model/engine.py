@@ -1,9 +1,11 @@
-"""The bundle's network on a device: which device, which precision, and the ONNX Runtime session."""
+"""The bundle's network on a device: the ONNX Runtime session, and the buffers that it reads and writes."""
 
 import contextlib
+import ctypes
 import logging
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.model.bundle import Bundle, Manifest, Precision
-
-Device = Literal["auto", "cuda", "cpu"]
-
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Below this share of equal top-1 answers int8 is not the same network any more (DESIGN §2 measures it).
-INT8_AGREEMENT = 0.98
+from service.model.bundle import Bundle, Precision
+from service.model.spec import (
+    CPU,
+    CUDA,
+    CudaOptions,
+    Device,
+    SessionSpec,
+    choose_batch_sizes,
+    choose_precision,
+    has_vnni,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,37 +41,13 @@ class EngineOutput:
     attention: npt.NDArray[np.float32] | None
 
 
-def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies and adds 8-bit integers in one instruction, which is what int8 is made for."""
-    try:
-        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return False
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags.split())
-
-
-def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[Precision, str]:
-    """What `auto` stands for, and why: fp16 on CUDA; on CPU int8 where it is fast and agrees, else fp32."""
-    if on_cuda:
-        return ("fp16", "fp16 is the fastest on CUDA") if "fp16" in manifest.precisions else ("fp32", "no fp16 file")
-    if "int8" not in manifest.precisions:
-        return "fp32", "the bundle holds no int8 file"
-    if not vnni:
-        return "fp32", "this processor has no VNNI; LIMELIGHT_PRECISION=int8 takes int8 all the same"
-    agreement = manifest.precisions["int8"].agreement
-    if agreement is None:
-        return "fp32", "the manifest does not record how well int8 agrees; `limelight-model verify` measures it"
-    if agreement.top1 < INT8_AGREEMENT:
-        return "fp32", f"int8 agrees on {agreement.top1:.1%} of the clips only, {INT8_AGREEMENT:.0%} are asked for"
-    return "int8", f"this processor has VNNI and int8 agrees on {agreement.top1:.1%} of {agreement.n} clips"
-
-
 class Engine:
     """One ONNX Runtime session of the bundle's network.
 
-    `device` `auto` is CUDA where a session really gets it, else the CPU; `cuda` never falls back. `batch_sizes` None
-    stands for 1 on CPU (more costs memory and gains nothing) and 1, 2, 4, 8 on CUDA; `threads` 0 for every core.
-    `run` may be called from any thread. Raises EngineError.
+    `device` `auto` is CUDA where a session really gets it, else the CPU; `cuda` never falls back. `batch_sizes` are the
+    only sizes that ever run; None stands for 1 on CPU and 1, 2, 4, 8 on CUDA. `threads` and `spinning` are ONNX
+    Runtime's on CPU; 0 threads for every core. Belongs to one thread, which CUDA graphs insist on: `warm_up` and `run`
+    share their buffers. Raises EngineError.
     """
 
     def __init__(
@@ -76,61 +58,85 @@ class Engine:
         precision: Precision | Literal["auto"] = "auto",
         batch_sizes: Sequence[int] | None = (1,),
         threads: int = 0,
+        spinning: bool = False,
+        cuda: CudaOptions = CudaOptions(),
     ) -> None:
         self._bundle = bundle
-        self._threads = threads
-        self.labels = tuple(bundle.manifest.labels)
-        self._session, self.precision = self._open(device, precision)
-        self.provider: str = self._session.get_providers()[0]
-        self.batch_sizes = tuple(batch_sizes or ((1, 2, 4, 8) if self.provider == CUDA else (1,)))
-        self._outputs = ["probabilities"] + (["attention"] if bundle.manifest.variant == "attention" else [])
-        self._check_signature()
+        facts = bundle.manifest
+        self.labels = tuple(facts.labels)
+        self._outputs: dict[str, tuple[int, ...]] = {"probabilities": (len(self.labels),)}
+        if facts.variant == "attention":
+            self._outputs["attention"] = (facts.frame_count, 7, 7)
 
-    def run(self, frames: npt.NDArray[np.uint8]) -> EngineOutput:
-        """The network's answer for frames uint8 (n, 40, 224, 224, 3), RGB."""
-        probabilities, *attention = self._session.run(self._outputs, {"frames": frames})
+        def specify(provider: str) -> SessionSpec:
+            on_cuda = provider == CUDA
+            sizes = choose_batch_sizes(batch_sizes, on_cuda=on_cuda)
+            return SessionSpec(provider, self._choose(precision, on_cuda=on_cuda), sizes, threads, spinning, cuda)
+
+        self._session, self._spec = self._open(device, specify)
+        self.precision = self._spec.precision
+        self.provider = self._spec.provider
+        self.batch_sizes = self._spec.batch_sizes
+        self._check_signature()
+        shape = (self.batch_sizes[-1], facts.frame_count, facts.image_size, facts.image_size, 3)
+        self._frames = np.zeros(shape, np.uint8)  # where batches are put together
+        if self._spec.on_cuda:
+            _page_lock(self._frames)
+        self._buckets = [self._bucket(size) for size in self.batch_sizes]
+
+    def run(self, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
+        """The network's answer for clips uint8 (40, 224, 224, 3), RGB, at most as many as the largest batch size.
+
+        The answer is the caller's own; the rows that fill the batch up are not in it.
+        """
+        bucket = next(bucket for bucket in self._buckets if bucket.size >= len(clips))
+        for row, clip in zip(self._frames, clips, strict=False):
+            row[...] = clip
+        probabilities, *attention = bucket.run(len(clips))
         return EngineOutput(probabilities, attention[0] if attention else None)
 
     def warm_up(self) -> None:
-        """Run every batch size once, so that no request pays for the first time. Raises EngineError."""
-        facts = self._bundle.manifest
-        for size in self.batch_sizes:
-            frames = np.zeros((size, facts.frame_count, facts.image_size, facts.image_size, 3), np.uint8)
+        """Run every batch size, so that no request pays for the first time. Raises EngineError."""
+        for bucket in self._buckets:
             try:
-                output = self.run(frames)
+                bucket.run(bucket.size)
             except Exception as error:
-                raise EngineError(
-                    f"{self._file} cannot run a batch of {size} on {self.provider} ({_first_line(error)}); "
-                    "choose smaller batch sizes or another precision, or export the bundle again"
-                ) from error
-            if output.probabilities.shape != (size, len(self.labels)):
-                raise EngineError(
-                    f"{self._file} answers {output.probabilities.shape[-1]} classes where manifest.json has "
-                    f"{len(self.labels)} labels; export the bundle again with `limelight-model export`"
-                )
+                raise self._misfit(bucket.size, error) from error
+
+    def _bucket(self, size: int) -> "_Bucket":
+        try:
+            return _Bucket(self._session, self._spec, self._frames[:size], self._outputs)
+        except Exception as error:  # the GPU's memory is full
+            raise self._misfit(size, error) from error
+
+    def _misfit(self, size: int, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self._file} cannot run a batch of {size} on {self.provider} ({_first_line(error)}); "
+            "choose smaller batch sizes or another precision, or export the bundle again"
+        )
 
     @property
     def _file(self) -> Path:
         return self._bundle.model_path(self.precision)
 
-    def _open(self, device: Device, precision: Precision | Literal["auto"]) -> tuple[Any, Precision]:
-        """The session on the best device allowed, with the precision it took."""
+    def _open(self, device: Device, specify: Callable[[str], SessionSpec]) -> tuple[Any, SessionSpec]:
+        """The session on the best device allowed, with what it was opened with."""
         if device != "cpu" and CUDA in ort.get_available_providers():
-            chosen = self._choose(precision, on_cuda=True)
+            wanted = specify(CUDA)
             with contextlib.redirect_stdout(sys.stderr):  # both print their troubles where our answers and logs go
                 ort.preload_dlls()  # CUDA and cuDNN installed by pip lie where no linker looks
-                session = self._load(chosen, [CUDA, CPU])
+                session = self._load(wanted)
             # The available providers are those compiled in; only the session knows whether CUDA really works.
             if session.get_providers()[0] == CUDA:
-                return session, chosen
+                return session, wanted
             logger.warning("CUDA is compiled in but does not work here: no driver, no GPU or no library")
         if device == "cuda":
             raise EngineError(
                 "device `cuda` was asked for and ONNX Runtime cannot use it; install the extra `gpu` and an NVIDIA "
                 "driver, or set LIMELIGHT_DEVICE=cpu"
             )
-        chosen = self._choose(precision, on_cuda=False)
-        return self._load(chosen, [CPU]), chosen
+        wanted = specify(CPU)
+        return self._load(wanted), wanted
 
     def _choose(self, asked: Precision | Literal["auto"], *, on_cuda: bool) -> Precision:
         manifest = self._bundle.manifest
@@ -146,12 +152,14 @@ class Engine:
             )
         return chosen
 
-    def _load(self, precision: Precision, providers: list[str]) -> Any:
+    def _load(self, spec: SessionSpec) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        path = self._bundle.model_path(precision)
+        options.intra_op_num_threads = spec.threads
+        for key, value in spec.session_config().items():
+            options.add_session_config_entry(key, value)
+        path = self._bundle.model_path(spec.precision)
         try:
-            return ort.InferenceSession(path, options, providers=providers)
+            return ort.InferenceSession(path, options, providers=spec.providers())
         except Exception as error:  # ONNX Runtime's own classes share no base but this one
             raise EngineError(
                 f"{path} cannot be loaded by ONNX Runtime ({_first_line(error)}); "
@@ -160,10 +168,75 @@ class Engine:
 
     def _check_signature(self) -> None:
         inputs = {node.name for node in self._session.get_inputs()}
-        missing = set(self._outputs) - {node.name for node in self._session.get_outputs()}
-        if inputs != {"frames"} or missing:
-            wrong = f"lacks the output {missing.pop()}" if missing else "does not take `frames` alone"
-            raise EngineError(f"{self._file} {wrong}; export the bundle again with `limelight-model export`")
+        outputs = {node.name: node.shape for node in self._session.get_outputs()}
+        missing = self._outputs.keys() - outputs.keys()
+        classes, labels = outputs.get("probabilities", [None])[-1], len(self.labels)
+        if inputs != {"frames"}:
+            wrong = "does not take `frames` alone"
+        elif missing:
+            wrong = f"lacks the output {missing.pop()}"
+        elif isinstance(classes, int) and classes != labels:  # else a name, and warming up finds out
+            wrong = f"answers {classes} classes where manifest.json has {labels} labels"
+        else:
+            return
+        raise EngineError(f"{self._file} {wrong}; export the bundle again with `limelight-model export`")
+
+
+class _Bucket:
+    """Input and outputs of one batch size, at addresses that never change: CUDA graphs read and write no others.
+
+    `frames` is memory of the host, (size, 40, 224, 224, 3); the CPU provider reads it where it is. `outputs` are the
+    shapes of one clip's answers by name.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        spec: SessionSpec,
+        frames: npt.NDArray[np.uint8],
+        outputs: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        device = "cuda" if spec.on_cuda else "cpu"
+        self.size = len(frames)
+        self._frames = frames
+        self._on_device = spec.on_cuda
+        self._session = session
+        self._input = ort.OrtValue.ortvalue_from_numpy(frames, device)
+        self._outputs = [
+            ort.OrtValue.ortvalue_from_shape_and_type((self.size, *shape), np.float32, device)
+            for shape in outputs.values()
+        ]
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("frames", self._input)
+        for name, value in zip(outputs, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = ort.RunOptions()
+        for key, value in spec.run_config(self.size).items():
+            self._options.add_run_config_entry(key, value)
+
+    def run(self, clips: int) -> list[npt.NDArray[np.float32]]:
+        """The outputs for the first `clips` of the frames, copied out of the buffers."""
+        if self._on_device:
+            self._input.update_inplace(self._frames)
+        self._session.run_with_iobinding(self._binding, self._options)
+        return [value.numpy()[:clips].copy() for value in self._outputs]
+
+
+def _page_lock(buffer: npt.NDArray[np.uint8]) -> None:
+    """Pin `buffer`, for as long as it lives, so that the GPU fetches it without a copy in between.
+
+    ONNX Runtime's Python offers no pinned memory of its own for CUDA. Where pinning fails the copy is slower, which is
+    logged, and right all the same.
+    """
+    address = ctypes.c_void_p(buffer.ctypes.data)
+    try:
+        runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")  # ONNX Runtime has loaded it
+        if status := runtime.cudaHostRegister(address, ctypes.c_size_t(buffer.nbytes), 0):
+            raise OSError(f"cudaHostRegister answers {status}")
+    except (AttributeError, OSError) as error:
+        logger.warning("the input cannot be pinned (%s): copying it to the GPU takes longer", error)
+    else:
+        weakref.finalize(buffer, runtime.cudaHostUnregister, address)
 
 
 def _first_line(error: Exception) -> str:

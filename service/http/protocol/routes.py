@@ -24,9 +24,8 @@ from service.http.protocol.tensors import (
     read_request,
     write_answer,
 )
-from service.http.routes import Ready, Served, Serving, server_timing, while_client_waits
-from service.http.upload import counted
-from service.pipeline import DeadlineExceeded, Pipeline
+from service.http.routes import Open, Ready, Served, Serving, Warm, server_timing, while_client_waits
+from service.pipeline import DeadlineExceeded, Model
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLATFORM = "onnxruntime_onnx"  # Triton's name for it
@@ -69,19 +68,19 @@ _REQUEST: Document = {
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 
-def _named_pipeline(pipeline: Ready, request: Request, name: str) -> Pipeline:
-    """The pipeline, which has to be of the path's name and version. Raises Problem `unknown_model`."""
-    manifest = pipeline.manifest
+async def _named_model(pipeline: Warm, request: Request, name: str) -> Model:
+    """The model, which has to be of the path's name and version. Raises Problem `unknown_model`."""
+    manifest = pipeline.model.manifest
     version = request.path_params.get("version")
     if name != manifest.name or version not in {None, manifest.version}:
         asked = name if version is None else f"{name}, version {version}"
         raise Problem(
             "unknown_model", f"the model {asked} is not here, only {manifest.name}, version {manifest.version}"
         )
-    return pipeline
+    return pipeline.model
 
 
-Named = Annotated[Pipeline, Depends(_named_pipeline)]
+Named = Annotated[Model, Depends(_named_model)]
 
 
 def _of_model(method: str, suffix: str, *, openapi_extra: Document | None = None, **options: Any) -> Callable[[F], F]:
@@ -119,52 +118,54 @@ async def server_ready(_: Ready) -> schemas.Ready:
 
 
 @_of_model("GET", "", responses=answered(examples.MODEL) | _KNOWN)
-async def model_metadata(pipeline: Named) -> schemas.ModelMetadata:
+async def model_metadata(model: Named) -> schemas.ModelMetadata:
     """The model's tensors."""
     return schemas.ModelMetadata(
-        name=pipeline.manifest.name,
-        versions=[pipeline.manifest.version],
+        name=model.manifest.name,
+        versions=[model.manifest.version],
         platform=PLATFORM,
-        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *_clip(pipeline)])],
+        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *_clip(model)])],
         outputs=[
             schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
-            for name, shape in _outputs(pipeline).items()
+            for name, shape in _outputs(model).items()
         ],
     )
 
 
 @_of_model("GET", "/ready", responses=answered(examples.READY) | _KNOWN)
-async def model_ready(pipeline: Named) -> schemas.ModelReady:
+async def model_ready(model: Named) -> schemas.ModelReady:
     """Whether the model answers."""
-    return schemas.ModelReady(name=pipeline.manifest.name, ready=True)
+    return schemas.ModelReady(name=model.manifest.name, ready=True)
 
 
 @_of_model("GET", "/config", responses=answered(examples.CONFIG) | _KNOWN)
-async def model_config(pipeline: Named) -> schemas.ModelConfig:
+async def model_config(model: Named) -> schemas.ModelConfig:
     """The model's tensors in the words of Triton's model configuration extension."""
     return schemas.ModelConfig(
-        name=pipeline.manifest.name,
+        name=model.manifest.name,
         platform=PLATFORM,
-        max_batch_size=pipeline.capacity,
-        input=[schemas.TensorConfig(name=INPUT, data_type=f"TYPE_{DATATYPE}", dims=list(_clip(pipeline)))],
+        max_batch_size=model.capacity,
+        input=[schemas.TensorConfig(name=INPUT, data_type=f"TYPE_{DATATYPE}", dims=list(_clip(model)))],
         output=[
             schemas.TensorConfig(name=name, data_type="TYPE_FP32", dims=list(shape))
-            for name, shape in _outputs(pipeline).items()
+            for name, shape in _outputs(model).items()
         ],
     )
 
 
 @_of_model("POST", "/infer", response_class=Response, responses=_INFERRED, openapi_extra=_REQUEST)
-async def infer(request: Request, serving: Served, pipeline: Named) -> Response:
+async def infer(request: Request, serving: Served, pipeline: Open, named: Named) -> Response:
     """Classify clips whose 40 frames each are decoded and resized already."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    body = await _receive(request, serving, deadline)
-    asked = await _understand(request, serving, body, _spec(pipeline), deadline)
+    pipeline.check_admission(deadline)
+    body = await request.body()
+    serving.metrics.upload_bytes.observe(len(body))
+    asked = await _understand(request, serving, body, _spec(named), deadline)
     record.stages["receive"] = time.monotonic() - record.arrived
     serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
-    found = await while_client_waits(request, pipeline.infer(asked.frames, deadline=deadline))
-    record.stages |= {"queue": found.queue_s, "inference": found.inference_s}
+    work = pipeline.infer(asked.frames, deadline=deadline, stages=record.stages)
+    found = await while_client_waits(request, work)
     record.answered = time.monotonic()
     arrays = {"probabilities": found.probabilities}
     if found.attention is not None:
@@ -172,8 +173,8 @@ async def infer(request: Request, serving: Served, pipeline: Named) -> Response:
     answer, header_length = write_answer(
         arrays,
         asked.outputs,
-        model=pipeline.manifest.name,
-        version=pipeline.manifest.version,
+        model=found.model.manifest.name,
+        version=found.model.manifest.version,
         request_id=asked.id,
     )
     headers = server_timing(record)
@@ -182,16 +183,6 @@ async def infer(request: Request, serving: Served, pipeline: Named) -> Response:
     return Response(
         answer, media_type="application/octet-stream", headers={**headers, HEADER_LENGTH: str(header_length)}
     )
-
-
-async def _receive(request: Request, serving: Serving, deadline: float) -> bytes:
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            body = b"".join([chunk async for chunk in counted(request, serving.settings.max_body_bytes)])
-    except TimeoutError as error:
-        raise Problem("upload_timeout", "the request did not arrive in time") from error
-    serving.metrics.upload_bytes.observe(len(body))
-    return body
 
 
 async def _understand(
@@ -210,19 +201,19 @@ async def _understand(
         raise DeadlineExceeded("the tensors were not read in time") from error
 
 
-def _spec(pipeline: Pipeline) -> TensorSpec:
-    return TensorSpec(_clip(pipeline), pipeline.capacity, tuple(_outputs(pipeline)))
+def _spec(model: Model) -> TensorSpec:
+    return TensorSpec(_clip(model), model.capacity, tuple(_outputs(model)))
 
 
-def _clip(pipeline: Pipeline) -> tuple[int, ...]:
+def _clip(model: Model) -> tuple[int, ...]:
     """The shape of one clip's frames."""
-    manifest = pipeline.manifest
+    manifest = model.manifest
     return manifest.frame_count, manifest.image_size, manifest.image_size, 3
 
 
-def _outputs(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+def _outputs(model: Model) -> dict[str, tuple[int, ...]]:
     """What the network has to say of one clip: names and shapes."""
-    manifest = pipeline.manifest
+    manifest = model.manifest
     outputs: dict[str, tuple[int, ...]] = {"probabilities": (len(manifest.labels),)}
     if manifest.variant == "attention":
         outputs["attention"] = (manifest.frame_count, 7, 7)

@@ -15,8 +15,10 @@ def fill(layer: Any, seed: int, scale: float = 0.5) -> None:
         variable.assign(rng.normal(0.0, scale * 2 / np.sqrt(fan_in), variable.shape))
 
 
-def slstm_weights(cell: Any) -> Weights:
-    return printed_weights(*(np.asarray(v) for v in (cell.kernel, cell.recurrent_kernel, cell.bias)))
+def slstm_weights(cell: Any, kernel: Any = None) -> Weights:
+    """Of a cell and, where its inputs are projected before it, the kernel that does so."""
+    kernel = cell.kernel if kernel is None else kernel
+    return printed_weights(*(np.asarray(v) for v in (kernel, cell.recurrent_kernel, cell.bias)))
 
 
 def dense_weights(**layers: Any) -> Weights:
@@ -27,12 +29,17 @@ def dense_weights(**layers: Any) -> Weights:
     }
 
 
-def attention_weights(cell: Any) -> Weights:
+def attention_weights(cell: Any, beside: Any = None) -> Weights:
+    """Of a cell and the kernel, if any, of what is beside its cells."""
     dense = dense_weights(mlp2=cell.mlp2, mlp3=cell.mlp3, mlp4=cell.mlp4, scores=cell.linear)
-    return {**dense, **slstm_weights(cell.slstm)}
+    kernels = [np.asarray(kernel) for kernel in (cell.kernel, beside) if kernel is not None]
+    return {**dense, **slstm_weights(cell.slstm, np.concatenate(kernels))}
 
 
 def head_weights(head: Any) -> Weights:
     initial, cell = head.get_layer("initial_state"), head.get_layer("slstm").cell
     dense = dense_weights(mlp_h=initial.mlp_h, mlp_c=initial.mlp_c, mlp1=head.get_layer("probabilities"))
-    return {**dense, **(attention_weights(cell) if hasattr(cell, "mlp2") else slstm_weights(cell))}
+    kernels = {layer.name: layer.kernel for layer in head.layers if layer.name in ("kernel", "motion_kernel")}
+    if hasattr(cell, "mlp2"):
+        return {**dense, **attention_weights(cell, kernels.get("motion_kernel"))}
+    return {**dense, **slstm_weights(cell, kernels["kernel"])}

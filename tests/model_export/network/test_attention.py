@@ -18,9 +18,9 @@ UNITS, ATTENTION_UNITS, CELLS, CHANNELS = 4, 6, 49, 5
 in_both_readings = pytest.mark.parametrize("scores", ["state", "content"])
 
 
-def cell_with(scores: Scores, dtype: str = "float64") -> Any:
-    cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores, dtype=dtype)
-    cell.build((None, CELLS, CHANNELS))
+def cell_with(scores: Scores, dtype: str = "float64", beside: int = 0) -> Any:
+    cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, scores, beside=beside, dtype=dtype)
+    cell.build((None, CELLS * CHANNELS + (4 * UNITS if beside else 0)))
     fill(cell, seed=0)
     return cell
 
@@ -39,18 +39,25 @@ def some_masks(batch: int = 2, seed: int = 3) -> Weights:
     return dict(zip(("mlp2", "mlp3", "mlp4"), drawn, strict=True))
 
 
-def run(cell: Any, cells: Array, masks: Weights = NO_MASKS, training: bool = False) -> tuple[Array, Array]:
+def flat(cells: Array) -> Array:
+    return cells.reshape(*cells.shape[:-2], -1)
+
+
+def run(
+    cell: Any, cells: Array, masks: Weights = NO_MASKS, training: bool = False, beside: Array | None = None
+) -> tuple[Array, Array]:
     """h (B, T, U) and the maps (B, T, 49), by way of Keras' own RNN layer."""
     rnn = keras.layers.RNN(cell, return_sequences=True, dtype="float64")
     state = [*cell.slstm.initial_state(*start(len(cells))), *masks.values()]
-    out = np.asarray(rnn(cells, initial_state=[keras.ops.convert_to_tensor(s) for s in state], training=training))
+    inputs = flat(cells) if beside is None else np.concatenate([flat(cells), beside], axis=-1)
+    out = np.asarray(rnn(inputs, initial_state=[keras.ops.convert_to_tensor(s) for s in state], training=training))
     return out[..., :UNITS], out[..., UNITS:]
 
 
 @in_both_readings
 def test_a_step_gives_state_and_map_side_by_side(scores: Scores) -> None:
     cell = cell_with(scores)
-    out, states = cell(clip(1)[:, 0], cell.slstm.initial_state(*start()))
+    out, states = cell(flat(clip(1))[:, 0], cell.slstm.initial_state(*start()))
     assert out.shape == (2, UNITS + CELLS)
     assert [tuple(state.shape) for state in states] == [(2, UNITS)] * 4
     np.testing.assert_array_equal(out[:, :UNITS], states[0])
@@ -61,6 +68,17 @@ def test_forty_frames_follow_the_reference(scores: Scores) -> None:
     cell, cells = cell_with(scores), clip(40)
     h, maps = run(cell, cells)
     expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores)
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-9)
+    np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
+
+
+@in_both_readings
+def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: Scores) -> None:
+    cell, cells, rng = cell_with(scores, beside=3), clip(40), np.random.default_rng(4)
+    beside, kernel = rng.normal(size=(2, 40, 3)), rng.normal(size=(3, 4 * UNITS))
+    h, maps = run(cell, cells, beside=beside @ kernel)
+    weights = attention_weights(cell, kernel)
+    expected_h, expected_maps = reference.attend_over_time(weights, cells, *start(), scores, beside=beside)
     np.testing.assert_allclose(maps, expected_maps, rtol=1e-9)
     np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
 
@@ -120,7 +138,7 @@ def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
     cell = cell_with(scores)
     again = AttentionSLSTMCell.from_config(cell.get_config())
     assert again.get_config() == cell.get_config()
-    again.build((None, CELLS, CHANNELS))
+    again.build((None, CELLS * CHANNELS))
     again.set_weights(cell.get_weights())
     for rebuilt, original in zip(run(again, clip(3)), run(cell, clip(3)), strict=True):
         np.testing.assert_array_equal(rebuilt, original)
@@ -129,13 +147,13 @@ def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @in_both_readings
 def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scores, tmp_path: Path) -> None:
-    inputs = keras.Input((3, CELLS, CHANNELS))
+    inputs = keras.Input((3, CELLS * CHANNELS))
     cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores)
     model = keras.Model(inputs, keras.layers.RNN(cell, return_sequences=True)(inputs))
     fill(model, seed=3)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    cells = clip(3).astype(np.float32)
+    cells = flat(clip(3)).astype(np.float32)
     np.testing.assert_array_equal(loaded(cells), model(cells))
 
 

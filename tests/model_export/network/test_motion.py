@@ -11,7 +11,7 @@ from model_export.network.motion import Motion
 from tests.model_export.network import reference
 
 
-def rows(x: Any, **options: Any) -> Any:
+def told(x: Any, **options: Any) -> Any:
     return np.asarray(Motion(**options)(np.asarray(x, np.float32)))
 
 
@@ -19,25 +19,25 @@ def rows(x: Any, **options: Any) -> Any:
 @given(clips=st.integers(1, 3), frames=st.integers(5, 12), seed=st.integers(0, 99))
 def test_motion_follows_the_reference(clips: int, frames: int, seed: int) -> None:
     x = np.random.default_rng(seed).exponential(size=(clips, frames, 7, 7, 3))
-    np.testing.assert_allclose(rows(x).reshape(clips, frames, -1), reference.motion(x), atol=1e-5)
+    np.testing.assert_allclose(told(x), reference.motion(x), atol=1e-5)
 
 
 def test_a_still_clip_does_not_move() -> None:
     still = np.repeat(np.random.default_rng(0).exponential(size=(2, 1, 7, 7, 3)), 9, axis=1)
-    assert not rows(still).any()
+    assert not told(still).any()
 
 
 def test_what_alternates_moves_at_odd_lags_only() -> None:
     beat = np.tile([[0.0], [1.0]], (10, 1)).reshape(1, 20, 1, 1, 1) * np.ones((1, 1, 7, 7, 2))
-    told = rows(beat, lags=(1, 2), gain=1.0)
-    np.testing.assert_array_equal(told[:, 1:, 0], np.ones((1, 19, 2)))
-    np.testing.assert_array_equal(told[:, 2:, 1], np.zeros((1, 18, 2)))
+    odd, even = told(beat, lags=(1, 2), gain=1.0)[..., :2], told(beat, lags=(1, 2), gain=1.0)[..., 2:4]
+    np.testing.assert_array_equal(odd[:, 1:], np.ones((1, 19, 2)))
+    np.testing.assert_array_equal(even[:, 2:], np.zeros((1, 18, 2)))
 
 
 def test_what_moves_above_the_middle_is_told_apart_from_what_moves_below() -> None:
     x = np.ones((1, 6, 7, 7, 2))
     x[:, ::2, :3] = 0.0  # the upper three of seven rows flicker
-    whole, above, below = rows(x, lags=(1,), gain=1.0)[:, 1:].transpose(2, 0, 1, 3)
+    whole, above, below = np.split(told(x, lags=(1,), gain=1.0)[:, 1:], 3, axis=-1)
     np.testing.assert_allclose(whole, 3 / 7, atol=1e-6)
     np.testing.assert_allclose(above, 1.0)
     np.testing.assert_array_equal(below, 0.0)
@@ -45,8 +45,8 @@ def test_what_moves_above_the_middle_is_told_apart_from_what_moves_below() -> No
 
 def test_motion_is_the_same_to_either_side_and_forwards_as_backwards() -> None:
     x = np.random.default_rng(1).exponential(size=(1, 12, 7, 7, 3))
-    np.testing.assert_allclose(rows(x), rows(x[:, :, :, ::-1]), atol=1e-5)
-    later, earlier = rows(x, lags=(1,))[:, 1:], rows(x[:, ::-1], lags=(1,))[:, 1:]
+    np.testing.assert_allclose(told(x), told(x[:, :, :, ::-1]), atol=1e-5)
+    later, earlier = told(x, lags=(1,))[:, 1:], told(x[:, ::-1], lags=(1,))[:, 1:]
     np.testing.assert_allclose(later, earlier[:, ::-1], atol=1e-5)
 
 

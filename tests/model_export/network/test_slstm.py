@@ -130,6 +130,15 @@ def test_the_normaliser_never_falls_below_one_so_nothing_divides_by_zero(x: Arra
         assert np.asarray(states[2]).min() >= 1.0
 
 
+def test_inputs_projected_before_the_recurrence_give_the_same() -> None:
+    whole, x = cell_for(inputs=5, dtype="float64"), np.random.default_rng(9).normal(size=(2, 7, 5))
+    cell = SLSTMCell(UNITS, projected=True, dtype="float64")
+    cell.build((None, 4 * UNITS))
+    cell.set_weights(whole.get_weights()[1:])
+    answer = run(cell, x @ np.asarray(whole.kernel), *start(batch=2))
+    np.testing.assert_allclose(answer, run(whole, x, *start(batch=2)), rtol=1e-12)
+
+
 def test_with_the_input_gate_shut_the_cell_goes_on_showing_c0() -> None:
     """n_0 = 1 makes h~_0 = c_0: nothing but the initial memory is there to be shown."""
     h0, c0 = start(batch=1)

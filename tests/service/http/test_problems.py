@@ -50,7 +50,7 @@ ASKED: dict[str, Ask] = {
     "invalid_parameter": lambda client: client.post("/predict?top_k=0", content=b"clip"),
 }
 RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind in ClipError.__subclasses__()} | {
-    "overloaded": Overloaded("17 clips are waiting"),
+    "overloaded": Overloaded("17 clips are waiting", retry_after_s=20),
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
     "internal_error": RuntimeError("secret"),
 }

@@ -1,7 +1,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,8 @@ class FakeEngine:
         self.allowed.set()
         self.death: BaseException | None = None
 
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> Answers:
+    def __call__(self, clips: Sequence[npt.NDArray[np.uint8]]) -> Answers:
+        frames = np.stack(clips)
         self.batches.append(frames[:, 0].tolist())
         assert self.allowed.wait(30)
         if self.death is not None:
@@ -107,19 +108,7 @@ async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batc
     assert engine.batches == [[99], [1, 2, 3, 4], [5, 6]]
 
 
-async def test_three_clips_are_padded_to_the_next_allowed_size(engine: FakeEngine, batcher: Batcher) -> None:
-    await keep_busy(engine, batcher)
-    tasks = [submit(batcher, number) for number in (1, 2, 3)]
-    await until(lambda: batcher.depth == 3)
-    engine.allowed.set()
-
-    answers = await asyncio.gather(*tasks)
-
-    assert engine.batches[-1] == [1, 2, 3, 0]
-    assert [answer.probabilities.tolist() for answer in answers] == [[1], [2], [3]]
-
-
-async def test_the_size_of_each_batch_is_told_without_padding(engine: FakeEngine) -> None:
+async def test_the_size_of_each_batch_is_told(engine: FakeEngine) -> None:
     heard: list[int] = []
     batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=heard.append)
 
@@ -127,7 +116,31 @@ async def test_the_size_of_each_batch_is_told_without_padding(engine: FakeEngine
     batcher.close()
 
     assert heard == [1]
-    assert engine.batches == [[1, 0, 0, 0]]
+
+
+async def test_warming_up_happens_first_and_in_the_thread_that_infers(engine: FakeEngine) -> None:
+    threads: list[int] = []
+
+    def infer(clips: Sequence[npt.NDArray[np.uint8]]) -> Answers:
+        threads.append(threading.get_ident())
+        return engine(clips)
+
+    batcher = Batcher(infer, batch_sizes=(1,), max_waiting=1, warm_up=lambda: threads.append(threading.get_ident()))
+    assert len(threads) == 1
+    await batcher.submit(clip(1), FAR)
+    batcher.close()
+
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+async def test_a_batcher_whose_engine_cannot_be_warmed_up_is_none(engine: FakeEngine) -> None:
+    def fail() -> None:
+        raise ValueError("too cold")
+
+    with pytest.raises(ValueError, match="too cold"):
+        Batcher(engine, batch_sizes=(1,), max_waiting=1, warm_up=fail)
 
 
 async def test_waiting_and_working_are_timed_apart(engine: FakeEngine, batcher: Batcher) -> None:

@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.model.bundle import Bundle, file_sha256, load_bundle, write_manifest
-from service.model.engine import CUDA, Engine, EngineError, EngineOutput, choose_precision, has_vnni
+from service.model.engine import Engine, EngineError
+from service.model.spec import CUDA
 from tests.tiny_bundle import LABELS, tiny_network, write_tiny_bundle
 
 
@@ -29,11 +31,13 @@ def with_model(path: Path, content: bytes) -> Bundle:
     return load_bundle(path)
 
 
+def random_clips(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 40, 224, 224, 3), np.uint8)
+
+
 class TestRun:
     def test_answers_each_clip_with_probabilities_and_maps_that_sum_to_one(self, bundle: Bundle) -> None:
-        frames = np.random.default_rng(0).integers(0, 256, (2, 40, 224, 224, 3), np.uint8)
-
-        output = Engine(bundle, device="cpu").run(frames)
+        output = Engine(bundle, device="cpu", batch_sizes=(2,)).run(list(random_clips(2)))
 
         assert output.attention is not None
         assert output.probabilities.shape == (2, len(LABELS))
@@ -44,52 +48,59 @@ class TestRun:
     def test_the_base_variant_has_no_attention(self, tmp_path: Path) -> None:
         bundle = load_bundle(write_tiny_bundle(tmp_path, variant="base"))
 
-        output = Engine(bundle, device="cpu").run(np.zeros((1, 40, 224, 224, 3), np.uint8))
+        output = Engine(bundle, device="cpu").run(list(random_clips(1)))
 
         assert output.attention is None
 
-    def test_warming_up_runs_every_batch_size(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        engine = Engine(bundle, device="cpu", batch_sizes=(1, 3))
-        run = engine.run
+    @pytest.mark.parametrize("count", [1, 2, 3, 4])
+    def test_answers_are_those_of_onnx_runtime_alone_whatever_fills_the_batch_up(
+        self, bundle: Bundle, count: int
+    ) -> None:
+        engine = Engine(bundle, device="cpu", precision="fp32", batch_sizes=(1, 2, 4))
+        clips = random_clips(count)
+        session = ort.InferenceSession(bundle.model_path("fp32"), providers=["CPUExecutionProvider"])
+        probabilities, attention = session.run(["probabilities", "attention"], {"frames": clips})
+
+        engine.run(list(random_clips(4, seed=1)))
+        output = engine.run(list(clips))
+
+        assert output.attention is not None
+        np.testing.assert_allclose(output.probabilities, probabilities, atol=1e-6)
+        np.testing.assert_allclose(output.attention, attention, atol=1e-6)
+
+    def test_an_answer_outlives_the_next_run(self, bundle: Bundle) -> None:
+        engine = Engine(bundle, device="cpu")
+        first = engine.run(list(random_clips(1)))
+        kept = first.probabilities.copy()
+
+        engine.run([np.zeros((40, 224, 224, 3), np.uint8)])
+
+        np.testing.assert_array_equal(first.probabilities, kept)
+
+    def test_frames_may_be_read_only(self, bundle: Bundle) -> None:
+        frames = random_clips(1)
+        frames.setflags(write=False)
+
+        assert len(Engine(bundle, device="cpu").run(list(frames)).probabilities) == 1
+
+    def test_only_the_allowed_batch_sizes_ever_run(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes: list[int] = []
+        run = ort.InferenceSession.run_with_iobinding
 
-        def watched(frames: npt.NDArray[np.uint8]) -> EngineOutput:
-            sizes.append(len(frames))
-            return run(frames)
+        def watched(session: Any, binding: Any, options: Any) -> None:
+            run(session, binding, options)
+            sizes.append(binding.get_outputs()[0].shape()[0])
 
-        monkeypatch.setattr(engine, "run", watched)
+        monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", watched)
+        engine = Engine(bundle, device="cpu", batch_sizes=(3, 1))
         engine.warm_up()
+        for count in (1, 2, 3):
+            engine.run(list(random_clips(count)))
 
-        assert sizes == [1, 3]
-
-    def test_on_cpu_batches_hold_one_clip_unless_told_otherwise(self, bundle: Bundle) -> None:
-        assert Engine(bundle, device="cpu", batch_sizes=None).batch_sizes == (1,)
+        assert sizes == [1, 3, 1, 3, 3]
 
 
 class TestPrecision:
-    def test_cuda_takes_fp16(self, bundle: Bundle) -> None:
-        assert choose_precision(bundle.manifest, on_cuda=True, vnni=True)[0] == "fp16"
-
-    def test_a_processor_with_vnni_takes_int8_that_agrees(self, bundle: Bundle) -> None:
-        assert choose_precision(bundle.manifest, on_cuda=False, vnni=True)[0] == "int8"
-
-    def test_a_processor_without_vnni_takes_fp32(self, bundle: Bundle) -> None:
-        precision, reason = choose_precision(bundle.manifest, on_cuda=False, vnni=False)
-
-        assert precision == "fp32"
-        assert "VNNI" in reason
-
-    @pytest.mark.parametrize(("top1", "chosen"), [(0.98, "int8"), (0.979, "fp32"), (None, "fp32")])
-    def test_int8_needs_recorded_agreement_of_98_percent(self, tmp_path: Path, top1: float | None, chosen: str) -> None:
-        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_top1=top1)).manifest
-
-        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == chosen
-
-    def test_a_bundle_without_int8_is_served_in_fp32(self, tmp_path: Path) -> None:
-        manifest = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32"])).manifest
-
-        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == "fp32"
-
     def test_the_choice_is_said_once_in_the_log(self, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, "service.model.engine"):
             engine = Engine(bundle, device="cpu")
@@ -106,18 +117,6 @@ class TestPrecision:
 
         with pytest.raises(EngineError, match=r"manifest\.json lists no int8 file, only fp32; set LIMELIGHT_PRECISION"):
             Engine(bundle, device="cpu", precision="int8")
-
-    @pytest.mark.parametrize(
-        ("flags", "answer"), [("fma avx2 avx512_vnni", True), ("fma avx_vnni", True), ("avx2 avx512f", False)]
-    )
-    def test_vnni_is_read_off_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
-        cpuinfo = tmp_path / "cpuinfo"
-        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} rdpid\nbugs\t\t: none\n")
-
-        assert has_vnni(cpuinfo) is answer
-
-    def test_an_unreadable_cpuinfo_means_no_vnni(self, tmp_path: Path) -> None:
-        assert not has_vnni(tmp_path / "none")
 
 
 class TestDevice:
@@ -153,6 +152,47 @@ class TestDevice:
         assert "CUDA is compiled in but does not work here" in caplog.text
 
 
+class TestCudaPath:
+    """What is done for CUDA, with the CPU standing in for the GPU: no GPU is needed, and none is tested."""
+
+    @pytest.fixture
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        load, from_numpy = ort.InferenceSession, ort.OrtValue.ortvalue_from_numpy
+        empty = ort.OrtValue.ortvalue_from_shape_and_type
+
+        def session(path: Path, options: Any, providers: list[Any]) -> Any:
+            opened = load(path, options, ["CPUExecutionProvider"])
+            opened.get_providers = lambda: [provider[0] for provider in providers[:1]]
+            return opened
+
+        monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+        monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(ort, "InferenceSession", session)
+        monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", lambda array, device: from_numpy(array.copy()))
+        monkeypatch.setattr(
+            ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, dtype, device: empty(shape, dtype)
+        )
+
+    @pytest.mark.usefixtures("stand_in")
+    def test_each_batch_is_copied_to_the_device_and_its_answers_back(self, bundle: Bundle) -> None:
+        engine = Engine(bundle, device="cuda", batch_sizes=None)
+        clips = random_clips(3)
+
+        answers = [engine.run(list(clips)).probabilities, engine.run(list(clips[::-1])).probabilities]
+
+        assert (engine.precision, engine.provider, engine.batch_sizes) == ("fp16", CUDA, (1, 2, 4, 8))
+        np.testing.assert_allclose(answers[0], answers[1][::-1], atol=1e-6)
+        assert not np.allclose(answers[0][0], answers[0][1], atol=1e-6)
+
+    @pytest.mark.usefixtures("stand_in")
+    def test_an_input_that_cannot_be_pinned_is_said_in_the_log(
+        self, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Engine(bundle, device="cuda")
+
+        assert "cannot be pinned" in caplog.text
+
+
 class TestBadModel:
     def test_what_is_not_onnx_is_an_error_naming_the_file(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, b"not a model")
@@ -176,7 +216,7 @@ class TestBadModel:
         bundle = with_model(tmp_path, tiny_network(3).SerializeToString())
 
         with pytest.raises(EngineError, match=r"answers 3 classes where manifest\.json has 6 labels"):
-            Engine(bundle, device="cpu").warm_up()
+            Engine(bundle, device="cpu")
 
     def test_a_network_that_cannot_run_is_found_while_warming_up(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, _fixed_batch_of_two().SerializeToString())

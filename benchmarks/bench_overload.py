@@ -1,0 +1,128 @@
+"""More than the service can do, and clients that dawdle: what becomes of the rest.
+
+Overload: in each round the capacity is measured with clients that wait for their answers, then four times as many
+requests a second come. The load is made on the same processors: its share of them is shown. Slow uploads: one client
+after another is timed, with and without 50 others that let a byte drip now and then; the two take turns. The tables go
+to standard output and to the end of benchmarks/RESULTS.md.
+"""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import uvloop
+
+from benchmarks.load import (
+    Answer,
+    all_predicted,
+    clips,
+    closed_loop,
+    describe,
+    open_loop,
+    quantile,
+    rate_of,
+    serving,
+    upload,
+)
+from benchmarks.report import argument_parser, publish
+
+DEADLINE_S = 10
+DRIP_S = 0.2
+
+
+def main() -> None:
+    """Measures, prints and records."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default 3)")
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default 15)")
+    parser.add_argument("--clients", type=int, default=8, help="that find the capacity (default 8)")
+    parser.add_argument("--slow", type=int, default=50, help="slow uploads (default 50)")
+    options = parser.parse_args()
+    some = clips(8)
+    requests = [upload(clip) for clip in some]
+    facts = [f"Tiny stand-in bundle, {describe(some)}, deadline {DEADLINE_S} s; load from the same machine"]
+    with serving(REQUEST_TIMEOUT_S=DEADLINE_S) as server:
+        uvloop.run(closed_loop(server.port, requests, clients=2, seconds=2))
+        rows = [
+            uvloop.run(overload(server.port, requests, options.clients, options.seconds)) for _ in range(options.rounds)
+        ]
+        head = (
+            "| round | capacity, clips/s | offered, clips/s | goodput, clips/s | goodput/capacity | 200 | 429 "
+            "| of those with Retry-After | other | slowest 200, s | generator, processors |"
+        )
+        table = [head, *(f"| {number} | {row} |" for number, row in enumerate(rows, 1))]
+        publish("Overload at four times the capacity", facts, table, record=not options.no_record)
+        pairs = [
+            [uvloop.run(beside(server.port, requests[0], slow, options.seconds)) for slow in (0, options.slow)]
+            for _ in range(options.rounds)
+        ]
+    publish(f"{options.slow} slow uploads", facts, slow_table(pairs), record=not options.no_record)
+
+
+async def overload(port: int, requests: list[bytes], clients: int, seconds: float) -> str:
+    """A row: the capacity, and what becomes of four times as many requests."""
+    start, spent = time.perf_counter(), time.process_time()
+    answers = await closed_loop(port, requests, clients=clients, seconds=seconds)
+    capacity = rate_of(answers, start=start, seconds=seconds)
+    generator = [(time.process_time() - spent) / seconds]
+    start, spent = time.perf_counter(), time.process_time()
+    answers = await open_loop(port, requests, rate=4 * capacity, seconds=seconds)
+    goodput = rate_of(answers, start=start, seconds=seconds)
+    generator.append((time.process_time() - spent) / seconds)
+    statuses = Counter(answer.status for answer in answers)
+    refused = [answer for answer in answers if answer.status == 429]
+    told = sum("retry-after" in answer.headers for answer in refused)
+    other = {status: count for status, count in sorted(statuses.items()) if status not in (200, 429)}
+    slowest = max((answer.seconds for answer in answers if answer.status == 200), default=0)
+    return (
+        f"{capacity:.1f} | {4 * capacity:.1f} | {goodput:.1f} | {goodput / capacity:.0%} | {statuses[200]} "
+        f"| {len(refused)} | {told} | {other or 0} | {slowest:.2f} | {generator[0]:.2f}, then {generator[1]:.2f}"
+    )
+
+
+async def beside(port: int, request: bytes, slow: int, seconds: float) -> Sequence[Answer]:
+    """Answers to one client after another, while as many others upload slowly."""
+    dawdlers = [asyncio.create_task(dawdle(port, request)) for _ in range(slow)]
+    await asyncio.sleep(1)
+    answers = all_predicted(await closed_loop(port, [request], clients=1, seconds=seconds))
+    for dawdler in dawdlers:
+        dawdler.cancel()
+    await asyncio.gather(*dawdlers, return_exceptions=True)
+    return answers
+
+
+async def dawdle(port: int, request: bytes) -> None:
+    """Upload a byte now and then for ever; start again where the server has had enough."""
+    while True:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            writer.write(request[:1000])
+            for byte in request[1000:]:
+                await asyncio.sleep(DRIP_S)
+                await writer.drain()  # raises where the server has closed
+                writer.write(bytes([byte]))
+
+
+def slow_table(pairs: Sequence[Sequence[Sequence[Answer]]]) -> list[str]:
+    """A row for each round and one of medians."""
+    table = ["| round | p50 alone, ms | p50 beside, ms | ratio | p95 alone, ms | p95 beside, ms | ratio | n |"]
+    ratios = []
+    for number, pair in enumerate(pairs, 1):
+        (alone50, beside50), (alone95, beside95) = (
+            [1000 * quantile([answer.seconds for answer in answers], share) for answers in pair]
+            for share in (0.50, 0.95)
+        )
+        ratios.append((beside50 / alone50, beside95 / alone95))
+        table.append(
+            f"| {number} | {alone50:.1f} | {beside50:.1f} | {ratios[-1][0]:.2f} "
+            f"| {alone95:.1f} | {beside95:.1f} | {ratios[-1][1]:.2f} | {len(pair[0])}, {len(pair[1])} |"
+        )
+    median50, median95 = (statistics.median(column) for column in zip(*ratios, strict=True))
+    return [*table, f"| median | | | {median50:.2f} | | | {median95:.2f} | |"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Load for a server, from one process: requests over raw HTTP/1.1, so that the cores are left to the server.
+
+`closed_loop` has clients that wait for their answers, which finds the capacity; `open_loop` has requests that come
+whether there are answers or not, which is what a crowd does. To be run by uvloop, which sends without copying.
+"""
+
+import asyncio
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from benchmarks.report import REPOSITORY
+from service.video.rendering import render_clip
+from tests.e2e.process import Server, running
+from tests.tiny_bundle import write_tiny_bundle
+
+BOUNDARY = "limelight-benchmark"
+PATIENCE_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a request; status 0 where the connection ended without one. `ended` is on `time.perf_counter()`."""
+
+    status: int
+    seconds: float
+    ended: float
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """One client's connection, opened again where the server has closed it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    async def send(self, request: bytes) -> Answer:
+        """The answer to a whole request."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                status, headers, body = await self._exchange(request)
+        except (OSError, EOFError, TimeoutError):
+            status, headers, body = 0, {}, b""
+        if status == 0 or headers.get("connection") == "close":
+            self._close()
+        ended = time.perf_counter()
+        return Answer(status, ended - started, ended, headers, body)
+
+    async def _exchange(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=2**20)
+        reader, writer = self._streams
+        writer.write(request)
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        return int(first.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+    def _close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+def upload(clip: bytes) -> bytes:
+    """A request that predicts a clip, sent as the file `file` of a form."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="clip.avi"\r\n'
+    body = f"{head}Content-Type: video/x-msvideo\r\n\r\n".encode() + clip + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return (
+        "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: float) -> list[Answer]:
+    """Clients that each send the next request once they have their answer. What is begun in time is finished."""
+    answers: list[Answer] = []
+    turn = itertools.cycle(requests)
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        async with Connection(port) as connection:
+            while time.perf_counter() < end:
+                answers.append(await connection.send(next(turn)))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answers
+
+
+async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> list[Answer]:
+    """`rate` requests a second at even distances, each over a connection of its own, whatever the answers do."""
+
+    async def client(request: bytes) -> Answer:
+        async with Connection(port) as connection:
+            return await connection.send(request)
+
+    start = time.perf_counter()
+    waiting = []
+    for number, request in zip(range(math.ceil(rate * seconds)), itertools.cycle(requests), strict=False):
+        await asyncio.sleep(start + number / rate - time.perf_counter())
+        waiting.append(asyncio.create_task(client(request)))
+    return await asyncio.gather(*waiting)
+
+
+def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """The same answers. Raises RuntimeError where one is no prediction, for then the times say nothing."""
+    for answer in answers:
+        if answer.status != 200:
+            raise RuntimeError(f"a request failed with status {answer.status}: {answer.body[:500]!r}")
+    return answers
+
+
+def rate_of(answers: Sequence[Answer], *, start: float, seconds: float) -> float:
+    """Predictions a second that were complete within `seconds` of `start`."""
+    return sum(answer.status == 200 and answer.ended <= start + seconds for answer in answers) / seconds
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of the values do not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def clips(count: int) -> list[bytes]:
+    """Real clips of the shared folder, those nearest to 0.5 MB first; rendered ones where there is none."""
+    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    paths = sorted((shared / "clips" / "ucf101").glob("*/*.avi"), key=lambda path: abs(path.stat().st_size - 500_000))
+    if paths:
+        return [path.read_bytes() for path in paths[:count]]
+    return [render_clip(frames=150 + 5 * number, codec="mpeg4", container="avi").data for number in range(count)]
+
+
+def describe(some: Sequence[bytes]) -> str:
+    """The clips in words, for a report."""
+    sizes = [len(clip) / 1e6 for clip in some]
+    return f"{len(some)} clips of {min(sizes):.2f}–{max(sizes):.2f} MB"
+
+
+@contextmanager
+def serving(bundle: Path | None = None, **settings: object) -> Iterator[Server]:
+    """`limelight serve`, ready, with settings by name; of the tiny stand-in bundle unless told otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = bundle or write_tiny_bundle(Path(folder) / "bundle")
+        given = {name: str(value) for name, value in settings.items()}
+        with running(bundle, Path(folder) / "log.jsonl", given) as server:
+            yield server

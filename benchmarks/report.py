@@ -1,0 +1,58 @@
+"""What every section of RESULTS.md says besides its table: where, when, with what and by which command."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
+VNNI = ("avx512_vnni", "avx_vnni")
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser for what every script takes, by its docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    return parser
+
+
+def publish(title: str, facts: Iterable[str], table: Sequence[str], *, record: bool) -> None:
+    """Print the section and, if it is to be recorded, add it to RESULTS.md. The table's first line is its head."""
+    columns = table[0].count("|") - 1
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "av", "numpy", "uvicorn"))
+    lines = [
+        f"\n## {title}, {datetime.now(UTC):%Y-%m-%d}\n",
+        f"- Machine: {machine()}",
+        f"- Software: Python {platform.python_version()}, {', '.join(versions)}",
+        f"- Command: `{shlex.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])}`",
+        *(f"- {fact}" for fact in facts),
+        "",
+        table[0],
+        "|---" + "|---:" * (columns - 1) + "|",
+        *table[1:],
+    ]
+    section = "\n".join(lines) + "\n"
+    print(section)
+    if record:
+        with RESULTS.open("a", encoding="utf-8") as results:
+            results.write(section)
+
+
+def machine() -> str:
+    """Processor, usable cores, 8-bit instructions, and how busy the machine is already."""
+    facts = {"model name": platform.machine(), "flags": ""}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+    vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f}"

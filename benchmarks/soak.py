@@ -1,0 +1,160 @@
+"""Does the service leak? Good, bad and broken clips and clients that vanish, for half an hour, with its size watched.
+
+Sampled every few seconds: resident memory and open files of the server and of its fork server, number of decoders and
+the memory that is theirs alone. The run is flat where the last quarter's median is hardly above
+the second's (the first warms up); else the exit code is 1. The table goes to standard output and to the end of
+benchmarks/RESULTS.md.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.load import Connection, clips, serving, upload
+from benchmarks.report import REPOSITORY, argument_parser, publish
+from service.video.rendering import render_clip
+from tests.processes import descendants
+
+SAMPLE_S = 5
+CLIENTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The service at one moment, in the middle of its work: MB, open files and processes."""
+
+    server_mb: float
+    fork_server_mb: float
+    decoders_mb: float
+    server_files: float
+    fork_server_files: float
+    decoders: float
+
+
+# What the last quarter's median may be above the second's: memory comes in arenas, and what is decoded varies.
+TOLERANCE = Sample(server_mb=10, fork_server_mb=5, decoders_mb=100, server_files=3, fork_server_files=3, decoders=1)
+
+
+def main() -> int:
+    """Runs, prints and records; 0 where everything stayed flat."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=30, help="how long (default 30)")
+    options = parser.parse_args()
+    with serving() as server:
+        statuses, vanished, samples = uvloop.run(soak(server.port, server.process.pid, 60 * options.minutes))
+        alive = server.process.poll() is None
+    quarters = [samples[len(samples) * part // 4 : len(samples) * (part + 1) // 4] for part in range(4)]
+    table = ["| of a quarter, median | " + " | ".join(field.name for field in fields(Sample)) + " |"]
+    medians = [
+        Sample(*(statistics.median(column) for column in zip(*map(astuple, part), strict=True))) for part in quarters
+    ]
+    table += [
+        f"| {part} | " + " | ".join(f"{value:.1f}" for value in astuple(each)) + " |"
+        for part, each in enumerate(medians, 1)
+    ]
+    flat = alive and all(
+        last - second <= tolerance
+        for second, last, tolerance in zip(astuple(medians[1]), astuple(medians[3]), astuple(TOLERANCE), strict=True)
+    )
+    facts = [
+        f"Tiny stand-in bundle, {options.minutes:g} minutes, {CLIENTS} clients, {len(samples)} samples",
+        f"Answers by status: {dict(sorted(statuses.items()))}; clients that vanished: {vanished}",
+        "Flat: " + ("yes" if flat else "NO"),
+    ]
+    publish("Soak with good and bad clips and clients that vanish", facts, table, record=not options.no_record)
+    return 0 if flat else 1
+
+
+async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, list[Sample]]:
+    """Statuses of the answers, number of clients that vanished, and the samples."""
+    requests = [
+        *map(upload, [*clips(12), *bad_clips()]),
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+    ]
+    end = time.monotonic() + seconds
+    statuses: Counter[int] = Counter()
+    vanished = itertools.count()
+    samples = []
+
+    async def client(seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311 - a mix, not a secret
+        async with Connection(port) as connection:
+            while time.monotonic() < end:
+                request = chance.choice(requests)
+                if chance.random() < 0.2:
+                    await vanish(port, request, chance.random(), chance.expovariate(20))
+                    next(vanished)
+                else:
+                    statuses[(await connection.send(request)).status] += 1
+
+    clients = asyncio.gather(*map(client, range(CLIENTS)))
+    while not clients.done():
+        await asyncio.wait([clients], timeout=SAMPLE_S)
+        samples.append(sample(pid))
+    await clients
+    return statuses, next(vanished), samples
+
+
+async def vanish(port: int, request: bytes, share: float, seconds: float) -> None:
+    """Send a part of the request, or all of it in half of the cases, wait a little and go."""
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.closing(writer):
+            writer.write(request[: round(2 * share * len(request))])
+            await asyncio.sleep(seconds)
+            writer.transport.abort()
+
+
+def bad_clips() -> list[bytes]:
+    """Clips that cannot be predicted, and odd ones of the shared folder, where there is one."""
+    whole = render_clip(frames=60, width=160, height=120).data
+    damaged = bytearray(whole)
+    for place in range(2000, len(damaged), 97):
+        damaged[place] ^= 0x55
+    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    odd = [path.read_bytes() for path in sorted((shared / "nasty").glob("*/*")) if 0 < path.stat().st_size < 500_000]
+    return [whole[: len(whole) // 2], bytes(damaged), b"not a clip", bytes(100_000), *odd]
+
+
+def sample(pid: int) -> Sample:
+    """The service now. What ends while it is looked at counts as nothing."""
+    [fork_server], *rest = descendants(pid)
+    decoders = [decoder for generation in rest for decoder in generation]
+    return Sample(
+        memory_mb(pid, "status", "VmRSS"),
+        memory_mb(fork_server, "status", "VmRSS"),
+        sum(memory_mb(decoder, "smaps_rollup", "Private_Dirty") for decoder in decoders),
+        files(pid),
+        files(fork_server),
+        len(decoders),
+    )
+
+
+def memory_mb(pid: int, file: str, key: str) -> float:
+    """A figure in kB from a process's file of /proc, in MB."""
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^{key}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE):
+            return int(found[1]) / 1000
+    return 0.0
+
+
+def files(pid: int) -> int:
+    """How many files a process has open."""
+    with contextlib.suppress(OSError):
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

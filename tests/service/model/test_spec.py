@@ -1,0 +1,107 @@
+"""What an engine is to be: decisions without a GPU, as ONNX Runtime's documentation words its options."""
+
+from pathlib import Path
+
+import pytest
+
+from service.model.bundle import Bundle, load_bundle
+from service.model.spec import CUDA, CudaOptions, SessionSpec, choose_batch_sizes, choose_precision, has_vnni
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return load_bundle(write_tiny_bundle(tmp_path))
+
+
+class TestPrecision:
+    def test_cuda_takes_fp16(self, bundle: Bundle) -> None:
+        assert choose_precision(bundle.manifest, on_cuda=True, vnni=True)[0] == "fp16"
+
+    def test_a_processor_with_vnni_takes_int8_that_agrees(self, bundle: Bundle) -> None:
+        assert choose_precision(bundle.manifest, on_cuda=False, vnni=True)[0] == "int8"
+
+    def test_a_processor_without_vnni_takes_fp32(self, bundle: Bundle) -> None:
+        precision, reason = choose_precision(bundle.manifest, on_cuda=False, vnni=False)
+
+        assert precision == "fp32"
+        assert "VNNI" in reason
+
+    @pytest.mark.parametrize(("top1", "chosen"), [(0.98, "int8"), (0.979, "fp32"), (None, "fp32")])
+    def test_int8_needs_recorded_agreement_of_98_percent(self, tmp_path: Path, top1: float | None, chosen: str) -> None:
+        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_top1=top1)).manifest
+
+        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == chosen
+
+    def test_a_bundle_without_int8_is_served_in_fp32(self, tmp_path: Path) -> None:
+        manifest = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32"])).manifest
+
+        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == "fp32"
+
+    @pytest.mark.parametrize(
+        ("flags", "answer"), [("fma avx2 avx512_vnni", True), ("fma avx_vnni", True), ("avx2 avx512f", False)]
+    )
+    def test_vnni_is_read_off_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} rdpid\nbugs\t\t: none\n")
+
+        assert has_vnni(cpuinfo) is answer
+
+    def test_an_unreadable_cpuinfo_means_no_vnni(self, tmp_path: Path) -> None:
+        assert not has_vnni(tmp_path / "none")
+
+
+class TestBatchSizes:
+    @pytest.mark.parametrize(
+        ("asked", "on_cuda", "sizes"),
+        [(None, False, (1,)), (None, True, (1, 2, 4, 8)), ((4, 1, 4), False, (1, 4)), ((2,), True, (2,))],
+    )
+    def test_are_those_asked_for_or_the_devices_own(
+        self, asked: tuple[int, ...] | None, on_cuda: bool, sizes: tuple[int, ...]
+    ) -> None:
+        assert choose_batch_sizes(asked, on_cuda=on_cuda) == sizes
+
+
+def spec(provider: str, *, spinning: bool = False, cuda: CudaOptions = CudaOptions()) -> SessionSpec:
+    return SessionSpec(provider, "fp16", (1, 2), threads=0, spinning=spinning, cuda=cuda)
+
+
+class TestCuda:
+    def test_by_default_convolutions_are_picked_by_heuristic_in_the_layout_of_tensor_cores(self) -> None:
+        assert CudaOptions().provider_options() == {
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "prefer_nhwc": "1",
+            "enable_cuda_graph": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+
+    def test_everything_asked_for_reaches_the_provider(self) -> None:
+        options = CudaOptions(conv_search="EXHAUSTIVE", memory_limit_bytes=2**31, graphs=True, prefer_nhwc=False)
+
+        assert options.provider_options() == {
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "prefer_nhwc": "0",
+            "enable_cuda_graph": "1",
+            "arena_extend_strategy": "kSameAsRequested",
+            "gpu_mem_limit": "2147483648",
+        }
+
+    def test_a_session_on_cuda_has_the_cpu_behind_it_and_one_on_the_cpu_has_nothing(self) -> None:
+        assert spec(CUDA).providers() == [(CUDA, CudaOptions().provider_options()), "CPUExecutionProvider"]
+        assert spec("CPUExecutionProvider").providers() == ["CPUExecutionProvider"]
+
+    def test_each_batch_size_has_a_graph_of_its_own(self) -> None:
+        graphs = spec(CUDA, cuda=CudaOptions(graphs=True))
+
+        assert [graphs.run_config(size) for size in (1, 2)] == [{"gpu_graph_id": "1"}, {"gpu_graph_id": "2"}]
+
+    def test_without_graphs_or_without_cuda_no_graph_is_named(self) -> None:
+        assert spec(CUDA).run_config(1) == {}
+        assert spec("CPUExecutionProvider", cuda=CudaOptions(graphs=True)).run_config(1) == {}
+
+
+@pytest.mark.parametrize(("spinning", "value"), [(True, "1"), (False, "0")])
+def test_threads_spin_where_they_may(spinning: bool, value: str) -> None:
+    entries = spec("CPUExecutionProvider", spinning=spinning).session_config()
+
+    assert entries == {"session.intra_op.allow_spinning": value}
