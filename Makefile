@@ -2,8 +2,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-process bench-decode bench-overload \
-  bench-service bench-threads bench-peers lock clean
+.PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
+  bench-overload bench-service bench-threads bench-peers lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -58,6 +58,9 @@ soak-decoders: setup ## A minute of killed decoders, and every variant of every 
 
 bench-process: setup ## Measure what a process of its own costs a clip (ARGS="--rounds 50")
 	$(BIN)/python benchmarks/bench_decoder_process.py $(ARGS)
+
+bench-answer: setup ## Measure how long writing an answer takes (ARGS="--rounds 1000")
+	$(BIN)/python benchmarks/bench_answer.py $(ARGS)
 
 bench-decode: setup .bench/venv ## Compare the decoder with OpenCV and decord (ARGS="--only Xvid --rounds 3")
 	$(BIN)/python benchmarks/bench_decode.py $(ARGS)

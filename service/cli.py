@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,17 +22,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.doctor import Verdict, examine
 from service.http.app import load_pipeline
-from service.http.schemas import ModelFacts, PredictionAnswer, ProblemAnswer, Timings
+from service.http.schemas import ModelFacts, PredictionAnswer, ProblemAnswer, Timings, answer_json
 from service.http.server import ListenError
 from service.http.server import serve as run_server
 from service.metrics import Metrics
 from service.model.bundle import BundleError
 from service.model.engine import EngineError
 from service.overlay import check_overlay_path, write_overlay
+from service.pipeline import Stages
 from service.settings import Settings
-from service.video.decoder import DecodeLimits, decode_clip
-from service.video.decoders import start_decoders
+from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 from service.video.process import DecodersError
 from service.video.rendering import render_clip
@@ -42,12 +44,11 @@ PATIENCE = httpx.Timeout(600, connect=10)
 START_PATIENCE_S = 300
 STOP_PATIENCE_S = 60
 RANKS = 5
-# By layer: what it does, and what it takes.
-SANDBOX = {
-    "rlimits": "bounds memory, processor time and open files; Linux",
-    "no_new_privs": "keeps rights from being gained; Linux",
-    "landlock": "no file by name, no TCP; Linux 5.13 with `landlock` in lsm=, in a container whose runtime allows it",
-    "seccomp": "no system call but to read, compute and end; Linux with CONFIG_SECCOMP_FILTER on x86-64 or aarch64",
+
+STYLES = {
+    Verdict.GOOD: Text("ok", "green"),
+    Verdict.POOR: Text("warning", "yellow"),
+    Verdict.BAD: Text("error", "bold red"),
 }
 
 Classify = Callable[[str, bytes], PredictionAnswer]
@@ -89,7 +90,7 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one JSON object a line.")] = False,
     top_k: TopKOption = RANKS,
 ) -> None:
-    """Name the action in clips."""
+    """Name the action in clips. A service that asks for an API key is sent $LIMELIGHT_API_KEY."""
     with _one_sentence():
         if url and bundle:
             raise CommandError("--url and --bundle exclude each other: give the one that is to answer")
@@ -98,7 +99,10 @@ def predict(
                 raise CommandError(f"--overlay {overlay} shows one clip: give one clip at a time")
             _check_overlay(overlay)
         attention = json or overlay is not None
-        engine = _in_process(bundle, top_k, attention) if bundle else _over_http(url or DEFAULT_URL, top_k, attention)
+        if bundle:
+            engine = _in_process(bundle, top_k, attention)
+        else:
+            engine = _over_http(url or DEFAULT_URL, top_k, attention, os.environ.get("LIMELIGHT_API_KEY"))
         failed = False
         with engine as classify:
             for clip in clips:
@@ -121,7 +125,9 @@ def demo(
     with _one_sentence():
         _check_overlay(overlay)
         name, data = (str(clip), _read(clip)) if clip else ("a rendered figure doing jumping jacks", render_clip().data)
-        with _server(_settings(bundle=bundle).bundle) as url, _over_http(url, RANKS, attention=True) as classify:
+        settings = _settings(bundle=bundle)
+        key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+        with _server(settings.bundle) as url, _over_http(url, RANKS, True, key) as classify:
             answer = classify(name, data)
         _print_answer(name, answer)
         _write_overlay(overlay, name, data, answer)
@@ -129,18 +135,17 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this system grants to guard decoders with. Exit code 1 where a layer is missing."""
+def doctor(bundle: BundleOption = None) -> None:
+    """Say what would keep the service from working here, and how to mend it. Exit code 1 where something would."""
     with _one_sentence():
-        with contextlib.closing(
-            start_decoders(DecodeLimits(), memory_bytes=_settings().decode_memory_bytes)
-        ) as decoders:
-            grants = decoders.grants
-        table = Table("layer", "granted", "what it does, and where to get it", box=None, padding=(0, 2, 0, 0))
-        for layer, granted in asdict(grants).items():
-            table.add_row(layer, "yes" if granted else "no", SANDBOX[layer])
-        Console(highlight=False).print(table)
-    if grants.missing:
+        console = Console(highlight=False)
+        findings = list(examine(_settings(bundle=bundle), os.environ))
+        table = Table("checked", "", "found", box=None, padding=(0, 2, 0, 0))
+        for finding in findings:
+            mend = f"\n→ {finding.remedy}" if finding.remedy else ""
+            table.add_row(finding.subject, STYLES[finding.verdict], Text(finding.found + mend))
+        console.print(table)
+    if any(finding.verdict is Verdict.BAD for finding in findings):
         raise typer.Exit(1)
 
 
@@ -182,32 +187,34 @@ def _in_process(bundle: Path, top_k: int, attention: bool) -> Iterator[Classify]
 
         def classify(name: str, data: bytes) -> PredictionAnswer:
             started = time.monotonic()
+            seconds: Stages = {}
             try:
-                prediction = runner.run(pipeline.predict(data, deadline=math.inf))
+                prediction = runner.run(pipeline.predict(data, deadline=math.inf, stages=seconds))
             except ClipError as error:
                 raise CommandError(f"{name}: {error}") from error
-            seconds = prediction.seconds
-            return PredictionAnswer.of(
+            answer = answer_json(
                 prediction,
-                model=ModelFacts.of(pipeline),
-                labels=pipeline.manifest.labels,
+                model=ModelFacts.of(prediction.model),
+                labels=prediction.model.manifest.labels,
                 top_k=top_k,
                 attention=attention,
                 timings_ms=Timings(
                     receive=0,
-                    decode=1000 * seconds.decode,
-                    queue=1000 * seconds.queue,
-                    inference=1000 * seconds.inference,
+                    decode=1000 * seconds["decode"],
+                    queue=1000 * seconds["queue"],
+                    inference=1000 * seconds["inference"],
                     total=1000 * (time.monotonic() - started),
                 ),
             )
+            return PredictionAnswer.model_validate_json(answer)
 
         yield classify
 
 
 @contextlib.contextmanager
-def _over_http(url: str, top_k: int, attention: bool) -> Iterator[Classify]:
-    """Classify with a running service."""
+def _over_http(url: str, top_k: int, attention: bool, key: str | None) -> Iterator[Classify]:
+    """Classify with a running service, to which `key` is shown."""
+    credentials = {"Authorization": f"Bearer {key}"} if key else {}
     local = _host(url) in {"127.0.0.1", "localhost", "::1"}
     with httpx.Client(timeout=PATIENCE, trust_env=not local) as client:  # no proxy between a machine and itself
 
@@ -216,7 +223,7 @@ def _over_http(url: str, top_k: int, attention: bool) -> Iterator[Classify]:
                 answer = client.post(
                     f"{url.rstrip('/')}/predict",
                     params={"top_k": top_k, "attention": attention},
-                    headers={"Content-Type": "application/octet-stream"},
+                    headers={"Content-Type": "application/octet-stream", **credentials},
                     content=data,
                 )
             except httpx.HTTPError as error:
@@ -283,7 +290,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_PATIENCE_S)
     except subprocess.TimeoutExpired:

@@ -56,7 +56,7 @@ class Metrics:
             registry=registry,
         )
         self.model = Info("limelight_model", "The model that answers.", registry=registry)
-        self.ready = Gauge("limelight_ready", "1 while predictions are served, else 0.", registry=registry)
+        self.ready = Gauge("limelight_ready", "1 while more predictions may be sent here, else 0.", registry=registry)
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format 0.0.4."""

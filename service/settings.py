@@ -1,12 +1,25 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _split_at_commas(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
+
+
+def _split_keys(value: Any) -> Any:
+    if isinstance(value, str):  # set and empty is as good as not set
+        return [key.strip() for key in value.split(",")] if value.strip() else []
+    return value
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not text or not all("!" <= letter <= "~" for letter in text):
+        raise ValueError("each key has to be of visible ASCII letters, without spaces")
+    return key
 
 
 class Settings(BaseSettings):
@@ -15,7 +28,7 @@ class Settings(BaseSettings):
     Raises pydantic's `ValidationError`, which names the setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True, hide_input_in_errors=True)
 
     bundle: Path = Field(Path("bundle"), description="Folder that `limelight-model export` wrote.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
@@ -43,6 +56,10 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; more answers 413.")
+    upload_timeout_s: float = Field(10.0, gt=0, description="Longest silence of a client in mid-request; then 408.")
+    upload_memory_bytes: int = Field(
+        2**30, ge=1, description="What may be arriving at a time, all uploads together; more answers 429."
+    )
     max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
     max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, width × height.")
     max_frames: int = Field(20_000, ge=1, description="Most frames in a clip.")
@@ -52,4 +69,14 @@ class Settings(BaseSettings):
     require_sandbox: bool = Field(False, description="Refuse to start where the kernel lacks a layer of the sandbox.")
 
     request_timeout_s: float = Field(60.0, gt=0, description="From a request's arrival to its answer; then 504.")
+    drain_delay_s: float = Field(
+        5.0, ge=0, description="From SIGTERM until no more connections are accepted, for gateways to look away."
+    )
     max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")
+
+    api_keys: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_keys)
+    ] = Field(
+        (),
+        description="Keys of which each request but for health and metrics has to bear one; several, to change them.",
+    )

@@ -18,6 +18,7 @@ def write_tiny_bundle(
     path: Path,
     labels: Sequence[str] = LABELS,
     *,
+    version: str = "1",
     variant: Literal["attention", "base"] = "attention",
     precisions: Sequence[Precision] = ("fp32", "fp16", "int8"),
     int8_top1: float | None = 0.995,
@@ -32,7 +33,7 @@ def write_tiny_bundle(
     if "int8" in files and int8_top1 is not None:
         agreement = Agreement(top1=int8_top1, n=200, low=0.9, high=1.0, max_abs_difference=0.01, device="test")
         files["int8"] = files["int8"].model_copy(update={"agreement": agreement})
-    manifest = Manifest(name="tiny", version="1", variant=variant, labels=list(labels), precisions=files)
+    manifest = Manifest(name="tiny", version=version, variant=variant, labels=list(labels), precisions=files)
     write_manifest(path, manifest)
     return path
 

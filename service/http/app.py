@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 
@@ -9,12 +10,19 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.http.auth import ApiKeys
+from service.http.guard import BodyGuard
 from service.http.observe import Observe, record_of
+from service.http.openapi import DescribedAPI
 from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.protocol.routes import router as protocol_router
 from service.http.routes import CLIENT_GONE, Serving, router
 from service.metrics import Metrics
-from service.pipeline import CudaOptions, DecodeLimits, Engine, Pipeline, load_bundle, start_decoders
+from service.pipeline import CudaOptions, DecodeLimits, Engine, Model, Pipeline, load_bundle, start_decoders
 from service.settings import Settings
+
+# Paths whose requests are predictions.
+PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,8 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         if serving.pipeline is not None:
             await asyncio.to_thread(serving.pipeline.close)
 
-    app = FastAPI(
+    app = DescribedAPI(
+        guarded=bool(settings.api_keys),
         title="Limelight",
         summary="Recognises human actions in video clips and shows where the network looked.",
         version=version("limelight"),
@@ -44,18 +53,18 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     )
     app.state.serving = serving
     app.include_router(router)
+    app.include_router(protocol_router)
     for error in EXPECTED:
         app.add_exception_handler(error, _refuse)
     app.add_exception_handler(ClientDisconnect, _note_absence)
-    app.add_middleware(Observe, metrics=serving.metrics, measured=frozenset({"/predict"}))
+    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    app.add_middleware(Observe, metrics=serving.metrics, measured=PREDICTIONS)
+    app.add_middleware(BodyGuard, settings=settings, closing=lambda: serving.draining)
     return app
 
 
-def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
-    """Load and warm up the bundle that the settings name, start decoders. Takes seconds.
-
-    Raises BundleError, EngineError, DecodersError.
-    """
+def load_model(settings: Settings, metrics: Metrics) -> Model:
+    """Load and warm up the bundle that the settings name. Takes seconds. Raises BundleError, EngineError."""
     bundle = load_bundle(settings.bundle)
     engine = Engine(
         bundle,
@@ -71,28 +80,42 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
             prefer_nhwc=settings.cuda_prefer_nhwc,
         ),
     )
-    decoders = start_decoders(
-        DecodeLimits(
-            max_duration_s=settings.max_duration_s,
-            max_pixels=settings.max_pixels,
-            max_frames=settings.max_frames,
-            timeout_s=settings.decode_timeout_s,
-        ),
-        memory_bytes=settings.decode_memory_bytes,
-        require_sandbox=settings.require_sandbox,
-    )
+    return Model(bundle, engine, metrics, max_queue=settings.max_queue)
+
+
+def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+    """Load and warm up the bundle that the settings name, start decoders. Takes seconds.
+
+    Raises BundleError, EngineError, DecodersError.
+    """
+    model = load_model(settings, metrics)
     try:
-        return Pipeline(
-            bundle,
-            engine,
-            decoders,
-            metrics,
-            decode_workers=settings.decode_workers or len(os.sched_getaffinity(0)),
-            max_queue=settings.max_queue,
+        decoders = start_decoders(
+            DecodeLimits(
+                max_duration_s=settings.max_duration_s,
+                max_pixels=settings.max_pixels,
+                max_frames=settings.max_frames,
+                timeout_s=settings.decode_timeout_s,
+            ),
+            memory_bytes=settings.decode_memory_bytes,
+            require_sandbox=settings.require_sandbox,
         )
     except BaseException:
-        decoders.close()
+        model.close()
         raise
+    workers = settings.decode_workers or len(os.sched_getaffinity(0))
+    return Pipeline(model, decoders, metrics, decode_workers=workers)
+
+
+async def reload_model(serving: Serving, pipeline: Pipeline) -> None:
+    """Serve the bundle that now lies where the settings say, once it is warm. A bad one is refused: nothing changes."""
+    try:
+        model = await asyncio.to_thread(load_model, serving.settings, serving.metrics)
+    except Exception as error:
+        logger.error("the new bundle is refused and the old one stays: %s", error)
+        return
+    serving.announce("the bundle has been replaced", model)
+    await pipeline.replace(model)
 
 
 async def _start(serving: Serving, on_failure: Callable[[Exception], None]) -> None:
@@ -110,7 +133,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     record = record_of(request)
     record.code = problem.code
-    return problem_response(problem, record.request_id)
+    return problem_response(problem, record.request_id, request.scope["path"])
 
 
 async def _note_absence(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from service.metrics import Metrics
 
 # What may be echoed into a header and a log without a second thought.
 _CLEAN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-_CHATTER = ("/health/", "/metrics")
+_CHATTER = ("/health/", "/metrics", "/v2/health/")
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def record_of(request: Request) -> RequestRecord:
 class Observe:
     """Pure ASGI middleware around the app. Requests to `measured` paths are predictions and count in the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, measured: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, measured: re.Pattern[str]) -> None:
         self._app = app
         self._metrics = metrics
         self._measured = measured
@@ -57,7 +57,7 @@ class Observe:
             return
         record = RequestRecord(_request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["record"] = record
-        measured = scope["path"] in self._measured
+        measured = self._measured.fullmatch(scope["path"]) is not None
         token = current_request_id.set(record.request_id)
         if measured:
             self._metrics.in_flight_requests.inc()
@@ -85,7 +85,7 @@ class Observe:
                 raise  # half an answer is out: the server has to cut the connection
             problem = problem_of(error)
             record.code = problem.code
-            await problem_response(problem, record.request_id)(scope, receive, send_with_id)
+            await problem_response(problem, record.request_id, scope["path"])(scope, receive, send_with_id)
 
     def _count(self, record: RequestRecord) -> None:
         now = time.monotonic()

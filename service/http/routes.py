@@ -2,20 +2,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
+from service.http.examples import MANIFEST, PREDICTION
 from service.http.observe import RequestRecord, record_of
-from service.http.problems import MEDIA_TYPE, Problem
-from service.http.schemas import Health, ModelFacts, PredictionAnswer, ProblemAnswer, Timings
-from service.http.upload import read_clip
+from service.http.openapi import answered, problems
+from service.http.problems import Problem
+from service.http.schemas import Health, ModelFacts, PredictionAnswer, Timings, answer_json
+from service.http.upload import receive_clip
 from service.metrics import Metrics
-from service.pipeline import Manifest, Pipeline
+from service.pipeline import ClipFile, Manifest, Model, Pipeline
 from service.settings import Settings
 
 CLIENT_GONE = 499  # nginx's number for it; nobody is left to read it but the log and the metrics
@@ -25,33 +26,44 @@ logger = logging.getLogger(__name__)
 
 
 class Serving:
-    """What the routes serve from: `pipeline` is None until the bundle is loaded and warmed up."""
+    """What the routes serve from, and how far its life has come.
+
+    `pipeline` is None until the bundle is loaded and warmed up. While `draining`, gateways are told to look away and
+    predictions are still served, until `closed`.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
         self.pipeline: Pipeline | None = None
+        self.draining = False
+        self.closed = False
+        self.reading_tensors = asyncio.Semaphore(1)
         metrics.ready.set_function(lambda: self.ready)
 
     @property
     def ready(self) -> bool:
-        """Whether predictions are served now."""
-        return self.pipeline is not None and self.pipeline.alive
+        """Whether more requests may be sent here."""
+        return self.pipeline is not None and self.pipeline.alive and not self.draining
 
     def open(self, pipeline: Pipeline) -> None:
         """Serve from this pipeline from now on."""
-        facts = ModelFacts.of(pipeline).model_dump()
-        self.metrics.model.info(facts)
         self.pipeline = pipeline
-        logger.info("ready", extra={"model": facts})
+        self.announce("ready", pipeline.model)
+
+    def announce(self, what: str, model: Model) -> None:
+        """Tell log and metrics which model answers from now on."""
+        facts = ModelFacts.of(model).model_dump()
+        self.metrics.model.info(facts)
+        logger.info(what, extra={"model": facts})
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
 
 
-def _ready_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
+async def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
     if serving.pipeline is None:
         raise Problem("not_ready", "the model is being loaded; ask /health/ready")
     if not serving.pipeline.alive:
@@ -60,8 +72,28 @@ def _ready_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
 
 
 Served = Annotated[Serving, Depends(_serving)]
+Warm = Annotated[Pipeline, Depends(_warm_pipeline)]
+
+
+async def _ready_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+    if serving.draining:
+        raise Problem("draining", "the service is shutting down; ask another")
+    return pipeline
+
+
+async def _open_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+    if serving.closed:
+        raise Problem("draining", "the service is shutting down; ask another")
+    return pipeline
+
+
 Ready = Annotated[Pipeline, Depends(_ready_pipeline)]
-_PROBLEM: dict[str, Any] = {"model": ProblemAnswer, "content": {MEDIA_TYPE: {}}}
+Open = Annotated[Pipeline, Depends(_open_pipeline)]
+_REFUSALS = (
+    "empty_body", "malformed_multipart", "missing_file", "upload_timeout", "body_too_large", "unsupported_media",
+    "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
+    "invalid_parameter", "overloaded", "not_ready", "draining", "deadline_exceeded",
+)  # fmt: skip
 _CLIP = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
     "schema": {
@@ -77,7 +109,7 @@ router = APIRouter()
 @router.post(
     "/predict",
     response_model=PredictionAnswer,
-    responses=dict.fromkeys((400, 408, 413, 415, 422, 429, 500, 503, 504), _PROBLEM),
+    responses=answered(PREDICTION) | problems(*_REFUSALS),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -88,67 +120,63 @@ router = APIRouter()
 async def predict(
     request: Request,
     serving: Served,
-    pipeline: Ready,
+    pipeline: Open,
     top_k: Annotated[int, Query(ge=1, description="How many of the likeliest classes to list.")] = 5,
     attention: Annotated[bool, Query(description="Whether to send the attention maps.")] = True,
 ) -> Response:
     """Classify a clip, sent as the file `file` of a multipart form or as the body itself."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    data = await _receive(request, serving, deadline)
-    prediction = await _while_client_waits(request, pipeline.predict(data, deadline=deadline))
-    record.stages |= asdict(prediction.seconds)
+    pipeline.check_admission(deadline)  # while the clip has not been sent in vain yet; it takes a place once it is here
+    with ClipFile() as clip:
+        await _receive(request, serving, clip)
+        work = pipeline.predict(clip, deadline=deadline, stages=record.stages)
+        prediction = await while_client_waits(request, work)
     record.answered = time.monotonic()
-    answer = PredictionAnswer.of(
+    answer = answer_json(
         prediction,
-        model=ModelFacts.of(pipeline),
-        labels=pipeline.manifest.labels,
+        model=ModelFacts.of(prediction.model),
+        labels=prediction.model.manifest.labels,
         top_k=top_k,
         attention=attention,
         timings_ms=_timings(record),
     )
-    server_timing = ", ".join(f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in record.stages.items())
-    return Response(answer.model_dump_json(), media_type="application/json", headers={"Server-Timing": server_timing})
+    return Response(answer, media_type="application/json", headers=server_timing(record))
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses=answered({"status": "live"}))
 async def live() -> Health:
     """Whether the process answers at all."""
     return Health(status="live")
 
 
-@router.get("/health/ready", responses={503: _PROBLEM})
+@router.get("/health/ready", responses=answered({"status": "ready"}) | problems("not_ready", "draining"))
 async def ready(_: Ready) -> Health:
-    """Whether predictions are served: the model is loaded and warmed up."""
+    """Whether to send predictions here: the model is loaded and warmed up, and the service is not shutting down."""
     return Health(status="ready")
 
 
-@router.get("/model", responses={503: _PROBLEM})
-async def model(pipeline: Ready) -> Manifest:
+@router.get("/model", responses=answered(MANIFEST) | problems("not_ready"))
+async def model(pipeline: Warm) -> Manifest:
     """The manifest of the bundle that is served."""
-    return pipeline.manifest
+    return pipeline.model.manifest
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=PlainTextResponse, responses=answered("limelight_ready 1.0\n", "text/plain"))
 async def metrics(serving: Served) -> Response:
     """The service's metrics in Prometheus' text format."""
     return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _receive(request: Request, serving: Serving, deadline: float) -> bytes:
+async def _receive(request: Request, serving: Serving, clip: ClipFile) -> None:
     record = record_of(request)
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            data = await read_clip(request, serving.settings.max_body_bytes)
-    except TimeoutError as error:
-        raise Problem("upload_timeout", "the clip did not arrive in time") from error
+    await receive_clip(request, clip)
     record.stages["receive"] = time.monotonic() - record.arrived
     serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
-    serving.metrics.upload_bytes.observe(len(data))
-    return data
+    serving.metrics.upload_bytes.observe(clip.size)
 
 
-async def _while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled if the client goes away; then ClientDisconnect is raised."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request))
@@ -161,6 +189,11 @@ async def _while_client_waits(request: Request, work: Coroutine[Any, Any, T]) ->
         task.cancel()
         gone.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def server_timing(record: RequestRecord) -> dict[str, str]:
+    """The header that tells the stages so far, in milliseconds (W3C Server Timing)."""
+    return {"Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in record.stages.items())}
 
 
 async def _disconnected(request: Request) -> None:

@@ -3,9 +3,11 @@
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.pipeline import Pipeline, Prediction
+from service.pipeline import Model, Prediction
 
 
 class _Answer(BaseModel):
@@ -22,22 +24,20 @@ class ModelFacts(_Answer):
     provider: str
 
     @classmethod
-    def of(cls, pipeline: Pipeline) -> Self:
-        """The facts of the network that this pipeline runs."""
-        manifest = pipeline.manifest
+    def of(cls, model: Model) -> Self:
+        """The facts of this network."""
+        manifest = model.manifest
         return cls(
             name=manifest.name,
             version=manifest.version,
             variant=manifest.variant,
-            precision=pipeline.precision,
-            provider=pipeline.provider,
+            precision=model.precision,
+            provider=model.provider,
         )
 
 
 class ClipAnswer(_Answer):
     """What the clip was. Width and height in pixels as coded, before the rotation in degrees clockwise."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     container: str
     codec: str
@@ -67,8 +67,6 @@ class Attention(_Answer):
 class FrameAnswer(_Answer):
     """A sampled frame: its index in presentation order, and its time after the first frame."""
 
-    model_config = ConfigDict(from_attributes=True)
-
     index: int
     time_s: float
 
@@ -94,37 +92,32 @@ class PredictionAnswer(_Answer):
     frames: list[FrameAnswer] = Field(description="The sampled frames, in the order of the attention's maps.")
     timings_ms: Timings
 
-    @classmethod
-    def of(
-        cls,
-        prediction: Prediction,
-        *,
-        model: ModelFacts,
-        labels: list[str],
-        top_k: int,
-        attention: bool,
-        timings_ms: Timings,
-    ) -> Self:
-        """A prediction in words. `top_k` may be more than there are classes."""
-        probabilities = prediction.probabilities.tolist()
-        ranking = np.argsort(-prediction.probabilities, kind="stable")[:top_k].tolist()
-        return cls(
-            model=model,
-            clip=ClipAnswer.model_validate(prediction.clip),
-            predictions=[RankedLabel(label=labels[i], index=i, probability=probabilities[i]) for i in ranking],
-            probabilities=probabilities,
-            attention=_attention(prediction) if attention else None,
-            frames=[FrameAnswer.model_validate(frame) for frame in prediction.sampled],
-            timings_ms=timings_ms,
-        )
+
+def answer_json(
+    prediction: Prediction, *, model: ModelFacts, labels: list[str], top_k: int, attention: bool, timings_ms: Timings
+) -> bytes:
+    """A PredictionAnswer as JSON. `top_k` may be more than there are classes.
+
+    The numbers go from the arrays straight to text; as Python objects they would take longer than all the rest.
+    """
+    probabilities = prediction.probabilities.astype(np.float64)
+    ranking = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+    maps = prediction.attention if attention else None
+    answer = {
+        "model": model.model_dump(),
+        "clip": prediction.clip,
+        "predictions": [{"label": labels[i], "index": i, "probability": probabilities[i]} for i in ranking],
+        "probabilities": probabilities,
+        "attention": None if maps is None else {"grid": maps.shape[1:], "maps": _rounded(maps)},
+        "frames": prediction.sampled,
+        "timings_ms": timings_ms.model_dump(),
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _attention(prediction: Prediction) -> Attention | None:
-    if prediction.attention is None:
-        return None
+def _rounded(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     # Seven decimals are all that float32 knows of a share of 1, and halve the answer.
-    maps = prediction.attention.astype(np.float64).round(7)
-    return Attention(grid=(maps.shape[1], maps.shape[2]), maps=maps.tolist())
+    return maps.astype(np.float64).round(7)
 
 
 class ProblemAnswer(_Answer):
@@ -136,6 +129,12 @@ class ProblemAnswer(_Answer):
     detail: str
     code: str
     request_id: str
+
+
+class ProtocolProblemAnswer(ProblemAnswer):
+    """Problem details under /v2, with the text once more where clients of the Open Inference Protocol look for it."""
+
+    error: str
 
 
 class Health(_Answer):

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from service.video.clip_file import ClipFile
 from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
 from service.video.process import DecoderProcesses, DecodersError
 from service.video.sandbox import Grants
@@ -21,7 +22,7 @@ class Decoders(Protocol):
     def grants(self) -> Grants:
         """What keeps a hostile clip from doing harm."""
 
-    async def decode(self, data: bytes) -> DecodedClip:
+    async def decode(self, clip: bytes | ClipFile) -> DecodedClip:
         """As ``decode_clip`` does; and DecoderCrashed. Cancelling gives the clip up."""
 
     def close(self) -> None:
@@ -66,8 +67,9 @@ class DecoderThreads:
         self._limits = limits
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
-    async def decode(self, data: bytes) -> DecodedClip:
+    async def decode(self, clip: bytes | ClipFile) -> DecodedClip:
         """See Decoders. A clip once begun is finished or times out."""
+        data = clip if isinstance(clip, bytes) else clip.read()
         return await asyncio.get_running_loop().run_in_executor(self._threads, decode_clip, data, self._limits)
 
     def close(self) -> None:

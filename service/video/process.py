@@ -7,7 +7,6 @@ may have taken its decoder over.
 import asyncio
 import contextlib
 import fcntl
-import io
 import json
 import logging
 import mmap
@@ -25,6 +24,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.video.clip_file import ClipFile, file_in_memory, seal
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, Image, SampledFrame
 from service.video.errors import ClipError, DecoderCrashed, DecodeTimeout
 from service.video.forkserver import ANSWER_BYTES, FRAMES_BYTES, FRAMES_SHAPE
@@ -38,7 +38,6 @@ KILL_S = 5
 INHERITED = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 # A process so short spends much of its life on fresh pages: huge ones save it a sixth of its time.
 ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OPENBLAS_NUM_THREADS": "1"}
-CHUNK_BYTES = 4 * 2**20  # copied in a few milliseconds, for which the event loop stands still
 ERRORS: Mapping[str, type[ClipError]] = MappingProxyType({kind.code: kind for kind in ClipError.__subclasses__()})
 
 logger = logging.getLogger(__name__)
@@ -89,15 +88,19 @@ class DecoderProcesses:
         """What the sandbox is made of on this machine."""
         return self._server.grants
 
-    async def decode(self, data: bytes) -> DecodedClip:
+    async def decode(self, clip: bytes | ClipFile) -> DecodedClip:
         """As ``decode_clip`` does, and within the time limit whatever the clip does. Cancelling kills the process.
 
         Raises ClipError, of which DecoderCrashed where the process died; DecodersError.
         """
+        if isinstance(clip, bytes):
+            with ClipFile() as file:
+                file.write(clip)
+                return await self.decode(file)
+        clip.seal()
         for _ in range(2):
             server = self._server if self._server.alive else await asyncio.to_thread(self._restart)
-            with _Exchange() as exchange:
-                await exchange.write(data)
+            with _Exchange(clip) as exchange:
                 server.fork(exchange)
                 status = await self._wait(server, exchange)
                 if status is not None:
@@ -160,15 +163,15 @@ class DecoderProcesses:
 class _Exchange:
     """What passes between the service and the process of one clip: two files in memory and a pair of sockets."""
 
-    def __init__(self) -> None:
+    def __init__(self, clip: ClipFile) -> None:
+        self._clip = clip
         with contextlib.ExitStack() as opened:
-            self._clip = opened.enter_context(_file_in_memory("clip"))
-            self._answer = opened.enter_context(_file_in_memory("answer"))
+            self._answer = opened.enter_context(file_in_memory("answer"))
             self._ours, self._theirs = map(opened.enter_context, socket.socketpair())
             self._opened = opened.pop_all()
         self._ours.setblocking(False)
         self._answer.truncate(ANSWER_BYTES)
-        _seal(self._answer, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        seal(self._answer, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
     def __enter__(self) -> Self:
         return self
@@ -176,14 +179,6 @@ class _Exchange:
     def __exit__(self, *_: object) -> None:
         """Also tells the fork server, where the process has not ended, that nobody waits for it any more."""
         self._opened.close()
-
-    async def write(self, data: bytes) -> None:
-        """Make this the clip, for good."""
-        left = memoryview(data)
-        while left:
-            left = left[self._clip.write(left[:CHUNK_BYTES]) :]
-            await asyncio.sleep(0)
-        _seal(self._clip, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
     def send_by(self, control: socket.socket) -> None:
         """Hand the other side over."""
@@ -253,12 +248,3 @@ class _ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _file_in_memory(name: str) -> io.FileIO:
-    return io.FileIO(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
-
-
-def _seal(file: io.FileIO, seals: int) -> None:
-    """Take from everybody, for good, what the seals say."""
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)

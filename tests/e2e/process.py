@@ -31,8 +31,8 @@ class Server:
 
 
 @contextmanager
-def running(bundle: Path, log: Path, settings: dict[str, str]) -> Iterator[Server]:
-    command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port", "0"]
+def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+    command = [sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)

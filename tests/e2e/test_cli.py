@@ -1,7 +1,9 @@
 """`limelight` as its users run it."""
 
 import json
+import re
 import threading
+from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -64,6 +66,17 @@ class TestPredict:
         assert (tmp_path / name).stat().st_size > 1000
         assert name in ended.stdout
 
+    def test_a_service_with_keys_is_shown_the_one_of_the_environment(
+        self, start: Callable[..., Server], clip_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = start(API_KEYS="cli-7f3a")
+        refused = limelight("predict", clip_file, "--url", server.url)
+        monkeypatch.setenv("LIMELIGHT_API_KEY", "cli-7f3a")
+        answered = limelight("predict", clip_file, "--url", server.url)
+
+        assert (refused.exit_code, answered.exit_code) == (2, 0)
+        assert "(401 unauthorized)" in refused.stderr
+
     def test_a_bad_clip_is_named_and_the_others_are_answered(
         self, server: Server, clip_file: Path, tmp_path: Path
     ) -> None:
@@ -123,12 +136,23 @@ class TestPredict:
 
 
 class TestDoctor:
-    def test_names_each_layer_of_the_sandbox_and_whether_it_is_there(self) -> None:
-        ended = limelight("doctor")
+    def test_says_what_was_found_and_that_the_service_would_work(
+        self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LIMELIGHT_PORT", "0")
+        ended = limelight("doctor", "--bundle", tiny_bundle)
 
-        rows = [line.split() for line in ended.stdout.splitlines()[1:] if not line.startswith(" ")]
-        assert [row[0] for row in rows] == ["rlimits", "no_new_privs", "landlock", "seccomp"]
-        assert ended.exit_code == int(any(row[1] == "no" for row in rows))
+        assert ended.exit_code == 0, ended.output
+        for subject in ("settings", "address", "decoders", "bundle", "network"):
+            assert f"\n{subject} " in ended.stdout
+        assert "tiny 1, 6 classes" in ended.stdout
+
+    def test_exits_with_1_where_something_would_keep_it_from_working(self, tmp_path: Path) -> None:
+        ended = limelight("doctor", "--bundle", tmp_path)
+
+        assert ended.exit_code == 1
+        assert re.search(r"^bundle +error ", ended.stdout, re.MULTILINE)
+        assert "make one with `limelight-model export`" in ended.stdout
 
 
 class TestDemo:

@@ -106,7 +106,7 @@ class TestLife:
     def test_sigterm_during_an_upload_still_answers_it_and_exits_0(
         self, start: Callable[..., Server], clip: bytes
     ) -> None:
-        server = start()
+        server = start(DRAIN_DELAY_S="0")
 
         def stopping_half_way() -> Iterator[bytes]:
             yield clip[: len(clip) // 2]
@@ -122,7 +122,7 @@ class TestLife:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_an_idle_server_stops_with_exit_code_0(self, start: Callable[..., Server], number: signal.Signals) -> None:
-        server = start()
+        server = start(DRAIN_DELAY_S="0")
         server.process.send_signal(number)
 
         assert server.process.wait(PATIENCE_S) == 0

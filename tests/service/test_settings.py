@@ -15,6 +15,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.max_duration_s, settings.max_pixels, settings.max_frames) == (600, 9_500_000, 20_000)
     assert (settings.decode_memory_bytes, settings.require_sandbox) == (2 * 1024**3, False)
     assert (settings.decode_timeout_s, settings.request_timeout_s, settings.max_queue) == (20, 60, 16)
+    assert (settings.upload_timeout_s, settings.upload_memory_bytes, settings.drain_delay_s) == (10, 2**30, 5)
 
 
 def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.http.app import create_app
+from service.http.schemas import PredictionAnswer
 from service.settings import Settings
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
@@ -97,6 +99,18 @@ class TestAnswer:
         assert len(body["frames"]) == 40
         assert body["frames"][1] == {"index": 1, "time_s": pytest.approx(0.075)}
         assert list(body["timings_ms"]) == ["receive", "decode", "queue", "inference", "total"]
+
+    async def test_is_what_its_schema_says_with_maps_of_seven_decimals(
+        self, client: httpx.AsyncClient, clip: bytes
+    ) -> None:
+        answer = PredictionAnswer.model_validate_json(
+            (await client.post("/predict", content=clip)).content, strict=True
+        )
+
+        assert answer.attention is not None
+        cells = np.array(answer.attention.maps)
+        assert cells.shape == (40, 7, 7)
+        np.testing.assert_array_equal(cells, cells.round(7))
 
     async def test_ranks_the_likeliest_classes_first(self, client: httpx.AsyncClient, clip: bytes) -> None:
         body = (await client.post("/predict", content=clip)).json()
@@ -194,7 +208,8 @@ class TestRefusal:
         answer = await client.post("/predict", content=endless(), headers={"Content-Type": media_type})
 
         assert_problem(answer, 413, "body_too_large")
-        assert sent <= 300_000
+        assert answer.headers["Connection"] == "close"
+        assert sent <= 500_000  # once as much as allowed, and once thrown away while the answer reaches the client
 
     async def test_of_what_is_not_there(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.get("/nothing"), 404, "not_found")

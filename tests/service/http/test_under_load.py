@@ -16,10 +16,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.http.app import create_app
+from service.http.app import create_app, reload_model
 from service.http.logs import JsonFormatter
 from service.model.engine import Engine, EngineOutput
 from service.settings import Settings
+from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 pytestmark = pytest.mark.anyio
 
@@ -32,16 +33,24 @@ class Brake:
         self.released.set()
         self.error: BaseException | None = None
         self.begun = 0
+        self._passing = 0
         run = Engine.run
 
         def braked(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
             self.begun += 1
-            assert self.released.wait(60)
+            if self._passing:
+                self._passing -= 1
+            else:
+                assert self.released.wait(60)
             if self.error is not None:
                 raise self.error
             return run(engine, clips)
 
         monkeypatch.setattr(Engine, "run", braked)
+
+    def pass_on(self, inferences: int) -> None:
+        """Let so many happen that begin from now on, whatever holds the others."""
+        self._passing = inferences
 
 
 @pytest.fixture
@@ -70,6 +79,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+def in_flight(app: FastAPI) -> float | None:
+    """Predictions being received or answered."""
+    value: float | None = app.state.serving.metrics.registry.get_sample_value("limelight_in_flight_requests")
+    return value
+
+
 def waiting(app: FastAPI) -> float | None:
     """Clips that wait for the engine."""
     value: float | None = app.state.serving.metrics.registry.get_sample_value(
@@ -92,12 +107,54 @@ async def test_more_than_the_queue_holds_is_refused_at_once(brake: Brake, tiny_b
     assert [answer.status_code for answer in answers] == [200, 200]
 
 
-async def test_what_takes_too_long_is_given_up(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
-    settings = Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=0.5)
+async def test_where_there_is_no_place_the_clip_need_not_be_sent(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    async def unsent() -> AsyncIterator[bytes]:
+        await asyncio.sleep(3600)
+        yield clip
+
+    settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=0, upload_timeout_s=0.1)
+    async with serving(brake, settings) as (_, client):
+        accepted = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: brake.begun == 1)
+        refused = await client.post("/predict", content=unsent())
+        brake.released.set()
+        await accepted
+        stalled = await client.post("/predict", content=unsent())
+
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert (stalled.status_code, stalled.json()["code"]) == (408, "upload_timeout")
+
+
+async def test_uploads_that_stall_take_no_places(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    async def stalling() -> AsyncIterator[bytes]:
+        yield clip[:1000]
+        await asyncio.sleep(3600)
+
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=0)) as (app, client):
+        brake.released.set()
+        slow = [asyncio.create_task(client.post("/predict", content=stalling())) for _ in range(20)]
+        await until(lambda: in_flight(app) == 20)
+        answer = await client.post("/predict", content=clip)
+        for each in slow:
+            each.cancel()
+        await asyncio.wait(slow)
+
+    assert answer.status_code == 200
+
+
+async def test_what_takes_too_long_is_given_up(
+    brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.INFO)
+    settings = Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=2)
     async with serving(brake, settings) as (_, client):
         answer = await client.post("/predict", content=clip)
 
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    (line,) = (line for line in log_lines(caplog) if line["message"] == "request")
+    assert (line["status"], line["code"]) == (504, "deadline_exceeded")
+    assert line["stages_ms"].keys() >= {"receive", "decode_wait", "decode"}  # where its time went
 
 
 async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
@@ -119,9 +176,28 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
     assert lost == 1
 
 
-async def post_until(app: FastAPI, clip: bytes, gone: asyncio.Event) -> None:
+async def test_a_client_that_goes_away_in_mid_upload_leaves_one_line(
+    brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.INFO)
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, _):
+        gone = asyncio.Event()
+        uploading = asyncio.create_task(post_until(app, clip[:1000], gone, more_body=True))
+        await until(lambda: in_flight(app) == 1)
+        gone.set()
+        await uploading
+        left = in_flight(app)
+
+    assert left == 0
+    assert brake.begun == 0
+    (line,) = (line for line in log_lines(caplog) if line["message"] == "request")
+    assert (line["path"], line["status"]) == ("/predict", 499)
+
+
+async def post_until(app: FastAPI, clip: bytes, gone: asyncio.Event, *, more_body: bool = False) -> None:
     """POST /predict as a client that closes its connection when `gone` is set."""
-    messages: list[Message] = [{"type": "http.request", "body": clip}]
+    messages: list[Message] = [{"type": "http.request", "body": clip, "more_body": more_body}]
 
     async def receive() -> Message:
         if messages:
@@ -168,6 +244,79 @@ async def test_without_its_engine_the_service_is_not_ready(brake: Brake, tiny_bu
 
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert (ready.status_code, later.status_code, later.json()["code"]) == (503, 503, "not_ready")
+
+
+class TestEnd:
+    """What a service that has been told to end answers."""
+
+    async def test_predictions_are_still_served_while_gateways_look_away(
+        self, brake: Brake, tiny_bundle: Path, clip: bytes
+    ) -> None:
+        async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+            brake.released.set()
+            before = await client.post("/predict", content=clip)
+            app.state.serving.draining = True
+            ready, alive = await client.get("/health/ready"), await client.get("/health/live")
+            answer = await client.post("/predict", content=clip)
+            metric = app.state.serving.metrics.registry.get_sample_value("limelight_ready")
+
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        assert (alive.status_code, metric) == (200, 0)
+        assert (before.status_code, before.headers.get("Connection")) == (200, None)
+        assert (answer.status_code, answer.headers.get("Connection")) == (200, "close")
+
+    async def test_then_they_are_refused(self, brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+        async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+            app.state.serving.draining = app.state.serving.closed = True
+            answer = await client.post("/predict", content=clip)
+
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
+class TestNewBundle:
+    async def test_answers_what_comes_after_it_while_the_old_one_finishes(
+        self, brake: Brake, tmp_path: Path, clip: bytes
+    ) -> None:
+        bundle = write_tiny_bundle(tmp_path, version="1")
+        async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
+            old = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(3)]
+            await until(lambda: brake.begun == 1 and waiting(app) == 2)
+            brake.pass_on(1)  # the first of the new one
+            write_tiny_bundle(tmp_path, LABELS[:3], version="2")
+            reloading = asyncio.create_task(reload_model(app.state.serving, app.state.serving.pipeline))
+            await until(lambda: model_version(app) == "2")
+            new = await client.post("/predict", content=clip)
+            brake.released.set()
+            await reloading
+            answers = [answer.json() for answer in await asyncio.gather(*old)]
+
+        assert [(answer["model"]["version"], len(answer["probabilities"])) for answer in answers] == [
+            ("1", len(LABELS))
+        ] * 3
+        assert (new.json()["model"]["version"], len(new.json()["probabilities"])) == ("2", 3)
+
+    async def test_that_is_bad_changes_nothing(
+        self, brake: Brake, tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bundle = write_tiny_bundle(tmp_path)
+        async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
+            brake.released.set()
+            (bundle / "manifest.json").write_text("{}")
+            await reload_model(app.state.serving, app.state.serving.pipeline)
+            answer = await client.post("/predict", content=clip)
+
+        assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1")
+        assert "the new bundle is refused" in caplog.text
+        assert "manifest.json" in caplog.text
+
+
+def model_version(app: FastAPI) -> str:
+    """Of the model that the metrics name."""
+    samples = (sample for family in app.state.serving.metrics.registry.collect() for sample in family.samples)
+    version: str
+    (version,) = (sample.labels["version"] for sample in samples if sample.name == "limelight_model_info")
+    return version
 
 
 class TestRequestId:

@@ -1,0 +1,86 @@
+"""Messages of the Open Inference Protocol as the API's description shows them, and the schemas of two.
+
+The tensors' numbers are too many to show. The schemas here are of what is sent; those of `schemas` are of what is left
+when the numbers have been cut out.
+"""
+
+from typing import Any
+
+SERVER = {"name": "limelight", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_configuration"]}
+MODEL = {
+    "name": "limelight-ucf13",
+    "versions": ["0.1.0"],
+    "platform": "onnxruntime_onnx",
+    "inputs": [{"name": "frames", "datatype": "UINT8", "shape": [-1, 40, 224, 224, 3]}],
+    "outputs": [
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 13]},
+        {"name": "attention", "datatype": "FP32", "shape": [-1, 40, 7, 7]},
+    ],
+}
+READY = {"name": "limelight-ucf13", "ready": True}
+CONFIG = {
+    "name": "limelight-ucf13",
+    "platform": "onnxruntime_onnx",
+    "max_batch_size": 17,
+    "input": [{"name": "frames", "data_type": "TYPE_UINT8", "dims": [40, 224, 224, 3]}],
+    "output": [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": [13]}],
+}
+REQUEST = {
+    "id": "clip-1",
+    "inputs": [{"name": "frames", "shape": [1, 40, 224, 224, 3], "datatype": "UINT8", "data": [0, 12, 255]}],
+    "outputs": [{"name": "probabilities"}],
+}
+RESPONSE = {
+    "model_name": "limelight-ucf13",
+    "model_version": "0.1.0",
+    "id": "clip-1",
+    "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [1, 2], "data": [0.98, 0.02]}],
+}
+
+
+def _object(required: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": required | optional}
+
+
+def _array(items: dict[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+_STRING: dict[str, Any] = {"type": "string"}
+_PARAMETERS: dict[str, Any] = {"parameters": {"type": "object"}}
+_SHAPE = _array({"type": "integer", "minimum": 1}, minItems=5, maxItems=5)
+_NUMBERS: dict[str, Any] = {
+    "type": "array",
+    "description": "Whole numbers from 0 to 255, flat or nested as the shape is.",
+}
+
+REQUEST_SCHEMA = _object(
+    {
+        "inputs": _array(
+            _object(
+                {"name": {"const": "frames"}, "shape": _SHAPE, "datatype": {"const": "UINT8"}},
+                {"data": _NUMBERS, **_PARAMETERS},
+            ),
+            minItems=1,
+            maxItems=1,
+        )
+    },
+    {
+        "id": _STRING,
+        "outputs": _array(_object({"name": {"enum": ["probabilities", "attention"]}}, _PARAMETERS)),
+        **_PARAMETERS,
+    },
+)
+RESPONSE_SCHEMA = _object(
+    {
+        "model_name": _STRING,
+        "model_version": _STRING,
+        "outputs": _array(
+            _object(
+                {"name": _STRING, "shape": _array({"type": "integer"}), "datatype": {"const": "FP32"}},
+                {"data": _array({"type": "number"}), **_PARAMETERS},
+            )
+        ),
+    },
+    {"id": _STRING},
+)

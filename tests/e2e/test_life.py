@@ -1,0 +1,137 @@
+"""How a server ends, and how it gets another bundle: neither costs a request that it has accepted."""
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.raw_client import RawClient
+from tests.processes import until
+from tests.tiny_bundle import write_tiny_bundle
+
+CLIENTS = 4
+Start = Callable[..., Server]
+
+
+def predict(server: Server, clip: bytes) -> httpx.Response:
+    """Over a connection of its own."""
+    return httpx.post(f"{server.url}/predict?attention=false", content=clip, timeout=PATIENCE_S, trust_env=False)
+
+
+def get(server: Server, path: str) -> httpx.Response:
+    return httpx.get(f"{server.url}{path}", timeout=PATIENCE_S, trust_env=False)
+
+
+@contextmanager
+def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
+    """Clients that ask again and again, until they are not let in any more or this is over: their answers."""
+    answers: list[httpx.Response] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answers.append(predict(server, clip))
+            except (httpx.ConnectError, httpx.ReadError):  # the latter in the listener's queue when that was closed
+                return
+
+    with ThreadPoolExecutor(CLIENTS) as crowd:
+        clients: list[Future[None]] = [crowd.submit(ask) for _ in range(CLIENTS)]
+        try:
+            until(lambda: len(answers) > CLIENTS)
+            yield answers
+        finally:
+            over.set()
+        for client in clients:
+            client.result()
+
+
+class TestEnd:
+    def test_under_load_loses_nothing_that_was_accepted(self, start: Start, clip: bytes) -> None:
+        server = start(DRAIN_DELAY_S="2")
+        with load(server, clip) as answers:
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: get(server, "/health/ready").status_code == 503)
+            not_ready = get(server, "/health/ready")
+            late = predict(server, clip)
+            served = len(answers)
+            assert server.process.wait(PATIENCE_S) == 0
+
+        assert (not_ready.json()["code"], int(not_ready.headers["Retry-After"]) >= 1) == ("draining", True)
+        assert (late.status_code, late.headers["Connection"]) == (200, "close")
+        assert len(answers) > served  # some while the listener was about to close
+        answered = Counter(answer.status_code for answer in [*answers, late])
+        accepted = [line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict"]
+        assert answered == Counter(line["status"] for line in accepted)
+        assert answered.keys() <= {200, 503}
+        assert answered[503] <= CLIENTS  # which were connected already, and not heard yet
+
+    def test_what_comes_on_open_connections_after_the_listener_closed_is_sent_elsewhere(
+        self, start: Start, clip: bytes
+    ) -> None:
+        server = start(DRAIN_DELAY_S="0")
+        with RawClient(server.port) as idle, RawClient(server.port) as uploading:
+            uploading.post(f"Content-Length: {len(clip)}", body=clip[:1000])
+            until(lambda: "limelight_in_flight_requests 1.0" in get(server, "/metrics").text)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: refused(server))
+            idle.post(f"Content-Length: {len(clip)}", body=clip)
+            turned_away = idle.answer()
+            uploading.send(clip[1000:])
+            accepted = uploading.answer()
+
+        assert (turned_away.status, turned_away.code) == (503, "draining")
+        assert int(turned_away.headers["retry-after"]) >= 1
+        assert accepted.status == 200
+        assert server.process.wait(PATIENCE_S) == 0
+
+    def test_a_second_signal_does_not_wait(self, start: Start) -> None:
+        server = start(DRAIN_DELAY_S="600")
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: get(server, "/health/ready").status_code == 503)
+        server.process.send_signal(signal.SIGTERM)
+
+        assert server.process.wait(PATIENCE_S) == 1
+
+    def test_comes_when_the_engine_has_died(self, tiny_bundle: Path, tmp_path: Path, clip: bytes) -> None:
+        with running(tiny_bundle, tmp_path / "log.jsonl", {}, program="tests.e2e.doomed") as server:
+            server.process.send_signal(signal.SIGUSR1)
+            answer = predict(server, clip)
+
+            assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+            assert server.process.wait(PATIENCE_S) == 1
+
+
+def test_a_new_bundle_under_load_loses_nothing(tmp_path: Path, clip: bytes) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", version="1")
+    with running(bundle, tmp_path / "log.jsonl", {}) as server, load(server, clip) as answers:
+        (bundle / "manifest.json").write_text("{}")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: any("the new bundle is refused" in str(line["message"]) for line in server.lines()))
+        after_bad_one = predict(server, clip)
+        write_tiny_bundle(bundle, version="2")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: answers[-1].json()["model"]["version"] == "2")
+        metrics = get(server, "/metrics").text
+
+    assert after_bad_one.json()["model"]["version"] == "1"
+    assert Counter(answer.status_code for answer in answers) == {200: len(answers)}
+    assert metrics.count("limelight_model_info{") == 1
+    assert 'version="2"' in metrics
+
+
+def refused(server: Server) -> bool:
+    """Whether the server accepts no connection any more."""
+    try:
+        RawClient(server.port).close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:  # it was in the listener's queue when that closed
+        pass
+    return False

@@ -1,0 +1,145 @@
+"""Clients that send too much, too slowly, or go away: what they hear, and what they leave behind."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.video.rendering import render_clip
+from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.raw_client import RawClient
+from tests.processes import descendants, until
+
+MOST = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {"MAX_BODY_BYTES": str(MOST), "UPLOAD_TIMEOUT_S": "2", "DECODE_WORKERS": "1", "DECODE_TIMEOUT_S": "300"}
+    with running(tiny_bundle, tmp_path_factory.mktemp("log") / "log.jsonl", settings) as server:
+        yield server
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum over all labels."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == f"limelight_{name}")
+
+
+def outcomes(server: Server) -> list[tuple[object, object]]:
+    """Status and problem of each request that the log tells of."""
+    lines = (line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict")
+    return [(line["status"], line.get("code")) for line in lines]
+
+
+class TestTooMuch:
+    def test_by_its_length_is_refused_before_it_is_sent(self, server: Server) -> None:
+        with RawClient(server.port) as client:
+            client.post("Content-Length: 100000000", "Expect: 100-continue")
+            answer = client.answer()
+
+        assert (answer.status, answer.code, answer.headers["connection"]) == (413, "body_too_large", "close")
+
+    @pytest.mark.parametrize("size", [MOST * 3 // 2, MOST * 5 // 2])
+    def test_is_answered_while_the_client_sends_on(self, server: Server, size: int) -> None:
+        with RawClient(server.port) as client:
+            client.post("Transfer-Encoding: chunked", body=b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n")
+            answer = client.answer()
+            closed = client.is_closed()
+
+        assert (answer.status, answer.code, closed) == (413, "body_too_large", True)
+
+
+class TestTooSlow:
+    def test_a_silent_client_is_answered_and_cut_off(self, server: Server) -> None:
+        with RawClient(server.port) as client:
+            client.post("Content-Length: 1000", body=b"some")
+            answer = client.answer()
+
+        assert (answer.status, answer.code, answer.headers["connection"]) == (408, "upload_timeout", "close")
+
+    def test_one_that_never_ends_the_head_of_its_request_is_cut_off(self, server: Server) -> None:
+        with RawClient(server.port) as client:
+            client.send(b"POST /predict HTTP/1.1\r\nHost: lime")
+
+            assert client.is_closed()
+
+    def test_fifty_of_them_keep_nobody_out(self, server: Server, clip: bytes) -> None:
+        served = threading.Event()
+
+        def trickle(clients: list[RawClient]) -> None:
+            while not served.wait(0.5):
+                for client in clients:
+                    client.send(b"x")
+
+        with ExitStack() as opened:
+            clients = [opened.enter_context(RawClient(server.port)) for _ in range(50)]
+            for client in clients:
+                client.post("Content-Length: 1000000")
+            until(lambda: metric(server, "in_flight_requests") == 50)
+            trickling = threading.Thread(target=trickle, args=[clients])
+            trickling.start()
+            answers = [httpx.post(f"{server.url}/predict", content=clip, trust_env=False) for _ in range(5)]
+            served.set()
+            trickling.join()
+
+        assert [answer.status_code for answer in answers] == [200] * 5
+        until(lambda: metric(server, "in_flight_requests") == 0)
+
+
+class TestLost:
+    """Clients that went away."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_left_behind(self, server: Server, clip: bytes) -> Iterator[None]:
+        """Neither processes nor descriptors; nor does a lost client cost an inference."""
+
+        def census() -> tuple[int, int]:
+            descriptors = Path(f"/proc/{server.process.pid}/fd")
+            return sum(map(len, descendants(server.process.pid))), len(list(descriptors.iterdir()))
+
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
+            assert client.post("/predict", content=clip).status_code == 200
+        until(lambda: len(descendants(server.process.pid)) == 1)
+        before, inferences = census(), metric(server, "batch_size_sum")
+        yield
+        until(lambda: census() <= before)
+        assert metric(server, "batch_size_sum") == inferences
+        assert metric(server, "in_flight_requests") == 0
+        assert outcomes(server)[-1] == (499, None)
+
+    @pytest.mark.parametrize("form", [False, True])
+    def test_in_mid_upload(self, server: Server, clip: bytes, form: bool) -> None:
+        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' if form else b""
+        media_type = "multipart/form-data; boundary=b" if form else "video/mp4"
+        with RawClient(server.port) as client:
+            client.post(f"Content-Type: {media_type}", f"Content-Length: {len(clip)}", body=head + clip[:5000])
+            until(lambda: metric(server, "in_flight_requests") == 1)
+
+    def test_while_their_clip_is_decoded_and_while_it_waits_for_that(self, server: Server, clip: bytes) -> None:
+        with stopped_decoder(server), RawClient(server.port) as waiting:
+            waiting.post(f"Content-Length: {len(clip)}", body=clip)
+            until(lambda: metric(server, "queue_depth") == 1)
+
+
+@contextmanager
+def stopped_decoder(server: Server) -> Iterator[None]:
+    """A client whose decoder does not get on, and which goes away in the end."""
+    clip = render_clip(frames=40, width=1280, height=720).data
+
+    def stop_a_decoder() -> bool:
+        for pid in [pid for generation in descendants(server.process.pid)[1:] for pid in generation]:
+            os.kill(pid, signal.SIGSTOP)
+            return True
+        return False
+
+    with RawClient(server.port) as client:
+        client.post(f"Content-Length: {len(clip)}", body=clip)
+        until(stop_a_decoder)
+        yield

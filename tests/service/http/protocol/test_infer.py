@@ -1,0 +1,138 @@
+"""What becomes of v2 requests when the engine is slow or there is no room: as with /predict."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from service.settings import Settings
+from tests.service.http.test_under_load import Brake, brake, serving, until, waiting
+from tests.tiny_bundle import LABELS, write_tiny_bundle
+
+__all__ = ["brake"]  # a fixture
+pytestmark = pytest.mark.anyio
+
+URL = "/v2/models/tiny/infer"
+
+
+def message(clips: int) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request for so many black clips."""
+    size = clips * 40 * 224 * 224 * 3
+    tensor = {"name": "frames", "shape": [clips, 40, 224, 224, 3], "datatype": "UINT8"}
+    header = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}]}).encode()
+    return header + bytes(size), {"Inference-Header-Content-Length": str(len(header))}
+
+
+async def infer(client: httpx.AsyncClient, clips: int = 1) -> httpx.Response:
+    content, headers = message(clips)
+    return await client.post(URL, content=content, headers=headers)
+
+
+async def test_the_clips_of_a_batch_take_their_turns_and_come_back_in_order(brake: Brake, tiny_bundle: Path) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (_, client):
+        brake.released.set()
+        answer = await infer(client, 3)
+
+    probabilities, attention = answer.json()["outputs"]
+    assert brake.begun == 3
+    assert (probabilities["shape"], attention["shape"]) == ([3, len(LABELS)], [3, 40, 7, 7])
+    rows = np.reshape(probabilities["data"], (3, -1))
+    np.testing.assert_array_equal(rows, rows[[0, 0, 0]])
+
+
+async def test_the_base_variant_has_no_attention(brake: Brake, tmp_path: Path) -> None:
+    async with serving(brake, Settings(bundle=write_tiny_bundle(tmp_path, variant="base"), device="cpu")) as (
+        _,
+        client,
+    ):
+        brake.released.set()
+        answer = await infer(client)
+        metadata = (await client.get("/v2/models/tiny")).json()
+
+    assert [output["name"] for output in answer.json()["outputs"]] == ["probabilities"]
+    assert [output["name"] for output in metadata["outputs"]] == ["probabilities"]
+
+
+async def test_a_batch_is_accepted_as_a_whole_or_not_at_all(brake: Brake, tiny_bundle: Path) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=2)) as (app, client):
+        accepted = asyncio.create_task(infer(client, 2))
+        await until(lambda: brake.begun == 1 and waiting(app) == 1)
+        for_later, never = await infer(client, 2), await infer(client, 4)
+        brake.released.set()
+        answer = await accepted
+
+    assert answer.status_code == 200
+    assert (for_later.status_code, for_later.json()["code"]) == (429, "overloaded")
+    assert int(for_later.headers["Retry-After"]) >= 1
+    assert (never.status_code, never.json()["code"]) == (400, "invalid_tensor")
+    assert brake.begun == 2
+
+
+async def test_what_takes_too_long_is_given_up(brake: Brake, tiny_bundle: Path) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=1)) as (app, client):
+        answer = await infer(client, 2)
+        left = waiting(app)
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert answer.json()["error"] == answer.json()["detail"]
+    assert left == 0
+
+
+async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bundle: Path) -> None:
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+        patient = asyncio.create_task(infer(client))
+        await until(lambda: brake.begun == 1)
+        gone = asyncio.Event()
+        impatient = asyncio.create_task(post_until(app, gone))
+        await until(lambda: waiting(app) == 2)
+        gone.set()
+        await impatient
+        left = waiting(app)
+        brake.released.set()
+        await patient
+
+    assert left == 0
+    assert brake.begun == 1
+
+
+async def post_until(app: FastAPI, gone: asyncio.Event) -> None:
+    """Ask for two clips as a client that closes its connection when `gone` is set."""
+    content, headers = message(2)
+    messages: list[Message] = [{"type": "http.request", "body": content}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": URL, "query_string": b"", "headers": raw
+    }  # fmt: skip
+    await app(scope, receive, send)
+
+
+async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) -> None:
+    from service.http.app import create_app
+
+    app = create_app(Settings(bundle=tiny_bundle))  # whose life has not begun
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        live, ready = await client.get("/v2/health/live"), await client.get("/v2/health/ready")
+        inferred = await client.post(URL)
+
+    assert (live.status_code, live.json()) == (200, {"live": True})
+    assert (ready.status_code, ready.json()["code"], ready.json()["error"]) == (
+        503,
+        "not_ready",
+        "the model is being loaded; ask /health/ready",
+    )
+    assert inferred.status_code == 503

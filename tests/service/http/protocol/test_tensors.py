@@ -1,0 +1,267 @@
+"""Bodies of the Open Inference Protocol: what is understood, and what is refused."""
+
+import gzip
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
+
+from service.http.problems import Problem
+from service.http.protocol.tensors import TensorRequest, TensorSpec, inflate, read_request, write_answer
+
+SPEC = TensorSpec(clip=(2, 3), max_clips=4, outputs=("probabilities", "attention"))
+FRAMES = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+frames = np_st.arrays(np.uint8, st.tuples(st.integers(1, 4), st.just(2), st.just(3)))
+blanks = st.text(" \t\r\n", max_size=2)
+
+
+def request(shape: Any = (2, 2, 3), **changed: Any) -> dict[str, Any]:
+    tensor = {"name": "frames", "shape": list(shape), "datatype": "UINT8", "data": FRAMES.tolist()} | changed
+    return {"inputs": [{key: value for key, value in tensor.items() if value is not None}]}
+
+
+def read(message: Any) -> TensorRequest:
+    return read_request(json.dumps(message).encode(), None, SPEC)
+
+
+def read_binary(message: Any, tail: bytes) -> TensorRequest:
+    header = json.dumps(message).encode()
+    return read_request(header + tail, str(len(header)), SPEC)
+
+
+def refusal(body: bytes, header_length: str | None = None) -> str:
+    with pytest.raises(Problem) as refused:
+        read_request(body, header_length, SPEC)
+    assert refused.value.code == "invalid_tensor"
+    return refused.value.detail
+
+
+class TestJson:
+    @given(frames, st.booleans(), st.sampled_from([None, 1, 3]))
+    def test_flat_and_nested_numbers_are_the_frames(
+        self, array: npt.NDArray[np.uint8], nested: bool, indent: int | None
+    ) -> None:
+        data = (array if nested else array.ravel()).tolist()
+        asked = read_request(json.dumps(request(array.shape, data=data), indent=indent).encode(), None, SPEC)
+
+        assert asked.frames.dtype == np.uint8
+        np.testing.assert_array_equal(asked.frames, array)
+
+    @pytest.mark.parametrize("nested", [True, False])
+    def test_so_are_many(self, nested: bool) -> None:
+        spec = TensorSpec(clip=(40, 50, 50, 3), max_clips=1, outputs=("probabilities",))
+        array = np.random.default_rng(0).integers(0, 256, (1, *spec.clip), np.uint8)
+        message = request(array.shape, data=array if nested else array.ravel())
+        asked = read_request(orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY), None, spec)
+
+        np.testing.assert_array_equal(asked.frames, array)
+
+    @given(st.data())
+    def test_numbers_are_read_exactly_where_they_are_json_of_the_shape(self, data: st.DataObject) -> None:
+        text = data.draw(st.sampled_from([json.dumps(FRAMES.tolist()), json.dumps(FRAMES.ravel().tolist())]))
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(text) - 1))
+            text = text[:at] + data.draw(st.sampled_from([*"0129,[] .e\n", "", "25"])) + text[at + 1 :]
+        body = json.dumps(request(data="HERE")).replace('"HERE"', text).encode()
+        expected = reference(text)
+        try:
+            found = read_request(body, None, SPEC).frames
+        except Problem:
+            assert expected is None
+        else:
+            assert expected is not None
+            np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[[[0,1,]2,[3,4,5]],[[6,7,8],[9,1,2]]]", "[[[0,1,2],3[,4,5]],[[6,7,8],[9,1,2]]]", "0[,1,2,3,4,5,6,7,8,9,1,2]"],
+    )
+    def test_a_number_on_the_wrong_side_of_a_bracket_is_refused(self, text: str) -> None:
+        refusal(json.dumps(request(data="HERE")).replace('"HERE"', text).encode())
+
+    def test_the_order_of_the_fields_does_not_matter(self) -> None:
+        message = {
+            "inputs": [{"data": FRAMES.ravel().tolist(), "datatype": "UINT8", "shape": [2, 2, 3], "name": "frames"}]
+        }
+
+        np.testing.assert_array_equal(read(message | {"id": "after"}).frames, FRAMES)
+
+    def test_unknown_fields_are_ignored(self) -> None:
+        message = request(quality="good") | {"priority": 3, "parameters": {"timeout": 5}}
+
+        np.testing.assert_array_equal(read(message).frames, FRAMES)
+
+    @pytest.mark.parametrize(
+        ("message", "said"),
+        [
+            ([], "JSON"),
+            ({}, "inputs"),
+            ({"inputs": []}, "one, `frames`"),
+            ({"inputs": request()["inputs"] * 2}, "JSON"),
+            (request(name="pixels"), "`pixels`"),
+            (request(name=5), "name"),
+            (request(datatype="FP32"), "FP32"),
+            (request(shape=[2, 3]), "[clips, 2, 3]"),
+            (request(shape=[]), "shape"),
+            (request(shape=[0, 2, 3]), "0 clips"),
+            (request(shape=[-1, 2, 3]), "-1 clips"),
+            (request(shape=[5, 2, 3]), "1 to 4"),
+            (request(shape=[2**80, 2, 3]), "shape"),
+            (request(shape=[1] * 100_000), "shape"),
+            (request(name="x" * 100_000), "name"),
+            (request(shape=["2", 2, 3]), "shape"),
+            (request(shape=[True, 2, 3]), "shape"),
+            (request(shape=[1, 2, 3]), "flat or nested"),
+            (request(data=None), "neither"),
+            (request(data="AAAA"), "data"),
+            (request(data=True), "neither"),
+            (request(data=[256] * 12), "0 to 255"),
+            (request(data=[1000] * 12), "0 to 255"),
+            (request(data=[-1] * 12), "whole numbers"),
+            (request(data=[1.0] * 12), "whole numbers"),
+            (request(data=[]), "whole numbers"),
+            (request(parameters={"shared_memory_region": "x"}), "shared memory"),
+            (request(parameters=[]), "parameters"),
+            (request() | {"id": 7}, "id"),
+            (request() | {"outputs": [{"name": "labels"}]}, "`labels`"),
+            (request() | {"outputs": [{"name": "attention"}] * 2}, "twice"),
+            (request() | {"outputs": [{"name": "attention", "parameters": {"classification": 3}}]}, "classification"),
+            (request() | {"outputs": [{"name": "attention", "parameters": {"binary_data": 1}}]}, "true or false"),
+            (request() | {"parameters": {"binary_data_output": "yes"}}, "true or false"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_and_named(self, message: Any, said: str) -> None:
+        assert said in refusal(json.dumps(message).encode())
+
+    @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"inputs": [{"data": [1, 2'])
+    def test_what_is_no_json_is_refused(self, body: bytes) -> None:
+        assert "JSON" in refusal(body)
+
+    def test_much_json_without_numbers_is_not_parsed(self) -> None:
+        assert "bytes of JSON" in refusal(json.dumps(request() | {"x": [[]] * 400_000}).encode())
+
+    @pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "1e999", "NaN"])
+    @pytest.mark.parametrize("field", [{"shape": ["HERE", 2, 3]}, {"parameters": {"binary_data_size": "HERE"}}])
+    def test_a_number_out_of_all_bounds_is_refused(self, field: dict[str, Any], number: str) -> None:
+        assert len(refusal(json.dumps(request(**field)).replace('"HERE"', number).encode())) < 1000
+
+    @given(st.binary())
+    def test_nothing_but_a_refusal_comes_of_garbage(self, body: bytes) -> None:
+        refusal(body)
+
+
+def reference(text: str) -> npt.NDArray[np.uint8] | None:
+    """What Python's parser makes of the text, where that is the shape of FRAMES and bytes."""
+    try:
+        array = np.array(json.loads(text))
+    except ValueError:
+        return None
+    if array.shape not in {FRAMES.shape, (FRAMES.size,)} or array.dtype.kind != "i" or not (array < 256).all():
+        return None
+    return array.reshape(FRAMES.shape).astype(np.uint8)
+
+
+class TestBinary:
+    def test_the_bytes_after_the_json_are_the_frames(self) -> None:
+        asked = read_binary(request(data=None, parameters={"binary_data_size": 12}), FRAMES.tobytes())
+
+        np.testing.assert_array_equal(asked.frames, FRAMES)
+
+    @pytest.mark.parametrize(
+        ("parameters", "tail"),
+        [
+            ({"binary_data_size": 12}, 11),
+            ({"binary_data_size": 12}, 13),
+            ({"binary_data_size": 11}, 11),
+            ({"binary_data_size": 2**70}, 12),
+            ({"binary_data_size": -12}, 12),
+            ({"binary_data_size": "12"}, 12),
+            ({"binary_data_size": 12.0}, 12),
+            ({}, 12),
+        ],
+    )
+    def test_as_many_as_the_shape_takes(self, parameters: dict[str, Any], tail: int) -> None:
+        header = json.dumps(request(data=None, parameters=parameters)).encode()
+
+        assert "binary_data_size" in refusal(header + bytes(tail), str(len(header)))
+
+    @pytest.mark.parametrize("length", ["", "-1", "1e2", "999", "9" * 5000, "٣", " 4"])
+    def test_the_length_of_the_json_lies_within_the_body(self, length: str) -> None:
+        assert "Inference-Header-Content-Length" in refusal(b"{}" + bytes(12), length)
+
+
+class TestOutputs:
+    def test_all_are_wanted_where_none_is_named(self) -> None:
+        assert read(request()).outputs == {"probabilities": False, "attention": False}
+        assert read(request() | {"outputs": []}).outputs == {"probabilities": False, "attention": False}
+
+    def test_those_that_are_named_are_wanted_in_their_order_and_each_in_its_form(self) -> None:
+        outputs = [{"name": "attention", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
+
+        asked = read(request() | {"outputs": outputs})
+
+        assert list(asked.outputs.items()) == [("attention", True), ("probabilities", False)]
+
+    def test_the_request_may_want_all_as_bytes(self) -> None:
+        outputs = [{"name": "attention", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
+        message = request() | {"parameters": {"binary_data_output": True}, "outputs": outputs}
+
+        assert read(message).outputs == {"attention": False, "probabilities": True}
+
+    def test_an_answer_holds_numbers_as_json_and_bytes_after_it(self) -> None:
+        probabilities = np.array([[0.1, 0.9]], np.float32)
+        attention = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
+
+        body, length = write_answer(
+            {"probabilities": probabilities, "attention": attention},
+            {"attention": True, "probabilities": False},
+            model="tiny",
+            version="1",
+            request_id="seven",
+        )
+
+        assert orjson.loads(body[:length]) == {
+            "model_name": "tiny",
+            "model_version": "1",
+            "id": "seven",
+            "outputs": [
+                {"name": "attention", "datatype": "FP32", "shape": [1, 2, 2], "parameters": {"binary_data_size": 16}},
+                {"name": "probabilities", "datatype": "FP32", "shape": [1, 2], "data": [0.1, 0.9]},
+            ],
+        }
+        assert body[length:] == attention.tobytes()
+
+
+class TestInflate:
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [("", b"abc"), ("identity", b"abc"), ("gzip", gzip.compress(b"abc")), ("Deflate", zlib.compress(b"abc"))],
+    )
+    def test_gives_the_body_itself(self, encoding: str, body: bytes) -> None:
+        assert inflate(body, encoding, 3) == b"abc"
+
+    @pytest.mark.parametrize(
+        ("encoding", "body", "code"),
+        [
+            ("br", b"abc", "unsupported_media"),
+            ("gzip, gzip", b"abc", "unsupported_media"),
+            ("gzip", b"abc", "invalid_tensor"),
+            ("gzip", b"", "invalid_tensor"),
+            ("gzip", gzip.compress(b"abc")[:-1], "invalid_tensor"),
+            ("gzip", gzip.compress(b"abc") + b"more", "invalid_tensor"),
+            ("deflate", zlib.compress(bytes(10**7)), "body_too_large"),
+        ],
+    )
+    def test_refuses_what_is_damaged_too_large_or_unknown(self, encoding: str, body: bytes, code: str) -> None:
+        with pytest.raises(Problem) as refused:
+            inflate(body, encoding, 1000)
+
+        assert refused.value.code == code

@@ -1,0 +1,152 @@
+"""API keys: what is asked of whom, and that nothing is read or told before."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+from starlette.types import Message
+
+from service.http.app import create_app
+from service.http.logs import JsonFormatter
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+KEYS = "spring-7f3a,autumn-9c1d"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> FastAPI:
+    return create_app(Settings(bundle=tmp_path / "none", api_keys=KEYS))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Of an application that is not ready, so a request that is let in is answered by 503."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer spring-7f3a"},
+        {"Authorization": "bearer  autumn-9c1d"},
+        {"X-API-Key": "spring-7f3a"},
+        {"X-API-Key": "autumn-9c1d", "Authorization": "Basic dXNlcjpwYXNz"},
+    ],
+)
+async def test_a_request_with_any_of_the_keys_is_let_in(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    assert (await client.post("/predict", headers=headers)).json()["code"] == "not_ready"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "spring-7f3a"},
+        {"Authorization": "Basic spring-7f3a"},
+        {"Authorization": "Bearer spring-7f3"},
+        {"Authorization": f"Bearer {KEYS}"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "SPRING-7F3A"},
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["/predict", "/model", "/v2", "/v2/models/tiny/ready", "/docs", "/openapi.json", "/no"]
+)
+async def test_a_request_without_one_is_refused(client: httpx.AsyncClient, headers: dict[str, str], path: str) -> None:
+    answer = await client.get(path, headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"])
+async def test_health_and_metrics_are_open_to_all(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(path)).status_code != 401
+
+
+async def test_nothing_is_read_of_a_body_without_a_key(app: FastAPI) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        pytest.fail("the body was asked for")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": []}, receive, send)
+
+    assert sent[0]["status"] == 401
+
+
+async def test_without_keys_everybody_may_ask(tmp_path: Path) -> None:
+    app = create_app(Settings(bundle=tmp_path / "none"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        assert (await client.get("/model")).status_code == 503
+
+
+async def test_a_key_is_told_to_nobody(
+    client: httpx.AsyncClient, app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.handler.setFormatter(JsonFormatter())
+    refused = await client.get("/model", headers={"X-API-Key": "winter-5e2b"})
+    await client.get("/model", headers={"X-API-Key": "spring-7f3a"})
+
+    told = caplog.text + refused.text + repr(app.state.serving.settings) + str(app.state.serving.settings.model_dump())
+    assert '"request"' in told
+    assert not any(key in told for key in ("spring-7f3a", "autumn-9c1d", "winter-5e2b"))
+
+
+class TestSetting:
+    @pytest.mark.parametrize(
+        ("text", "keys"), [("", []), (" ", []), ("one", ["one"]), ("one, two ", ["one", "two"]), ("a=b!", ["a=b!"])]
+    )
+    def test_keys_are_parted_by_commas(self, monkeypatch: pytest.MonkeyPatch, text: str, keys: list[str]) -> None:
+        monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
+
+        assert [key.get_secret_value() for key in Settings().api_keys] == keys
+
+    @pytest.mark.parametrize("text", [",", "s3cret,,more", "s3cret,", "s3cret words", "s3crét", "s3cret\ttab"])
+    def test_what_anybody_or_nobody_could_send_is_refused_and_not_shown(
+        self, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
+
+        with pytest.raises(ValidationError, match="visible ASCII") as refused:
+            Settings()
+        assert "s3cr" not in str(refused.value)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    keys=st.lists(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1), min_size=1, max_size=3),
+    presented=st.binary(max_size=20),
+)
+def test_no_other_bytes_are_let_in(keys: list[str], presented: bytes) -> None:
+    app = create_app(Settings(api_keys=tuple(map(SecretStr, keys))))
+    statuses: list[int] = []
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    headers = [(b"x-api-key", presented)]
+    scope = {"type": "http", "method": "GET", "path": "/model", "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+
+    assert (statuses[0] == 401) == (presented not in {key.encode() for key in keys})

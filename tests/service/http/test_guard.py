@@ -1,0 +1,173 @@
+"""The guard of request bodies, around a small application."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.guard import BodyGuard
+from service.http.problems import Problem
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+MOST = 1000
+
+
+class Reader:
+    """An application that reads the whole body, and then answers."""
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            self.body += message.get("body", b"")
+            more = message.get("more_body", False)
+        await answer(scope, receive, send)
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers at once."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Client:
+    """Sends its parts one by one, then is silent for ever or goes away."""
+
+    def __init__(self, parts: Iterable[bytes], *, length: int | None = None, then: str = "end") -> None:
+        declared = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
+        self.scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [declared]}
+        self.heard: list[Message] = []
+        self.asked = 0
+        self._parts = list(parts)
+        self._then = then
+
+    async def receive(self) -> Message:
+        self.asked += 1
+        if self._parts:
+            part = self._parts.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(self._parts) or self._then != "end"}
+        if self._then == "silence":
+            await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.heard.append(message)
+
+    @property
+    def told_to_close(self) -> bool:
+        return (b"connection", b"close") in self.heard[0]["headers"]
+
+
+def guard(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyGuard:
+    return BodyGuard(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)
+
+
+async def problem(client: Client, app: ASGIApp | None = None, **settings: Any) -> str:
+    """The code of the problem that reading this client's body comes to."""
+    with pytest.raises(Problem) as refused:
+        await guard(app or Reader(), **settings)(client.scope, client.receive, client.send)
+    return refused.value.code
+
+
+async def test_a_body_within_the_limits_passes_unchanged() -> None:
+    reader, client = Reader(), Client([b"a" * 400, b"b" * 600])
+    await guard(reader)(client.scope, client.receive, client.send)
+
+    assert reader.body == b"a" * 400 + b"b" * 600
+    assert not client.told_to_close
+
+
+async def test_a_length_that_is_too_large_is_refused_before_anything_is_read() -> None:
+    client = Client([b"a"] * 2000, length=2000)
+
+    assert await problem(client) == "body_too_large"
+    assert client.asked == 0
+
+
+@pytest.mark.parametrize("length", [None, 5])
+async def test_no_more_than_the_limit_gets_in_whatever_the_length_says(length: int | None) -> None:
+    reader, client = Reader(), Client([b"a" * 300] * 100, length=length)
+
+    assert await problem(client, reader) == "body_too_large"
+    assert len(reader.body) == 900
+    assert client.asked == 4
+
+
+async def test_silence_is_not_waited_for() -> None:
+    assert await problem(Client([b"a"], then="silence"), upload_timeout_s=0.05) == "upload_timeout"
+
+
+async def test_a_trickle_ends_with_the_requests_time() -> None:
+    class Trickle(Client):
+        async def receive(self) -> Message:
+            await asyncio.sleep(0.02)
+            return await super().receive()
+
+    assert await problem(Trickle([b"a"] * 900), request_timeout_s=0.2) == "upload_timeout"
+
+
+async def test_what_arrives_at_a_time_is_bounded_over_all_requests() -> None:
+    guarded = guard(Reader(), upload_memory_bytes=MOST)
+    stalled = Client([b"a" * 600], then="silence")
+    uploading = asyncio.create_task(guarded(stalled.scope, stalled.receive, stalled.send))
+    while stalled.asked < 2:
+        await asyncio.sleep(0)
+
+    small, large = Client([b"b" * 400]), Client([b"c" * 300, b"c" * 300])
+    await guarded(small.scope, small.receive, small.send)  # there is room, also after it
+    with pytest.raises(Problem) as refused:
+        await guarded(large.scope, large.receive, large.send)
+    uploading.cancel()
+    await asyncio.wait([uploading])
+    again = Client([b"c" * 300, b"c" * 300])
+    await guarded(again.scope, again.receive, again.send)
+
+    assert refused.value.code == "overloaded"
+    assert again.heard
+
+
+async def test_an_answer_before_the_end_of_the_body_is_the_last_and_is_not_cut_off() -> None:
+    client = Client([b"a" * 300] * 3)
+    await guard(answer)(client.scope, client.receive, client.send)
+
+    assert client.told_to_close
+    assert client.asked == 3  # or closing the connection would reset it
+    assert [(part["body"], part.get("more_body", False)) for part in client.heard[1:]] == [(b"ok", True), (b"", False)]
+
+
+async def test_a_client_that_ignores_an_early_answer_is_not_listened_to_for_ever() -> None:
+    client = Client([b"a" * 100] * 1000)
+    await guard(answer)(client.scope, client.receive, client.send)
+
+    assert client.asked == MOST / 100
+
+
+async def test_every_answer_of_a_service_that_ends_is_the_connections_last() -> None:
+    client = Client([b"a"])
+    await guard(Reader(), closing=True)(client.scope, client.receive, client.send)
+
+    assert client.told_to_close
+
+
+async def test_after_the_body_the_client_may_be_silent() -> None:
+    async def wait_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
+
+    class Patient(Client):
+        async def receive(self) -> Message:
+            if self.asked:
+                await asyncio.sleep(0.2)
+            return await super().receive()
+
+    client = Patient([b"a"])
+    await guard(wait_for_the_end, upload_timeout_s=0.05)(client.scope, client.receive, client.send)
+
+    assert client.asked == 2

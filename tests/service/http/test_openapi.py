@@ -1,0 +1,88 @@
+"""The OpenAPI document: every answer is there, with an example that is what the schema says."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from service.http.app import create_app
+from service.http.problems import KINDS
+from service.settings import Settings
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return create_app(Settings(api_keys="a-key")).openapi()
+
+
+def answers(document: Document) -> Iterator[tuple[str, str, str, Document]]:
+    """Path, status, media type and what is said of it, for every answer."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                for media_type, content in answer.get("content", {"": {}}).items():
+                    yield path, status, media_type, content
+
+
+def test_every_answer_has_an_example_that_fits_its_schema(document: Document) -> None:
+    for path, status, media_type, content in answers(document):
+        if media_type == "application/octet-stream":
+            continue  # bytes, after the JSON that is shown for the other media type
+        examples = [example["value"] for example in content.get("examples", {}).values()]
+        examples += [content["example"]] if "example" in content else []
+        assert examples, f"{path} {status} {media_type}"
+        schema = content["schema"] | {"components": document["components"]}
+        for example in examples:
+            jsonschema_rs.Draft202012Validator(schema).validate(json.loads(json.dumps(example)))
+
+
+def test_requests_have_examples_that_fit_their_schemas(document: Document) -> None:
+    content = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
+
+    jsonschema_rs.Draft202012Validator(content["schema"]).validate(content["example"])
+
+
+def test_problems_are_shown_as_they_are_sent(document: Document) -> None:
+    for path, status, media_type, content in answers(document):
+        if not status.startswith("2"):
+            assert media_type == "application/problem+json"
+            for code, example in content["examples"].items():
+                value = example["value"]
+                assert (value["code"], value["status"]) == (code, int(status))
+                assert KINDS[code].status == int(status)
+                assert ("error" in value) == path.startswith("/v2")
+
+
+def test_every_code_is_described_but_those_of_what_is_not_there(document: Document) -> None:
+    described = {code for *_, content in answers(document) for code in content.get("examples", {})}
+
+    assert KINDS.keys() - described == {"not_found", "method_not_allowed"}
+
+
+def test_a_key_is_asked_for_on_everything_but_health_and_metrics(document: Document) -> None:
+    assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"http", "apiKey"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            guarded = not (path == "/metrics" or "/health/" in path)
+            assert [*map(list, operation.get("security", []))] == ([["bearer"], ["header"]] if guarded else [])
+            assert ("401" in operation["responses"]) == guarded
+
+
+def test_without_keys_none_is_asked_for() -> None:
+    document = create_app(Settings()).openapi()
+
+    assert "securitySchemes" not in document["components"]
+    assert not any(
+        "401" in operation["responses"] for path in document["paths"].values() for operation in path.values()
+    )
+
+
+def test_it_holds_no_more_than_is_used(document: Document) -> None:
+    text = json.dumps(document)
+
+    for name in document["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in text

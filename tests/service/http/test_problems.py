@@ -1,0 +1,140 @@
+"""The error table of the design: each code has its status, is documented, and comes when it should."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.http.app import create_app
+from service.http.problems import KINDS, Problem
+from service.pipeline import DeadlineExceeded, Overloaded, Pipeline
+from service.settings import Settings
+from service.video.errors import ClipError
+from tests.service.http.test_predict import assert_problem, connect, until_ready
+
+pytestmark = pytest.mark.anyio
+
+# DESIGN §4
+TABLE = {
+    400: {"empty_body", "malformed_multipart", "missing_file", "invalid_tensor"},
+    401: {"unauthorized"},
+    404: {"not_found", "unknown_model"},
+    405: {"method_not_allowed"},
+    408: {"upload_timeout"},
+    413: {"body_too_large"},
+    415: {"unsupported_media"},
+    422: {
+        "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
+        "invalid_parameter",
+    },
+    429: {"overloaded"},
+    500: {"internal_error"},
+    503: {"not_ready", "draining"},
+    504: {"deadline_exceeded"},
+}  # fmt: skip
+STATUS = {code: status for status, codes in TABLE.items() for code in codes}
+
+Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+ASKED: dict[str, Ask] = {
+    "empty_body": lambda client: client.post("/predict"),
+    "malformed_multipart": lambda client: client.post("/predict", content=b"--b", headers=FORM),
+    "missing_file": lambda client: client.post("/predict", files={"video": b"x"}),
+    "invalid_tensor": lambda client: client.post("/v2/models/tiny/infer", content=b"{}"),
+    "not_found": lambda client: client.get("/nothing"),
+    "unknown_model": lambda client: client.get("/v2/models/huge"),
+    "method_not_allowed": lambda client: client.delete("/predict"),
+    "body_too_large": lambda client: client.post("/predict", content=bytes(200_001)),
+    "unsupported_media": lambda client: client.post("/predict", content=b"text", headers={"Content-Type": "text/css"}),
+    "invalid_parameter": lambda client: client.post("/predict?top_k=0", content=b"clip"),
+}
+RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind in ClipError.__subclasses__()} | {
+    "overloaded": Overloaded("17 clips are waiting", retry_after_s=20),
+    "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
+    "internal_error": RuntimeError("secret"),
+}
+# They need a server of their own making: test_auth, test_predict and test_life have them.
+ELSEWHERE = {"unauthorized", "upload_timeout", "not_ready", "draining"}
+
+
+@pytest.fixture
+async def client(tiny_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(bundle=tiny_bundle, device="cpu", max_body_bytes=200_000))
+    async with app.router.lifespan_context(app), connect(app) as client:
+        await until_ready(client)
+        yield client
+
+
+def test_the_table_is_the_designs() -> None:
+    assert {code: kind.status for code, kind in KINDS.items()} == STATUS
+    assert STATUS.keys() == ASKED.keys() | RAISED.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("code", ASKED)
+async def test_what_a_client_does_wrong_has_its_code(client: httpx.AsyncClient, code: str) -> None:
+    assert_problem(await ASKED[code](client), STATUS[code], code)
+
+
+@pytest.mark.parametrize("code", RAISED)
+async def test_what_happens_on_the_way_has_its_code(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes, code: str
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RAISED[code]
+
+    monkeypatch.setattr(Pipeline, "predict", fail)
+    answer = await client.post("/predict", content=clip)
+
+    assert_problem(answer, STATUS[code], code)
+    assert "secret" not in answer.text
+    assert ("Retry-After" in answer.headers) == (STATUS[code] in {429, 503})
+
+
+@pytest.mark.parametrize(("method", "path"), [("OPTIONS", "/predict"), ("BREW", "/model"), ("POST", "/health/live")])
+async def test_other_methods_are_problems_too(client: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await client.request(method, path)
+
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"]
+
+
+async def test_head_is_refused_without_a_body(client: httpx.AsyncClient) -> None:
+    answer = await client.head("/predict")
+
+    assert (answer.status_code, answer.content) == (405, b"")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("query", ["top_k=2&top_k=1", "top_k=1&colour=blue", "top_k=1&%ff=%00", "&&top_k=1"])
+async def test_of_a_parameter_given_twice_the_last_counts_and_unknown_ones_do_not(
+    client: httpx.AsyncClient, clip: bytes, query: str
+) -> None:
+    answer = await client.post(f"/predict?{query}", content=clip)
+
+    assert len(answer.json()["predictions"]) == 1
+
+
+async def test_only_protocol_clients_get_the_text_as_error(client: httpx.AsyncClient) -> None:
+    of_protocol = (await client.get("/v2/models/huge")).json()
+    of_others = (await client.get("/nothing")).json()
+
+    assert of_protocol["error"] == of_protocol["detail"]
+    assert "error" not in of_others
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (3.1, "4"), (None, "1")])
+async def test_a_problem_may_know_itself_when_to_try_again(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes, seconds: float | None, header: str
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise Problem("overloaded", "17 clips are waiting", retry_after_s=seconds)
+
+    monkeypatch.setattr(Pipeline, "predict", fail)
+
+    assert (await client.post("/predict", content=clip)).headers["Retry-After"] == header
+
+
+@pytest.mark.parametrize("host", ["[", "a b", "x" * 1000])
+async def test_an_odd_host_is_no_matter(client: httpx.AsyncClient, host: str) -> None:
+    assert_problem(await client.get("/nothing", headers={"Host": host}), 404, "not_found")

@@ -1,0 +1,126 @@
+import math
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.admission import Admission, Overloaded
+
+NEVER = math.inf
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def serve_one(admission: Admission, clock: Clock, seconds: float) -> None:
+    with admission.place(NEVER):
+        clock.now += seconds
+
+
+def test_no_more_are_inside_than_there_are_places() -> None:
+    admission = Admission(2)
+    with admission.place(NEVER), admission.place(NEVER), pytest.raises(Overloaded, match="2 clips"):
+        admission.check(NEVER)
+
+    admission.check(NEVER)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=50), st.integers(1, 6))
+def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[int], capacity: int) -> None:
+    admission, inside = Admission(capacity), list[tuple[int, ExitStack]]()
+    for clips in arrivals:  # 0 stands for the first to leave
+        taken = sum(places for places, _ in inside)
+        if not clips and inside:
+            inside.pop(0)[1].close()
+        elif clips and taken + clips > capacity:
+            with pytest.raises(Overloaded):
+                admission.check(NEVER, clips)
+        elif clips:
+            inside.append((clips, ExitStack()))
+            inside[-1][1].enter_context(admission.place(NEVER, clips))
+        assert admission.inside == sum(places for places, _ in inside)
+
+
+class TestRetryAfter:
+    def test_is_the_time_of_a_clip_for_each_that_is_inside(self, clock: Clock) -> None:
+        admission = Admission(3, clock)
+        serve_one(admission, clock, 2.0)
+        with ExitStack() as inside:
+            for _ in range(3):
+                inside.enter_context(admission.place(NEVER))
+            with pytest.raises(Overloaded) as refused:
+                admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(6)
+
+    def test_follows_the_rate_at_which_clips_leave_and_not_how_long_each_stays(self, clock: Clock) -> None:
+        admission, inside = Admission(4, clock), list[ExitStack]()
+        for _ in range(60):  # four at a time, each of which stays for 4 s: one leaves each second
+            if len(inside) == 4:
+                inside.pop(0).close()
+            inside.append(ExitStack())
+            inside[-1].enter_context(admission.place(NEVER))
+            clock.now += 1
+        with pytest.raises(Overloaded) as refused:
+            admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(4, rel=0.05)
+
+    def test_counts_the_clips_that_come_together(self, clock: Clock) -> None:
+        admission = Admission(4, clock)
+        with admission.place(NEVER, clips=4):
+            clock.now += 2
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER, clips=4)
+
+        assert refused.value.retry_after_s == pytest.approx(0.5)
+
+    def test_is_not_misled_by_idle_times(self, clock: Clock) -> None:
+        admission = Admission(1, clock)
+        for _ in range(60):
+            serve_one(admission, clock, 0.5)
+            clock.now += 1000
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(0.5)
+
+    def test_is_not_misled_by_clips_that_failed(self, clock: Clock) -> None:
+        admission = Admission(1, clock)
+        serve_one(admission, clock, 0.5)
+        failing = ExitStack()
+        failing.enter_context(admission.place(NEVER))
+        clock.now += 1000
+        failing.__exit__(ValueError, ValueError("bad"), None)
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(0.5)
+
+
+class TestDeadline:
+    def test_that_could_not_be_kept_is_refused_at_once(self, clock: Clock) -> None:
+        admission = Admission(10, clock)
+        serve_one(admission, clock, 2.0)
+        with admission.place(NEVER), admission.place(NEVER):
+            admission.check(clock.now + 6.1)
+            with pytest.raises(Overloaded, match="in time"):
+                admission.check(clock.now + 5.9)
+
+    def test_is_not_judged_by_what_was_before_where_nobody_is_inside(self, clock: Clock) -> None:
+        admission = Admission(10, clock)
+        serve_one(admission, clock, 1000.0)
+
+        admission.check(clock.now + 1)
