@@ -7,8 +7,9 @@ re-exported here.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,9 +76,9 @@ class Model:
         """Clips that wait for it now."""
         return self._batcher.depth
 
-    async def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Inference:
+    def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Coroutine[Any, Any, Inference]:
         """See the batcher's `submit`."""
-        return await self._batcher.submit(frames, deadline)
+        return self._batcher.submit(frames, deadline)
 
     def close(self) -> None:
         """Finish what waits. Blocks until that is done."""
@@ -140,11 +141,13 @@ class Pipeline:
         stages = {} if stages is None else stages
         async with self._place(deadline):
             decoded = await self._decode(clip, stages)
-            model = self.model
+            model, facts, sampled = self.model, decoded.facts, decoded.sampled
+            answering = model.answer(decoded.frames, deadline)
+            del decoded  # so that the engine's thread is the last to hold the frames, and frees them
             with _timed(stages, "queue"):
-                answer = await model.answer(decoded.frames, deadline)
+                answer = await answering
         self._note(stages, answer.queue_s, answer.inference_s)
-        return Prediction(model, decoded.facts, decoded.sampled, answer.probabilities, answer.attention)
+        return Prediction(model, facts, sampled, answer.probabilities, answer.attention)
 
     async def infer(
         self, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
