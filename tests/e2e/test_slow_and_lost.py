@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.video.rendering import render_clip
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient
-from tests.processes import descendants, until
+from tests.processes import decoders, descendants, until
 
 MOST = 2_000_000
 
@@ -106,7 +106,7 @@ class TestLost:
 
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
             assert client.post("/predict", content=clip).status_code == 200
-        until(lambda: len(descendants(server.process.pid)) == 1)
+        until(lambda: not decoders(server.process.pid))
         before, inferences = census(), metric(server, "batch_size_sum")
         yield
         until(lambda: census() <= before)
@@ -134,7 +134,7 @@ def stopped_decoder(server: Server) -> Iterator[None]:
     clip = render_clip(frames=40, width=1280, height=720).data
 
     def stop_a_decoder() -> bool:
-        for pid in [pid for generation in descendants(server.process.pid)[1:] for pid in generation]:
+        for pid in decoders(server.process.pid):
             os.kill(pid, signal.SIGSTOP)
             return True
         return False
