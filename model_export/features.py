@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from model_export.encoding import Encode, FeatureDtype
-from service.video.decoder import IMAGE_SIZE, RESIZE_RULE, DecodeLimits, decode_clip
+from service.video.decoder import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import FRAME_COUNT, SAMPLING_REVISION, SAMPLING_RULE
 
 View = Literal["plain", "flipped"]
@@ -51,6 +51,7 @@ class FeatureCache:
             "sampling": SAMPLING_RULE,
             "sampling_revision": SAMPLING_REVISION,
             "resize": RESIZE_RULE,
+            "resize_revision": RESIZE_REVISION,
             "frame_count": FRAME_COUNT,
             "image_size": IMAGE_SIZE,
         }

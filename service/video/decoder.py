@@ -14,11 +14,12 @@ import numpy as np
 from service.video.limits import DecodeLimits
 from service.video.media import open_video
 from service.video.picking import FramePicker
-from service.video.resizing import IMAGE_SIZE, RESIZE_RULE, Image
+from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
 from service.video.timeline import Timeline
 
 __all__ = [
     "IMAGE_SIZE",
+    "RESIZE_REVISION",
     "RESIZE_RULE",
     "ClipFacts",
     "DecodeLimits",

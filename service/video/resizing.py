@@ -15,6 +15,11 @@ Image = npt.NDArray[np.uint8]
 
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
+# Raised when pictures come out otherwise (2: converted to planes): features kept from before expire.
+RESIZE_REVISION = 2
+# FFmpeg's conversion to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average where this one,
+# in a third to a half of the time, is off by 0.3 (against bilinear resizing and BT.601 in floating point).
+PLANES = "gbrp"
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class Resizer:
         """
         try:
             small = self.reformatter.reformat(
-                frame, IMAGE_SIZE, IMAGE_SIZE, "rgb24", interpolation=Interpolation.BILINEAR, threads=1
+                frame, IMAGE_SIZE, IMAGE_SIZE, PLANES, interpolation=Interpolation.BILINEAR, threads=1
             )
         except av.error.FFmpegError as error:
             raise CorruptClip(f"frames of the format {frame.format.name} cannot be converted") from error

@@ -44,7 +44,7 @@ def naive_decode(source: bytes | Path) -> list[Shown]:
             except av.error.FFmpegError:
                 continue
             for frame in decoded:
-                small = reformatter.reformat(frame, 224, 224, "rgb24", interpolation=Interpolation.BILINEAR)
+                small = reformatter.reformat(frame, 224, 224, "gbrp", interpolation=Interpolation.BILINEAR)
                 image = np.rot90(cast(Image, small.to_ndarray()), frame.rotation // 90)
                 times.append(frame.pts)
                 frames.append(Shown(0, frame.duration, image))
