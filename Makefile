@@ -112,6 +112,8 @@ lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newes
 	@$(COMPILE) --extra gpu --extra export --extra dev -o requirements/dev-gpu.txt
 	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
 	@$(COMPILE) --extra gpu -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
+	@$(COMPILE) --extra cpu --extra export -c requirements/dev-cpu.txt -o requirements/export.txt
+	@echo hatchling | $(subst pyproject.toml,-,$(COMPILE)) -c requirements/dev-cpu.txt -o requirements/build.txt
 
 clean: ## Remove what make built (.venv, .bench, bundle, demo.png, caches); features/ and runs/ stay
 	rm -rf .venv .bench bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
