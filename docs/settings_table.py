@@ -1,4 +1,4 @@
-"""Writes the table of settings in docs/operations.md from the class itself; `--check` only says whether it is current."""
+"""Writes docs/operations.md's table of settings from the class itself; `--check` only says whether it is current."""
 
 import sys
 from pathlib import Path
@@ -32,10 +32,11 @@ def _default(field: FieldInfo) -> str:
 
 def page_with_table(page: str) -> str:
     """The page with the table renewed. Raises ValueError where it has no place for it."""
-    before, after = page.split(BEGIN)[0], page.split(END)[1] if END in page else None
-    if after is None or BEGIN not in page:
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
         raise ValueError(f"{PAGE.name} has no place for the table between {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + "\n" + table() + "\n" + END + after
+    return f"{before}{begin}\n{table()}\n{end}{after}"
 
 
 def main() -> int:

@@ -1,5 +1,4 @@
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,11 +38,10 @@ def engine() -> None:
 @pytest.fixture(scope="module")
 def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Three replicas of the stand-in bundle."""
-    (tiny_bundle.parent).chmod(0o755)
+    tiny_bundle.parent.chmod(0o755)  # the replicas' user is another
     with running(
         tmp_path_factory.mktemp("fleet"),
         "limelight-fleet",
-        free_port(),
         files=["compose.tiny.yml"],
         arguments=["--scale", "limelight=3"],
         TINY_BUNDLE=str(tiny_bundle),
@@ -52,14 +50,8 @@ def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def compiler_free_base(engine: None) -> int:
+def base_bytes(engine: None) -> int:
     """The size in bytes of the image that ours are built on."""
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     tag = dockerfile.partition("ARG PYTHON=")[2].split()[0]
     return int(docker("image", "inspect", "--format", "{{.Size}}", f"python:{tag}"))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

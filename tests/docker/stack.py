@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ class Stack:
 
     def gateway_log(self) -> list[dict[str, Any]]:
         """The requests that the gateway has answered."""
-        lines = self.compose("logs", "--no-log-prefix", "gateway").splitlines()
+        (gateway,) = self.containers("gateway")
+        lines = docker("logs", gateway).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -70,21 +72,17 @@ def metrics_of(container: str) -> str:
 def address_of(container: str) -> str:
     """Where a replica is, for the gateway."""
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
-    return next(iter(networks.values()))["IPAddress"] + ":8000"
+    (network,) = networks.values()
+    return f"{network['IPAddress']}:8000"
 
 
 @contextmanager
 def running(
-    folder: Path,
-    project: str,
-    port: int,
-    *,
-    files: Sequence[str] = (),
-    arguments: Sequence[str] = (),
-    **environment: str,
+    folder: Path, project: str, *, files: Sequence[str] = (), arguments: Sequence[str] = (), **environment: str
 ) -> Iterator[Stack]:
     """`docker compose up`, and down again with its volumes."""
     copy_project(folder)
+    port = free_port()
     stack = Stack(
         folder,
         ("docker-compose.yml", str(TESTS / "compose.test.yml"), *(str(TESTS / file) for file in files)),
@@ -111,3 +109,9 @@ def copy_project(folder: Path) -> None:
     names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-cf", folder / "project.tar", "--null", "-T", "-"], cwd=REPOSITORY, input=names, check=True)
     subprocess.run(["tar", "-xf", "project.tar"], cwd=folder, check=True)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

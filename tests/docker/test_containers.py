@@ -89,10 +89,10 @@ print([name for name in ("tensorflow", "keras", "model_export", "pip") if import
     assert docker("exec", fleet.containers("limelight")[0], "python", "-c", program).strip() == "[] []"
 
 
-def test_the_image_is_small_and_says_what_it_is(fleet: Stack, compiler_free_base: int) -> None:
+def test_the_image_is_small_and_says_what_it_is(fleet: Stack, base_bytes: int) -> None:
     image: dict[str, Any] = json.loads(docker("image", "inspect", "limelight:test"))[0]
 
-    assert image["Size"] - compiler_free_base <= 700e6
+    assert image["Size"] - base_bytes <= 700e6
     assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "Limelight"
 
 

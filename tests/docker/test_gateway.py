@@ -5,11 +5,12 @@ import json
 import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
 
-from tests.docker.stack import Stack, metrics_of
+from tests.docker.stack import Stack, docker, metrics_of
 from tests.processes import until
 
 
@@ -42,7 +43,7 @@ def test_a_request_keeps_its_id_and_its_trace(fleet: Stack, clip: bytes) -> None
 
     assert answer.headers.get_list("X-Request-ID") == [name]
     until(lambda: [name, trace] in [[line["request_id"], line["traceparent"]] for line in fleet.gateway_log()])
-    assert name in fleet.compose("logs", "limelight")
+    assert any(name in docker("logs", replica) for replica in fleet.containers("limelight"))
 
 
 @pytest.mark.parametrize(
@@ -101,10 +102,10 @@ def test_problems_of_the_gateway_speak_the_protocol_too(fleet: Stack) -> None:
     ],
 )
 def test_metrics_cannot_be_reached(fleet: Stack, path: str) -> None:
-    connection = http.client.HTTPConnection(fleet.url.removeprefix("http://"), timeout=60)
-    connection.request("GET", path)  # as it is written here, which httpx would mend
-    answer = connection.getresponse()
-    body = answer.read()
+    with closing(http.client.HTTPConnection(fleet.url.removeprefix("http://"), timeout=60)) as connection:
+        connection.request("GET", path)  # as it is written here, which httpx would mend
+        answer = connection.getresponse()
+        body = answer.read()
 
     assert (answer.status, json.loads(body)["code"]) == (404, "not_found")
 
