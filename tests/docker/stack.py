@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import REPOSITORY
+from tests.processes import until
 
 TESTS = REPOSITORY / "tests" / "docker"
 
@@ -99,8 +101,13 @@ def running(
 
 def wait_until_healthy(stack: Stack) -> None:
     """`up` waits for the replicas, for the gateway depends on them; what is left is that it listens."""
-    with httpx.Client(transport=httpx.HTTPTransport(retries=20), trust_env=False, timeout=120) as client:
-        assert client.get(f"{stack.url}/health/ready").status_code == 200
+
+    def ready() -> bool:
+        with contextlib.suppress(httpx.TransportError), stack.client() as client:
+            return client.get("/health/ready").is_success
+        return False
+
+    until(ready)
 
 
 def copy_project(folder: Path) -> None:

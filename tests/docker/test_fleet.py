@@ -126,11 +126,16 @@ def test_a_replica_that_is_killed_fails_only_what_was_inside_it(three: Stack, cl
 
 def test_without_any_replica_the_gateway_says_so(three: Stack, clip: bytes) -> None:
     three.compose("kill", "limelight")
-    with three.client() as client:
-        until(lambda: client.post("/predict", content=clip).status_code == 503)
-        answer = client.post("/predict", content=clip)
+    answers: list[httpx.Response] = []
 
-    assert (answer.json()["code"], int(answer.headers["Retry-After"])) == ("not_ready", 2)
+    def refused(client: httpx.Client) -> bool:
+        answers.append(client.post("/predict", content=clip))
+        return answers[-1].status_code == 503
+
+    with three.client() as client:
+        until(lambda: refused(client))
+
+    assert (answers[-1].json()["code"], int(answers[-1].headers["Retry-After"])) == ("not_ready", 2)
 
 
 def test_every_panel_of_the_dashboard_shows_something(three: Stack, clip: bytes) -> None:
