@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         "auto", description="Set `cuda` where the CPU must never be used in silence."
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="Set only to compare; `auto` is fp16 on CUDA, on CPU int8 where it is fast and agrees."
+        "auto", description="Set only to compare; `auto` is fp16 on CUDA, on CPU int8 with VNNI and 98 % agreement."
     )
     batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
