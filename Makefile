@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
-  bench-overload bench-service bench-threads bench-peers lock clean
+  docker-test docs bench-overload bench-service bench-threads bench-peers lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -92,11 +92,26 @@ soak: setup ## Half an hour of good and bad clips and clients that vanish: does 
 fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.fuzz_decoder $(ARGS)
 
-lint: setup ## Check style, types and the rooms' imports
+docker-test: setup ## Build the images and run the containers, where there is a Docker engine (ARGS="-k gateway")
+	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
+
+docs: setup ## Write the table of settings in docs/operations.md again
+	$(BIN)/python docs/settings_table.py
+
+lint: setup ## Check style, types, the rooms' imports, and what is deployed, as far as the tools for it are there
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	@if command -v promtool >/dev/null; then \
+	  promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml; \
+	  else echo "Prometheus' rules are not checked: there is no promtool here (Debian: prometheus)"; fi
+	@if docker compose version >/dev/null 2>&1; then \
+	  for variant in gpu tls; do \
+	    docker compose -f docker-compose.yml -f docker-compose.$$variant.yml --profile grafana config --quiet || exit 1; \
+	  done; \
+	  else echo "Compose files are not checked: there is no Docker Compose here"; fi
 
 bench: setup ## Measure bundle/ and the decoder, and append the table to benchmarks/RESULTS.md (ARGS="--rounds 3")
 	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
@@ -112,6 +127,8 @@ lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newes
 	@$(COMPILE) --extra gpu --extra export --extra dev -o requirements/dev-gpu.txt
 	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
 	@$(COMPILE) --extra gpu -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
+	@$(COMPILE) --extra cpu --extra export -c requirements/dev-cpu.txt -o requirements/export.txt
+	@echo hatchling | $(subst pyproject.toml,-,$(COMPILE)) -c requirements/dev-cpu.txt -o requirements/build.txt
 
 clean: ## Remove what make built (.venv, .bench, bundle, demo.png, caches); features/ and runs/ stay
 	rm -rf .venv .bench bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -37,6 +37,12 @@ class Metrics:
         self.in_flight_requests = Gauge(
             "limelight_in_flight_requests", "Prediction requests being received or answered.", registry=registry
         )
+        self.admitted_clips = Gauge(
+            "limelight_admitted_clips", "Clips that wait or are worked on, of all requests.", registry=registry
+        )
+        self.capacity_clips = Gauge(
+            "limelight_capacity_clips", "Admitted clips beyond which more are refused.", registry=registry
+        )
         self.rejected = Counter(
             "limelight_rejected", "Prediction requests answered by a problem.", ["code"], registry=registry
         )

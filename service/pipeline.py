@@ -120,6 +120,8 @@ class Pipeline:
         self._decoder_free = asyncio.Semaphore(decode_workers)
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")
         metrics.queue_depth.labels("inference").set_function(lambda: self.model.depth)
+        metrics.admitted_clips.set_function(lambda: self._admission.inside)
+        metrics.capacity_clips.set_function(lambda: self._admission.capacity)
         for layer, granted in asdict(decoders.grants).items():
             metrics.sandbox.labels(layer).set(bool(granted))
 

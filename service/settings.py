@@ -33,13 +33,15 @@ class Settings(BaseSettings):
     bundle: Path = Field(Path("bundle"), description="Folder that `limelight-model export` wrote.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="`debug`, `info`, `warning` or `error`; the log is one JSON object a line."
+    )
 
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="Set `cuda` where the CPU must never be used in silence."
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="Set only to compare; `auto` is fp16 on CUDA, on CPU int8 where it is fast and agrees."
+        "auto", description="Set only to compare; `auto` is fp16 on CUDA, on CPU int8 with VNNI and 98 % agreement."
     )
     batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)

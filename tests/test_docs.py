@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ from typer.main import get_group
 import model_export.cli
 import service.cli
 from service.http.problems import KINDS
-from service.settings import Settings
 
 REPOSITORY = Path(__file__).parents[1]
 API = (REPOSITORY / "docs" / "api.md").read_text()
@@ -22,11 +23,15 @@ def test_the_error_table_lists_every_problem_with_its_status() -> None:
     assert documented == {code: kind.status for code, kind in KINDS.items()}
 
 
-def test_the_settings_table_lists_every_setting() -> None:
-    table = API.partition("## Settings")[2].partition("\n## ")[0]
-    names = re.findall(r"`([A-Z_]+)`", " ".join(re.findall(r"^\| (`[A-Z].*?) \|", table, re.MULTILINE)))
+def test_the_settings_table_is_current() -> None:
+    subprocess.run([sys.executable, "docs/settings_table.py", "--check"], cwd=REPOSITORY, check=True)
 
-    assert {name.lower() for name in names} == Settings.model_fields.keys()
+
+def test_each_alert_has_its_entry_in_the_runbook() -> None:
+    rules = "".join(file.read_text() for file in (REPOSITORY / "deploy/prometheus").glob("[rg]*/*.yml"))
+    runbook = (REPOSITORY / "docs" / "operations.md").read_text()
+
+    assert re.findall(r"^### (Limelight\w+)", runbook, re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
@@ -42,7 +47,9 @@ def test_the_programs_take_the_commands_as_they_are_printed(page: str) -> None:
         programs[program].commands[name].make_context(name, arguments)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/paper.md", "docs/sandbox.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/api.md", "docs/operations.md", "docs/paper.md", "docs/sandbox.md", "docs/training.md"]
+)
 def test_links_within_the_project_lead_somewhere(page: str) -> None:
     file = REPOSITORY / page
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL))

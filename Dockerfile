@@ -1,0 +1,68 @@
+# Limelight's images: `serve`, the service, and `export`, which writes the bundle that it serves.
+#   docker build --build-arg EXTRA=gpu -t limelight .
+# The GPU's image brings CUDA and cuDNN as Python packages: the host needs a driver and the NVIDIA Container Toolkit.
+
+ARG PYTHON=3.13-slim-trixie
+
+# --- What has pip ----------------------------------------------------------------------------------------------------
+FROM python:${PYTHON} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/build.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv tools && tools/bin/pip install -q --require-hashes -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+
+# The service's environment has no pip of its own: nothing is installed where it runs.
+FROM build AS serve-environment
+ARG EXTRA=cpu
+COPY requirements/serve-${EXTRA}.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/venv \
+    && tools/bin/pip --python /opt/venv/bin/python install -q --require-hashes -r requirements/serve-${EXTRA}.txt
+COPY service service
+RUN tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \
+    && tools/bin/pip --python /opt/venv/bin/python install -q --no-deps wheels/*.whl
+
+FROM build AS export-environment
+COPY requirements/export.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/venv && /opt/venv/bin/pip install -q --require-hashes -r requirements/export.txt
+COPY service service
+COPY model_export model_export
+RUN tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \
+    && /opt/venv/bin/pip install -q --no-deps wheels/*.whl
+# Fetched now, so that the container needs no network.
+RUN --mount=type=cache,target=/root/.cache/pip KERAS_HOME=/opt/keras /opt/venv/bin/limelight-model fetch-weights
+
+# --- What runs -------------------------------------------------------------------------------------------------------
+FROM python:${PYTHON} AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Limelight" \
+      org.opencontainers.image.description="Recognises human actions in video clips and shows where the network looked" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+# A volume that is mounted here is made theirs.
+RUN install -d -o 10001 -g 10001 /bundles
+WORKDIR /bundles
+USER 10001:10001
+
+FROM runtime AS export
+ENV KERAS_HOME=/opt/keras
+COPY --from=export-environment /opt/keras /opt/keras
+COPY --from=export-environment /opt/venv /opt/venv
+HEALTHCHECK NONE
+ENTRYPOINT ["limelight-model"]
+CMD ["export", "--output", "/bundles/limelight"]
+
+FROM runtime AS serve
+ENV LIMELIGHT_HOST=0.0.0.0 LIMELIGHT_BUNDLE=/bundles/limelight
+COPY --from=serve-environment /opt/venv /opt/venv
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=5s --start-period=2m \
+    CMD ["python", "-c", "import http.client; service = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); service.request('GET', '/health/ready'); raise SystemExit(service.getresponse().status != 200)"]
+ENTRYPOINT ["limelight"]
+CMD ["serve"]

@@ -1,0 +1,57 @@
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.docker.stack import Stack, docker, running
+
+# By the image that docker-compose.yml names: what stands in for it where no registry can be reached.
+STAND_INS = {"nginx:1.28-alpine": "nginx:stable", "prom/prometheus:v3.5.0": "prom/prometheus:latest"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that lies here needs an engine, and may have to build images."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.docker)
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Docker with Compose, and the public images. Without, tests are skipped."""
+    if shutil.which("docker") is None:
+        pytest.skip("needs Docker")
+    for question in (["docker", "info"], ["docker", "compose", "version"]):
+        answer = subprocess.run(question, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            pytest.skip(f"needs Docker with Compose: `{' '.join(question)}` says: {answer.stderr.strip()[-200:]}")
+    for image, stand_in in STAND_INS.items():
+        ways = (["image", "inspect", image], ["pull", "-q", image], ["tag", stand_in, image])
+        if all(subprocess.run(["docker", *way], capture_output=True, check=False).returncode != 0 for way in ways):
+            pytest.skip(f"needs the image {image}, which cannot be pulled")
+
+
+@pytest.fixture(scope="module")
+def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Three replicas of the stand-in bundle."""
+    tiny_bundle.parent.chmod(0o755)  # the replicas' user is another
+    with running(
+        tmp_path_factory.mktemp("fleet"),
+        "limelight-fleet",
+        files=["compose.tiny.yml"],
+        arguments=["--scale", "limelight=3"],
+        TINY_BUNDLE=str(tiny_bundle),
+    ) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def base_bytes(engine: None) -> int:
+    """The size in bytes of the image that ours are built on."""
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    tag = dockerfile.partition("ARG PYTHON=")[2].split()[0]
+    return int(docker("image", "inspect", "--format", "{{.Size}}", f"python:{tag}"))

@@ -1,0 +1,124 @@
+import contextlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import REPOSITORY
+from tests.processes import until
+
+TESTS = REPOSITORY / "tests" / "docker"
+
+
+def docker(*arguments: str, given: str | None = None) -> str:
+    """What a command of Docker's said; fails with its complaint where it failed."""
+    done = subprocess.run(["docker", *arguments], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What `docker compose up` started, from a clean copy of the project."""
+
+    folder: Path
+    files: tuple[str, ...]
+    url: str
+    environment: dict[str, str]
+
+    def compose(self, *arguments: str) -> str:
+        files = [word for file in self.files for word in ("-f", file)]
+        command = ["docker", "compose", *files, *arguments]
+        environment = os.environ | self.environment
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        """The ids of those that run."""
+        return self.compose("ps", "-q", service).split()
+
+    def client(self) -> httpx.Client:
+        """As from outside: all it can reach is the gateway."""
+        return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+
+    def ask_prometheus(self, expression: str) -> list[dict[str, Any]]:
+        """The samples that an instant query gives, each with `metric` and `value`."""
+        address = "http://localhost:9090"
+        said = self.compose(
+            "exec", "-T", "prometheus", "promtool", "query", "instant", "--format=json", address, expression
+        )
+        samples: list[dict[str, Any]] = json.loads(said)
+        return samples
+
+    def gateway_log(self) -> list[dict[str, Any]]:
+        """The requests that the gateway has answered."""
+        (gateway,) = self.containers("gateway")
+        lines = docker("logs", gateway).splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def metrics_of(container: str) -> str:
+    """What a replica tells Prometheus."""
+    program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+    return docker("exec", container, "python", "-c", program)
+
+
+def address_of(container: str) -> str:
+    """Where a replica is, for the gateway."""
+    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    (network,) = networks.values()
+    return f"{network['IPAddress']}:8000"
+
+
+@contextmanager
+def running(
+    folder: Path, project: str, *, files: Sequence[str] = (), arguments: Sequence[str] = (), **environment: str
+) -> Iterator[Stack]:
+    """`docker compose up`, and down again with its volumes."""
+    copy_project(folder)
+    port = free_port()
+    stack = Stack(
+        folder,
+        ("docker-compose.yml", str(TESTS / "compose.test.yml"), *(str(TESTS / file) for file in files)),
+        f"http://127.0.0.1:{port}",
+        {"COMPOSE_PROJECT_NAME": project, "GATEWAY_PORT": str(port), "LIMELIGHT_TAG": "test", **environment},
+    )
+    try:
+        stack.compose("up", "--detach", "--build", "--quiet-pull", *arguments)
+        wait_until_healthy(stack)
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "1")
+
+
+def wait_until_healthy(stack: Stack) -> None:
+    """`up` waits for the replicas, for the gateway depends on them; what is left is that it listens."""
+
+    def ready() -> bool:
+        with contextlib.suppress(httpx.TransportError), stack.client() as client:
+            return client.get("/health/ready").is_success
+        return False
+
+    until(ready)
+
+
+def copy_project(folder: Path) -> None:
+    """What a fresh clone holds, with what is not committed yet."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-cf", folder / "project.tar", "--null", "-T", "-"], cwd=REPOSITORY, input=names, check=True)
+    subprocess.run(["tar", "-xf", "project.tar"], cwd=folder, check=True)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

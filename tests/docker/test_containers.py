@@ -1,0 +1,109 @@
+"""What a container may do, and what is in it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.docker.stack import Stack, docker
+from tests.service.video.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
+
+SERVICES = ("gateway", "limelight", "prometheus")
+# Runs in a replica: each act as a program in a decoder of its own, taken over; says what became of it.
+HOSTILITY = """
+import asyncio, json, os, sys
+os.environ["PYTHONPATH"] = "/tmp"
+from service.video.decoder import DecodeLimits
+from service.video.errors import CorruptClip
+from service.video.process import DecoderProcesses
+
+async def outcome(decoders, program):
+    try:
+        await decoders.decode(b"#!python\\n" + program.encode())
+    except CorruptClip as told:
+        return str(told)
+
+decoders = DecoderProcesses(DecodeLimits(timeout_s=60), memory_bytes=2**30, program="tests.service.video.hostile")
+acts = json.loads(sys.argv[1])
+print(json.dumps([
+    decoders.grants.missing,
+    {act: asyncio.run(outcome(decoders, program)) for act, program in acts.items()},
+]))
+decoders.close()
+"""
+
+
+def inspected(container: str) -> dict[str, Any]:
+    facts: list[dict[str, Any]] = json.loads(docker("inspect", container))
+    return facts[0]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_has_no_rights(fleet: Stack, service: str) -> None:
+    for container in fleet.containers(service):
+        facts = inspected(container)
+        host = facts["HostConfig"]
+
+        assert facts["Config"]["User"].split(":")[0] not in {"", "0", "root"}
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert not host["CapAdd"]
+        assert not host["Privileged"]
+        assert "no-new-privileges:true" in host["SecurityOpt"]
+        assert host["Memory"] > 0
+        assert host["PidsLimit"] > 0
+        assert host["Init"]
+        assert all("size=" in options for options in host["Tmpfs"].values())
+
+
+def test_only_the_gateway_is_published(fleet: Stack) -> None:
+    published = {
+        service
+        for service in SERVICES
+        for container in fleet.containers(service)
+        if any(inspected(container)["NetworkSettings"]["Ports"].values())
+    }
+    assert published == {"gateway"}
+
+
+def test_a_replica_cannot_write_but_to_its_tmpfs(fleet: Stack) -> None:
+    program = """
+import pathlib
+for folder in ("/", "/opt/venv", "/bundles/limelight", "/var/tmp", "/tmp"):
+    try:
+        (pathlib.Path(folder) / "made").touch()
+        print(folder)
+    except OSError:
+        pass
+"""
+    assert docker("exec", fleet.containers("limelight")[0], "python", "-c", program).split() == ["/tmp"]
+
+
+def test_a_replica_holds_no_compiler_and_no_training_framework(fleet: Stack) -> None:
+    program = """
+import importlib.util, shutil
+print([name for name in ("tensorflow", "keras", "model_export", "pip") if importlib.util.find_spec(name)],
+      [name for name in ("cc", "gcc", "clang", "make") if shutil.which(name)])
+"""
+    assert docker("exec", fleet.containers("limelight")[0], "python", "-c", program).strip() == "[] []"
+
+
+def test_the_image_is_small_and_says_what_it_is(fleet: Stack, base_bytes: int) -> None:
+    image: dict[str, Any] = json.loads(docker("image", "inspect", "limelight:test"))[0]
+
+    assert image["Size"] - base_bytes <= 700e6
+    assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "Limelight"
+
+
+def test_hostile_code_in_a_decoder_is_refused_as_outside_docker(fleet: Stack) -> None:
+    replica = fleet.containers("limelight")[0]
+    code = (REPOSITORY / "tests/service/video/hostile.py").read_text()
+    folder = "/tmp/tests/service/video"
+    docker("exec", "-i", replica, "sh", "-c", f"mkdir -p {folder} && cat >{folder}/hostile.py", given=code)
+    acts = FILES | DESCRIPTORS | NETWORK | PROCESSES
+    missing, outcomes = json.loads(docker("exec", replica, "python", "-c", HOSTILITY, json.dumps(acts)))
+
+    if missing:
+        pytest.skip(f"this kernel lacks {', '.join(missing)}")
+    assert outcomes == dict.fromkeys(acts, "EPERM")

@@ -1,0 +1,159 @@
+"""Replicas come and go under load."""
+
+import itertools
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from tests.docker.stack import Stack, address_of, docker
+from tests.processes import until
+
+CLIENTS = 3
+PAUSE_S = 0.4  # below the rate at which the gateway refuses
+ROUND_ABOUT_S = 5  # the gateway knows within this time that a replica is gone
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: when it was sent, and the status of its answer."""
+
+    name: str
+    sent: float
+    status: int
+    body: str
+
+
+@contextmanager
+def load(stack: Stack, clip: bytes) -> Iterator[list[Asked]]:
+    """Clients that ask again and again until this is over."""
+    asked: list[Asked] = []
+    over = threading.Event()
+
+    def ask(client: httpx.Client) -> None:
+        while not over.is_set():
+            name, sent = uuid.uuid4().hex, time.monotonic()
+            answer = client.post("/predict?attention=false", content=clip, headers={"X-Request-ID": name})
+            asked.append(Asked(name, sent, answer.status_code, answer.text))
+            over.wait(PAUSE_S)
+
+    with stack.client() as client, ThreadPoolExecutor(CLIENTS) as crowd:
+        clients = [crowd.submit(ask, client) for _ in range(CLIENTS)]
+        try:
+            until(lambda: len(asked) > 5 * CLIENTS)
+            yield asked
+            so_far = len(asked)
+            until(lambda: len(asked) > so_far + 5 * CLIENTS)
+        finally:
+            over.set()
+        for done in clients:
+            done.result()
+
+
+def scale(stack: Stack, replicas: int) -> None:
+    stack.compose("up", "--detach", "--no-recreate", "--scale", f"limelight={replicas}", "limelight")
+    until(lambda: stack.ask_prometheus(f"sum(limelight_ready) == {replicas}"), patience_s=120)
+
+
+@pytest.fixture
+def three(fleet: Stack) -> Stack:
+    """The fleet, with all that it is to have."""
+    scale(fleet, 3)
+    return fleet
+
+
+def test_prometheus_sees_every_replica(three: Stack, clip: bytes) -> None:
+    with load(three, clip):
+        until(lambda: len(three.ask_prometheus("limelight_stage_seconds_count{stage='inference'} > 0")) == 3, 120)
+
+    assert len(three.ask_prometheus('up{job="limelight"} == 1')) == 3
+
+
+def test_more_replicas_join_without_a_failure(three: Stack, clip: bytes) -> None:
+    before = set(three.containers("limelight"))
+    with load(three, clip) as asked:
+        scale(three, 4)
+        (newcomer,) = (address_of(replica) for replica in set(three.containers("limelight")) - before)
+        until(lambda: any(line["replica"].endswith(newcomer) for line in three.gateway_log()))
+    scale(three, 3)
+
+    assert {one.status for one in asked} == {200}
+
+
+def test_a_replica_that_is_stopped_loses_no_request(three: Stack, clip: bytes) -> None:
+    leaver = three.containers("limelight")[0]
+    with load(three, clip) as asked:
+        docker("stop", "--time", "90", leaver)
+        log = docker("logs", leaver)
+        exit_code = docker("inspect", "--format", "{{.State.ExitCode}}", leaver).strip()
+    served = {
+        line["request_id"]
+        for line in map(json.loads, filter(lambda line: line.startswith("{"), log.splitlines()))
+        if line["message"] == "request" and line["path"] == "/predict" and line["status"] == 200
+    }
+    answered = {one.name for one in asked if one.status == 200}
+
+    assert exit_code == "0"
+    assert served & answered  # it took its part
+    assert {one.status for one in asked} == {200}
+
+
+def test_a_replica_that_is_killed_fails_only_what_was_inside_it(three: Stack, clip: bytes) -> None:
+    victim = three.containers("limelight")[0]
+    address = address_of(victim)
+    with load(three, clip) as asked:
+        docker("kill", victim)
+        killed = time.monotonic()
+        until(lambda: time.monotonic() > killed + ROUND_ABOUT_S)
+    failed = {one.name: one for one in asked if one.status != 200}
+    sent_to = {line["request_id"]: line["replica"] for line in three.gateway_log()}
+
+    assert len(failed) <= CLIENTS
+    assert all(one.sent < killed + ROUND_ABOUT_S for one in failed.values())
+    assert {sent_to[name].rpartition(" ")[2] for name in failed} <= {address}
+    assert {json.loads(one.body)["code"] for one in failed.values()} <= {"bad_gateway", "gateway_timeout"}
+
+    missing = 'ALERTS{alertname="LimelightReplicaMissing", alertstate="pending"}'
+    until(lambda: three.ask_prometheus(missing), patience_s=120)
+
+
+def test_without_any_replica_the_gateway_says_so(three: Stack, clip: bytes) -> None:
+    three.compose("kill", "limelight")
+    answers: list[httpx.Response] = []
+
+    def refused(client: httpx.Client) -> bool:
+        answers.append(client.post("/predict", content=clip))
+        return answers[-1].status_code == 503
+
+    with three.client() as client:
+        until(lambda: refused(client))
+
+    assert (answers[-1].json()["code"], int(answers[-1].headers["Retry-After"])) == ("not_ready", 2)
+
+
+def test_every_panel_of_the_dashboard_shows_something(three: Stack, clip: bytes) -> None:
+    dashboard = json.loads((three.folder / "deploy/grafana/dashboards/limelight.json").read_text())
+    queries = {
+        target["expr"].replace("$__rate_interval", "1m")
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    }
+
+    def shown(query: str) -> bool:
+        return any(sample["value"][1] != "NaN" for sample in three.ask_prometheus(query))
+
+    with load(three, clip), three.client() as client:
+        for _ in range(10):
+            client.post("/predict", content=b"GIF89a no video")
+            time.sleep(1)  # a rate needs two samples
+        empty = [query for query in sorted(queries) if not any(shown(query) for _ in itertools.repeat(None, 3))]
+
+    assert len(queries) > 15
+    assert empty == []

@@ -1,0 +1,122 @@
+"""What is seen from outside of `docker compose up`."""
+
+import http.client
+import json
+import socket
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import httpx
+import pytest
+
+from tests.docker.stack import Stack, docker, metrics_of
+from tests.processes import until
+
+RATE, BURST = 10, 20  # of deploy/gateway/nginx.conf
+
+
+def check_problem(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    problem = answer.json()
+    assert problem.keys() >= {"type", "title", "status", "detail", "code", "request_id"}
+    assert (problem["type"], problem["code"], problem["status"]) == (f"urn:limelight:problem:{code}", code, status)
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_a_clip_gets_its_prediction(fleet: Stack, clip: bytes) -> None:
+    with fleet.client() as client:
+        answer = client.post("/predict", content=clip)
+
+    assert answer.status_code == 200
+    assert len(answer.json()["attention"]["maps"]) == 40
+
+
+def test_a_request_keeps_its_id_and_its_trace(fleet: Stack, clip: bytes) -> None:
+    name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with fleet.client() as client:
+        answer = client.post("/predict", content=clip, headers={"X-Request-ID": name, "traceparent": trace})
+
+    assert answer.headers.get_list("X-Request-ID") == [name]
+    until(lambda: [name, trace] in [[line["request_id"], line["traceparent"]] for line in fleet.gateway_log()])
+    assert any(name in docker("logs", replica) for replica in fleet.containers("limelight"))
+
+
+@pytest.mark.parametrize(
+    ("size", "who"), [(64 * 2**20 + 1, "the service"), (66 * 2**20, "the gateway")], ids=["service", "gateway"]
+)
+def test_a_body_that_is_too_large_is_refused(fleet: Stack, size: int, who: str) -> None:
+    with fleet.client() as client:
+        answer = client.post("/predict", content=bytes(size))
+
+    check_problem(answer, 413, "body_too_large")
+    assert ("67108864" in answer.json()["detail"]) == (who == "the service")
+
+
+def test_what_is_no_video_is_refused(fleet: Stack) -> None:
+    with fleet.client() as client:
+        check_problem(client.post("/predict", content=b"GIF89a no video"), 415, "unsupported_media")
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/grafana/", "/.problem", "/.ready"])
+def test_an_unknown_path_is_refused(fleet: Stack, path: str) -> None:
+    with fleet.client() as client:
+        check_problem(client.get(path), 404, "not_found")
+
+
+def test_a_burst_is_refused_and_forgotten(fleet: Stack) -> None:
+    with fleet.client() as client, ThreadPoolExecutor(8) as crowd:
+        answers = list(crowd.map(lambda _: client.post("/predict"), range(100)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+
+    assert {answer.status_code for answer in answers} == {400, 429}  # they hold no clip
+    for answer in refused:
+        check_problem(answer, 429, "rate_limited")
+        assert int(answer.headers["Retry-After"]) >= 1
+    time.sleep(BURST / RATE)
+    with fleet.client() as client:
+        assert client.post("/predict").status_code == 400
+
+
+def test_problems_of_the_gateway_speak_the_protocol_too(fleet: Stack) -> None:
+    with fleet.client() as client:
+        answer = client.post("/v2/models/tiny/infer", content=bytes(66 * 2**20))
+
+    check_problem(answer, 413, "body_too_large")
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics",
+        "/metrics/",
+        "/metrics?x=1",
+        "//metrics",
+        "/%6detrics",
+        "/predict/../metrics",
+        "/x/..%2fmetrics",
+        "/./metrics",
+    ],
+)
+def test_metrics_cannot_be_reached(fleet: Stack, path: str) -> None:
+    with closing(http.client.HTTPConnection(fleet.url.removeprefix("http://"), timeout=60)) as connection:
+        connection.request("GET", path)  # as it is written here, which httpx would mend
+        answer = connection.getresponse()
+        body = answer.read()
+
+    assert (answer.status, json.loads(body)["code"]) == (404, "not_found")
+
+
+def test_an_upload_reaches_a_replica_as_it_arrives(fleet: Stack, clip: bytes) -> None:
+    replicas = fleet.containers("limelight")
+    host, port = fleet.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n".encode() + clip[:1000]
+        )
+        until(lambda: any("limelight_in_flight_requests 1.0" in metrics_of(replica) for replica in replicas))
+        client.sendall(clip[1000:])
+
+        assert client.recv(12) == b"HTTP/1.1 200"
