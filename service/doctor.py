@@ -80,7 +80,7 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
     unknown = [name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
     doubts = [*_doubts(settings)]
     if unknown:
-        doubts.append((f"{', '.join(sorted(unknown))}: no such setting", "docs/api.md lists those there are"))
+        doubts.append((f"{', '.join(sorted(unknown))}: no such setting", "docs/operations.md lists those there are"))
     for found, remedy in doubts:
         yield Finding("settings", Verdict.POOR, found, remedy)
     if not doubts:
