@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -195,9 +196,17 @@ async def test_a_client_that_goes_away_in_mid_upload_leaves_one_line(
     assert (line["path"], line["status"]) == ("/predict", 499)
 
 
-async def post_until(app: FastAPI, clip: bytes, gone: asyncio.Event, *, more_body: bool = False) -> None:
-    """POST /predict as a client that closes its connection when `gone` is set."""
-    messages: list[Message] = [{"type": "http.request", "body": clip, "more_body": more_body}]
+async def post_until(
+    app: FastAPI,
+    body: bytes,
+    gone: asyncio.Event,
+    *,
+    path: str = "/predict",
+    headers: Mapping[str, str] = MappingProxyType({}),
+    more_body: bool = False,
+) -> None:
+    """POST as a client that closes its connection when `gone` is set."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": more_body}]
 
     async def receive() -> Message:
         if messages:
@@ -208,8 +217,9 @@ async def post_until(app: FastAPI, clip: bytes, gone: asyncio.Event, *, more_bod
     async def send(message: Message) -> None:
         pass
 
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     scope = {
-        "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "query_string": b"", "headers": []
+        "type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": b"", "headers": raw
     }  # fmt: skip
     await app(scope, receive, send)
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
-from starlette.types import Message
 
 from service.settings import Settings
-from tests.service.http.test_under_load import Brake, brake, serving, until, waiting
+from tests.service.http.test_under_load import Brake, brake, post_until, serving, until, waiting
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 __all__ = ["brake"]  # a fixture
@@ -88,7 +86,8 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
         patient = asyncio.create_task(infer(client))
         await until(lambda: brake.begun == 1)
         gone = asyncio.Event()
-        impatient = asyncio.create_task(post_until(app, gone))
+        content, headers = message(2)
+        impatient = asyncio.create_task(post_until(app, content, gone, path=URL, headers=headers))
         await until(lambda: waiting(app) == 2)
         gone.set()
         await impatient
@@ -98,27 +97,6 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
 
     assert left == 0
     assert brake.begun == 1
-
-
-async def post_until(app: FastAPI, gone: asyncio.Event) -> None:
-    """Ask for two clips as a client that closes its connection when `gone` is set."""
-    content, headers = message(2)
-    messages: list[Message] = [{"type": "http.request", "body": content}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        pass
-
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {
-        "type": "http", "http_version": "1.1", "method": "POST", "path": URL, "query_string": b"", "headers": raw
-    }  # fmt: skip
-    await app(scope, receive, send)
 
 
 async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) -> None:
