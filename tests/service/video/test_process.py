@@ -15,7 +15,7 @@ import pytest
 
 from service.video.decoder import DecodeLimits, decode_clip
 from service.video.decoders import start_decoders
-from service.video.errors import ClipError, CorruptClip, DecoderCrashed, DecodeTimeout
+from service.video.errors import ClipError, CorruptClip, DecoderCrashed, DecodeTimeout, ResolutionTooLarge
 from service.video.process import DecoderProcesses, DecodersError
 from service.video.rendering import render_clip
 from tests.processes import decoders, descendants, until
@@ -178,6 +178,20 @@ def lone(start_hostile: Start) -> Lone:
 
 
 class TestForkServer:
+    async def test_has_a_process_wait_whose_end_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
+        decoders, pid = lone
+        (waiting,) = descendants(pid())[0]
+        os.kill(waiting, signal.SIGKILL)
+        await eventually(lambda: not Path(f"/proc/{waiting}").exists())
+
+        assert (await decoders.decode(clip)).facts.frames > 0
+
+    async def test_starts_whatever_is_asked_of_clips(self, clip: bytes) -> None:
+        limits = DecodeLimits(max_pixels=1, max_frames=1, max_duration_s=0.01)
+        processes = DecoderProcesses(limits, memory_bytes=2**31)
+        with contextlib.closing(processes), pytest.raises(ResolutionTooLarge):
+            await processes.decode(clip)
+
     async def test_that_dies_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
         decoders, pid = lone
         slow = asyncio.create_task(decoders.decode(take_over("time.sleep(2)")))
