@@ -62,6 +62,7 @@ def made_up() -> Prediction:
             sampled=clip.sampled,
             probabilities=rng.dirichlet(np.ones(len(LABELS))).astype(np.float32),
             attention=rng.dirichlet(np.ones(49), 40).astype(np.float32).reshape(40, 7, 7),
+            jpegs=None,
         ),
     )
 

@@ -310,7 +310,7 @@ def _show(clip: Path, classify: Classify, *, overlay: Path | None, json: bool) -
     if overlay:
         _write_overlay(overlay, str(clip), data, answer)
     if json:
-        typer.echo(answer.model_dump_json())
+        typer.echo(answer.model_dump_json(exclude_unset=True))
         return
     _print_answer(str(clip), answer)
     if overlay:

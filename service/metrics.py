@@ -23,7 +23,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "limelight_stage_seconds",
-            "Time of one request in one stage: receive, decode_wait, decode, queue, inference or respond.",
+            "Time of one request in one stage: receive, decode_wait, decode, encode, queue, inference or respond.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

@@ -24,6 +24,7 @@ from service.video.clip_file import ClipFile
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
 from service.video.decoders import Decoders, start_decoders
 from service.video.errors import ClipError
+from service.video.jpeg import frame_jpegs
 
 __all__ = [
     "ClipError",
@@ -42,8 +43,8 @@ __all__ = [
     "start_decoders",
 ]
 
-# Seconds that one clip spent in each stage, by its name: decode_wait, decode, queue, inference. Those that it reached
-# are there also where it failed.
+# Seconds that one clip spent in each stage, by its name: decode_wait, decode, encode (where JPEGs are wanted),
+# queue, inference. Those that it reached are there also where it failed.
 Stages = dict[str, float]
 
 
@@ -87,13 +88,17 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one clip: probabilities (classes,), attention (40, 7, 7) or None, and the facts around them."""
+    """The answer for one clip: probabilities (classes,), attention (40, 7, 7) or None, and the facts around them.
+
+    `jpegs` are small pictures of the sampled frames, or None where not wanted.
+    """
 
     model: Model
     clip: ClipFacts
     sampled: tuple[SampledFrame, ...]
     probabilities: npt.NDArray[np.float32]
     attention: npt.NDArray[np.float32] | None
+    jpegs: tuple[bytes, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ class Pipeline:
         self._metrics = metrics
         self._admission = Admission(model.capacity)
         self._decoder_free = asyncio.Semaphore(decode_workers)
+        self._encoder_free = asyncio.Semaphore(1)  # more would only keep the event loop from the interpreter
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")
         metrics.queue_depth.labels("inference").set_function(lambda: self.model.depth)
         metrics.admitted_clips.set_function(lambda: self._admission.inside)
@@ -134,7 +140,9 @@ class Pipeline:
         """Raises Overloaded where `predict` would now."""
         self._admission.check(deadline)
 
-    async def predict(self, clip: bytes | ClipFile, *, deadline: float, stages: Stages | None = None) -> Prediction:
+    async def predict(
+        self, clip: bytes | ClipFile, *, deadline: float, stages: Stages | None = None, jpegs: bool = False
+    ) -> Prediction:
         """Decode and classify one clip. `deadline` is on the clock of `time.monotonic()`; `stages` is filled.
 
         Cancelling gives the clip up: its decoder is killed, and it costs no inference unless that has begun. Raises
@@ -143,13 +151,14 @@ class Pipeline:
         stages = {} if stages is None else stages
         async with self._place(deadline):
             decoded = await self._decode(clip, stages)
+            pictures = await self._encode(decoded, stages) if jpegs else None
             model, facts, sampled = self.model, decoded.facts, decoded.sampled
             answering = model.answer(decoded.frames, deadline)
             del decoded  # so that the engine's thread is the last to hold the frames, and frees them
             with _timed(stages, "queue"):
                 answer = await answering
         self._note(stages, answer.queue_s, answer.inference_s)
-        return Prediction(model, facts, sampled, answer.probabilities, answer.attention)
+        return Prediction(model, facts, sampled, answer.probabilities, answer.attention, pictures)
 
     async def infer(
         self, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
@@ -211,6 +220,14 @@ class Pipeline:
         self._metrics.stage_seconds.labels("decode").observe(stages["decode"])
         self._metrics.clip_seconds.observe(decoded.facts.duration_s)
         return decoded
+
+    async def _encode(self, decoded: DecodedClip, stages: Stages) -> tuple[bytes, ...]:
+        """The JPEGs, made before the engine has the frames: it frees them when it has answered."""
+        with _timed(stages, "encode"):
+            async with self._encoder_free:
+                pictures = await asyncio.to_thread(frame_jpegs, decoded.frames, decoded.sampled)
+        self._metrics.stage_seconds.labels("encode").observe(stages["encode"])
+        return pictures
 
 
 async def _answer_all(model: Model, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:

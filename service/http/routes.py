@@ -2,7 +2,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -123,6 +123,9 @@ async def predict(
     pipeline: Open,
     top_k: Annotated[int, Query(ge=1, description="How many of the likeliest classes to list.")] = 5,
     attention: Annotated[bool, Query(description="Whether to send the attention maps.")] = True,
+    frames: Annotated[
+        Literal["jpeg"] | None, Query(description="`jpeg`: send a small picture of each sampled frame.")
+    ] = None,
 ) -> Response:
     """Classify a clip, sent as the file `file` of a multipart form or as the body itself."""
     record = record_of(request)
@@ -130,7 +133,7 @@ async def predict(
     pipeline.check_admission(deadline)  # while the clip has not been sent in vain yet; it takes a place once it is here
     with ClipFile() as clip:
         await _receive(request, serving, clip)
-        work = pipeline.predict(clip, deadline=deadline, stages=record.stages)
+        work = pipeline.predict(clip, deadline=deadline, stages=record.stages, jpegs=frames == "jpeg")
         prediction = await while_client_waits(request, work)
     record.answered = time.monotonic()
     answer = answer_json(

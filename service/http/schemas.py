@@ -1,11 +1,13 @@
 """The answers, as documented in OpenAPI."""
 
-from typing import Self
+from base64 import b64encode
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from service.pipeline import Model, Prediction
 
@@ -69,6 +71,11 @@ class FrameAnswer(_Answer):
 
     index: int
     time_s: float
+    jpeg: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The frame, 112×112, in base64; only there where it was asked for by `frames=jpeg`.",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/jpeg"},
+    )
 
 
 class Timings(_Answer):
@@ -109,10 +116,19 @@ def answer_json(
         "predictions": [{"label": labels[i], "index": i, "probability": probabilities[i]} for i in ranking],
         "probabilities": probabilities,
         "attention": None if maps is None else {"grid": maps.shape[1:], "maps": _rounded(maps)},
-        "frames": prediction.sampled,
+        "frames": _frames(prediction),
         "timings_ms": timings_ms.model_dump(),
     }
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _frames(prediction: Prediction) -> Any:
+    if prediction.jpegs is None:
+        return prediction.sampled
+    return [
+        {"index": frame.index, "time_s": frame.time_s, "jpeg": b64encode(jpeg).decode()}
+        for frame, jpeg in zip(prediction.sampled, prediction.jpegs, strict=True)
+    ]
 
 
 def _rounded(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

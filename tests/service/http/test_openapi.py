@@ -46,6 +46,17 @@ def test_requests_have_examples_that_fit_their_schemas(document: Document) -> No
     jsonschema_rs.Draft202012Validator(content["schema"]).validate(content["example"])
 
 
+def test_pictures_of_the_frames_are_described(document: Document) -> None:
+    parameters = document["paths"]["/predict"]["post"]["parameters"]
+    (frames,) = (parameter for parameter in parameters if parameter["name"] == "frames")
+    described = document["components"]["schemas"]["FrameAnswer"]
+
+    assert not frames["required"]
+    assert {"const": "jpeg", "type": "string"} in frames["schema"]["anyOf"]
+    assert described["properties"]["jpeg"].items() >= {"type": "string", "contentMediaType": "image/jpeg"}.items()
+    assert "jpeg" not in described["required"]
+
+
 def test_problems_are_shown_as_they_are_sent(document: Document) -> None:
     for path, status, media_type, content in answers(document):
         if not status.startswith("2"):

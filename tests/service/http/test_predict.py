@@ -1,4 +1,6 @@
 import asyncio
+import base64
+import io
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,11 +10,14 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.http.app import create_app
 from service.http.schemas import PredictionAnswer
 from service.settings import Settings
+from service.video.decoder import decode_clip
+from tests.service.video.clips import encode, numbered, read_number
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +68,10 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
     assert body["title"]
     assert body["detail"]
     return body
+
+
+def picture(frame: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(frame["jpeg"])), formats=["JPEG"])
 
 
 class TestAnswer:
@@ -138,6 +147,43 @@ class TestAnswer:
         for part in ("clip", "predictions", "probabilities", "attention", "frames"):
             assert raw.json()[part] == form.json()[part]
 
+    async def test_shows_the_sampled_frames_where_asked_for(self, client: httpx.AsyncClient) -> None:
+        clip = encode(numbered(number) for number in range(60))
+        body = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()
+
+        shown = [picture(frame) for frame in body["frames"]]
+        assert {image.size for image in shown} == {(112, 112)}
+        assert [read_number(np.asarray(image.resize((224, 224)))) for image in shown] == [
+            frame["index"] for frame in body["frames"]
+        ]
+
+    async def test_shows_them_as_the_network_saw_them(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        body = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()
+
+        for frame, seen in zip(body["frames"], decode_clip(clip).frames, strict=True):
+            halved = seen.reshape(112, 2, 112, 2, 3).mean(axis=(1, 3))
+            assert np.abs(np.asarray(picture(frame)) - halved).mean() < 4  # of 255, what JPEG loses
+
+    async def test_repeats_the_picture_of_a_frame_that_was_sampled_again(self, client: httpx.AsyncClient) -> None:
+        clip = encode(numbered(number) for number in range(7))
+        frames = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()["frames"]
+
+        assert len(frames) == 40
+        assert len({(frame["index"], frame["jpeg"]) for frame in frames}) == 7
+
+    async def test_is_otherwise_the_same_with_pictures(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        plain = (await client.post("/predict", content=clip)).json()
+        answer = await client.post("/predict", params={"frames": "jpeg"}, content=clip)
+        PredictionAnswer.model_validate_json(answer.content, strict=True)
+        with_pictures = answer.json()
+        for frame in with_pictures["frames"]:
+            del frame["jpeg"]
+
+        assert "encode;dur=" in answer.headers["Server-Timing"]
+        assert plain.keys() == with_pictures.keys()
+        for part in plain.keys() - {"timings_ms"}:
+            assert plain[part] == with_pictures[part]
+
     async def test_tells_the_stages_in_a_server_timing_header(self, client: httpx.AsyncClient, clip: bytes) -> None:
         header = (await client.post("/predict", content=clip)).headers["Server-Timing"]
 
@@ -182,7 +228,7 @@ class TestRefusal:
     async def test_of_a_damaged_clip(self, client: httpx.AsyncClient, clip: bytes) -> None:
         assert_problem(await client.post("/predict", content=clip[: len(clip) // 2]), 422, "corrupt_clip")
 
-    @pytest.mark.parametrize("query", ["top_k=0", "top_k=many", "attention=perhaps"])
+    @pytest.mark.parametrize("query", ["top_k=0", "top_k=many", "attention=perhaps", "frames=png", "frames="])
     async def test_of_a_bad_parameter(self, client: httpx.AsyncClient, clip: bytes, query: str) -> None:
         body = assert_problem(await client.post(f"/predict?{query}", content=clip), 422, "invalid_parameter")
 
@@ -265,7 +311,10 @@ class TestHealth:
         app = create_app(Settings(bundle=write_tiny_bundle(tmp_path, variant="base"), device="cpu"))
         async with app.router.lifespan_context(app), connect(app) as client:
             await until_ready(client)
-            assert (await client.post("/predict", content=clip)).json()["attention"] is None
+            answer = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()
+
+        assert answer["attention"] is None
+        assert all(picture(frame).size == (112, 112) for frame in answer["frames"])
 
 
 class TestMetrics:
@@ -284,6 +333,11 @@ class TestMetrics:
         assert metrics["limelight_clip_seconds_sum"] == 2
         assert metrics["limelight_upload_bytes_sum"] == len(clip) + 4
         assert metrics["limelight_batch_size_sum"] == 1
+
+    async def test_time_the_making_of_pictures(self, client: httpx.AsyncClient, clip: bytes) -> None:
+        await client.post("/predict", params={"frames": "jpeg"}, content=clip)
+
+        assert (await metrics_of(client))['limelight_stage_seconds_count{stage="encode"}'] == 1
 
     async def test_show_what_is_going_on(self, client: httpx.AsyncClient) -> None:
         metrics = await metrics_of(client)
