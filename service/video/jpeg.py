@@ -7,7 +7,7 @@ from PIL import Image as PillowImage
 
 from service.video.decoder import Image, SampledFrame
 
-# A quarter of the pixels: the 40 pictures of a clip are then hardly larger than a clip of UCF-101's, also as base64.
+# The 40 pictures of a clip of UCF-101 take 100 to 200 KB as base64 (benchmarks/RESULTS.md).
 REDUCTION = 2
 QUALITY = 75
 
@@ -15,7 +15,7 @@ QUALITY = 75
 def frame_jpegs(frames: Image, sampled: Sequence[SampledFrame]) -> tuple[bytes, ...]:
     """A JPEG of 112×112 for each of the frames, uint8 (40, 224, 224, 3), RGB; a frame sampled again is encoded once.
 
-    Takes some 20 ms, for most of which it holds the interpreter: meant for a thread, and for one at a time.
+    Takes some 15 ms, for most of which it holds the interpreter: meant for a thread, and for one at a time.
     """
     encoded: dict[int, bytes] = {}
     for frame, pixels in zip(sampled, frames, strict=True):
