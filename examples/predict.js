@@ -1,0 +1,30 @@
+// What is done in a clip. In Node 20 or newer: node examples/predict.js clip.mp4
+// LIMELIGHT_URL says where the service is, LIMELIGHT_API_KEY is sent if it is set.
+// In a page of the service's own origin: predict(input.files[0]), for an <input type="file">.
+
+/** The answer for a clip, a Blob or File. Throws an Error that says why it was refused. */
+async function predict(clip, { url = "", key, topK = 5 } = {}) {
+  const answer = await fetch(`${url}/predict?top_k=${topK}&attention=false`, {
+    method: "POST",
+    headers: { "Content-Type": "application/octet-stream", ...(key && { "X-API-Key": key }) },
+    body: clip,
+  });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(`${body.title}: ${body.detail} (${body.status} ${body.code})`);
+  return body;
+}
+
+async function main(file) {
+  const clip = new Blob([require("node:fs").readFileSync(file)]);
+  const { LIMELIGHT_URL: url = "http://127.0.0.1:8000", LIMELIGHT_API_KEY: key } = process.env;
+  for (const { label, probability } of (await predict(clip, { url, key })).predictions) {
+    console.log(`${probability.toFixed(4)}  ${label}`);
+  }
+}
+
+if (typeof process === "object") {
+  main(process.argv[2]).catch((error) => {
+    console.error(error.cause?.message ?? error.message);
+    process.exitCode = 1;
+  });
+}
