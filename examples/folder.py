@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("results", type=Path, help="CSV file to write")
     options = parser.parse_args()
-    clips = sorted(path for path in options.folder.rglob("[!.]*") if path.is_file() and path != options.results)
+    results = options.results.resolve()
+    clips = sorted(path for path in options.folder.rglob("[!.]*") if path.is_file() and path.resolve() != results)
     headers = {"Content-Type": "application/octet-stream"} | ({"X-API-Key": KEY} if KEY else {})
     console, refused = Console(stderr=True), 0
     with (
@@ -44,7 +45,6 @@ def main() -> None:
                 table.writerow({"clip": clip.relative_to(options.folder)} | answer)
                 refused += "problem" in answer
         except httpx.HTTPError as error:
-            threads.shutdown(cancel_futures=True)
             parser.exit(2, f"{URL}: {error}\n")
     console.print(f"{len(clips) - refused} named, {refused} refused: {options.results}")
     parser.exit(min(refused, 1))
@@ -61,10 +61,8 @@ def predict(client: httpx.Client, clip: Path) -> dict[str, object]:
     if answer.is_success:
         best = answer.json()["predictions"][0]
         return {"label": best["label"], "probability": best["probability"]}
-    if (
-        answer.headers.get("Content-Type") != "application/problem+json"
-        or answer.status_code == httpx.codes.UNAUTHORIZED
-    ):
+    is_problem = answer.headers.get("Content-Type") == "application/problem+json"
+    if not is_problem or answer.status_code == httpx.codes.UNAUTHORIZED:
         answer.raise_for_status()
     problem = answer.json()
     return {"problem": problem["code"], "detail": problem["detail"]}

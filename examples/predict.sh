@@ -6,4 +6,4 @@ set -eu
 
 curl --silent --show-error --fail-with-body \
   --header 'Content-Type: application/octet-stream' ${LIMELIGHT_API_KEY:+--header "X-API-Key: $LIMELIGHT_API_KEY"} \
-  --data-binary "@$1" "${LIMELIGHT_URL:-http://127.0.0.1:8000}/predict?top_k=5&attention=false"
+  --data-binary "@${1:?name a clip}" "${LIMELIGHT_URL:-http://127.0.0.1:8000}/predict?top_k=5&attention=false"
