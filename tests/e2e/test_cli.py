@@ -57,6 +57,7 @@ class TestPredict:
         answers = [json.loads(line) for line in said.splitlines()]
         assert len(answers) == 2
         assert len(answers[0]["attention"]["maps"]) == 40
+        assert answers[0]["frames"][0].keys() == {"index", "time_s"}
 
     @pytest.mark.parametrize("name", ["seen.png", "seen.gif", "seen.mp4"])
     def test_the_overlay_is_written(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path, name: str) -> None:
