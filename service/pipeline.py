@@ -25,6 +25,7 @@ from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledF
 from service.video.decoders import Decoders, start_decoders
 from service.video.errors import ClipError
 from service.video.jpeg import frame_jpegs
+from service.video.rendering import render_clip
 
 __all__ = [
     "ClipError",
@@ -40,6 +41,7 @@ __all__ = [
     "Prediction",
     "Stages",
     "load_bundle",
+    "render_clip",
     "start_decoders",
 ]
 

@@ -76,9 +76,10 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(16, ge=0, description="Clips that may wait while a batch is worked on; more answer 429.")
 
+    ui: bool = Field(True, description="Serve the page for people at `/`; it holds no data and needs no key.")
     api_keys: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_keys)
     ] = Field(
         (),
-        description="Keys of which each request but for health and metrics has to bear one; several, to change them.",
+        description="Keys of which each request but for health, metrics and the page has to bear one; several, to change them.",
     )

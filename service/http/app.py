@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.http.auth import ApiKeys
+from service.http.auth import OPEN, ApiKeys
 from service.http.guard import BodyGuard
 from service.http.observe import Observe, record_of
 from service.http.openapi import DescribedAPI
+from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.protocol.routes import router as protocol_router
 from service.http.routes import CLIENT_GONE, Serving, router
@@ -57,7 +58,9 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     for error in EXPECTED:
         app.add_exception_handler(error, _refuse)
     app.add_exception_handler(ClientDisconnect, _note_absence)
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    page = page_routes() if settings.ui else []
+    app.router.routes.extend(page)
+    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN.union(route.path for route in page))
     app.add_middleware(Observe, metrics=serving.metrics, measured=PREDICTIONS)
     app.add_middleware(BodyGuard, settings=settings, closing=lambda: serving.draining)
     return app

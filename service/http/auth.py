@@ -1,8 +1,8 @@
-"""API keys: who may ask for anything but health and metrics."""
+"""API keys: who may ask for anything but health, metrics and the page."""
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -20,16 +20,18 @@ OPEN = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live"
 class ApiKeys:
     """Pure ASGI middleware: requests without one of `keys` go no further, and nothing of their body is read.
 
-    Every path but those in OPEN is guarded, so that no route can be forgotten. Without keys everybody may ask.
+    Every path but `open_paths` is guarded, so that no route can be forgotten. Without keys everybody may ask.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._digests = [_digest(key.get_secret_value().encode("ascii")) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN or self._admits(Headers(scope=scope)):
+        free = scope["type"] != "http" or not self._digests or scope["path"] in self._open_paths
+        if free or self._admits(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         record = record_of(Request(scope))

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from types import FrameType
@@ -61,7 +62,7 @@ def serve(settings: Settings) -> None:
         app.state.serving,
     )
     signal.signal(signal.SIGHUP, server.handle_reload)
-    logger.info("listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
+    _announce(listener, page=settings.ui)
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
@@ -172,6 +173,18 @@ class _Connection(HttpToolsProtocol):
 def _abandon() -> None:
     logger.critical("something hangs; the process ends all the same")
     os._exit(1)
+
+
+def _announce(listener: socket.socket, *, page: bool) -> None:
+    """Log the address, and tell whoever sits at the terminal where the page is."""
+    host, port = listener.getsockname()[:2]
+    facts = {"address": f"{host}:{port}"}
+    if page:
+        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        facts["page"] = f"http://{name}:{port}/"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"The page: {facts['page']}\n")
+    logger.info("listening", extra=facts)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,68 @@
+"""The page for people: the files of `service/web`, and a rendered clip to try it on. All of it is kept in memory."""
+
+import asyncio
+import hashlib
+from importlib.resources import files
+from pathlib import PurePath
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.pipeline import render_clip
+
+SAMPLE = "/web/sample.mp4"
+MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+# Nothing from elsewhere, nothing inline, nothing made of text: what a clip or an answer holds can only be shown.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "Cache-Control": "no-cache",  # kept, and asked for by its ETag: a new version is seen at once
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def page_routes() -> list[Route]:
+    """`/`, what the page loads under `/web/`, and its sample clip. They hold no data, and are not part of the API."""
+    routes = [Route(SAMPLE, _Sample().answer)]
+    for file in (files("service") / "web").iterdir():
+        path = "/" if file.name == "index.html" else f"/web/{file.name}"
+        routes.append(Route(path, _Document(file.read_bytes(), MEDIA_TYPES[PurePath(file.name).suffix]).answer))
+    return routes
+
+
+class _Document:
+    """Something that stays as it is."""
+
+    def __init__(self, content: bytes, media_type: str) -> None:
+        self._content = content
+        self._media_type = media_type
+        self._headers = HEADERS | {"ETag": f'"{hashlib.sha256(content).hexdigest()[:20]}"'}
+
+    async def answer(self, request: Request) -> Response:
+        """All of it, or that the client's copy is current (RFC 9110, section 13.1.2)."""
+        if self._headers["ETag"] in request.headers.get("If-None-Match", ""):
+            return Response(status_code=304, headers=self._headers)
+        return Response(self._content, media_type=self._media_type, headers=self._headers)
+
+
+class _Sample:
+    """The clip of `limelight demo`. It takes a second or more to render: in a thread, when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._rendering: asyncio.Task[_Document] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """The clip, as soon as there is one."""
+        if self._rendering is None:
+            self._rendering = asyncio.create_task(asyncio.to_thread(_rendered))
+        document = await asyncio.shield(self._rendering)
+        return await document.answer(request)
+
+
+def _rendered() -> _Document:
+    return _Document(render_clip().data, "video/mp4")

@@ -1,0 +1,298 @@
+// The page: takes a clip, asks the service, shows the answer.
+
+import { Result } from "./result.js";
+import { advice, isPassing } from "./refusals.js";
+import { bytes, readable } from "./charts.js";
+import { VideoPlayer } from "./player.js";
+import { Refusal, apiKey, isReady, manifest, predict, sampleClip } from "./service.js";
+
+const $ = (id) => document.getElementById(id);
+const PANELS = ["working", "problem", "verdict"];
+const ASK_READY_MS = 2000;
+
+let clip = null; // the file at hand
+let clipUrl = null;
+let asking = null; // the AbortController of the request under way
+let ticking = null; // the interval that counts seconds up or down
+let result = null; // what is shown of the last answer
+let wanted = () => {}; // what `retry` does again
+
+// -- what is shown -----------------------------------------------------------------------------------------------------
+
+function say(words) {
+  $("live").textContent = words;
+}
+
+function showPanel(name) {
+  document.body.dataset.state = name;
+  $("start").hidden = true;
+  $("bench").hidden = false;
+  for (const panel of PANELS) {
+    $(panel).hidden = panel !== name;
+  }
+  for (const id of ["timeline", "details", "controls"]) {
+    $(id).hidden = name !== "verdict";
+  }
+  $("look").hidden = true;
+  $(`${name}-title`).focus({ preventScroll: true });
+}
+
+function showStart() {
+  forgetClip();
+  document.body.dataset.state = "start";
+  $("bench").hidden = true;
+  $("start").hidden = false;
+}
+
+function forgetClip() {
+  asking?.abort();
+  asking = null;
+  clearInterval(ticking);
+  result?.close();
+  result = null;
+  clip = null;
+  $("video").removeAttribute("src");
+  URL.revokeObjectURL(clipUrl);
+}
+
+/** Count seconds, every one of them. */
+function tick(each) {
+  clearInterval(ticking);
+  const started = performance.now();
+  const count = () => each((performance.now() - started) / 1000);
+  ticking = setInterval(count, 200);
+  count();
+}
+
+function showSending(sent, size) {
+  const done = sent >= size;
+  $("send-bar").value = size ? sent / size : 1;
+  $("sent").textContent = done ? bytes(size) : `${bytes(sent)} of ${bytes(size)}`;
+  $("step-send").dataset.step = done ? "done" : "now";
+  $("step-work").dataset.step = done ? "now" : "later";
+  if (done && $("work-bar").hasAttribute("value")) {
+    $("work-bar").removeAttribute("value"); // it does not tell how far it is
+    $("working-title").textContent = "The service is at work";
+    say("The clip has been sent. The service is at work.");
+    tick((seconds) => ($("elapsed").textContent = `${seconds.toFixed(0)} s`));
+  }
+}
+
+function showWorking(title) {
+  clearInterval(ticking);
+  $("working-title").textContent = title;
+  $("work-bar").value = 0;
+  $("elapsed").textContent = $("sent").textContent = "";
+  $("send-bar").value = 0;
+  $("step-send").dataset.step = "now";
+  $("step-work").dataset.step = "later";
+  showPanel("working");
+  say(title);
+}
+
+function showRefusal(refusal) {
+  clearInterval(ticking);
+  $("problem-title").textContent = refusal.title;
+  $("problem-detail").textContent = sentence(refusal.detail);
+  $("problem-advice").textContent = advice(refusal);
+  $("problem-facts").textContent = [
+    refusal.code && `${refusal.status} ${refusal.code}`,
+    refusal.requestId && `request ${refusal.requestId}`,
+  ].filter(Boolean).join(" · ");
+  const keyWanted = refusal.code === "unauthorized";
+  $("key-form").hidden = !keyWanted;
+  $("retry").hidden = keyWanted || !isPassing(refusal);
+  showPanel("problem");
+  say(`${refusal.title}. ${refusal.detail}. ${advice(refusal)}`);
+  if (keyWanted) {
+    $("problem-detail").textContent = apiKey.get() ? "The key that was sent is not one of them." : "This service answers those who have a key.";
+    apiKey.forget();
+    $("key").focus();
+  }
+  countDown(refusal.retryAfter ?? 0);
+  showForget();
+}
+
+function countDown(seconds) {
+  tick((passed) => {
+    const left = Math.ceil(seconds - passed);
+    $("retry").disabled = left > 0;
+    $("retry").textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+    if (left <= 0) {
+      clearInterval(ticking);
+      if (seconds > 0) {
+        say("You can try again now.");
+      }
+    }
+  });
+}
+
+function showForget() {
+  $("forget").hidden = !apiKey.get();
+}
+
+function sentence(detail) {
+  return detail.charAt(0).toUpperCase() + detail.slice(1) + (/[.!?]$/.test(detail) ? "" : ".");
+}
+
+// -- what is done ------------------------------------------------------------------------------------------------------
+
+/** Take a clip in, show it if the browser can, and ask the service about it. */
+async function take(file) {
+  forgetClip();
+  clip = file;
+  clipUrl = URL.createObjectURL(file);
+  $("clip-name").textContent = file.name || "Pasted clip";
+  $("clip-size").textContent = bytes(file.size);
+  $("blank").hidden = $("film").hidden = $("film-note").hidden = true;
+  $("overlay").hidden = true;
+  $("video").hidden = false;
+  $("screen").style.removeProperty("--aspect");
+  const opening = VideoPlayer.open($("video"), clipUrl).then((player) => {
+    if (clip === file) {
+      $("video").hidden = !player;
+      $("blank").hidden = Boolean(player);
+      if (player) {
+        $("screen").style.setProperty("--aspect", player.aspect);
+      }
+    }
+    return player;
+  });
+  wanted = () => ask(file, opening);
+  await ask(file, opening);
+}
+
+async function ask(file, opening) {
+  await attempt("Sending the clip", async (signal) => {
+    const reply = await predict(file, { onProgress: showSending, signal });
+    const shown = await Result.of(reply, await opening, file);
+    signal.throwIfAborted();
+    clearInterval(ticking);
+    result = shown;
+    showPanel("verdict");
+    result.show();
+    say(result.summary);
+    showForget();
+  });
+}
+
+async function takeSample() {
+  forgetClip();
+  wanted = takeSample;
+  $("clip-name").textContent = "The sample";
+  $("clip-size").textContent = "";
+  let file = null;
+  await attempt("Having the sample drawn", async (signal) => {
+    file = await sampleClip(signal);
+  });
+  if (file) {
+    await take(file);
+  }
+}
+
+/** Do something that can be cancelled and refused, and show both. */
+async function attempt(title, work) {
+  asking?.abort();
+  const controller = (asking = new AbortController());
+  showWorking(title);
+  try {
+    await work(controller.signal);
+  } catch (error) {
+    if (controller.signal.aborted) {
+      return;
+    }
+    if (!(error instanceof Refusal)) {
+      console.error(error);
+    }
+    showRefusal(error instanceof Refusal ? error : new Refusal({ title: "The answer cannot be shown", detail: String(error) }));
+  }
+}
+
+const ACTIONS = {
+  choose: () => $("file").click(),
+  sample: takeSample,
+  cancel: () => {
+    showStart();
+    say("Cancelled.");
+    $("drop").querySelector("button").focus();
+  },
+  retry: () => wanted(),
+  picture: () => result.downloadPicture(),
+  json: () => result.downloadJson(),
+  curl: async () => say(await result.copyCurl()),
+  forget: () => {
+    apiKey.forget();
+    showForget();
+    say("The key is forgotten.");
+  },
+};
+
+document.addEventListener("click", (event) => ACTIONS[event.target.closest("[data-action]")?.dataset.action]?.());
+
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  if (file) {
+    take(file);
+    $("file").value = ""; // so that the same one can be chosen again
+  }
+});
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  apiKey.keep($("key").value.trim());
+  $("key").value = "";
+  wanted();
+  showKnown();
+});
+
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData?.files ?? [];
+  if (file) {
+    event.preventDefault();
+    take(file);
+  }
+});
+
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    const holdsFiles = [...(event.dataTransfer?.types ?? [])].includes("Files");
+    if (!holdsFiles) {
+      return;
+    }
+    event.preventDefault();
+    $("veil").hidden = kind === "drop" || (kind === "dragleave" && event.relatedTarget === null);
+    const [file] = event.dataTransfer.files;
+    if (kind === "drop" && file) {
+      take(file);
+    }
+  });
+}
+
+// -- the service -------------------------------------------------------------------------------------------------------
+
+const STATES = { true: "Ready", false: "Loading the network …", null: "Not reachable" };
+
+async function watchReadiness() {
+  const ready = await isReady();
+  $("service-state").textContent = STATES[ready];
+  $("service-state").dataset.ready = ready;
+  if (ready) {
+    await showKnown();
+  } else {
+    setTimeout(watchReadiness, ASK_READY_MS);
+  }
+}
+
+async function showKnown() {
+  const facts = await manifest();
+  if (facts) {
+    $("service-state").textContent = `Ready · ${facts.name} ${facts.version}`;
+    const some = facts.labels.slice(0, 20).map(readable).join(", ");
+    const rest = facts.labels.length > 20 ? ` and ${facts.labels.length - 20} more` : "";
+    $("known").textContent = `It knows ${facts.labels.length} actions: ${some}${rest}.`;
+    $("known").hidden = false;
+  }
+}
+
+showForget();
+watchReadiness();

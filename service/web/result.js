@@ -1,0 +1,274 @@
+// One answer on the page: the verdict, the clip under its attention, the frames, the curve and the details.
+
+import { HeatPainter, concentration, palette, whereabouts } from "./attention.js";
+import { bytes, drawBars, drawCurve, drawFacts, drawWaterfall, percent, readable } from "./charts.js";
+import { Strip, contactSheet, drawFrame, picturesOf } from "./film.js";
+import { FramesPlayer } from "./player.js";
+import { asCurl } from "./service.js";
+
+const $ = (id) => document.getElementById(id);
+const SHOWN = 5;
+const SURE = 0.7;
+const UNSURE = 0.4;
+
+export class Result {
+  #answer;
+  #text;
+  #stages;
+  #requestId;
+  #file;
+  #pictures;
+  #painter;
+  #player;
+  #strip;
+  #current = 0;
+  #values = null;
+
+  /** The result of a reply about a file; `player` is null where the browser cannot play it. */
+  static async of(reply, player, file) {
+    return new Result(reply, await picturesOf(reply.answer.frames), player, file);
+  }
+
+  constructor({ answer, text, stages, requestId }, pictures, player, file) {
+    this.#answer = answer;
+    this.#text = text;
+    this.#stages = stages;
+    this.#requestId = requestId;
+    this.#pictures = pictures;
+    this.#file = file;
+    this.#painter = answer.attention && new HeatPainter(answer.attention.maps);
+    const { width, height, rotation, duration_s: duration } = answer.clip;
+    const upright = rotation % 180 ? height / width : width / height;
+    this.#player = player ?? new FramesPlayer(duration, upright);
+  }
+
+  /** The answer in a sentence. */
+  get summary() {
+    const [best] = this.#answer.predictions;
+    const looked = this.#painter ? ` It looked mostly at ${this.#mostly()}.` : "";
+    return `Recognised: ${readable(best.label)}, ${percent(best.probability)}.${looked}`;
+  }
+
+  /** Fill the page with it, and play the clip unless the reader wants things to keep still. */
+  show() {
+    this.#showVerdict();
+    this.#showDetails();
+    this.#showStage();
+    this.#strip = new Strip($("strip"), this.#pictures, this.#answer.frames, this.#player.aspect, (k) => this.#pick(k));
+    $("plot").hidden = !this.#painter;
+    if (this.#painter) {
+      this.#showCurve();
+    }
+    this.#redraw();
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      this.#player.play();
+    }
+  }
+
+  close() {
+    this.#player.close();
+  }
+
+  async downloadPicture() {
+    const { aspect } = this.#player;
+    const sheet = { pictures: this.#pictures, painter: this.#painter, opacity: this.#opacity || 0.7, aspect };
+    download(await contactSheet({ ...sheet, answer: this.#answer, name: this.#name }), `${this.#stem}-attention.png`);
+  }
+
+  downloadJson() {
+    download(new Blob([this.#text], { type: "application/json" }), `${this.#stem}.json`);
+  }
+
+  /** What came of it, in words. */
+  async copyCurl() {
+    try {
+      await navigator.clipboard.writeText($("curl").textContent);
+      return "Copied.";
+    } catch {
+      getSelection().selectAllChildren($("curl")); // clipboards are only for pages under HTTPS
+      return "The command is selected: copy it.";
+    }
+  }
+
+  get #name() {
+    return this.#file.name || "clip.mp4";
+  }
+
+  get #stem() {
+    return this.#name.replace(/\.[^.]*$/, "");
+  }
+
+  get #opacity() {
+    return $("show").checked ? $("opacity").value / 100 : 0;
+  }
+
+  // -- verdict and details ---------------------------------------------------------------------------------------------
+
+  #showVerdict() {
+    const { predictions, probabilities } = this.#answer;
+    const [best] = predictions;
+    $("verdict-title").textContent = readable(best.label);
+    $("sureness").textContent =
+      best.probability >= SURE ? "The network is sure of it." : best.probability >= UNSURE ? "The network leans to it." : "The network is not sure.";
+    drawBars($("bars"), predictions, SHOWN);
+    $("limits").textContent = `It knows ${probabilities.length} actions, and gives every clip to one of them.`;
+    const button = $("all-classes");
+    button.hidden = predictions.length <= SHOWN;
+    const expand = (open) => {
+      button.setAttribute("aria-expanded", open);
+      button.textContent = open ? `Show the first ${SHOWN}` : `Show all ${predictions.length}`;
+      [...$("bars").children].forEach((row, rank) => (row.hidden = !open && rank >= SHOWN));
+    };
+    button.onclick = () => expand(button.getAttribute("aria-expanded") !== "true");
+    expand(false);
+  }
+
+  #showDetails() {
+    const { clip, model, timings_ms: timings } = this.#answer;
+    const { total, ...stages } = timings;
+    drawWaterfall($("waterfall"), { ...stages, ...this.#stages }, total);
+    drawFacts($("facts"), [
+      ["Clip", `${clip.codec} in ${clip.container}, ${clip.width} × ${clip.height}${clip.rotation ? `, turned by ${clip.rotation}°` : ""}`],
+      ["Length", `${clip.duration_s.toFixed(2)} s, ${clip.frames} frames, ${bytes(this.#file.size)}`],
+      ...(clip.damaged_frames ? [["Damaged", `${clip.damaged_frames} of the sampled frames`]] : []),
+      ["Network", `${model.name} ${model.version}${model.variant === "base" ? ", without attention" : ""}`],
+      ["Precision", model.precision],
+      ["Runs on", model.provider.replace("ExecutionProvider", "")],
+      ["Request", this.#requestId],
+    ]);
+    $("curl").textContent = asCurl(this.#name);
+  }
+
+  // -- the clip under its attention ------------------------------------------------------------------------------------
+
+  #showStage() {
+    const player = this.#player;
+    const film = player instanceof FramesPlayer;
+    $("screen").style.setProperty("--aspect", player.aspect);
+    $("blank").hidden = true;
+    $("film").hidden = !film;
+    $("overlay").hidden = !this.#painter;
+    $("look").hidden = !this.#painter;
+    const { codec, container } = this.#answer.clip;
+    const notes = [
+      film && `Your browser cannot play this clip (${codec} in ${container}). These are the frames that the network saw.`,
+      !this.#painter && "This network has no attention: it tells what is done, and not where it looked.",
+    ].filter(Boolean);
+    $("film-note").textContent = notes.join(" ");
+    $("film-note").hidden = notes.length === 0;
+    const position = $("position");
+    position.max = player.duration;
+    position.step = player.duration / this.#answer.frames.length / 2;
+    position.oninput = () => player.seek(Number(position.value));
+    $("play").onclick = () => (player.paused ? player.play() : player.pause());
+    $("screen").onclick = $("play").onclick;
+    $("show").onchange = $("opacity").oninput = $("colours").onchange = () => this.#redraw();
+    player.onState = () => {
+      $("play").dataset.playing = !player.paused;
+      $("play").setAttribute("aria-label", player.paused ? "Play" : "Pause");
+    };
+    player.onTime = (time) => this.#follow(time);
+    player.onState();
+  }
+
+  #pick(k) {
+    this.#player.pause();
+    this.#player.seek(this.#answer.frames[k].time_s);
+  }
+
+  /** Another picture is shown, of this time: the rest of the page goes along. */
+  #follow(time) {
+    const { frames } = this.#answer;
+    const distance = ({ time_s }) => Math.abs(time_s - time);
+    const nearest = frames.reduce((best, frame, k) => (distance(frame) < distance(frames[best]) ? k : best), 0);
+    const { duration } = this.#player;
+    $("position").value = time;
+    $("position").setAttribute("aria-valuetext", `${time.toFixed(1)} seconds`);
+    $("time").textContent = `${Math.max(0, time).toFixed(1)} / ${duration.toFixed(1)} s`;
+    $("plot-cursor").style.left = `${(100 * Math.max(0, time)) / duration}%`;
+    if (nearest !== this.#current) {
+      this.#current = nearest;
+      this.#strip.mark(nearest);
+      this.#drawScreen();
+    }
+  }
+
+  #redraw() {
+    if (this.#painter) {
+      const name = $("colours").value;
+      this.#painter.colours = name;
+      const colours = palette(name);
+      const context = $("scale").getContext("2d");
+      colours.forEach((colour, level) => {
+        context.fillStyle = `rgb(${colour.join(" ")})`;
+        context.fillRect(level, 0, 1, 1);
+      });
+    }
+    $("opacity").disabled = $("colours").disabled = !$("show").checked;
+    this.#strip.draw(this.#painter, this.#opacity);
+    this.#drawScreen();
+  }
+
+  /** The screen shows frame k's map, and the frame itself where the clip cannot be played. */
+  #drawScreen() {
+    const k = this.#current;
+    const film = $("film");
+    if (!film.hidden) {
+      film.width = 448;
+      film.height = Math.round(448 / this.#player.aspect);
+      drawFrame(film.getContext("2d"), this.#pictures[k], null, 0, [0, 0, film.width, film.height]);
+    }
+    const overlay = $("overlay");
+    overlay.dataset.frame = k;
+    if (this.#painter) {
+      const heat = this.#painter.paint(k);
+      overlay.width = heat.width;
+      overlay.height = heat.height;
+      const context = overlay.getContext("2d");
+      context.globalAlpha = this.#opacity;
+      context.drawImage(heat, 0, 0);
+    }
+    if (this.#values) {
+      this.#placeDot();
+    }
+  }
+
+  // -- the curve -------------------------------------------------------------------------------------------------------
+
+  #showCurve() {
+    const { attention, frames } = this.#answer;
+    const values = attention.maps.map(concentration);
+    const { duration } = this.#player;
+    const parts = { line: $("plot-line"), area: $("plot-area"), top: $("plot-top") };
+    const ceiling = drawCurve(parts, values, frames.map((frame) => frame.time_s), duration);
+    this.#values = values.map((value) => value / ceiling);
+    const highest = values.indexOf(Math.max(...values));
+    $("plot-text").textContent =
+      `From ${percent(Math.min(...values))} to ${percent(values[highest])}, most at ${frames[highest].time_s.toFixed(1)} seconds.`;
+    $("plot-field").onclick = (event) => {
+      const { left, width } = $("plot-field").getBoundingClientRect();
+      this.#player.seek(Math.max(0, (event.clientX - left) / width) * duration);
+    };
+  }
+
+  #placeDot() {
+    const dot = $("plot-dot");
+    dot.style.left = `${(100 * this.#answer.frames[this.#current].time_s) / this.#player.duration}%`;
+    dot.style.top = `${100 - 100 * this.#values[this.#current]}%`;
+  }
+
+  /** Where the hottest cell is in most frames. */
+  #mostly() {
+    const places = this.#answer.attention.maps.map(whereabouts);
+    const count = (place) => places.filter((other) => other === place).length;
+    return places.reduce((best, place) => (count(place) > count(best) ? place : best));
+  }
+}
+
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
