@@ -36,18 +36,18 @@ export function concentration(map) {
   return Math.max(0, 1 - entropy / Math.log(cells.length));
 }
 
-/** The cell that gets most, in words: "top left", "centre", … */
+/** The cell that gets most, in words: "the top left", "the middle", … */
 export function whereabouts(map) {
   const cells = map.flat();
   const hottest = cells.indexOf(Math.max(...cells));
   const columns = map[0].length;
-  const third = (at, count, names) => names[Math.min(2, Math.floor((3 * at) / count))];
-  const row = third(Math.floor(hottest / columns), map.length, ["top", "middle", "bottom"]);
-  const column = third(hottest % columns, columns, ["left", "centre", "right"]);
-  return row === "middle" && column === "centre" ? "the centre" : `the ${row} ${column}`;
+  const third = (at, count, names) => names[Math.floor((3 * (at + 0.5)) / count)];
+  const row = third(Math.floor(hottest / columns), map.length, ["top", "", "bottom"]);
+  const column = third(hottest % columns, columns, ["left", "", "right"]);
+  return `the ${`${row} ${column}`.trim() || "middle"}`;
 }
 
-/** Draws maps as small pictures, transparent where the network did not look, and keeps them. */
+/** Draws maps as small pictures, fainter where the network did not look, and keeps them. */
 export class HeatPainter {
   #maps;
   #hottest;
@@ -84,7 +84,7 @@ export class HeatPainter {
     this.#smooth.get(k).forEach((share, at) => {
       const heat = Math.min(1, Math.max(0, share / this.#hottest));
       image.data.set(this.#palette[Math.round(255 * heat)], 4 * at);
-      image.data[4 * at + 3] = 255 * (0.55 + 0.45 * heat);
+      image.data[4 * at + 3] = 255 * (0.4 + 0.6 * heat);
     });
     context.putImageData(image, 0, 0);
     return canvas;

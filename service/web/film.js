@@ -41,7 +41,7 @@ export class Strip {
       const canvas = element("canvas", { width: THUMBNAIL, height: Math.round(THUMBNAIL / aspect) });
       const label = `Frame ${k + 1} of ${frames.length}, at ${time.toFixed(2)} seconds`;
       const button = element("button", { type: "button", tabindex: k ? -1 : 0, "aria-label": label }, canvas,
-        element("span", { "aria-hidden": "true" }, time.toFixed(1)));
+        element("span", { "aria-hidden": "true" }, `${time.toFixed(2)} s`));
       button.addEventListener("click", () => onPick(k));
       return button;
     });

@@ -8,7 +8,7 @@ import { asCurl } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 5;
-const SURE = 0.7;
+const SURE = 0.8;
 const UNSURE = 0.4;
 
 export class Result {
@@ -45,8 +45,7 @@ export class Result {
   /** The answer in a sentence. */
   get summary() {
     const [best] = this.#answer.predictions;
-    const looked = this.#painter ? ` It looked mostly at ${this.#mostly()}.` : "";
-    return `Recognised: ${readable(best.label)}, ${percent(best.probability)}.${looked}`;
+    return `Recognised: ${readable(best.label)}, ${percent(best.probability)}. ${this.#impression}`;
   }
 
   /** Fill the page with it, and play the clip unless the reader wants things to keep still. */
@@ -108,8 +107,7 @@ export class Result {
     const { predictions, probabilities } = this.#answer;
     const [best] = predictions;
     $("verdict-title").textContent = readable(best.label);
-    $("sureness").textContent =
-      best.probability >= SURE ? "The network is sure of it." : best.probability >= UNSURE ? "The network leans to it." : "The network is not sure.";
+    $("sureness").textContent = this.#impression;
     drawBars($("bars"), predictions, SHOWN);
     $("limits").textContent = `It knows ${probabilities.length} actions, and gives every clip to one of them.`;
     const button = $("all-classes");
@@ -255,6 +253,13 @@ export class Result {
     const dot = $("plot-dot");
     dot.style.left = `${(100 * this.#answer.frames[this.#current].time_s) / this.#player.duration}%`;
     dot.style.top = `${100 - 100 * this.#values[this.#current]}%`;
+  }
+
+  /** How sure the network is, and where it looked, in words. */
+  get #impression() {
+    const [{ probability }] = this.#answer.predictions;
+    const sure = probability >= SURE ? "is sure of it" : probability >= UNSURE ? "leans to it" : "is not sure";
+    return `The network ${sure}${this.#painter ? `, and looked most at ${this.#mostly()} of the picture` : ""}.`;
   }
 
   /** Where the hottest cell is in most frames. */
