@@ -59,7 +59,7 @@ const STAGES = [
   ["decode_wait", "Waiting for a decoder"],
   ["decode", "Decoding"],
   ["encode", "Making the pictures"],
-  ["queue", "Waiting for the network"],
+  ["queue", "Waiting its turn"],
   ["inference", "Recognising"],
 ];
 

@@ -1,0 +1,133 @@
+"""A person at the page, in Debian's Chromium."""
+
+import base64
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from service.video.rendering import ENCODER_OPTIONS
+from tests.service.video.clips import Image, encode
+
+PATIENCE_MS = 120_000
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+# Chromium reports each answer of 400 and above, however well the page takes it.
+REPORTED = "Failed to load resource: the server responded with a status of "
+
+DROP = """([name, type, data]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, {type}));
+    return transfer;
+}"""
+# The mean brightness of each cell of a 7×7 grid over a picture.
+CELLS = """(source) => {
+    const canvas = new OffscreenCanvas(140, 140);
+    const context = canvas.getContext("2d");
+    context.drawImage(source, 0, 0, 140, 140);
+    const {data} = context.getImageData(0, 0, 140, 140);
+    const cells = Array(49).fill(0);
+    for (let at = 0; at < 140 * 140; at++) {
+        const cell = 7 * Math.floor(at / 140 / 20) + Math.floor((at % 140) / 20);
+        const alpha = data[4 * at + 3] / 255;
+        cells[cell] += (0.21 * data[4 * at] + 0.72 * data[4 * at + 1] + 0.07 * data[4 * at + 2]) * alpha / 400;
+    }
+    return cells;
+}"""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser with nobody's profile; the test is skipped where there is none."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """Somebody with the page open, what their browser complained of and whom it asked."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def arrive(self) -> None:
+        """Open the page."""
+        self.page.goto(self.url)
+
+    def drop(self, clip: bytes, name: str = "clip.mp4", media_type: str = "video/mp4") -> None:
+        """Drag a file from elsewhere onto the page."""
+        data = [name, media_type, base64.b64encode(clip).decode()]
+        transfer = self.page.evaluate_handle(DROP, data)
+        self.page.dispatch_event("#main", "drop", {"dataTransfer": transfer})
+
+    def ask(self, clip: bytes, name: str = "clip.mp4", media_type: str = "video/mp4") -> dict[str, Any]:
+        """Drop a clip and wait until it is shown what was recognised: the service's answer."""
+        with self.page.expect_response(lambda answer: "/predict" in answer.url) as answered:
+            self.drop(clip, name, media_type)
+        self.await_state("verdict")
+        return cast(dict[str, Any], answered.value.json())
+
+    def await_state(self, state: str) -> None:
+        """Wait until the page shows its `start`, `working`, `problem` or `verdict`."""
+        self.page.wait_for_selector(f"body[data-state={state}]")
+
+    def cells(self, selector: str) -> npt.NDArray[np.float64]:
+        """The mean brightness, 0 to 255, of 7×7 cells of a canvas or video."""
+        return np.array(self.page.locator(selector).evaluate(CELLS)).reshape(7, 7)
+
+    def seek(self, k: int) -> None:
+        """Click on a frame of the strip, and wait until it is on the screen."""
+        self.page.locator("#strip button").nth(k).click()
+        self.page.wait_for_selector(f"#overlay[data-frame='{k}']", state="attached")
+        self.page.wait_for_function("!document.getElementById('video').seeking")
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+
+def hottest(cells: npt.ArrayLike) -> tuple[int, int]:
+    """Row and column of the largest."""
+    array = np.asarray(cells)
+    row, column = np.unravel_index(int(array.argmax()), array.shape)
+    return int(row), int(column)
+
+
+def wandering_light(codec: str = "libx264", container: str = "mp4", counter_clockwise: float = 0) -> bytes:
+    """Two seconds of a dark picture with one bright cell of 7×7 in it, which goes from the top right to the bottom left."""
+
+    def picture(number: int) -> Image:
+        row, column = (1, 5) if number < 25 else (5, 1)
+        canvas = np.full((280, 420, 3), 20, np.uint8)
+        canvas[40 * row : 40 * row + 40, 60 * column : 60 * column + 60] = 250
+        return canvas
+
+    return encode(
+        map(picture, range(50)),
+        codec=codec,
+        container=container,
+        options=ENCODER_OPTIONS[codec],
+        prepare=lambda stream: stream.set_display_rotation(counter_clockwise) if counter_clockwise else None,
+    )

@@ -1,0 +1,434 @@
+"""The page in a real browser, served by the real server: what people see of an answer, and of a refusal."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.http.problems import KINDS
+from service.video.rendering import render_clip
+from tests.e2e.process import Server
+from tests.e2e.raw_client import RawClient
+from tests.e2e.test_slow_and_lost import stopped_decoder
+from tests.processes import until
+from tests.tiny_bundle import LABELS, write_tiny_bundle
+from tests.web.browser import Visitor, hottest, wandering_light
+
+Start = Callable[..., Server]
+Visit = Callable[..., Visitor]
+
+LIGHT_FIRST, LIGHT_LAST = (1, 5), (5, 1)  # where `wandering_light` is
+
+
+@pytest.fixture(scope="module")
+def light() -> bytes:
+    return wandering_light()
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
+    samples = [sample for family in families for sample in family.samples if sample.name == f"limelight_{name}"]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+class TestAnswer:
+    def test_a_dropped_clip_gets_five_bars(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(light)
+
+        page = visitor.page
+        expect(page.locator("#bars li:visible")).to_have_count(5)
+        shown = page.locator("#bars .value").all_text_contents()
+        widths = [bar.evaluate("bar => bar.style.width") for bar in page.locator("#bars i").all()]
+        for found, value, width in zip(answer["predictions"], shown, widths, strict=True):
+            assert value == (f"{found['probability']:.1%}".replace("%", " %") if found["probability"] >= 0.001 else "< 0.1 %")
+            assert float(width.removesuffix("%")) == pytest.approx(100 * found["probability"], rel=1e-3)
+        assert visitor.complaints == []
+
+    def test_all_classes_are_there_on_demand(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server)
+        visitor.ask(clip)
+        visitor.page.get_by_role("button", name="Show all 6").click()
+
+        labels = visitor.page.locator("#bars .label:visible").all_text_contents()
+        assert sorted(label.replace(" ", "") for label in labels) == sorted(LABELS)
+
+    @pytest.mark.parametrize("counter_clockwise", [0, 90], ids=["upright", "turned"])
+    def test_the_overlay_glows_where_the_answer_says_and_the_clip_shows(
+        self, server: Server, visit: Visit, counter_clockwise: float
+    ) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(wandering_light(counter_clockwise=counter_clockwise))
+
+        places = []
+        for k in (3, 12, 27, 39):
+            visitor.seek(k)
+            places.append(hottest(visitor.cells("#overlay")))
+            assert places[-1] == hottest(answer["attention"]["maps"][k])
+            assert places[-1] == hottest(visitor.cells("#video"))
+        assert places[0] == places[1] != places[2] == places[3]
+
+    def test_a_film_frame_glows_where_its_map_says(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server)
+        visitor.ask(light)
+        frames = visitor.page.locator("#strip canvas")
+
+        expect(frames).to_have_count(40)
+        assert hottest(visitor.cells("#strip button:nth-child(4) canvas")) == LIGHT_FIRST
+        assert hottest(visitor.cells("#strip button:nth-child(36) canvas")) == LIGHT_LAST
+
+    def test_the_strip_seeks(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(light)
+        visitor.seek(30)
+
+        time = visitor.page.locator("#video").evaluate("video => video.currentTime")
+        assert time == pytest.approx(answer["frames"][30]["time_s"], abs=0.001)
+        expect(visitor.page.locator("#strip [aria-current]")).to_have_accessible_name("Frame 31 of 40, at 1.52 seconds")
+
+    def test_a_clip_of_few_frames_shows_the_map_that_was_picked(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        visitor.ask(render_clip(frames=5, fps=2, width=160, height=120).data)
+
+        for k in (0, 6, 7, 39):
+            visitor.seek(k)
+
+    def test_while_it_plays_everything_goes_along(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server, reduced_motion="no-preference")
+        answer = visitor.ask(light)
+        page = visitor.page
+        page.wait_for_function("document.getElementById('overlay').dataset.frame > 5")
+        page.get_by_role("button", name="Pause").click()
+        page.wait_for_function("!document.getElementById('video').seeking")
+
+        def in_step() -> bool:
+            time = page.locator("#video").evaluate("video => video.currentTime")
+            nearest = min(range(40), key=lambda k: abs(answer["frames"][k]["time_s"] - time))
+            current = page.locator("#strip button").evaluate_all("all => all.findIndex(one => one.ariaCurrent)")
+            return current == int(page.locator("#overlay").get_attribute("data-frame") or -1) == nearest
+
+        until(in_step)
+
+    def test_nothing_moves_by_itself_where_that_is_not_wanted(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server, reduced_motion="reduce")
+        visitor.ask(clip)
+
+        assert visitor.page.locator("#video").evaluate("video => video.paused")
+
+    def test_the_attention_can_be_faded_coloured_and_left_out(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server)
+        visitor.ask(light)
+        page, seen = visitor.page, [visitor.cells("#overlay").max()]
+        page.get_by_role("combobox", name="Colours").select_option("viridis")
+        seen.append(visitor.cells("#overlay").max())
+        page.get_by_label("Opacity").fill("30")
+        seen.append(visitor.cells("#overlay").max())
+        page.get_by_label("Attention", exact=True).uncheck()
+        seen.append(visitor.cells("#overlay").max())
+
+        assert len(set(seen)) == 4
+        assert seen[1] > seen[2] > seen[3] == 0
+
+    def test_a_clip_that_the_browser_cannot_play_is_shown_by_its_frames(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(wandering_light("mpeg4", "avi"), "clip.avi", "video/x-msvideo")
+
+        expect(visitor.page.get_by_text("Your browser cannot play this clip (mpeg4 in avi)")).to_be_visible()
+        expect(visitor.page.locator("#video")).to_be_hidden()
+        for k, place in ((5, LIGHT_FIRST), (35, LIGHT_LAST)):
+            visitor.seek(k)
+            assert hottest(visitor.cells("#film")) == hottest(visitor.cells("#overlay")) == place
+            assert place == hottest(answer["attention"]["maps"][k])
+        visitor.page.get_by_role("button", name="Play").click()
+        visitor.page.wait_for_selector("#overlay[data-frame='38']")
+
+    def test_a_network_without_attention_is_shown_as_such(
+        self, start: Start, visit: Visit, tmp_path: Path, clip: bytes
+    ) -> None:
+        visitor = visit(start(write_tiny_bundle(tmp_path / "base", variant="base")))
+        visitor.ask(clip)
+
+        expect(visitor.page.get_by_text("This network has no attention")).to_be_visible()
+        expect(visitor.page.locator("#bars li:visible")).to_have_count(5)
+        expect(visitor.page.locator("#strip button")).to_have_count(40)
+        for absent in ("#overlay", "#look", "#plot"):
+            expect(visitor.page.locator(absent)).to_be_hidden()
+
+    def test_the_details_are_those_of_the_answer(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(clip)
+
+        facts = visitor.page.locator("#facts").inner_text()
+        for said in ("h264 in mp4, 160 × 120", "2.00 s, 50 frames", "tiny 1", answer["model"]["precision"], "CPU"):
+            assert said in facts
+        stages = visitor.page.locator("#waterfall li > span:first-child").all_text_contents()
+        assert stages == [
+            "Receiving", "Waiting for a decoder", "Decoding", "Making the pictures", "Waiting its turn", "Recognising",
+            "Together",
+        ]  # fmt: skip
+
+    def test_it_can_be_taken_along(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server)
+        answer = visitor.ask(clip, "my clip.mp4")
+        page = visitor.page
+        with page.expect_download() as kept:
+            page.get_by_role("button", name="Download JSON").click()
+        with page.expect_download() as drawn:
+            page.get_by_role("button", name="Download picture").click()
+
+        assert kept.value.suggested_filename == "my clip.json"
+        assert json.loads(kept.value.path().read_bytes()) == answer
+        with Image.open(io.BytesIO(drawn.value.path().read_bytes())) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 500
+        expect(page.locator("#curl")).to_have_text(
+            f"""curl -F 'file=@"my clip.mp4"' '{server.url}/predict?top_k=5'"""
+        )
+
+
+class TestWaysIn:
+    def test_choosing(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server)
+        with visitor.page.expect_file_chooser() as chooser:
+            visitor.page.get_by_role("button", name="Choose a video").click()
+        chooser.value.set_files({"name": "mine.mp4", "mimeType": "video/mp4", "buffer": clip})
+
+        visitor.await_state("verdict")
+        expect(visitor.page.locator("#clip-name")).to_have_text("mine.mp4")
+
+    def test_pasting(self, server: Server, visit: Visit, light: bytes) -> None:
+        visitor = visit(server)
+        visitor.page.evaluate(
+            """() => {
+                const clipboardData = new DataTransfer();
+                clipboardData.items.add(new File(["no video"], "notes.txt"));
+                document.dispatchEvent(new ClipboardEvent("paste", {clipboardData}));
+            }"""
+        )
+
+        visitor.await_state("problem")
+        expect(visitor.page.locator("#clip-name")).to_have_text("notes.txt")
+
+    def test_the_sample_by_keyboard_alone(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        page = visitor.page
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name="Try the sample")).to_be_focused()
+        page.keyboard.press("Enter")
+        visitor.await_state("verdict")
+
+        expect(page.locator("#verdict-title")).to_be_focused()
+        expect(page.get_by_role("status")).to_contain_text("Recognised: ")
+        page.locator("#strip button").first.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+        expect(page.locator("#strip button").nth(11)).to_be_focused()
+        page.wait_for_selector("#overlay[data-frame='11']")
+        page.keyboard.press("End")
+        page.wait_for_selector("#overlay[data-frame='39']")
+
+
+class TestRefusal:
+    def test_says_what_is_wrong_and_what_to_do(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        visitor.drop(b"Dear service, " * 100, "letter.mp4")
+        visitor.await_state("problem")
+
+        page = visitor.page
+        expect(page.get_by_role("heading", name="This is not a supported video")).to_be_focused()
+        expect(page.locator("#problem-detail")).not_to_be_empty()
+        expect(page.locator("#problem-advice")).to_contain_text("save it again as MP4")
+        expect(page.locator("#problem-facts")).to_contain_text("415 unsupported_media")
+        expect(page.get_by_role("status")).to_contain_text("This is not a supported video")
+        expect(page.locator("#retry")).to_be_hidden()
+
+    def test_another_clip_is_taken_after_it(self, server: Server, visit: Visit, clip: bytes) -> None:
+        visitor = visit(server)
+        visitor.drop(clip[:2000])
+        visitor.await_state("problem")
+        expect(visitor.page.get_by_role("heading", name="The clip is damaged")).to_be_visible()
+
+        visitor.ask(clip)
+
+    def test_each_that_the_page_can_meet_has_its_advice(self, server: Server, visit: Visit) -> None:
+        codes = [*KINDS, "bad_gateway", "gateway_timeout", "rate_limited"]
+        advice = visit(server).page.evaluate(
+            """async (codes) => {
+                const {advice} = await import("/web/refusals.js");
+                return codes.map((code) => advice({code}));
+            }""",
+            codes,
+        )
+
+        unmet = {
+            "malformed_multipart", "missing_file", "invalid_tensor", "not_found", "unknown_model", "method_not_allowed",
+            "invalid_parameter",
+        }  # fmt: skip
+        assert {code for code, words in zip(codes, advice, strict=True) if "or tell whoever" in words} == unmet
+
+    def test_a_full_service_is_asked_again_when_it_said(
+        self, start: Start, visit: Visit, clip: bytes
+    ) -> None:
+        server = start(MAX_QUEUE="0", DECODE_WORKERS="1", DECODE_TIMEOUT_S="300")
+        visitor = visit(server)
+        with stopped_decoder(server):
+            visitor.drop(clip)
+            visitor.await_state("problem")
+            expect(visitor.page.get_by_role("heading", name="Too many clips are waiting")).to_be_visible()
+        until(lambda: metric(server, "in_flight_requests") == 0)
+        again = visitor.page.get_by_role("button", name="Try again", exact=True)
+        expect(again).to_be_enabled()
+        again.click()
+
+        visitor.await_state("verdict")
+
+    @pytest.mark.parametrize(("status", "code"), [(429, "overloaded"), (503, "not_ready")])
+    def test_the_time_until_then_is_counted_down(
+        self, server: Server, visit: Visit, clip: bytes, status: int, code: str
+    ) -> None:
+        visitor = visit(server)
+        page = visitor.page
+        problem = json.dumps({"title": KINDS[code].title, "detail": "wait", "code": code, "status": status})
+        headers = {"Retry-After": "3", "Content-Type": "application/problem+json"}
+        page.clock.install()
+        page.route("**/predict?*", lambda route: route.fulfill(status=status, headers=headers, body=problem))
+        visitor.drop(clip)
+        visitor.await_state("problem")
+
+        expect(page.get_by_role("button", name="Try again in 3 s")).to_be_disabled()
+        page.clock.run_for(2500)
+        expect(page.get_by_role("button", name="Try again in 1 s")).to_be_disabled()
+        page.clock.run_for(1000)
+        expect(page.get_by_role("button", name="Try again", exact=True)).to_be_enabled()
+
+    def test_a_service_that_is_gone_is_named(self, start: Start, visit: Visit, clip: bytes) -> None:
+        server = start()
+        visitor = visit(server)
+        expect(visitor.page.locator("#known")).to_be_visible()
+        server.process.kill()
+        server.process.wait()
+        visitor.drop(clip)
+        visitor.await_state("problem")
+
+        expect(visitor.page.get_by_role("heading", name="The service cannot be reached")).to_be_visible()
+        visitor.complaints.clear()  # of the refused connection
+
+
+class TestKey:
+    def test_is_asked_for_kept_for_the_tab_and_forgotten(self, start: Start, visit: Visit, clip: bytes) -> None:
+        visitor = visit(start(API_KEYS="spring-7f3a"))
+        page = visitor.page
+        visitor.drop(clip)
+        visitor.await_state("problem")
+        key = page.get_by_label("API key", exact=True)
+        expect(key).to_be_focused()
+        key.fill("winter-5e2b")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("The key that was sent is not one of them.")).to_be_visible()
+        key.fill("spring-7f3a")
+        page.keyboard.press("Enter")
+        visitor.await_state("verdict")
+
+        assert page.evaluate("Object.values(sessionStorage)") == ["spring-7f3a"]
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        assert "spring-7f3a" not in page.content()
+        expect(page.locator("#curl")).to_contain_text("$LIMELIGHT_API_KEY")
+        page.get_by_role("button", name="Forget the API key").click()
+        assert page.evaluate("sessionStorage.length") == 0
+
+
+class TestCancel:
+    def test_the_service_notices(self, start: Start, visit: Visit, clip: bytes) -> None:
+        server = start(DECODE_WORKERS="1", DECODE_TIMEOUT_S="300")
+        visitor = visit(server)
+        with stopped_decoder(server):
+            visitor.drop(clip)
+            until(lambda: metric(server, "queue_depth", queue="decode") == 1)
+            expect(visitor.page.get_by_role("heading", name="The service is at work")).to_be_visible()
+            visitor.page.get_by_role("button", name="Cancel").click()
+            visitor.await_state("start")
+
+            until(lambda: metric(server, "request_seconds_count", status="499") == 1)
+            assert metric(server, "queue_depth") == 0
+        assert metric(server, "batch_size_sum") == 0
+
+    def test_in_mid_upload(self, server: Server, visit: Visit) -> None:
+        before = metric(server, "request_seconds_count", status="499")
+        visitor = visit(server)
+        slow = visitor.page.context.new_cdp_session(visitor.page)
+        slow.send("Network.enable")
+        slow.send(
+            "Network.emulateNetworkConditions",
+            {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 20_000},
+        )
+        visitor.drop(bytes(1_000_000))
+        until(lambda: metric(server, "in_flight_requests") == 1)
+        expect(visitor.page.locator("#sent")).to_contain_text("of 1.0 MB")
+        visitor.page.get_by_role("button", name="Cancel").click()
+
+        until(lambda: metric(server, "request_seconds_count", status="499") == before + 1)
+
+
+class TestForEverybody:
+    @pytest.mark.parametrize("colours", ["light", "dark"])
+    def test_axe_finds_nothing_serious(self, server: Server, visit: Visit, light: bytes, colours: str) -> None:
+        visitor = visit(server, color_scheme=colours)
+        expect(visitor.page.locator("#known")).to_be_visible()
+        found = [*serious(visitor)]
+        visitor.ask(light)
+        visitor.page.locator("#all-classes").click()
+        found += serious(visitor)
+        visitor.page.route("**/predict?*", lambda route: None)
+        visitor.drop(light)
+        visitor.await_state("working")
+        found += serious(visitor)
+        visitor.page.unroute("**/predict?*")
+        unauthorized = json.dumps({"title": "An API key is needed", "detail": "none", "code": "unauthorized"})
+        visitor.page.route("**/predict?*", lambda route: route.fulfill(status=401, body=unauthorized))
+        visitor.drop(light)
+        visitor.await_state("problem")
+        found += serious(visitor)
+
+        assert found == []
+
+    @pytest.mark.parametrize("width", [320, 390, 768])
+    def test_nothing_sticks_out_of_a_narrow_screen(self, server: Server, visit: Visit, light: bytes, width: int) -> None:
+        visitor = visit(server, viewport={"width": width, "height": 700}, has_touch=True)
+        beyond = "document.scrollingElement.scrollWidth - innerWidth"
+        assert visitor.page.evaluate(beyond) <= 0
+        visitor.ask(light, "a_rather_long_name_of_a_clip_that_no_screen_is_wide_enough_for.mp4")
+
+        assert visitor.page.evaluate(beyond) <= 0
+
+
+class TestWeight:
+    def test_no_more_than_three_requests_come_before_the_first_paint(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        expect(visitor.page.locator("#known")).to_be_visible()
+        blocking = visitor.page.evaluate(
+            "performance.getEntriesByType('resource').filter((entry) => entry.renderBlockingStatus === 'blocking').length"
+        )
+
+        assert blocking == 1  # the style sheet, besides the page itself
+        assert visitor.page.evaluate("performance.getEntriesByName('first-contentful-paint').length") == 1
+
+
+def serious(visitor: Visitor) -> list[str]:
+    """What axe finds that keeps people out."""
+    violations = Axe().run(visitor.page).response["violations"]
+    return [
+        f"{finding['id']}: {node['target']} {node['failureSummary']}"
+        for finding in violations
+        if finding["impact"] in {"serious", "critical"}
+        for node in finding["nodes"]
+    ]
