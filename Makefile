@@ -46,8 +46,9 @@ demo: setup ## Weights, bundle, server, one prediction with its attention in dem
 	$(BIN)/limelight-model fetch-weights
 	$(BIN)/limelight-model export --output bundle
 	$(BIN)/limelight demo $${CLIP:+"$$CLIP"} --bundle bundle --overlay demo.png
+	@echo "Next: make serve, then open http://127.0.0.1:$${LIMELIGHT_PORT:-8000} in a browser and drop a video on the page."
 
-serve: setup ## Serve bundle/ on port 8000 (LIMELIGHT_* settings apply)
+serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* settings apply)
 	$(BIN)/limelight serve --bundle bundle
 
 test: setup ## Run the tests (ARGS="-k name" picks some)

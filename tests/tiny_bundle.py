@@ -46,7 +46,6 @@ def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
         "weights": weights,
         "to_cells": np.array([0, 40, 7, 32, 7, 32], np.int64),
         "to_rows": np.array([0, 40, 49], np.int64),
-        "to_maps": np.array([0, 40, 7, 7], np.int64),
         "colours": np.array([4], np.int64),
         "pixels": np.array([3, 5], np.int64),
         "steps": np.array([1], np.int64),
@@ -65,6 +64,7 @@ def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
     ]
     outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", classes])]
     if attention:
+        constants["to_maps"] = np.array([0, 40, 7, 7], np.int64)
         nodes += [node("Softmax", ["rows"], ["alpha"], axis=-1), node("Reshape", ["alpha", "to_maps"], ["attention"])]
         outputs.append(helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["batch", 40, 7, 7]))
     graph = helper.make_graph(

@@ -12,6 +12,7 @@ const ASK_READY_MS = 2000;
 
 let clip = null; // the file at hand
 let clipUrl = null;
+let opening = Promise.resolve(null); // of the clip's player; null where the browser cannot play it
 let asking = null; // the AbortController of the request under way
 let ticking = null; // the interval that counts seconds up or down
 let result = null; // what is shown of the last answer
@@ -51,6 +52,9 @@ function forgetClip() {
   result?.close();
   result = null;
   clip = null;
+  document.title = "Limelight";
+  opening.then((player) => player?.close());
+  $("video").pause();
   $("video").removeAttribute("src");
   URL.revokeObjectURL(clipUrl);
 }
@@ -148,7 +152,7 @@ async function take(file) {
   $("overlay").hidden = true;
   $("video").hidden = false;
   $("screen").style.removeProperty("--aspect");
-  const opening = VideoPlayer.open($("video"), clipUrl).then((player) => {
+  opening = VideoPlayer.open($("video"), clipUrl).then((player) => {
     if (clip === file) {
       $("video").hidden = !player;
       $("blank").hidden = Boolean(player);
@@ -158,11 +162,11 @@ async function take(file) {
     }
     return player;
   });
-  wanted = () => ask(file, opening);
-  await ask(file, opening);
+  wanted = () => ask(file);
+  await ask(file);
 }
 
-async function ask(file, opening) {
+async function ask(file) {
   await attempt("Sending the clip", async (signal) => {
     const reply = await predict(file, { onProgress: showSending, signal });
     const shown = await Result.of(reply, await opening, file);

@@ -9,7 +9,7 @@ export class VideoPlayer {
   onState = () => {};
   #video;
   #origin = 0; // the media time of the first frame, which need not be 0
-  #closed = false;
+  #open = new AbortController(); // until it is closed: the video element is there for the next player, too
 
   /** A player of the clip at `url` in a video element; resolves to null where the browser cannot show it. */
   static open(video, url) {
@@ -23,16 +23,17 @@ export class VideoPlayer {
         resolve(playable ? player : null);
       };
       const patience = setTimeout(found, PATIENCE_MS, false);
-      video.onloadeddata = () => found(video.videoWidth > 0);
-      video.onerror = () => found(false);
+      player.#on("loadeddata", () => found(video.videoWidth > 0));
+      player.#on("error", () => found(false));
       video.src = url;
     });
   }
 
   constructor(video) {
     this.#video = video;
-    video.onplay = video.onpause = () => this.onState();
-    video.onseeked = () => this.onTime(this.time);
+    this.#on("play", () => this.onState());
+    this.#on("pause", () => this.onState());
+    this.#on("seeked", () => this.onTime(this.time));
     if (video.requestVideoFrameCallback) {
       video.requestVideoFrameCallback((_, { mediaTime }) => {
         this.#origin = video.currentTime === 0 ? mediaTime : 0;
@@ -72,13 +73,15 @@ export class VideoPlayer {
   }
 
   close() {
-    this.#closed = true;
-    this.#video.onplay = this.#video.onpause = this.#video.onseeked = null;
-    this.#video.pause();
+    this.#open.abort();
+  }
+
+  #on(event, listener) {
+    this.#video.addEventListener(event, listener, { signal: this.#open.signal });
   }
 
   #onFrame(mediaTime) {
-    if (this.#closed) {
+    if (this.#open.signal.aborted) {
       return;
     }
     // A picture begins before the instant that was sought: while paused that instant counts.
@@ -87,7 +90,7 @@ export class VideoPlayer {
   }
 
   #watch() {
-    if (!this.#closed) {
+    if (!this.#open.signal.aborted) {
       this.onTime(this.time);
       requestAnimationFrame(() => this.#watch());
     }

@@ -107,6 +107,7 @@ export class Result {
     const { predictions, probabilities } = this.#answer;
     const [best] = predictions;
     $("verdict-title").textContent = readable(best.label);
+    document.title = `${readable(best.label)} · Limelight`;
     $("sureness").textContent = this.#impression;
     drawBars($("bars"), predictions, SHOWN);
     $("limits").textContent = `It knows ${probabilities.length} actions, and gives every clip to one of them.`;

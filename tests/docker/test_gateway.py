@@ -33,6 +33,15 @@ def test_a_clip_gets_its_prediction(fleet: Stack, clip: bytes) -> None:
     assert len(answer.json()["attention"]["maps"]) == 40
 
 
+@pytest.mark.parametrize("path", ["/", "/web/main.js", "/web/limelight.css", "/web/sample.mp4"])
+def test_the_page_comes_through(fleet: Stack, path: str) -> None:
+    with fleet.client() as client:
+        answer = client.get(path)
+
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
 def test_a_request_keeps_its_id_and_its_trace(fleet: Stack, clip: bytes) -> None:
     name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with fleet.client() as client:

@@ -1,7 +1,10 @@
 """`limelight` as its users run it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service.cli import app
-from tests.e2e.process import Server
+from tests.e2e.process import PATIENCE_S, Server
 from tests.tiny_bundle import LABELS
 
 
@@ -30,6 +33,21 @@ def clip_file(tmp_path: Path, clip: bytes) -> Path:
     file = tmp_path / "clip.mp4"
     file.write_bytes(clip)
     return file
+
+
+class TestServe:
+    def test_logs_where_the_page_is(self, server: Server) -> None:
+        (listening,) = (line for line in server.lines() if line["message"] == "listening")
+
+        assert listening["page"] == f"{server.url}/"
+
+    def test_tells_whoever_sits_at_the_terminal(self) -> None:
+        screen, keyboard = os.openpty()
+        command = [sys.executable, "-m", "service.cli", "serve", "--bundle", "none", "--port", "0"]
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=keyboard, timeout=PATIENCE_S, check=False)
+
+        assert ended.returncode == 2
+        assert re.match(rb"The page: http://127\.0\.0\.1:\d+/\r\n", os.read(screen, 4096))
 
 
 class TestPredict:

@@ -311,6 +311,13 @@ class TestRefusal:
         page.clock.run_for(1000)
         expect(page.get_by_role("button", name="Try again", exact=True)).to_be_enabled()
 
+    def test_a_clip_that_is_too_large_is_told_so(self, start: Start, visit: Visit) -> None:
+        visitor = visit(start(MAX_BODY_BYTES="1000000"))
+        visitor.drop(bytes(5_000_000))
+        visitor.await_state("problem")
+
+        expect(visitor.page.get_by_role("heading", name="The upload is too large")).to_be_visible()
+
     def test_a_service_that_is_gone_is_named(self, start: Start, visit: Visit, clip: bytes) -> None:
         server = start()
         visitor = visit(server)

@@ -1,0 +1,109 @@
+"""The page's files, as the service sends them; `tests/web` looks at them in a browser."""
+
+import re
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+from service.http import page
+from service.http.app import create_app
+from service.settings import Settings
+from service.video.decoder import decode_clip
+from service.video.rendering import RenderedClip
+
+pytestmark = pytest.mark.anyio
+
+REPOSITORY = Path(__file__).parents[3]
+FILES = sorted((REPOSITORY / "service" / "web").iterdir())
+PATHS = ["/", *(f"/web/{file.name}" for file in FILES if file.name != "index.html")]
+MOST_BYTES = 150_000
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a service that asks for a key, which the page does not."""
+    app = create_app(Settings(bundle=tmp_path / "none", api_keys="s3cret"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_each_file_is_open_to_all(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    head = await client.head(path)
+
+    assert (answer.status_code, head.status_code, head.content) == (200, 200, b"")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Request-ID"]
+
+
+async def test_a_copy_is_asked_for_and_not_sent_again(client: httpx.AsyncClient) -> None:
+    first = await client.get("/")
+    again = await client.get("/", headers={"If-None-Match": first.headers["ETag"]})
+    other = await client.get("/", headers={"If-None-Match": '"another"'})
+
+    assert first.headers["Cache-Control"] == "no-cache"
+    assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
+    assert other.status_code == 200
+
+
+async def test_the_browser_is_told_to_take_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    policy = (await client.get("/")).headers["Content-Security-Policy"]
+
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"https?:|\*|data:", policy)
+
+
+async def test_the_page_names_no_other_host_and_only_files_that_are_there(client: httpx.AsyncClient) -> None:
+    texts = {path: (await client.get(path)).text for path in PATHS}
+    named = {name for text in texts.values() for name in re.findall(r"""["'](/web/[\w.]+|\./[\w.]+)["']""", text)}
+
+    hosts = {host for text in texts.values() for host in re.findall(r"https?://([\w.]+)", text)}
+    assert hosts <= {"www.w3.org"}  # SVG's name, which nobody asks
+    assert {name.replace("./", "/web/") for name in named} == {*PATHS, page.SAMPLE} - {"/"}
+
+
+async def test_other_paths_below_are_not_there(client: httpx.AsyncClient) -> None:
+    for path in ("/web/", "/web/index.html", "/web/../settings.py", "/web/%2e%2e/settings.py"):
+        answer = await client.get(path, headers={"X-API-Key": "s3cret"})
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (await client.get(path)).status_code == 401
+
+
+async def test_the_sample_is_a_clip_that_is_rendered_once(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes
+) -> None:
+    renderings = []
+    monkeypatch.setattr(page, "render_clip", lambda: renderings.append(1) or RenderedClip(clip, None))  # type: ignore[func-returns-value, arg-type]
+    first, again = await client.get(page.SAMPLE), await client.get(page.SAMPLE)
+
+    assert (first.headers["Content-Type"], first.content) == ("video/mp4", again.content)
+    assert decode_clip(first.content).facts.codec == "h264"
+    assert len(renderings) == 1
+
+
+async def test_it_can_be_left_out(tmp_path: Path) -> None:
+    app = create_app(Settings(bundle=tmp_path / "none", ui=False))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        answers = [await client.get(path) for path in (*PATHS, page.SAMPLE)]
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "not_found")}
+
+
+def test_it_is_small() -> None:
+    assert sum(file.stat().st_size for file in FILES) < MOST_BYTES
+
+
+def test_it_is_no_part_of_the_api() -> None:
+    assert not {*PATHS, page.SAMPLE} & create_app(Settings()).openapi()["paths"].keys()
+
+
+def test_it_comes_with_the_package(tmp_path: Path) -> None:
+    (wheel,) = WheelBuilder(str(REPOSITORY)).build(directory=str(tmp_path), versions=["standard"])
+
+    assert {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}

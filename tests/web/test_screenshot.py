@@ -1,0 +1,34 @@
+"""Takes the README's picture of the page, when asked to."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from tests.e2e.process import Server
+from tests.web.browser import Visitor
+
+MOST_BYTES = 150_000
+FRAME = 6  # arms raised
+
+
+@pytest.mark.skipif(
+    "LIMELIGHT_SCREENSHOT" not in os.environ,
+    reason="writes docs/page.webp: LIMELIGHT_SCREENSHOT=docs/page.webp, with a real bundle in LIMELIGHT_BUNDLE or bundle/",
+)
+def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: Callable[..., Visitor]) -> None:
+    server = start(Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle")))
+    visitor = visit(server, viewport={"width": 1280, "height": 860})
+    visitor.page.get_by_role("button", name="Try the sample").click()
+    visitor.await_state("verdict")
+    visitor.seek(FRAME)
+    visitor.page.evaluate("scrollTo(0, 0)")
+    picture = io.BytesIO()
+    Image.open(io.BytesIO(visitor.page.screenshot())).save(picture, "WEBP", quality=80, method=6)
+
+    assert picture.tell() < MOST_BYTES
+    Path(os.environ["LIMELIGHT_SCREENSHOT"]).write_bytes(picture.getvalue())
