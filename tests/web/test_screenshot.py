@@ -16,15 +16,17 @@ MOST_BYTES = 150_000
 FRAME = 6  # arms raised
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     "LIMELIGHT_SCREENSHOT" not in os.environ,
     reason="writes docs/page.webp: LIMELIGHT_SCREENSHOT=docs/page.webp, with a real bundle in LIMELIGHT_BUNDLE or bundle/",
 )
 def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: Callable[..., Visitor]) -> None:
-    server = start(Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle")))
+    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle"))
+    server = start(bundle, REQUEST_TIMEOUT_S="600")
     visitor = visit(server, viewport={"width": 1280, "height": 860})
     visitor.page.get_by_role("button", name="Try the sample").click()
-    visitor.await_state("verdict")
+    visitor.page.wait_for_selector("body[data-state=verdict]", timeout=600_000)
     visitor.seek(FRAME)
     visitor.page.evaluate("scrollTo(0, 0)")
     picture = io.BytesIO()
