@@ -19,7 +19,7 @@ FRAME = 6  # arms raised
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     "LIMELIGHT_SCREENSHOT" not in os.environ,
-    reason="writes docs/page.webp: LIMELIGHT_SCREENSHOT=docs/page.webp, with a real bundle in LIMELIGHT_BUNDLE or bundle/",
+    reason="makes a picture for the README: set LIMELIGHT_SCREENSHOT=docs/page.webp and LIMELIGHT_BUNDLE",
 )
 def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: Callable[..., Visitor]) -> None:
     bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle"))
