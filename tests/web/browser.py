@@ -116,7 +116,7 @@ def hottest(cells: npt.ArrayLike) -> tuple[int, int]:
 
 
 def wandering_light(codec: str = "libx264", container: str = "mp4", counter_clockwise: float = 0) -> bytes:
-    """Two seconds of a dark picture with one bright cell of 7×7 in it, first at the top right, then at the bottom left."""
+    """Two seconds of a dark picture with one bright cell of 7×7 in it, top right first, then bottom left."""
 
     def picture(number: int) -> Image:
         row, column = (1, 5) if number < 25 else (5, 1)

@@ -24,7 +24,7 @@ FRAME = 6  # arms raised
 def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: Callable[..., Visitor]) -> None:
     bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle"))
     server = start(bundle, REQUEST_TIMEOUT_S="600")
-    visitor = visit(server, viewport={"width": 1280, "height": 860})
+    visitor = visit(server, viewport={"width": 1280, "height": 1180})
     visitor.page.get_by_role("button", name="Try the sample").click()
     visitor.page.wait_for_selector("body[data-state=verdict]", timeout=600_000)
     visitor.seek(FRAME)
