@@ -81,5 +81,5 @@ class Settings(BaseSettings):
         tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_keys)
     ] = Field(
         (),
-        description="Keys, of which each request but for health, metrics and the page bears one; several, to change them.",
+        description="Keys: each request but for health, metrics and the page bears one; several, to change them.",
     )
