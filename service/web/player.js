@@ -48,10 +48,6 @@ export class VideoPlayer {
     return this.#video.videoWidth / this.#video.videoHeight; // upright: browsers turn clips as their metadata say
   }
 
-  get duration() {
-    return this.#video.duration;
-  }
-
   get time() {
     return this.#video.currentTime - this.#origin;
   }
@@ -102,10 +98,11 @@ export class FramesPlayer {
   onState = () => {};
   paused = true;
   time = 0;
+  #duration;
   #last = 0;
 
   constructor(duration, aspect) {
-    this.duration = duration;
+    this.#duration = duration;
     this.aspect = aspect;
   }
 
@@ -122,7 +119,7 @@ export class FramesPlayer {
   }
 
   seek(time) {
-    this.time = Math.min(time, this.duration);
+    this.time = Math.min(time, this.#duration);
     this.onTime(this.time);
   }
 
@@ -134,7 +131,7 @@ export class FramesPlayer {
     if (this.paused) {
       return;
     }
-    this.seek((this.time + (now - this.#last) / 1000) % this.duration);
+    this.seek((this.time + (now - this.#last) / 1000) % this.#duration);
     this.#last = now;
     requestAnimationFrame((next) => this.#advance(next));
   }

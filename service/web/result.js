@@ -20,6 +20,7 @@ export class Result {
   #pictures;
   #painter;
   #player;
+  #duration;
   #strip;
   #current = 0;
   #values = null;
@@ -38,8 +39,9 @@ export class Result {
     this.#file = file;
     this.#painter = answer.attention && new HeatPainter(answer.attention.maps);
     const { width, height, rotation, duration_s: duration } = answer.clip;
+    this.#duration = Math.max(duration, answer.frames.at(-1).time_s, 0.04); // files that were recorded live tell none
     const upright = rotation % 180 ? height / width : width / height;
-    this.#player = player ?? new FramesPlayer(duration, upright);
+    this.#player = player ?? new FramesPlayer(this.#duration, upright);
   }
 
   /** The answer in a sentence. */
@@ -66,6 +68,7 @@ export class Result {
 
   close() {
     this.#player.close();
+    $("screen").onclick = null;
   }
 
   async downloadPicture() {
@@ -156,8 +159,8 @@ export class Result {
     $("film-note").textContent = notes.join(" ");
     $("film-note").hidden = notes.length === 0;
     const position = $("position");
-    position.max = player.duration;
-    position.step = player.duration / this.#answer.frames.length / 2;
+    position.max = this.#duration;
+    position.step = this.#duration / this.#answer.frames.length / 2;
     position.oninput = () => player.seek(Number(position.value));
     $("play").onclick = () => (player.paused ? player.play() : player.pause());
     $("screen").onclick = $("play").onclick;
@@ -180,7 +183,7 @@ export class Result {
     const { frames } = this.#answer;
     const distance = ({ time_s }) => Math.abs(time_s - time);
     const nearest = frames.reduce((best, frame, k) => (distance(frame) < distance(frames[best]) ? k : best), 0);
-    const { duration } = this.#player;
+    const duration = this.#duration;
     $("position").value = time;
     $("position").setAttribute("aria-valuetext", `${time.toFixed(1)} seconds`);
     $("time").textContent = `${Math.max(0, time).toFixed(1)} / ${duration.toFixed(1)} s`;
@@ -237,7 +240,7 @@ export class Result {
   #showCurve() {
     const { attention, frames } = this.#answer;
     const values = attention.maps.map(concentration);
-    const { duration } = this.#player;
+    const duration = this.#duration;
     const parts = { line: $("plot-line"), area: $("plot-area"), top: $("plot-top") };
     const ceiling = drawCurve(parts, values, frames.map((frame) => frame.time_s), duration);
     this.#values = values.map((value) => value / ceiling);
@@ -252,7 +255,7 @@ export class Result {
 
   #placeDot() {
     const dot = $("plot-dot");
-    dot.style.left = `${(100 * this.#answer.frames[this.#current].time_s) / this.#player.duration}%`;
+    dot.style.left = `${(100 * this.#answer.frames[this.#current].time_s) / this.#duration}%`;
     dot.style.top = `${100 - 100 * this.#values[this.#current]}%`;
   }
 
