@@ -76,10 +76,11 @@ export class Strip {
 
   #move(event, onPick) {
     const last = this.#buttons.length - 1;
-    const targets = { ArrowLeft: this.#current - 1, ArrowRight: this.#current + 1, Home: 0, End: last };
+    const from = this.#buttons.indexOf(event.target); // a video may still be on its way there
+    const targets = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: last };
     const columns = this.#buttons.filter((button) => button.offsetTop === this.#buttons[0].offsetTop).length;
     if (columns <= last) {
-      Object.assign(targets, { ArrowUp: this.#current - columns, ArrowDown: this.#current + columns });
+      Object.assign(targets, { ArrowUp: from - columns, ArrowDown: from + columns });
     }
     const target = targets[event.key];
     if (target === undefined || event.ctrlKey || event.metaKey || event.altKey) {
