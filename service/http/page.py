@@ -31,8 +31,10 @@ def page_routes() -> list[Route]:
     """`/`, what the page loads under `/web/`, and its sample clip. They hold no data, and are not part of the API."""
     routes = [Route(SAMPLE, _Sample().answer)]
     for file in (files("service") / "web").iterdir():
-        path = "/" if file.name == "index.html" else f"/web/{file.name}"
-        routes.append(Route(path, _Document(file.read_bytes(), MEDIA_TYPES[PurePath(file.name).suffix]).answer))
+        media_type = MEDIA_TYPES.get(PurePath(file.name).suffix)
+        if media_type:  # not what an editor may have left there
+            path = "/" if file.name == "index.html" else f"/web/{file.name}"
+            routes.append(Route(path, _Document(file.read_bytes(), media_type).answer))
     return routes
 
 

@@ -16,6 +16,7 @@ from service.video.rendering import ENCODER_OPTIONS
 from tests.service.video.clips import Image, encode
 
 PATIENCE_MS = 120_000
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -48,7 +49,7 @@ CELLS = """(source) => {
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser with nobody's profile; the test is skipped where there is none."""
-    program = shutil.which("chromium")
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
