@@ -1,6 +1,7 @@
 """More than the service can do, and clients that dawdle: what becomes of the rest.
 
-Overload: in each round the capacity is measured with clients that wait for their answers, then four times as many
+Refusals: the processor time that the server spends on a request that it has no place for, while its only place is taken
+by a clip whose decoder is stopped. Overload: in each round the capacity is measured with clients that wait for their answers, then four times as many
 requests a second come. The load is made on the same processors: its share of them is shown. Slow uploads: one client
 after another is timed, with and without 50 others that let a byte drip now and then; the two take turns. The tables go
 to standard output and to the end of benchmarks/RESULTS.md.
@@ -8,15 +9,21 @@ to standard output and to the end of benchmarks/RESULTS.md.
 
 import asyncio
 import contextlib
+import itertools
+import os
+import signal
+import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import uvloop
 
 from benchmarks.load import (
     Answer,
+    Connection,
     all_predicted,
     clips,
     closed_loop,
@@ -28,6 +35,8 @@ from benchmarks.load import (
     upload,
 )
 from benchmarks.report import argument_parser, publish
+from tests.e2e.process import Server
+from tests.processes import decoders, until
 
 DEADLINE_S = 10
 DRIP_S = 0.2
@@ -41,10 +50,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default 15)")
     parser.add_argument("--clients", type=int, default=8, help="that find the capacity (default 8)")
     parser.add_argument("--slow", type=int, default=50, help="slow uploads (default 50)")
+    parser.add_argument("--refusals", type=int, default=500, help="that are counted in each round (default 500)")
     options = parser.parse_args()
     some = clips(8)
     requests = [upload(clip) for clip in some]
     facts = [f"Tiny stand-in bundle, {describe(some)}, deadline {DEADLINE_S} s; load from the same machine"]
+    with serving(MAX_QUEUE=0, REQUEST_TIMEOUT_S=600, DECODE_TIMEOUT_S=600) as server, full(server, requests[0]):
+        table = [
+            "| round | processor time a refusal, ms | of that in the kernel | refusals |",
+            *(f"| {number} | {refusals(server, requests, options.refusals)} |" for number in range(options.rounds + 1)),
+        ]
+        publish("What a refusal costs the server", facts[:1], table, record=not options.no_record)
     with serving(REQUEST_TIMEOUT_S=DEADLINE_S) as server:
         uvloop.run(closed_loop(server.port, requests, clients=2, seconds=2))
         rows = [
@@ -61,6 +77,45 @@ def main() -> None:
             for _ in range(options.rounds)
         ]
     publish(f"{options.slow} slow uploads", facts, slow_table(pairs), record=not options.no_record)
+
+
+@contextlib.contextmanager
+def full(server: Server, request: bytes) -> Iterator[None]:
+    """A server with one place, which is taken."""
+
+    def stop_a_decoder() -> bool:
+        for pid in decoders(server.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+            return True
+        return False
+
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(request)
+        until(stop_a_decoder)
+        yield
+
+
+def refusals(server: Server, requests: Sequence[bytes], number: int) -> str:
+    """A row: what so many refusals cost, each over a connection of its own."""
+
+    async def be_refused() -> None:
+        for request in itertools.islice(itertools.cycle(requests), number):
+            async with Connection(server.port) as client:
+                answer = await client.send(request)
+            if answer.status != 429:
+                raise RuntimeError(f"a request was not refused: {answer.status}")
+
+    before = processor_s(server.process.pid)
+    uvloop.run(be_refused())
+    user, kernel = (after - was for after, was in zip(processor_s(server.process.pid), before, strict=True))
+    return f"{1000 * (user + kernel) / number:.2f} | {1000 * kernel / number:.2f} | {number}"
+
+
+def processor_s(pid: int) -> tuple[float, float]:
+    """Seconds of a process in its own code and in the kernel, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / ticks, int(fields[12]) / ticks
 
 
 async def overload(port: int, requests: list[bytes], clients: int, seconds: float) -> str:
