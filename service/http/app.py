@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.http.admission import AdmissionCheck
 from service.http.auth import ApiKeys
 from service.http.guard import BodyGuard
 from service.http.observe import Observe, record_of
@@ -57,6 +58,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     for error in EXPECTED:
         app.add_exception_handler(error, _refuse)
     app.add_exception_handler(ClientDisconnect, _note_absence)
+    app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
     app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(Observe, metrics=serving.metrics, measured=PREDICTIONS)
     app.add_middleware(BodyGuard, settings=settings, closing=lambda: serving.draining)
