@@ -18,6 +18,7 @@ from service.http.protocol import examples, schemas
 from service.http.protocol.tensors import (
     DATATYPE,
     INPUT,
+    Body,
     TensorRequest,
     TensorSpec,
     inflate,
@@ -165,7 +166,9 @@ async def infer(request: Request, serving: Served, pipeline: Open, name: str) ->
     """Classify clips whose 40 frames each are decoded and resized already."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    body = await request.body()
+    body = bytearray()  # grows in place; `request.body()` would copy all of it at the end
+    async for chunk in request.stream():
+        body += chunk
     serving.metrics.upload_bytes.observe(len(body))
     model = await _named_model(pipeline, request, name)
     with model.held():
@@ -194,7 +197,7 @@ async def infer(request: Request, serving: Served, pipeline: Open, name: str) ->
 
 
 async def _understand(
-    request: Request, serving: Serving, body: bytes, spec: TensorSpec, deadline: float
+    request: Request, serving: Serving, body: Body, spec: TensorSpec, deadline: float
 ) -> TensorRequest:
     """What is asked for. In a thread, for it may take long; one at a time, for it may take much memory."""
     encoding, header_length = request.headers.get("Content-Encoding", ""), request.headers.get(HEADER_LENGTH)
