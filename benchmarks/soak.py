@@ -3,7 +3,8 @@
 Sampled every few seconds: resident memory and open files of the server and of its fork server, number of decoders and
 the memory that is theirs alone. The run is flat where the last quarter's median is hardly above the second's (the first
 warms up). The exit code is 1 where it is not, or where a request failed by the service's fault; what the server logged
-of that goes to standard error, and so does a line a minute while it runs. The table, of medians, goes to standard output and to the end of benchmarks/RESULTS.md.
+of that goes to standard error, and so does a line a minute while it runs. The table, of medians, goes to standard
+output and to the end of benchmarks/RESULTS.md.
 """
 
 import asyncio
