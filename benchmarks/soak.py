@@ -95,6 +95,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
     requests = [
         *map(upload, [*clips(12), *bad_clips()]),
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        upload(bytes(400_000)).replace(b"multipart/form-data", b"text/plain"),  # answered before it is read
     ]
     end = time.monotonic() + seconds
     statuses: Counter[int] = Counter()
@@ -117,7 +118,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
         await asyncio.wait([clients], timeout=SAMPLE_S)
         samples.append(sample(pid))
         if len(samples) % PROGRESS == 0:
-            print(samples[-1], dict(statuses), file=sys.stderr, flush=True)
+            print(f"{len(samples) * SAMPLE_S / 60:.0f} min", samples[-1], dict(statuses), file=sys.stderr, flush=True)
     await clients
     return statuses, next(vanished), samples
 

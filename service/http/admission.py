@@ -12,7 +12,7 @@ from service.http.routes import Serving
 class AdmissionCheck:
     """Pure ASGI middleware: where no more clips are let in, POSTs to `predictions` go no further.
 
-    So they cost neither routing nor anything of their body; who has time to refuse has none to answer. A clip takes its
+    So a refusal costs neither routing nor the body, at the very time when others need the processor. A clip takes its
     place only once it is here. Raises the pipeline's Overloaded.
     """
 

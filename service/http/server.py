@@ -178,7 +178,8 @@ class _Connection(HttpToolsProtocol):
         Returns when it is closed. What still comes does not go through parser and ASGI, which would cost more than
         all the rest of a refusal.
         """
-        if self.transport.is_closing():
+        if self.transport.is_closing():  # the client has closed it, of which uvicorn is about to hear
+            self.cycle.disconnected = True
             return
         rest = _Rest(self, self._waste)
         self.flow.pause_reading()  # uvloop asks what kind of protocol it has when it begins to read

@@ -1,8 +1,8 @@
 """Requests for inference to arrays, and arrays to answers: JSON, and Triton's binary tensors after it.
 
 A clip is 6 MB of numbers, about 20 MB as JSON. Parsed at once they would be millions of Python objects, up to twenty
-times the text's size. So they are cut out of the JSON and parsed in pieces. Nothing is done to all of the text in one
-call, for the interpreter would be locked meanwhile, and the event loop with it.
+times the text's size. So they are cut out of the JSON and parsed in pieces. Nothing that takes long is done to all of
+the text in one call, for the interpreter would be locked meanwhile, and the event loop with it.
 """
 
 import math
