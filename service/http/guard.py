@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.problems import Problem
 from service.settings import Settings
 
-# The ASGI extension by which a server closes a connection on which the client still sends: a coroutine function.
+# The ASGI extension by which a server closes a connection on which the client still sends: a function.
 LINGER = "limelight.linger"
 
 
@@ -52,7 +52,7 @@ class BodyGuard:
         with contextlib.closing(body):
             await self._app(scope, body.receive, send_knowing_the_body)
         if lingering:
-            await linger()
+            linger()
 
 
 class _Memory:

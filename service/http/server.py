@@ -1,7 +1,6 @@
 """The process: it listens, obeys signals, and ends in good order."""
 
 import asyncio
-import contextlib
 import functools
 import logging
 import math
@@ -172,29 +171,17 @@ class _Connection(HttpToolsProtocol):
     def _idle(self) -> bool:
         return bool(getattr(self.cycle, "response_complete", True))  # there is no cycle before the first request
 
-    async def _linger(self) -> None:
+    def _linger(self) -> None:
         """Close the connection as RFC 9112, section 9.6 has it; at once it would be reset, and the answer perhaps lost.
 
-        Returns when it is closed. What still comes does not go through parser and ASGI, which would cost more than
-        all the rest of a refusal.
+        What still comes does not go through parser and ASGI, which would cost more than all the rest of a refusal.
         """
-        if self.transport.is_closing():  # the client has closed it, of which uvicorn is about to hear
-            self.cycle.disconnected = True
-            return
-        rest = _Rest(self, self._waste)
-        self.flow.pause_reading()  # uvloop asks what kind of protocol it has when it begins to read
-        self.transport.set_protocol(rest)
-        self.flow.resume_reading()
-        self.transport.write_eof()
-        until = self.loop.time() + LINGER_S
-        heard = -1
-        while heard < rest.heard and self.loop.time() < until:
-            heard = rest.heard
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PAUSE_S):
-                    await rest.lost.wait()
-        self.transport.abort()
-        await rest.lost.wait()
+        self.cycle.disconnected = True  # uvicorn has nothing more to do with it
+        if not self.transport.is_closing():
+            self.flow.pause_reading()  # uvloop asks what kind of protocol it has when it begins to read
+            self.transport.set_protocol(_Rest(self, self._waste))
+            self.flow.resume_reading()
+            self.transport.write_eof()
 
     def _await_head(self) -> None:
         self._stop_waiting()
@@ -211,13 +198,13 @@ class _Connection(HttpToolsProtocol):
 
 
 class _Rest(asyncio.BufferedProtocol):
-    """What a client still sends: written to `waste`, and counted."""
+    """What a client still sends, until it closes the connection or pauses, or its time is over: written to `waste`."""
 
     def __init__(self, connection: _Connection, waste: bytearray) -> None:
-        self.heard = 0
-        self.lost = asyncio.Event()
         self._connection = connection
         self._waste = waste
+        self._until = connection.loop.time() + LINGER_S
+        self._wait()
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """See asyncio's documentation."""
@@ -225,12 +212,22 @@ class _Rest(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio's documentation."""
-        self.heard += nbytes
+        self._heard = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has closed it, or we have."""
+        self._pause.cancel()
         self._connection.connection_lost(exc)
-        self.lost.set()
+
+    def _wait(self) -> None:
+        self._heard = False
+        self._pause = self._connection.loop.call_later(PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._heard and self._connection.loop.time() < self._until:
+            self._wait()
+        else:
+            self._connection.transport.abort()
 
 
 def _abandon() -> None:

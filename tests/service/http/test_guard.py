@@ -134,7 +134,7 @@ async def test_what_arrives_at_a_time_is_bounded_over_all_requests() -> None:
 
 
 async def test_an_answer_before_the_end_of_the_body_is_the_last_and_is_not_cut_off() -> None:
-    async def linger() -> None:  # the server's: closing the connection at once would reset it
+    def linger() -> None:  # the server's: closing the connection at once would reset it
         client.heard.append({"type": "linger"})
 
     client = Client([b"a" * 300] * 3)
