@@ -232,7 +232,7 @@ def _outline(shape: Iterable[int]) -> bytes:
 
 def _astray(piece: Body) -> bool:
     """Whether a number lies on the wrong side of a bracket, or is missing, which the outline does not tell."""
-    marks = b",%b," % piece.translate(_DIGITS_TO_ZERO, _BLANKS)
+    marks = b"," + piece.translate(_DIGITS_TO_ZERO, _BLANKS) + b","
     return any(wrong in marks for wrong in (b"0[", b"]0", b"[,", b",]"))
 
 
