@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
-  docker-test docs bench-overload bench-service bench-threads bench-peers lock clean
+  docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -79,6 +79,9 @@ bench-service: setup ## Measure what the service adds to decoding and inference,
 
 bench-threads: setup ## Find how many threads and decoders get in each other's way (ARGS="--bundle bundle")
 	$(BIN)/python benchmarks/bench_threads.py $(ARGS)
+
+bench-tensors: setup ## Measure how long others wait while tensors are read (ARGS="--rounds 10")
+	$(BIN)/python benchmarks/bench_tensors.py $(ARGS)
 
 bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and BentoML (ARGS="--rounds 1")
 	$(BIN)/python benchmarks/bench_peers.py $(ARGS)

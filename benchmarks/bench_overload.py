@@ -1,22 +1,29 @@
 """More than the service can do, and clients that dawdle: what becomes of the rest.
 
-Overload: in each round the capacity is measured with clients that wait for their answers, then four times as many
-requests a second come. The load is made on the same processors: its share of them is shown. Slow uploads: one client
-after another is timed, with and without 50 others that let a byte drip now and then; the two take turns. The tables go
-to standard output and to the end of benchmarks/RESULTS.md.
+Refusals: the processor time that the server spends on a request that it has no place for, while its only place is taken
+by a clip whose decoder is stopped. Overload: in each round the capacity is measured with clients that wait for their
+answers, before and after four times as many requests a second come, for the pace of a machine drifts. The load is made
+on the same processors: its share of them is shown. Slow uploads: one client after another is timed, with and without 50
+others that let a byte drip now and then; the two take turns. The tables go to standard output and to the end of
+benchmarks/RESULTS.md.
 """
 
 import asyncio
 import contextlib
+import itertools
+import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from benchmarks.load import (
     Answer,
+    Connection,
     all_predicted,
     clips,
     closed_loop,
@@ -28,6 +35,8 @@ from benchmarks.load import (
     upload,
 )
 from benchmarks.report import argument_parser, publish
+from tests.e2e.process import Server
+from tests.e2e.raw_client import stopped_decoder
 
 DEADLINE_S = 10
 DRIP_S = 0.2
@@ -41,10 +50,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default 15)")
     parser.add_argument("--clients", type=int, default=8, help="that find the capacity (default 8)")
     parser.add_argument("--slow", type=int, default=50, help="slow uploads (default 50)")
+    parser.add_argument("--refusals", type=int, default=500, help="that are counted in each round (default 500)")
     options = parser.parse_args()
     some = clips(8)
     requests = [upload(clip) for clip in some]
     facts = [f"Tiny stand-in bundle, {describe(some)}, deadline {DEADLINE_S} s; load from the same machine"]
+    with serving(MAX_QUEUE=0, REQUEST_TIMEOUT_S=600, DECODE_TIMEOUT_S=600) as server, stopped_decoder(server):
+        table = [
+            "| round | processor time a refusal, ms | of that in the kernel | refusals |",
+            *(f"| {number} | {refusals(server, requests, options.refusals)} |" for number in range(options.rounds + 1)),
+        ]
+        publish("What a refusal costs the server", facts[:1], table, record=not options.no_record)
     with serving(REQUEST_TIMEOUT_S=DEADLINE_S) as server:
         uvloop.run(closed_loop(server.port, requests, clients=2, seconds=2))
         rows = [
@@ -63,24 +79,50 @@ def main() -> None:
     publish(f"{options.slow} slow uploads", facts, slow_table(pairs), record=not options.no_record)
 
 
+def refusals(server: Server, requests: Sequence[bytes], number: int) -> str:
+    """A row: what so many refusals cost, each over a connection of its own."""
+
+    async def be_refused() -> None:
+        for request in itertools.islice(itertools.cycle(requests), number):
+            async with Connection(server.port) as client:
+                answer = await client.send(request)
+            if answer.status != 429:
+                raise RuntimeError(f"a request was not refused: {answer.status}")
+
+    before = processor_s(server.process.pid)
+    uvloop.run(be_refused())
+    user, kernel = (after - was for after, was in zip(processor_s(server.process.pid), before, strict=True))
+    return f"{1000 * (user + kernel) / number:.2f} | {1000 * kernel / number:.2f} | {number}"
+
+
+def processor_s(pid: int) -> tuple[float, float]:
+    """Seconds of a process in its own code and in the kernel, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / ticks, int(fields[12]) / ticks
+
+
 async def overload(port: int, requests: list[bytes], clients: int, seconds: float) -> str:
-    """A row: the capacity, and what becomes of four times as many requests."""
-    start, spent = time.perf_counter(), time.process_time()
-    answers = await closed_loop(port, requests, clients=clients, seconds=seconds)
-    capacity = rate_of(answers, start=start + SETTLE_S, seconds=seconds - SETTLE_S)
-    generator = [(time.process_time() - spent) / seconds]
-    start, spent = time.perf_counter(), time.process_time()
-    answers = await open_loop(port, requests, rate=4 * capacity, seconds=seconds)
-    goodput = rate_of(answers, start=start + SETTLE_S, seconds=seconds - SETTLE_S)
-    generator.append((time.process_time() - spent) / seconds)
+    """A row: the capacity, before and after, and what becomes of four times as many requests meanwhile."""
+
+    async def timed(load: Coroutine[Any, Any, list[Answer]]) -> tuple[list[Answer], float, float]:
+        start, spent = time.perf_counter(), time.process_time()
+        answers = await load
+        rate = rate_of(answers, start=start + SETTLE_S, seconds=seconds - SETTLE_S)
+        return answers, rate, (time.process_time() - spent) / seconds
+
+    _, before, resting = await timed(closed_loop(port, requests, clients=clients, seconds=seconds))
+    answers, goodput, working = await timed(open_loop(port, requests, rate=4 * before, seconds=seconds))
+    _, after, _ = await timed(closed_loop(port, requests, clients=clients, seconds=seconds))
     statuses = Counter(answer.status for answer in answers)
     refused = [answer for answer in answers if answer.status == 429]
     told = sum("retry-after" in answer.headers for answer in refused)
     other = {status: count for status, count in sorted(statuses.items()) if status not in (200, 429)}
     slowest = max((answer.seconds for answer in answers if answer.status == 200), default=0)
+    ratio = 2 * goodput / (before + after)
     return (
-        f"{capacity:.1f} | {4 * capacity:.1f} | {goodput:.1f} | {goodput / capacity:.0%} | {statuses[200]} "
-        f"| {len(refused)} | {told} | {other or 0} | {slowest:.2f} | {generator[0]:.2f}, then {generator[1]:.2f}"
+        f"{before:.1f}, then {after:.1f} | {4 * before:.1f} | {goodput:.1f} | {ratio:.0%} | {statuses[200]} "
+        f"| {len(refused)} | {told} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
     )
 
 

@@ -3,7 +3,8 @@
 Sampled every few seconds: resident memory and open files of the server and of its fork server, number of decoders and
 the memory that is theirs alone. The run is flat where the last quarter's median is hardly above the second's (the first
 warms up). The exit code is 1 where it is not, or where a request failed by the service's fault; what the server logged
-of that goes to standard error. The table goes to standard output and to the end of benchmarks/RESULTS.md.
+of that goes to standard error, and so does a line a minute while it runs. The table, of medians, goes to standard
+output and to the end of benchmarks/RESULTS.md.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from service.video.rendering import render_clip
 from tests.processes import descendants
 
 SAMPLE_S = 5
+PROGRESS = 12  # samples from one line of progress to the next
+PARTS = 10  # of the run, a row of the table each
 CLIENTS = 6
 
 
@@ -58,19 +62,15 @@ def main() -> int:
         failures = [line for line in server.lines() if line["level"] in {"error", "critical"}]
     for failure in failures:
         print(json.dumps(failure), file=sys.stderr)
-    quarters = [samples[len(samples) * part // 4 : len(samples) * (part + 1) // 4] for part in range(4)]
-    table = ["| of a quarter, median | " + " | ".join(field.name for field in fields(Sample)) + " |"]
-    medians = [
-        Sample(*(statistics.median(column) for column in zip(*map(astuple, part), strict=True))) for part in quarters
-    ]
-    table += [
-        f"| {part} | " + " | ".join(f"{value:.1f}" for value in astuple(each)) + " |"
-        for part, each in enumerate(medians, 1)
-    ]
+    table = ["| minutes | " + " | ".join(field.name for field in fields(Sample)) + " |"]
+    parts = min(PARTS, len(samples))
+    for part, each in enumerate(medians(samples, parts), 1):
+        row = " | ".join(f"{value:.1f}" for value in astuple(each))
+        table.append(f"| to {options.minutes * part / parts:g} | {row} |")
     failed = sum(count for status, count in statuses.items() if status == 0 or status >= 500)
+    _, second, _, last = map(astuple, medians(samples, 4))
     flat = alive and all(
-        last - second <= tolerance
-        for second, last, tolerance in zip(astuple(medians[1]), astuple(medians[3]), astuple(TOLERANCE), strict=True)
+        now - then <= tolerance for then, now, tolerance in zip(second, last, astuple(TOLERANCE), strict=True)
     )
     facts = [
         f"Tiny stand-in bundle, {options.minutes:g} minutes, {CLIENTS} clients, {len(samples)} samples",
@@ -81,11 +81,21 @@ def main() -> int:
     return 0 if flat and not failed else 1
 
 
+def medians(samples: Sequence[Sample], parts: int) -> list[Sample]:
+    """Of so many parts of the run, one after another."""
+    bounds = [len(samples) * part // parts for part in range(parts + 1)]
+    return [
+        Sample(*(statistics.median(column) for column in zip(*map(astuple, samples[start:end]), strict=True)))
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
 async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, list[Sample]]:
     """Statuses of the answers, number of clients that vanished, and the samples."""
     requests = [
         *map(upload, [*clips(12), *bad_clips()]),
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        upload(bytes(400_000)).replace(b"multipart/form-data", b"text/plain"),  # answered before it is read
     ]
     end = time.monotonic() + seconds
     statuses: Counter[int] = Counter()
@@ -107,6 +117,8 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
     while not clients.done():
         await asyncio.wait([clients], timeout=SAMPLE_S)
         samples.append(sample(pid))
+        if len(samples) % PROGRESS == 0:
+            print(f"{len(samples) * SAMPLE_S / 60:.0f} min", samples[-1], dict(statuses), file=sys.stderr, flush=True)
     await clients
     return statuses, next(vanished), samples
 
@@ -134,7 +146,7 @@ def bad_clips() -> list[bytes]:
 
 def sample(pid: int) -> Sample:
     """The service now. What ends while it is looked at counts as nothing."""
-    [fork_server], *rest = descendants(pid)
+    [fork_server, *_], *rest = descendants(pid) or [[0]]
     decoders = [decoder for generation in rest for decoder in generation]
     return Sample(
         memory_mb(pid, "status", "VmRSS"),

@@ -68,6 +68,9 @@ class Model:
             warm_up=engine.warm_up,
             on_batch=metrics.batch_size.observe,
         )
+        self._holders = 0
+        self._free = asyncio.Event()
+        self._free.set()
 
     @property
     def alive(self) -> bool:
@@ -82,6 +85,23 @@ class Model:
     def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Coroutine[Any, Any, Inference]:
         """See the batcher's `submit`."""
         return self._batcher.submit(frames, deadline)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from being closed when another takes its place. Belongs to one event loop."""
+        self._holders += 1
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._free.set()
+
+    async def close_when_free(self) -> None:
+        """Close it once nobody holds it."""
+        await self._free.wait()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Finish what waits. Blocks until that is done."""
@@ -107,7 +127,6 @@ class Prediction:
 class BatchInference:
     """The answer for n clips of one request: probabilities (n, classes), attention (n, 40, 7, 7) or None."""
 
-    model: Model
     probabilities: npt.NDArray[np.float32]
     attention: npt.NDArray[np.float32] | None
 
@@ -163,15 +182,15 @@ class Pipeline:
         return Prediction(model, facts, sampled, answer.probabilities, answer.attention, pictures)
 
     async def infer(
-        self, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
+        self, model: Model, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
     ) -> BatchInference:
         """Classify clips that are decoded already: frames uint8 (n, 40, 224, 224, 3), RGB, n from 1 to the capacity.
 
-        All of them, or none. Deadline, stages, cancelling and errors as in `predict`; queue are the seconds until the
-        first of them was worked on, inference those from then to the last's answer.
+        By `model`, which the caller holds; all of them, or none. Deadline, stages, cancelling and errors as in
+        `predict`; queue are the seconds until the first of them was worked on, inference those from then to the last's
+        answer.
         """
         stages = {} if stages is None else stages
-        model = self.model
         async with self._place(deadline, len(frames)):
             with _timed(stages, "queue"):
                 answers = await _answer_all(model, frames, deadline)
@@ -179,13 +198,13 @@ class Pipeline:
         self._note(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
         maps = [answer.attention for answer in answers if answer.attention is not None]
         probabilities = np.stack([answer.probabilities for answer in answers])
-        return BatchInference(model, probabilities, np.stack(maps) if maps else None)
+        return BatchInference(probabilities, np.stack(maps) if maps else None)
 
     async def replace(self, model: Model) -> None:
         """Answer with this model from now on. Returns when the one before has finished what it has, and is closed."""
         before, self.model = self.model, model
         self._admission.capacity = model.capacity
-        await asyncio.to_thread(before.close)
+        await before.close_when_free()
 
     def close(self) -> None:
         """Give up what is being decoded, finish what waits for the engine. Blocks until that is done."""

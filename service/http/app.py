@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.http.admission import AdmissionCheck
 from service.http.auth import OPEN, ApiKeys
 from service.http.guard import BodyGuard
 from service.http.observe import Observe, record_of
@@ -60,6 +61,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     app.add_exception_handler(ClientDisconnect, _note_absence)
     page = page_routes() if settings.ui else []
     app.router.routes.extend(page)
+    app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
     app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN.union(route.path for route in page))
     app.add_middleware(Observe, metrics=serving.metrics, measured=PREDICTIONS)
     app.add_middleware(BodyGuard, settings=settings, closing=lambda: serving.draining)

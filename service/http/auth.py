@@ -6,11 +6,9 @@ from collections.abc import Collection, Sequence
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.observe import record_of
-from service.http.problems import Problem, problem_response
+from service.http.problems import Problem
 
 HEADER = "X-API-Key"
 # What probes and scrapers ask for, who are configured by other people than those who hold keys.
@@ -20,7 +18,8 @@ OPEN = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live"
 class ApiKeys:
     """Pure ASGI middleware: requests without one of `keys` go no further, and nothing of their body is read.
 
-    Every path but `open_paths` is guarded, so that no route can be forgotten. Without keys everybody may ask.
+    They raise Problem. Every path but `open_paths` is guarded, so that no route can be forgotten. Without keys
+    everybody may ask.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
@@ -30,20 +29,17 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        free = scope["type"] != "http" or not self._digests or scope["path"] in self._open_paths
-        if free or self._admits(Headers(scope=scope)):
-            await self._app(scope, receive, send)
-            return
-        record = record_of(Request(scope))
-        problem = Problem(
-            "unauthorized",
-            f"this service asks for an API key: send `Authorization: Bearer …` or `{HEADER}: …`",
-            headers={"WWW-Authenticate": 'Bearer realm="limelight"'},
-        )
-        record.code = problem.code
-        await problem_response(problem, record.request_id, scope["path"])(scope, receive, send)
+        guarded = scope["type"] == "http" and self._digests and scope["path"] not in self._open_paths
+        if guarded and not self._admits(scope):
+            raise Problem(
+                "unauthorized",
+                f"this service asks for an API key: send `Authorization: Bearer …` or `{HEADER}: …`",
+                headers={"WWW-Authenticate": 'Bearer realm="limelight"'},
+            )
+        await self._app(scope, receive, send)
 
-    def _admits(self, headers: Headers) -> bool:
+    def _admits(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
         presented = headers.getlist(HEADER)
         for credentials in headers.getlist("Authorization"):
             scheme, _, token = credentials.partition(" ")

@@ -11,10 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.problems import Problem
 from service.settings import Settings
 
-# A connection that is closed while the client still sends is reset, and the answer may be lost with it. So what comes
-# after an early answer is thrown away until the client pauses, or this is over: what nginx calls lingering.
-LINGER_S = 5
-PAUSE_S = 1
+# The ASGI extension by which a server closes a connection on which the client still sends: a function.
+LINGER = "limelight.linger"
 
 
 class BodyGuard:
@@ -23,7 +21,7 @@ class BodyGuard:
     Reading raises Problem: `body_too_large` before the first byte where Content-Length says so, else with the byte that
     is one too many; `upload_timeout` where the client falls silent or the request's time is over; `overloaded` where
     what arrives just now would take too much memory. An answer that comes before the whole body has, or while
-    `closing()`, is the connection's last.
+    `closing()`, is the connection's last; after the former the server lingers, where it can.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, closing: Callable[[], bool]) -> None:
@@ -38,23 +36,23 @@ class BodyGuard:
             await self._app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope), self._settings, self._memory)
-        last: Message | None = None
+        linger = scope.get("extensions", {}).get(LINGER)
+        lingering = False
 
-        async def send_and_hold_the_end(message: Message) -> None:
-            nonlocal last
+        async def send_knowing_the_body(message: Message) -> None:
+            nonlocal lingering
             if message["type"] == "http.response.start":
                 if body.arriving or self._closing():
                     MutableHeaders(scope=message)["Connection"] = "close"
-            elif body.arriving and not message.get("more_body", False):
-                last = {**message, "body": b""}  # with it the server closes the connection
-                message = {**message, "more_body": True}
+            elif body.arriving and linger is not None and not message.get("more_body", False):
+                lingering = True
+                message = {**message, "more_body": True}  # at the end the server would close the connection
             await send(message)
 
         with contextlib.closing(body):
-            await self._app(scope, body.receive, send_and_hold_the_end)
-            if last is not None:
-                await body.discard()
-                await send(last)
+            await self._app(scope, body.receive, send_knowing_the_body)
+        if lingering:
+            linger()
 
 
 class _Memory:
@@ -109,16 +107,6 @@ class _Body:
         if not self.arriving:
             self.close()
         return message
-
-    async def discard(self) -> None:
-        """Receive the rest, for a while, and throw it away."""
-        left, until = self._most, time.monotonic() + LINGER_S
-        with contextlib.suppress(TimeoutError):
-            while self.arriving and left > 0:
-                async with asyncio.timeout(min(PAUSE_S, until - time.monotonic())):
-                    message = await self._receive()
-                left -= len(message.get("body", b""))
-                self.arriving = message.get("more_body", False)
 
     def close(self) -> None:
         """Nothing more comes, or is asked for."""

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.logs import request_id as current_request_id
-from service.http.problems import problem_of, problem_response
+from service.http.problems import EXPECTED, problem_of, problem_response
 from service.metrics import Metrics
 
 # What may be echoed into a header and a log without a second thought.
@@ -80,7 +80,8 @@ class Observe:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            logger.exception("unhandled error")
+            if not isinstance(error, EXPECTED):
+                logger.exception("unhandled error")
             if record.status is not None:
                 raise  # half an answer is out: the server has to cut the connection
             problem = problem_of(error)

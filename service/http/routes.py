@@ -130,7 +130,6 @@ async def predict(
     """Classify a clip, sent as the file `file` of a multipart form or as the body itself."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    pipeline.check_admission(deadline)  # while the clip has not been sent in vain yet; it takes a place once it is here
     with ClipFile() as clip:
         await _receive(request, serving, clip)
         work = pipeline.predict(clip, deadline=deadline, stages=record.stages, jpegs=frames == "jpeg")

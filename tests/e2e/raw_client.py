@@ -1,12 +1,18 @@
 """An HTTP client that does what no library lets one do: stall, go away, keep on sending."""
 
 import json
+import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Self
 
-from tests.e2e.process import PATIENCE_S
+from service.video.rendering import render_clip
+from tests.e2e.process import PATIENCE_S, Server
+from tests.processes import decoders, until
 
 
 @dataclass
@@ -41,6 +47,10 @@ class RawClient:
         response.begin()
         return Answer(response.status, dict(response.headers.items()), response.read())
 
+    def receive(self, size: int = 12) -> bytes:
+        """Wait for so many bytes: of an answer's start, the version and the status."""
+        return self._socket.recv(size, socket.MSG_WAITALL)
+
     def is_closed(self) -> bool:
         """Wait for the server to say something more; True where it closes the connection instead."""
         try:
@@ -56,3 +66,20 @@ class RawClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def stopped_decoder(server: Server) -> Iterator[None]:
+    """A client whose decoder does not get on, and which goes away in the end."""
+    clip = render_clip(frames=40, width=1280, height=720).data
+
+    def stop_a_decoder() -> bool:
+        for pid in decoders(server.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+            return True
+        return False
+
+    with RawClient(server.port) as client:
+        client.post(f"Content-Length: {len(clip)}", body=clip)
+        until(stop_a_decoder)
+        yield

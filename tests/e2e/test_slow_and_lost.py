@@ -1,19 +1,16 @@
 """Clients that send too much, too slowly, or go away: what they hear, and what they leave behind."""
 
-import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.video.rendering import render_clip
 from tests.e2e.process import PATIENCE_S, Server, running
-from tests.e2e.raw_client import RawClient
+from tests.e2e.raw_client import RawClient, stopped_decoder
 from tests.processes import decoders, descendants, until
 
 MOST = 2_000_000
@@ -54,6 +51,44 @@ class TestTooMuch:
             closed = client.is_closed()
 
         assert (answer.status, answer.code, closed) == (413, "body_too_large", True)
+
+    def test_one_that_never_stops_is_cut_off(self, server: Server) -> None:
+        def send_on() -> bool:
+            try:
+                client.send(b"more")
+            except OSError:
+                return True
+            return False
+
+        with RawClient(server.port) as client:
+            client.post("Content-Length: 100000000")
+            assert client.answer().status == 413
+            until(send_on)
+
+
+class TestNoPlace:
+    @pytest.fixture
+    def full(self, start: Callable[..., Server]) -> Iterator[Server]:
+        server = start(MAX_QUEUE="0", DECODE_TIMEOUT_S="300")
+        with stopped_decoder(server):
+            yield server
+
+    def test_is_told_at_once_to_who_waits_to_be_asked_for_the_clip(self, full: Server) -> None:
+        with RawClient(full.port) as client:
+            client.post("Content-Length: 1000000", "Expect: 100-continue")
+
+            assert client.receive() == b"HTTP/1.1 429"
+
+    @pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
+    def test_is_heard_by_who_sends_all_of_it_before_listening(self, full: Server, framing: str) -> None:
+        with RawClient(full.port) as client:
+            client.post(framing)
+            client.send(b"1c9c380\r\n" + bytes(30_000_000))
+            answer = client.answer()
+
+        assert (answer.status, answer.code, answer.headers["connection"]) == (429, "overloaded", "close")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert metric(full, "upload_bytes_count") == 1  # the clip that has the place
 
 
 class TestTooSlow:
@@ -126,20 +161,3 @@ class TestLost:
         with stopped_decoder(server), RawClient(server.port) as waiting:
             waiting.post(f"Content-Length: {len(clip)}", body=clip)
             until(lambda: metric(server, "queue_depth") == 1)
-
-
-@contextmanager
-def stopped_decoder(server: Server) -> Iterator[None]:
-    """A client whose decoder does not get on, and which goes away in the end."""
-    clip = render_clip(frames=40, width=1280, height=720).data
-
-    def stop_a_decoder() -> bool:
-        for pid in decoders(server.process.pid):
-            os.kill(pid, signal.SIGSTOP)
-            return True
-        return False
-
-    with RawClient(server.port) as client:
-        client.post(f"Content-Length: {len(clip)}", body=clip)
-        until(stop_a_decoder)
-        yield

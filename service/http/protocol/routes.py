@@ -18,6 +18,7 @@ from service.http.protocol import examples, schemas
 from service.http.protocol.tensors import (
     DATATYPE,
     INPUT,
+    Body,
     TensorRequest,
     TensorSpec,
     inflate,
@@ -153,19 +154,29 @@ async def model_config(model: Named) -> schemas.ModelConfig:
     )
 
 
-@_of_model("POST", "/infer", response_class=Response, responses=_INFERRED, openapi_extra=_REQUEST)
-async def infer(request: Request, serving: Served, pipeline: Open, named: Named) -> Response:
+@_of_model(
+    "POST",
+    "/infer",
+    dependencies=[Depends(_named_model)],  # before the body is read, and once more when it is here
+    response_class=Response,
+    responses=_INFERRED,
+    openapi_extra=_REQUEST,
+)
+async def infer(request: Request, serving: Served, pipeline: Open, name: str) -> Response:
     """Classify clips whose 40 frames each are decoded and resized already."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    pipeline.check_admission(deadline)
-    body = await request.body()
+    body = bytearray()  # grows in place; `request.body()` would copy all of it at the end
+    async for chunk in request.stream():
+        body += chunk
     serving.metrics.upload_bytes.observe(len(body))
-    asked = await _understand(request, serving, body, _spec(named), deadline)
-    record.stages["receive"] = time.monotonic() - record.arrived
-    serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
-    work = pipeline.infer(asked.frames, deadline=deadline, stages=record.stages)
-    found = await while_client_waits(request, work)
+    model = await _named_model(pipeline, request, name)
+    with model.held():
+        asked = await _understand(request, serving, body, _spec(model), deadline)
+        record.stages["receive"] = time.monotonic() - record.arrived
+        serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
+        work = pipeline.infer(model, asked.frames, deadline=deadline, stages=record.stages)
+        found = await while_client_waits(request, work)
     record.answered = time.monotonic()
     arrays = {"probabilities": found.probabilities}
     if found.attention is not None:
@@ -173,8 +184,8 @@ async def infer(request: Request, serving: Served, pipeline: Open, named: Named)
     answer, header_length = write_answer(
         arrays,
         asked.outputs,
-        model=found.model.manifest.name,
-        version=found.model.manifest.version,
+        model=model.manifest.name,
+        version=model.manifest.version,
         request_id=asked.id,
     )
     headers = server_timing(record)
@@ -186,7 +197,7 @@ async def infer(request: Request, serving: Served, pipeline: Open, named: Named)
 
 
 async def _understand(
-    request: Request, serving: Serving, body: bytes, spec: TensorSpec, deadline: float
+    request: Request, serving: Serving, body: Body, spec: TensorSpec, deadline: float
 ) -> TensorRequest:
     """What is asked for. In a thread, for it may take long; one at a time, for it may take much memory."""
     encoding, header_length = request.headers.get("Content-Encoding", ""), request.headers.get(HEADER_LENGTH)

@@ -1,7 +1,8 @@
 """Requests for inference to arrays, and arrays to answers: JSON, and Triton's binary tensors after it.
 
 A clip is 6 MB of numbers, about 20 MB as JSON. Parsed at once they would be millions of Python objects, up to twenty
-times the text's size, with the interpreter locked meanwhile. So they are cut out of the JSON and parsed in pieces.
+times the text's size. So they are cut out of the JSON and parsed in pieces. Nothing that takes long is done to all of
+the text in one call, for the interpreter would be locked meanwhile, and the event loop with it.
 """
 
 import math
@@ -21,7 +22,7 @@ from service.http.protocol.schemas import InferenceRequest, InputTensor
 
 INPUT, DATATYPE = "frames", "UINT8"
 MAX_HEADER_BYTES = 2**20
-PIECE_BYTES = 2**18
+PIECE_BYTES = 2**16
 # zlib's name for "gzip or zlib, whichever it is"; the latter is what HTTP calls deflate.
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _DATA = re.compile(rb'"data"\s*:\s*(?=\[)')
@@ -30,6 +31,7 @@ _DIGITS_TO_ZERO = bytes.maketrans(_DIGITS, b"0" * len(_DIGITS))
 _BRACKETS_TO_BLANKS = bytes.maketrans(b"[]", b"  ")
 _MEMORY = "shared_memory_region"
 
+Body = bytes | bytearray
 Frames = npt.NDArray[np.uint8]
 Outputs = dict[str, npt.NDArray[np.float32]]
 
@@ -52,7 +54,7 @@ class TensorRequest:
     outputs: dict[str, bool]
 
 
-def inflate(body: bytes, encodings: str, max_bytes: int) -> bytes:
+def inflate(body: Body, encodings: str, max_bytes: int) -> Body:
     """The body without its Content-Encoding, of gzip, deflate or none.
 
     Raises Problem: `unsupported_media`, `invalid_tensor` where it is damaged, `body_too_large`.
@@ -74,7 +76,7 @@ def inflate(body: bytes, encodings: str, max_bytes: int) -> bytes:
     return inflated
 
 
-def read_request(body: bytes, header_length: str | None, spec: TensorSpec) -> TensorRequest:
+def read_request(body: Body, header_length: str | None, spec: TensorSpec) -> TensorRequest:
     """What a body asks for; `header_length` is the Inference-Header-Content-Length of bodies with binary tensors.
 
     Raises Problem `invalid_tensor`.
@@ -96,7 +98,7 @@ def read_request(body: bytes, header_length: str | None, spec: TensorSpec) -> Te
     elif numbers is None or tensor.data is None:
         raise _invalid(f"`{INPUT}` has neither an array `data` nor a `binary_data_size` with bytes after the JSON")
     else:
-        frames = _from_json(numbers, shape)
+        frames = _from_json(body, numbers, shape)
     return TensorRequest(request.id, frames, outputs)
 
 
@@ -122,9 +124,9 @@ def write_answer(
     return b"".join([header, *binary]), len(header) if binary else None
 
 
-def _cut(body: bytes) -> tuple[bytes, bytes | None]:
-    """The JSON with `true` for the first array called `data`, and that array's text, unless there is none."""
-    found = _DATA.search(body)
+def _cut(body: Body) -> tuple[Body, range | None]:
+    """The JSON with `true` for the first array called `data`, and where that array's text is, unless there is none."""
+    found = _DATA.search(body, 0, MAX_HEADER_BYTES)
     if found is None:
         return body, None
     start = found.end()
@@ -133,10 +135,10 @@ def _cut(body: bytes) -> tuple[bytes, bytes | None]:
     end = body.rfind(b"]", start, min(limits, default=len(body))) + 1
     if not end:
         return body, None
-    return body[:start] + b"true" + body[end:], body[start:end]
+    return body[:start] + b"true" + body[end:], range(start, end)
 
 
-def _parse(header: bytes) -> InferenceRequest:
+def _parse(header: Body) -> InferenceRequest:
     try:
         return InferenceRequest.model_validate_json(header)
     except ValidationError as error:
@@ -202,16 +204,17 @@ def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
 
-def _from_json(text: bytes, shape: tuple[int, ...]) -> Frames:
-    """The numbers in the text of a JSON array, flat or nested in row-major order."""
+def _from_json(body: Body, text: range, shape: tuple[int, ...]) -> Frames:
+    """The numbers in the text of a JSON array, which lies there in the body, flat or nested in row-major order."""
     size = math.prod(shape)
-    outline = text.translate(None, _DIGITS + _BLANKS)
-    if outline != _outline([size]) and (outline != _outline(shape) or _astray(text)):
+    outline = b",".join(piece.translate(None, _DIGITS + _BLANKS) for piece in _pieces(body, text))
+    astray = any(_astray(piece) for piece in _pieces(body, text))
+    if astray or all(outline != _outline(expected) for expected in ((size,), shape)):
         raise _invalid(f"the `data` of `{INPUT}` are not the whole numbers that its shape needs, flat or nested")
     numbers = bytearray()
-    for piece in _pieces(text.translate(_BRACKETS_TO_BLANKS)):
+    for piece in _pieces(body, text):
         try:
-            numbers += bytes(orjson.loads(b"[" + piece + b"]"))
+            numbers += bytes(orjson.loads(b"[" + piece.translate(_BRACKETS_TO_BLANKS) + b"]"))
         except (TypeError, ValueError) as error:
             raise _invalid(f"the `data` of `{INPUT}` are not all from 0 to 255") from error
     if len(numbers) != size:
@@ -227,19 +230,24 @@ def _outline(shape: Iterable[int]) -> bytes:
     return text
 
 
-def _astray(text: bytes) -> bool:
-    """Whether a number lies on the wrong side of a bracket, which the outline does not tell."""
-    marks = text.translate(_DIGITS_TO_ZERO, _BLANKS)
+def _astray(piece: Body) -> bool:
+    """Whether a number lies on the wrong side of a bracket, or is missing, which the outline does not tell."""
+    marks = b"," + piece.translate(_DIGITS_TO_ZERO, _BLANKS) + b","
     return any(wrong in marks for wrong in (b"0[", b"]0", b"[,", b",]"))
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
-    """The text in pieces that are parsed in some milliseconds, parted at commas, so that others get their turn."""
-    start = 0
-    while start <= len(text):
-        end = text.find(b",", start + PIECE_BYTES)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
+def _pieces(body: Body, text: range) -> Iterator[Body]:
+    """The text in pieces of which each takes a millisecond or so, parted at commas, which are left out.
+
+    Raises Problem where the commas are too far apart for that.
+    """
+    start = text.start
+    while start <= text.stop:
+        end = body.find(b",", start + PIECE_BYTES, text.stop)
+        end = text.stop if end < 0 else end
+        if end - start > 2 * PIECE_BYTES:
+            raise _invalid(f"between two commas in the `data` of `{INPUT}` is much more than a number")
+        yield body[start:end]
         start = end + 1
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.types import Message
 
 from service.http.app import create_app, reload_model
@@ -124,6 +125,33 @@ async def test_where_there_is_no_place_the_clip_need_not_be_sent(brake: Brake, t
 
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert (stalled.status_code, stalled.json()["code"]) == (408, "upload_timeout")
+
+
+async def test_who_has_no_key_is_not_told_that_there_is_no_place(
+    brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.INFO)
+    key = {"X-API-Key": "spring-7f3a"}
+    settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=0, api_keys=(SecretStr("spring-7f3a"),))
+    async with serving(brake, settings) as (app, client):
+        accepted = asyncio.create_task(client.post("/predict", content=clip, headers=key))
+        await until(lambda: brake.begun == 1)
+        stranger = await client.post("/predict", content=clip)
+        refused = await client.post("/predict", content=clip, headers=key)
+        refused_tensors = await client.post("/v2/models/tiny/infer", headers=key)
+        brake.released.set()
+        await accepted
+        rejected = app.state.serving.metrics.registry.get_sample_value(
+            "limelight_rejected_total", {"code": "overloaded"}
+        )
+
+    assert [answer.status_code for answer in (stranger, refused, refused_tensors)] == [401, 429, 429]
+    assert refused.json()["request_id"] == refused.headers["X-Request-ID"]
+    assert refused_tensors.json()["error"] == refused_tensors.json()["detail"]
+    assert rejected == 2
+    lines = [(line["path"], line["status"], line.get("code")) for line in log_lines(caplog) if "status" in line]
+    assert ("/predict", 429, "overloaded") in lines
 
 
 async def test_uploads_that_stall_take_no_places(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:

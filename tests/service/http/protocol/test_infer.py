@@ -2,14 +2,27 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
+from service.http.app import create_app, reload_model
 from service.settings import Settings
-from tests.service.http.test_under_load import Brake, brake, post_until, serving, until, waiting
+from tests.service.http.test_under_load import (
+    Brake,
+    brake,
+    in_flight,
+    model_version,
+    post_until,
+    serving,
+    until,
+    waiting,
+)
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 __all__ = ["brake"]  # a fixture
@@ -18,11 +31,11 @@ pytestmark = pytest.mark.anyio
 URL = "/v2/models/tiny/infer"
 
 
-def message(clips: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request for so many black clips."""
+def message(clips: int, **wanted: Any) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request for so many black clips, with further fields of its JSON."""
     size = clips * 40 * 224 * 224 * 3
     tensor = {"name": "frames", "shape": [clips, 40, 224, 224, 3], "datatype": "UINT8"}
-    header = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}]}).encode()
+    header = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}]} | wanted).encode()
     return header + bytes(size), {"Inference-Header-Content-Length": str(len(header))}
 
 
@@ -100,8 +113,6 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
 
 
 async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) -> None:
-    from service.http.app import create_app
-
     app = create_app(Settings(bundle=tiny_bundle))  # whose life has not begun
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         live, ready = await client.get("/v2/health/live"), await client.get("/v2/health/ready")
@@ -114,3 +125,57 @@ async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) 
         "the model is being loaded; ask /health/ready",
     )
     assert inferred.status_code == 503
+
+
+class TestNewBundle:
+    """It has no attention, which the requests ask for."""
+
+    async def test_leaves_the_old_one_what_has_arrived_already(self, brake: Brake, tmp_path: Path) -> None:
+        bundle = write_tiny_bundle(tmp_path, version="1")
+        async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
+            brake.released.set()
+            async with app.state.serving.reading_tensors:  # so that it is read after the old one could have been closed
+                content, headers = message(1, outputs=[{"name": "attention"}])
+                asked = asyncio.create_task(client.post(URL, content=content, headers=headers))
+                await until(lambda: arrived(app) == 1)
+                write_tiny_bundle(tmp_path, version="2", variant="base")
+                reloading = asyncio.create_task(reload_model(app.state.serving, app.state.serving.pipeline))
+                await until(lambda: model_version(app) == "2")
+            answer = await asked
+            await reloading
+
+        assert (answer.status_code, answer.json()["model_version"]) == (200, "1")
+        assert [output["name"] for output in answer.json()["outputs"]] == ["attention"]
+
+    @pytest.mark.parametrize(
+        ("url", "status", "code"),
+        [(URL, 400, "invalid_tensor"), ("/v2/models/tiny/versions/1/infer", 404, "unknown_model")],
+    )
+    async def test_is_what_counts_for_what_arrives_later(
+        self, brake: Brake, tmp_path: Path, url: str, status: int, code: str
+    ) -> None:
+        content, headers = message(1, outputs=[{"name": "attention"}])
+        replaced = asyncio.Event()
+
+        async def hesitating() -> AsyncIterator[bytes]:
+            yield content[:1000]
+            await replaced.wait()
+            yield content[1000:]
+
+        bundle = write_tiny_bundle(tmp_path, version="1")
+        async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
+            brake.released.set()
+            asked = asyncio.create_task(client.post(url, content=hesitating(), headers=headers))
+            await until(lambda: in_flight(app) == 1)
+            write_tiny_bundle(tmp_path, version="2", variant="base")
+            await reload_model(app.state.serving, app.state.serving.pipeline)
+            replaced.set()
+            answer = await asked
+
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def arrived(app: FastAPI) -> float | None:
+    """Requests whose body is here."""
+    value: float | None = app.state.serving.metrics.registry.get_sample_value("limelight_upload_bytes_count")
+    return value

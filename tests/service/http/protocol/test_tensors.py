@@ -87,6 +87,11 @@ class TestJson:
     def test_a_number_on_the_wrong_side_of_a_bracket_is_refused(self, text: str) -> None:
         refusal(json.dumps(request(data="HERE")).replace('"HERE"', text).encode())
 
+    def test_numbers_far_apart_are_refused(self) -> None:
+        body = json.dumps(request()).replace("5,", "5," + 2**18 * " ").encode()
+
+        assert "more than a number" in refusal(body)
+
     def test_the_order_of_the_fields_does_not_matter(self) -> None:
         message = {
             "inputs": [{"data": FRAMES.ravel().tolist(), "datatype": "UINT8", "shape": [2, 2, 3], "name": "frames"}]
