@@ -1,4 +1,4 @@
-"""Takes the README's picture of the page, when asked to."""
+"""Takes the README's picture of the page: LIMELIGHT_SCREENSHOT=docs/page.webp LIMELIGHT_BUNDLE=bundle keeps it."""
 
 import io
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY
 from tests.e2e.process import Server
 from tests.web.browser import Visitor
 
@@ -17,12 +16,10 @@ FRAME = 8  # arms on their way down
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    "LIMELIGHT_SCREENSHOT" not in os.environ,
-    reason="makes a picture for the README: set LIMELIGHT_SCREENSHOT=docs/page.webp and LIMELIGHT_BUNDLE",
-)
-def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: Callable[..., Visitor]) -> None:
-    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", REPOSITORY / "bundle"))
+def test_the_picture_of_the_page_is_small(
+    start: Callable[..., Server], visit: Callable[..., Visitor], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", tiny_bundle))
     server = start(bundle, REQUEST_TIMEOUT_S="600")
     visitor = visit(server, viewport={"width": 1280, "height": 1180})
     visitor.page.get_by_role("button", name="Try the sample").click()
@@ -33,4 +30,4 @@ def test_the_picture_of_the_page_is_small(start: Callable[..., Server], visit: C
     Image.open(io.BytesIO(visitor.page.screenshot())).save(picture, "WEBP", quality=80, method=6)
 
     assert picture.tell() < MOST_BYTES
-    Path(os.environ["LIMELIGHT_SCREENSHOT"]).write_bytes(picture.getvalue())
+    Path(os.environ.get("LIMELIGHT_SCREENSHOT", tmp_path / "page.webp")).write_bytes(picture.getvalue())
