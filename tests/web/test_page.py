@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.http.problems import KINDS
 from service.video.rendering import render_clip
 from tests.e2e.process import Server
-from tests.e2e.test_slow_and_lost import stopped_decoder
+from tests.e2e.raw_client import stopped_decoder
 from tests.processes import until
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 from tests.web.browser import Visitor, hottest, wandering_light
