@@ -15,6 +15,7 @@ from service.video.limits import DecodeLimits
 from service.video.media import open_video
 from service.video.picking import FramePicker
 from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
+from service.video.sampling import FRAME_COUNT
 from service.video.timeline import Timeline
 
 __all__ = [
@@ -83,7 +84,8 @@ def decode_clip(
     with open_video(file, limits) as (container, stream):
         timeline = Timeline.read(container, stream, limits, check_time)
         picker = FramePicker(timeline, lambda: open_video(file, limits), limits, check_time)
-        images, damaged = picker.pick(stream.codec_context)
+        frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
+        damaged = picker.pick(stream.codec_context, frames)
         facts = ClipFacts(
             container=_short_name(container.format.name),
             codec=stream.codec_context.codec.canonical_name,
@@ -96,7 +98,7 @@ def decode_clip(
         )
     times = [float((instant - timeline.start) * timeline.time_base) for instant in timeline.instants]
     sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(timeline.wanted, times, strict=True))
-    return DecodedClip(np.stack(images, out=into), facts, sampled)
+    return DecodedClip(frames, facts, sampled)
 
 
 def _short_name(demuxer: str) -> str:

@@ -74,8 +74,8 @@ def open_video(file: BinaryIO, limits: DecodeLimits) -> Iterator[tuple[InputCont
         CorruptClip: it begins like one, and cannot be opened.
         ResolutionTooLarge: its frames are declared larger than allowed.
     """
-    scrambled = scrambled_pids(file)
     with _open(file, limits) as container:
+        scrambled = scrambled_pids(file) if container.format.name == "mpegts" else ()
         stream = _best_stream(container, scrambled)
         context = stream.codec_context
         limits.check_size(context.width, context.height)

@@ -5,7 +5,7 @@ frame, by a decoder that has seen nothing before. The frames are those of a naiv
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -32,9 +32,9 @@ class _DecodeTimes(Exception):
 
 @dataclass(slots=True)
 class _Found:
-    """What a decode of everything came upon: wanted images and all decoded frames by slot, packets that failed."""
+    """What a decode of everything came upon: slots of wanted and of all decoded frames, packets that failed."""
 
-    images: dict[int, Image] = field(default_factory=dict)
+    wanted: set[int] = field(default_factory=set)
     decoded: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
 
@@ -49,8 +49,8 @@ class FramePicker:
     check_time: Callable[[], None]
     resizer: Resizer = field(default_factory=Resizer)
 
-    def pick(self, context: VideoCodecContext) -> tuple[list[Image], int]:
-        """The 40 frames, each ``(224, 224, 3)``, and how many of them, equal ones counted once, are damaged.
+    def pick(self, context: VideoCodecContext, into: Image) -> int:
+        """Fills ``into``, ``(40, 224, 224, 3)``; returns how many frames, equal ones counted once, are damaged.
 
         A frame is damaged if it cannot be decoded; the one shown before it stands in. So it does where a packet holds
         no picture, as MPEG-4's "not coded" ones, which is no damage: the frame before stays on screen.
@@ -60,22 +60,26 @@ class FramePicker:
             ResolutionTooLarge: a frame is larger than allowed.
             DecodeTimeout: it takes too long.
         """
-        wanted = frozenset(self.timeline.wanted)
-        images, damaged = self._pick_sparingly(context, wanted), 0
-        if len(images) < len(wanted):
+        places = {slot: place for place, slot in enumerate(self.timeline.wanted)}
+        wanted = {slot: into[place] for slot, place in places.items()}
+        damaged = 0
+        if not self._pick_sparingly(context, wanted):
             try:
-                images, damaged = self._pick_from_all(wanted, by_output=not self.timeline.timed)
+                damaged = self._pick_from_all(wanted, by_output=not self.timeline.timed)
             except _DecodeTimes:
-                images, damaged = self._pick_from_all(wanted, by_output=True)
-        return [images[slot] for slot in self.timeline.wanted], damaged
+                damaged = self._pick_from_all(wanted, by_output=True)
+        for place, slot in enumerate(self.timeline.wanted):
+            if place != places[slot]:
+                into[place] = wanted[slot]
+        return damaged
 
-    def _pick_sparingly(self, context: VideoCodecContext, wanted: Collection[int]) -> dict[int, Image]:
-        """The wanted frames by slot; fewer where that does not work or is not known to be safe."""
+    def _pick_sparingly(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
+        """Puts each wanted frame in its slot's place; False where that does not work or is not known to be safe."""
         if self.timeline.doubtful or not self.timeline.timed:
-            return {}
+            return False
         packets, slots = self.timeline.packets, self.timeline.slots
         can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
-        images: dict[int, Image] = {}
+        found: set[int] = set()
         try:
             for run in _runs(self.timeline, wanted):
                 for number in [*run, None]:
@@ -85,21 +89,22 @@ class FramePicker:
                     for frame in context.decode(None if number is None else packets[number]):
                         self.limits.check_size(frame.width, frame.height)
                         if frame.pts is None or (packets[frame.pts].is_keyframe and not frame.key_frame):
-                            return {}  # a container without a table of keyframes calls every frame one
+                            return False  # a container without a table of keyframes calls every frame one
                         slot = slots[frame.pts]
                         if slot is not None and slot in wanted:
-                            images[slot] = self.resizer.resize(frame)
+                            self.resizer.resize(frame, wanted[slot])
+                            found.add(slot)
                 context.flush_buffers()
         except av.error.FFmpegError:
-            return {}
-        return images
+            return False
+        return len(found) == len(wanted)
 
-    def _pick_from_all(self, wanted: Collection[int], *, by_output: bool) -> tuple[dict[int, Image], int]:
-        """The wanted frames by slot, with stand-ins for those that are missing, and how many are damaged."""
+    def _pick_from_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> int:
+        """As ``_pick_sparingly``, with stand-ins for frames that are missing. Returns how many are damaged."""
         found = self._decode_all(wanted, by_output=by_output)
-        missing = set(wanted) - found.images.keys()
+        missing = wanted.keys() - found.wanted
         if not missing:
-            return found.images, 0
+            return 0
         if not found.decoded:
             raise CorruptClip("none of the clip's frames can be decoded")
         decoded = sorted(found.decoded)
@@ -109,11 +114,14 @@ class FramePicker:
         if 2 * damaged > len(wanted):
             raise CorruptClip(f"{damaged} of {len(wanted)} sampled frames cannot be decoded")
         before = {slot: decoded[max(0, bisect_left(decoded, slot) - 1)] for slot in missing}
-        stand_ins = self._decode_all(set(before.values()), by_output=by_output).images
-        return found.images | {slot: stand_ins[before[slot]] for slot in missing}, damaged
+        stand_ins = {before[slot]: wanted[slot] for slot in missing}
+        self._decode_all(stand_ins, by_output=by_output)
+        for slot in missing:
+            wanted[slot][:] = stand_ins[before[slot]]
+        return damaged
 
-    def _decode_all(self, wanted: Collection[int], *, by_output: bool) -> _Found:
-        """Decodes everything until the wanted frames are found, passing over what fails.
+    def _decode_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> _Found:
+        """Decodes everything until the wanted frames are in their places, passing over what fails.
 
         A frame's slot is its packet's, or the next of those whose packets did not fail (``by_output``).
         """
@@ -134,8 +142,9 @@ class FramePicker:
                     continue
                 found.decoded.add(slot)
                 if slot in wanted:
-                    found.images[slot] = self.resizer.resize(frame)
-                    if len(found.images) == len(wanted):
+                    self.resizer.resize(frame, wanted[slot])
+                    found.wanted.add(slot)
+                    if len(found.wanted) == len(wanted):
                         break
         return found
 
@@ -157,8 +166,8 @@ class FramePicker:
 def _runs(timeline: Timeline, wanted: Collection[int]) -> Iterator[list[int]]:
     """Stretches of packets, in decode order, that together hold all that the wanted frames need.
 
-    A group of pictures without a wanted frame is left out. Frames that are shown before their group's keyframe may
-    depend on the group before it, too.
+    A group of pictures without a wanted frame is left out, and so is the rest of a group after its last one. Frames
+    that are shown before their group's keyframe may depend on the group before it, too.
     """
     slots, times = timeline.slots, timeline.times
     groups: list[list[int]] = []
@@ -167,8 +176,11 @@ def _runs(timeline: Timeline, wanted: Collection[int]) -> Iterator[list[int]]:
             groups.append([])
         groups[-1].append(number)
     needed: set[int] = set()
+    opened: set[int] = set()  # by frames that are shown before the keyframe
     for place, group in enumerate(groups):
         here = [number for number in group if slots[number] in wanted]
+        if min(times[number] for number in group) < times[group[0]]:
+            opened.add(place)
         if here:
             needed.add(place)
             if place and min(times[number] for number in here) < times[group[0]]:
@@ -176,8 +188,9 @@ def _runs(timeline: Timeline, wanted: Collection[int]) -> Iterator[list[int]]:
     run: list[int] = []
     for place in sorted(needed):
         run += groups[place]
-        if place + 1 not in needed:
-            while slots[run[-1]] not in wanted:
-                run.pop()
-            yield run
-            run = []
+        if place + 1 in needed and (place + 1 in opened or slots[run[-1]] in wanted):
+            continue
+        while slots[run[-1]] not in wanted:
+            run.pop()
+        yield run
+        run = []

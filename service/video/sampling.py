@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from math import floor
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
@@ -24,7 +25,8 @@ def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUN
     """
     if duration <= 0 or count <= 0:
         raise ValueError(f"a clip of duration {duration} cannot be cut into {count} segments")
-    return [start + (2 * k + 1) * duration / (2 * count) for k in range(count)]
+    half = duration / (2 * count)
+    return [start + (2 * k + 1) * half for k in range(count)]
 
 
 def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> list[int]:
@@ -46,4 +48,4 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> lis
         raise ValueError("no frame has a timestamp")
     steps = sorted(later - earlier for earlier, later in pairwise(timestamps))
     rounding = Fraction(1, 2) if steps and steps[len(steps) // 2] > 1 else 0
-    return [max(0, bisect_right(timestamps, instant + rounding) - 1) for instant in instants]
+    return [max(0, bisect_right(timestamps, floor(instant + rounding)) - 1) for instant in instants]

@@ -17,8 +17,10 @@ LOOKED_AT = 2**20  # a recording is scrambled from its beginning or not at all
 
 def scrambled_pids(file: BinaryIO) -> frozenset[int]:
     """The streams, by packet identifier, most of whose packets are scrambled; none where it is no transport stream."""
+    place = file.tell()  # FFmpeg reads on from there
     file.seek(0)
     packets = _packets(np.frombuffer(file.read(LOOKED_AT), np.uint8))
+    file.seek(place)
     pids = (packets[:, 1].astype(np.intp) & 0x1F) << 8 | packets[:, 2]
     scrambled = packets[:, 3] >> 6 != 0  # transport_scrambling_control
     mostly = 2 * np.bincount(pids, scrambled) > np.bincount(pids)
