@@ -4,9 +4,12 @@ It has done once what every decoder would have to: imported PyAV and decoded a c
 filled and nothing is left to import. One process is always forked ahead: it waits for a clip, and no clip for it.
 
 ``DecoderProcesses`` talks to it over a Unix socket. When it is ready it says, as JSON, what the sandbox is made of
-here. Then it is sent one byte and three descriptors a clip: the clip, room for the answer, and a socket of the clip's
-own. Over that comes the wait status of the clip's process once it has ended, in decimal digits; when the other side
-shuts that socket before, the process is killed. When its own socket is shut the server kills every process and ends.
+here. Then it is sent one byte and a descriptor, room for the first clip's answer, and for each clip one byte and three:
+the clip, a socket of its own, and room for the next clip's answer, which the process that waits for that can thus make
+its own beforehand. When a process has closed its channel, which is all that it may do to say so, it is done: it is
+killed, and DONE goes over the clip's socket; then, once it has ended, its wait status in decimal digits. When the other
+side shuts the clip's socket before, the process is killed, too. While one that is killed has not ended no other clip is
+started. When the server's own socket is shut it kills every process and ends.
 """
 
 import contextlib
@@ -38,6 +41,7 @@ from service.video.sandbox import die_with, enter
 FRAMES_SHAPE = (FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAMES_BYTES = math.prod(FRAMES_SHAPE)
 ANSWER_BYTES = FRAMES_BYTES + 64 * 1024
+DONE = b"done"  # on a clip's socket
 MOST_WORDS = 8000  # of an error's text, each up to six bytes of JSON
 
 Decode = Callable[[BinaryIO, DecodeLimits, Image], DecodedClip]
@@ -52,27 +56,27 @@ class Decoder:
     memory_bytes: int
     exercise: bytes
 
-    def fork(self) -> "Process":
-        """A new process that waits for its clip."""
+    def fork(self, answer: int) -> "Process":
+        """A new process that waits for its clip, with room for what it will say of it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         with theirs:
-            return Process(os.fork() or self._work(theirs, parent), ours)
+            return Process(os.fork() or self._work(theirs, answer, parent), ours)
 
-    def _work(self, channel: socket.socket, parent: int) -> NoReturn:
-        """Decode in the sandbox, write the answer, and end. Exit code 0 says that there is an answer."""
+    def _work(self, channel: socket.socket, answer: int, parent: int) -> NoReturn:
+        """Decode in the sandbox, write the answer, and end."""
         try:
             die_with(parent)
             signal.set_wakeup_fd(-1)
+            room = mmap.mmap(answer, ANSWER_BYTES)
+            frames = np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
             ours = socket.socket(fileno=_only_open(channel.detach()))
             # A fresh process copies every page that it writes to for the first time. Better now, while nobody waits.
-            self.decode(io.BytesIO(self.exercise), DecodeLimits(), np.empty(FRAMES_SHAPE, np.uint8))
-            clip, answer = _await_clip(ours)
-            room = mmap.mmap(answer, ANSWER_BYTES)
-            source = io.FileIO(_only_open(clip), closefd=False)
+            self.decode(io.BytesIO(self.exercise), DecodeLimits(), frames)
+            source = io.FileIO(_await_clip(ours), closefd=False)
             source.seek(0)
             try:
-                found = self._decode(cast(BinaryIO, source), room)
+                found = self._decode(cast(BinaryIO, source), frames)
             except ClipError as error:
                 found = {"code": error.code, "detail": str(error)[:MOST_WORDS]}
             except MemoryError:
@@ -81,13 +85,13 @@ class Decoder:
                 found = {"failure": traceback.format_exc()[-MOST_WORDS:]}
             text = json.dumps(found).encode()
             room[FRAMES_BYTES : FRAMES_BYTES + len(text)] = text
+            ours.close()  # says so: its memory takes the kernel longer to free than the answer is to wait
             os._exit(0)
         finally:
             os._exit(1)
 
-    def _decode(self, source: BinaryIO, room: mmap.mmap) -> dict[str, Any]:
+    def _decode(self, source: BinaryIO, frames: Image) -> dict[str, Any]:
         grants = enter(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
-        frames = np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
         clip = self.decode(source, self.limits, frames)
         return {
             "facts": asdict(clip.facts),
@@ -103,10 +107,18 @@ class Process:
     pid: int
     channel: socket.socket
 
-    def start(self, clip: int, answer: int) -> None:
-        """Hand over the descriptors. Where it has died, its wait status tells."""
-        with contextlib.suppress(OSError), self.channel:
-            socket.send_fds(self.channel, [b"."], [clip, answer])
+    def start(self, clip: int) -> None:
+        """Hand over its clip. Where it has died, its wait status tells."""
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.channel, [b"."], [clip])
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip that is decoded: its process, and the socket of who waits for it."""
+
+    process: Process
+    caller: socket.socket
 
 
 class ForkServer:
@@ -115,7 +127,8 @@ class ForkServer:
     def __init__(self, control: socket.socket, decoder: Decoder) -> None:
         self._control = control
         self._decoder = decoder
-        self._callers: dict[int, socket.socket] = {}
+        self._clips: dict[int, Clip] = {}  # by process
+        self._killed: set[int] = set()  # of these
         self._child_ended, wakeup = socket.socketpair()
         self._child_ended.setblocking(False)
         wakeup.setblocking(False)
@@ -124,7 +137,8 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
-        self._ready: Process | None = decoder.fork()
+        _, (self._answer,), _, _ = socket.recv_fds(control, 1, 1)
+        self._ready: Process | None = decoder.fork(self._answer)
 
     def serve(self) -> None:
         """Returns when the socket has been shut and every process has ended."""
@@ -133,8 +147,8 @@ class ForkServer:
                 if key.fileobj is self._child_ended:
                     self._reap()
                 elif key.fileobj is not self._control:
-                    self._give_up(key.data)
-                elif not self._accept():
+                    self._stop(key.data, done=key.fileobj is key.data.process.channel)
+                elif not self._killed and not self._accept():
                     self._kill_all()
                     return
 
@@ -143,25 +157,35 @@ class ForkServer:
         _, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
         if not descriptors:
             return False
-        clip, answer, caller = descriptors
-        process = self._ready or self._decoder.fork()
-        process.start(clip, answer)
-        os.close(clip)
-        os.close(answer)
-        self._callers[process.pid] = socket.socket(fileno=caller)
-        self._selector.register(self._callers[process.pid], selectors.EVENT_READ, process.pid)
-        self._ready = self._decoder.fork()
+        data, caller, next_answer = descriptors
+        process = self._ready or self._decoder.fork(self._answer)
+        process.start(data)
+        os.close(data)
+        os.close(self._answer)
+        self._answer = next_answer
+        clip = self._clips[process.pid] = Clip(process, socket.socket(fileno=caller))
+        self._selector.register(clip.caller, selectors.EVENT_READ, clip)
+        self._selector.register(process.channel, selectors.EVENT_READ, clip)
+        self._ready = self._decoder.fork(self._answer)
         return True
 
-    def _give_up(self, pid: int) -> None:
-        """The caller does not wait any more."""
-        if pid in self._callers:  # else it has just been reaped, and the number may be another's
-            os.kill(pid, signal.SIGKILL)
-            self._selector.unregister(self._callers[pid])
+    def _stop(self, clip: Clip, *, done: bool) -> None:
+        """The process says that it is done, or its caller does not wait any more."""
+        pid = clip.process.pid
+        if self._clips.get(pid) is not clip or pid in self._killed:
+            return  # it has just been reaped, and the number may be another's; or both came at once
+        os.kill(pid, signal.SIGKILL)
+        self._unwatch(clip)
+        if not self._killed:
+            self._selector.unregister(self._control)
+        self._killed.add(pid)
+        if done:
+            with contextlib.suppress(OSError):
+                clip.caller.send(DONE)
 
     def _reap(self) -> None:
         self._child_ended.recv(4096)
-        while self._callers or self._ready:
+        while self._clips or self._ready:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
@@ -169,14 +193,21 @@ class ForkServer:
                 self._ready.channel.close()
                 self._ready = None
                 continue
-            caller = self._callers.pop(pid)
-            with contextlib.suppress(KeyError):  # where it was given up
-                self._selector.unregister(caller)
-            with contextlib.suppress(OSError), caller:
-                caller.send(b"%d" % status)
+            clip = self._clips.pop(pid)
+            if pid not in self._killed:
+                self._unwatch(clip)
+            elif len(self._killed) == 1:
+                self._selector.register(self._control, selectors.EVENT_READ)
+            self._killed.discard(pid)
+            with contextlib.suppress(OSError), clip.process.channel, clip.caller:
+                clip.caller.send(b"%d" % status)
+
+    def _unwatch(self, clip: Clip) -> None:
+        self._selector.unregister(clip.caller)
+        self._selector.unregister(clip.process.channel)
 
     def _kill_all(self) -> None:
-        left = [*self._callers, *([self._ready.pid] if self._ready else [])]
+        left = [*self._clips, *([self._ready.pid] if self._ready else [])]
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         for pid in left:
@@ -196,9 +227,10 @@ def warm_up(decoder: Decoder) -> dict[str, Any]:
         source.write(clip)
         source.flush()
         answer.truncate(ANSWER_BYTES)
-        process = decoder.fork()
-        process.start(source.fileno(), answer.fileno())
-        _, status = os.waitpid(process.pid, 0)
+        process = decoder.fork(answer.fileno())
+        process.start(source.fileno())
+        with process.channel:
+            _, status = os.waitpid(process.pid, 0)
         answer.seek(FRAMES_BYTES)
         found = answer.read().rstrip(b"\0")
     try:
@@ -224,12 +256,12 @@ def main(decode: Decode = decode_clip) -> None:
         server.serve()
 
 
-def _await_clip(channel: socket.socket) -> list[int]:
-    """The descriptors of clip and answer, once they come; then the process has the name of one that decodes."""
-    _, descriptors, _, _ = socket.recv_fds(channel, 1, 2)
+def _await_clip(channel: socket.socket) -> int:
+    """The clip's descriptor, once it comes; then the process has the name of one that decodes."""
+    _, (clip,), _, _ = socket.recv_fds(channel, 1, 1)
     with contextlib.suppress(OSError):  # where /proc may not be written to
         Path("/proc/self/comm").write_text("decoder")
-    return descriptors
+    return clip
 
 
 def _only_open(descriptor: int) -> int:

@@ -7,6 +7,7 @@ may have taken its decoder over.
 import asyncio
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import mmap
@@ -27,7 +28,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from service.video.clip_file import ClipFile, file_in_memory, seal
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, Image, SampledFrame
 from service.video.errors import ClipError, DecoderCrashed, DecodeTimeout
-from service.video.forkserver import ANSWER_BYTES, FRAMES_BYTES, FRAMES_SHAPE
+from service.video.forkserver import ANSWER_BYTES, DONE, FRAMES_BYTES, FRAMES_SHAPE
 from service.video.sampling import FRAME_COUNT
 from service.video.sandbox import Grants
 
@@ -100,11 +101,13 @@ class DecoderProcesses:
         clip.seal()
         for _ in range(2):
             server = self._server if self._server.alive else await asyncio.to_thread(self._restart)
-            with _Exchange(clip) as exchange:
-                server.fork(exchange)
-                status = await self._wait(server, exchange)
-                if status is not None:
-                    return self._result(status, exchange)
+            with server.fork(clip) as exchange:
+                heard = await self._wait(server, exchange)
+                text = exchange.text()  # once: who wrote it may not have ended yet
+                if heard == DONE and not text:
+                    heard = await self._wait(server, exchange)
+                if heard:
+                    return self._result(heard, text, exchange)
             server.kill()  # it died, and the clip's process with it, for which the clip need not be to blame: once more
         raise DecoderCrashed("the decoders died twice while this clip was read")
 
@@ -124,27 +127,27 @@ class DecoderProcesses:
                 self._server = _ForkServer(*self._program)
             return self._server
 
-    async def _wait(self, server: "_ForkServer", exchange: "_Exchange") -> int | None:
-        """The process's wait status once it has ended; None where the fork server did before."""
+    async def _wait(self, server: "_ForkServer", exchange: "_Exchange") -> bytes:
+        """DONE, or the process's wait status in digits once it has ended; nothing where the fork server did before."""
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                return await exchange.status()
+                return await exchange.hear()
         except TimeoutError as error:
             exchange.give_up()
             try:
                 async with asyncio.timeout(KILL_S):
-                    await exchange.status()
+                    while await exchange.hear() == DONE:
+                        pass
             except TimeoutError:
                 server.kill()
             raise DecodeTimeout(f"the clip takes more than {self._limits.timeout_s:g} s to decode") from error
 
-    def _result(self, status: int, exchange: "_Exchange") -> DecodedClip:
-        ended = os.waitstatus_to_exitcode(status)
-        if ended != 0:
+    def _result(self, heard: bytes, text: bytes, exchange: "_Exchange") -> DecodedClip:
+        if not text:
+            ended = os.waitstatus_to_exitcode(int(heard))
             reason = signal.strsignal(-ended) if ended < 0 else f"exit code {ended}"
             logger.warning("a decoder process died", extra={"reason": reason})
             raise DecoderCrashed("the decoder died while it read this clip")
-        frames, text = exchange.read()
         try:
             answer = _ANSWER.validate_json(text)
         except ValidationError as error:
@@ -152,7 +155,7 @@ class DecoderProcesses:
             raise DecoderCrashed("the decoder lost its way while it read this clip") from error
         match answer:
             case _Found(facts, sampled) if 0 <= facts.duration_s <= self._limits.max_duration_s:
-                return DecodedClip(frames, facts, sampled)
+                return DecodedClip(exchange.frames(), facts, sampled)
             case _Refused(code, detail) if code in ERRORS:
                 raise ERRORS[code](detail)
             case _Failed(failure):
@@ -161,45 +164,43 @@ class DecoderProcesses:
 
 
 class _Exchange:
-    """What passes between the service and the process of one clip: two files in memory and a pair of sockets."""
+    """What passes between the process of one clip and the service: a file in memory, and what the fork server says."""
 
-    def __init__(self, clip: ClipFile) -> None:
-        self._clip = clip
-        with contextlib.ExitStack() as opened:
-            self._answer = opened.enter_context(file_in_memory("answer"))
-            self._ours, self._theirs = map(opened.enter_context, socket.socketpair())
-            self._opened = opened.pop_all()
-        self._ours.setblocking(False)
-        self._answer.truncate(ANSWER_BYTES)
-        seal(self._answer, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    def __init__(self, answer: io.FileIO, socket_: socket.socket) -> None:
+        self._answer, self._socket = answer, socket_
+        self._socket.setblocking(False)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Also tells the fork server, where the process has not ended, that nobody waits for it any more."""
-        self._opened.close()
+        self._answer.close()
+        self._socket.close()
 
-    def send_by(self, control: socket.socket) -> None:
-        """Hand the other side over."""
-        with contextlib.suppress(OSError), self._theirs:
-            files = [self._clip.fileno(), self._answer.fileno(), self._theirs.fileno()]
-            socket.send_fds(control, [b"."], files)
-
-    async def status(self) -> int | None:
-        """The process's wait status once it has ended, None where it cannot be known any more."""
-        digits = await asyncio.get_running_loop().sock_recv(self._ours, 16)
-        return int(digits) if digits else None
+    async def hear(self) -> bytes:
+        """What the fork server says next; nothing where it can say no more."""
+        return await asyncio.get_running_loop().sock_recv(self._socket, 16)
 
     def give_up(self) -> None:
-        """Have the process killed; ``status`` is then not long in coming."""
-        self._ours.shutdown(socket.SHUT_WR)
+        """Have the process killed; its wait status is then not long in coming."""
+        self._socket.shutdown(socket.SHUT_WR)
 
-    def read(self) -> tuple[Image, bytes]:
-        """The frames, read-only and valid for as long as they are held, and what is said of them."""
+    def text(self) -> bytes:
+        """What is said of the frames; nothing where the process did not come to that."""
+        return os.pread(self._answer.fileno(), ANSWER_BYTES - FRAMES_BYTES, FRAMES_BYTES).rstrip(b"\0")
+
+    def frames(self) -> Image:
+        """The frames, read-only and valid for as long as they are held."""
         room = mmap.mmap(self._answer.fileno(), ANSWER_BYTES, prot=mmap.PROT_READ)
-        frames = np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
-        return frames, room[FRAMES_BYTES:].rstrip(b"\0")
+        return np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
+
+
+def _room_for_an_answer() -> io.FileIO:
+    file = file_in_memory("answer")
+    file.truncate(ANSWER_BYTES)
+    seal(file, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return file
 
 
 class _ForkServer:
@@ -216,8 +217,10 @@ class _ForkServer:
                 start_new_session=True,  # or a signal to the group ends it before it has learnt to ignore those
                 env={name: os.environ[name] for name in INHERITED if name in os.environ} | ALLOCATION,
             )
+        self._answer = _room_for_an_answer()  # of the next clip
         try:
             self._control.settimeout(START_S)
+            socket.send_fds(self._control, [b"."], [self._answer.fileno()])
             self.grants = Grants(**json.loads(self._control.recv(4096)))
             self._control.setblocking(False)
         except (OSError, ValueError) as error:
@@ -231,9 +234,16 @@ class _ForkServer:
     def alive(self) -> bool:
         return not self._killed and self._process.poll() is None
 
-    def fork(self, exchange: _Exchange) -> None:
-        """Start the process of a clip. Where the server has died, the exchange ends without a status."""
-        exchange.send_by(self._control)
+    def fork(self, clip: ClipFile) -> _Exchange:
+        """Start the process of a clip. Where the server has died, nothing is heard."""
+        with contextlib.ExitStack() as opened:
+            next_answer = opened.enter_context(_room_for_an_answer())
+            ours, theirs = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            opened.pop_all()
+        answer, self._answer = self._answer, next_answer
+        with contextlib.suppress(OSError), theirs:
+            socket.send_fds(self._control, [b"."], [clip.fileno(), theirs.fileno(), next_answer.fileno()])
+        return _Exchange(answer, ours)
 
     def kill(self) -> None:
         """End it and, by that, the processes forked from it; ``close`` has still to be called."""
@@ -243,6 +253,7 @@ class _ForkServer:
     def close(self) -> None:
         """End it. Blocks until it has ended its processes and itself."""
         self._control.close()
+        self._answer.close()
         try:
             self._process.wait(KILL_S)
         except subprocess.TimeoutExpired:

@@ -42,6 +42,12 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.fixture(autouse=True)
+def idle() -> None:
+    """Clips that have been answered may leave processes behind that are about to end."""
+    until(lambda: decoding() == [])
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(until, condition)
 
@@ -119,13 +125,13 @@ class TestEnd:
         assert (await other).facts.frames == 50
 
 
-def forged(answer: str) -> bytes:
-    """A clip whose decoder says this and that all went well."""
+def forged(answer: str, end: str = "os._exit(0)") -> bytes:
+    """A clip whose decoder says this and then ends."""
     return take_over(
         f"""
-        room, answer = sys._getframe(2).f_locals["room"], {answer!r}.encode()
+        room, answer = sys._getframe(3).f_locals["room"], {answer!r}.encode()
         room[-65536 : len(answer) - 65536] = answer
-        os._exit(0)
+        {end}
         """
     )
 
@@ -137,10 +143,21 @@ class TestForgedAnswer:
     )
     SAMPLED = '[{"index": 0, "time_s": 0.5}' + ', {"index": 0, "time_s": 0.5}' * 39 + "]"
 
-    async def test_is_believed_where_it_could_be_true(self, hostile: DecoderProcesses) -> None:
-        answer = f'{{"facts": {self.FACTS % 2.0}, "sampled": {self.SAMPLED}}}'
+    TRUE = f'{{"facts": {FACTS % 2.0}, "sampled": {SAMPLED}}}'
 
-        assert (await hostile.decode(forged(answer))).facts.duration_s == 2
+    async def test_is_believed_where_it_could_be_true(self, hostile: DecoderProcesses) -> None:
+        assert (await hostile.decode(forged(self.TRUE))).facts.duration_s == 2
+
+    @pytest.mark.parametrize("answer", [TRUE, "nonsense", ""])
+    async def test_is_the_end_of_who_says_that_it_is_done(self, hostile: DecoderProcesses, answer: str) -> None:
+        clip = forged(answer, "os.close(3); time.sleep(1000)")
+        if answer == self.TRUE:
+            assert (await hostile.decode(clip)).facts.duration_s == 2
+        else:
+            with pytest.raises(DecoderCrashed):
+                await hostile.decode(clip)
+
+        await eventually(lambda: decoding() == [])
 
     @pytest.mark.parametrize(
         "answer",
@@ -203,7 +220,7 @@ class TestForkServer:
             await slow
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
-        assert decoding() == []
+        await eventually(lambda: decoding() == [])
 
     async def test_that_dies_when_idle_is_replaced(self, lone: Lone, clip: bytes) -> None:
         decoders, pid = lone

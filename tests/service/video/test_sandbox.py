@@ -30,9 +30,12 @@ FILES = {
 DESCRIPTORS = {
     "write to the standard output": "os.write(1, b'x')",
     "write to the standard error": "os.write(2, b'x')",
-    "write to its clip": "os.write(3, b'x')",
-    "write to one that is not its own": "os.write(4, b'x')",
-    "map its clip as code": "refuse(libc.mmap(None, 4096, 5, 2, 3, 0))",
+    "write to its fork server": "os.write(3, b'x')",
+    "send to its fork server": "refuse(libc.send(3, b'x', 1, 0))",
+    "shut half of its channel": "refuse(libc.shutdown(3, 1))",
+    "write to its clip": "os.write(4, b'x')",
+    "write to one that is not its own": "os.write(5, b'x')",
+    "map its clip as code": "refuse(libc.mmap(None, 4096, 5, 2, 4, 0))",
     "make a pipe": "os.pipe()",
     "copy one": "os.dup(3)",
     "wait at several": "select.epoll()",
@@ -79,7 +82,7 @@ async def test_a_decoder_cannot_take_8_gib(hostile: DecoderProcesses) -> None:
     assert await outcome(hostile, "numpy.ones(2**30)") == "ENOMEM"
 
 
-async def test_a_decoder_has_nothing_open_but_its_clip_and_dead_ends(hostile: DecoderProcesses) -> None:
+async def test_a_decoder_has_nothing_open_but_its_clip_its_channel_and_dead_ends(hostile: DecoderProcesses) -> None:
     program = """
         def is_open(descriptor):
             try:
@@ -88,7 +91,7 @@ async def test_a_decoder_has_nothing_open_but_its_clip_and_dead_ends(hostile: De
                 return error.errno != errno.EBADF
         raise CorruptClip(str([descriptor for descriptor in range(4096) if is_open(descriptor)]))
     """
-    assert await outcome(hostile, program) == "[0, 1, 2, 3]"
+    assert await outcome(hostile, program) == "[0, 1, 2, 3, 4]"
 
 
 async def test_a_decoder_does_not_know_the_services_secrets(hostile: DecoderProcesses) -> None:
