@@ -13,6 +13,7 @@ started. When the server's own socket is shut it kills every process and ends.
 """
 
 import contextlib
+import ctypes
 import gc
 import io
 import json
@@ -251,6 +252,8 @@ def main(decode: Decode = decode_clip) -> None:
         grants = warm_up(replace(decoder, limits=DecodeLimits()))  # whatever is asked of strangers' clips
         gc.collect()
         gc.freeze()  # or every process copies the pages that its collector marks
+        with contextlib.suppress(AttributeError):  # where the C library is not glibc
+            ctypes.CDLL(None).malloc_trim(0)  # or every process copies free memory to write to it
         server = ForkServer(control, decoder)
         control.send(json.dumps(grants).encode())
         server.serve()
