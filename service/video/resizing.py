@@ -1,7 +1,7 @@
 """From a decoded frame of any size and format to the small upright RGB picture that the network looks at."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -48,7 +48,7 @@ class Resizer:
         self.width, self.height, self.rotation = frame.width, frame.height, -frame.rotation % 360
         coded = _as_coded(into, frame)
         for plane, channel in zip(small.planes, CHANNELS, strict=True):
-            coded[:, :, channel] = np.frombuffer(plane, np.uint8).reshape(IMAGE_SIZE, -1)[:, :IMAGE_SIZE]
+            coded[:, :, channel] = np.frombuffer(memoryview(plane), np.uint8).reshape(IMAGE_SIZE, -1)[:, :IMAGE_SIZE]
 
 
 def _as_coded(image: Image, frame: VideoFrame) -> Image:
