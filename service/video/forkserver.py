@@ -86,7 +86,7 @@ class Decoder:
                 found = {"failure": traceback.format_exc()[-MOST_WORDS:]}
             text = json.dumps(found).encode()
             room[FRAMES_BYTES : FRAMES_BYTES + len(text)] = text
-            ours.close()  # says so: its memory takes the kernel longer to free than the answer is to wait
+            ours.close()  # says so: freeing a process's memory takes the kernel longer than an answer has to wait
             os._exit(0)
         finally:
             os._exit(1)
@@ -178,7 +178,7 @@ class ForkServer:
         os.kill(pid, signal.SIGKILL)
         self._unwatch(clip)
         if not self._killed:
-            self._selector.unregister(self._control)
+            self._selector.unregister(self._control)  # no further clip until it has ended
         self._killed.add(pid)
         if done:
             with contextlib.suppress(OSError):
