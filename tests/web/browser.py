@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from service.video.rendering import ENCODER_OPTIONS
+from tests.processes import until
 from tests.service.video.clips import Image, encode
 
 PATIENCE_MS = 120_000
@@ -103,7 +104,11 @@ class Visitor:
         """Click on a frame of the strip, and wait until it is on the screen."""
         self.page.locator("#strip button").nth(k).click()
         self.page.wait_for_selector(f"#overlay[data-frame='{k}']", state="attached")
-        self.page.wait_for_function("!document.getElementById('video').seeking")
+        self.await_script("!document.getElementById('video').seeking")
+
+    def await_script(self, script: str) -> None:
+        """Wait until it gives something true. Playwright's own way is `eval` in the page, which its policy forbids."""
+        until(lambda: self.page.evaluate(script))
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:

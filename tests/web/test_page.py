@@ -106,9 +106,9 @@ class TestAnswer:
         visitor = visit(server, reduced_motion="no-preference")
         answer = visitor.ask(light)
         page = visitor.page
-        page.wait_for_function("document.getElementById('overlay').dataset.frame > 5")
+        visitor.await_script("document.getElementById('overlay').dataset.frame > 5")
         page.get_by_role("button", name="Pause").click()
-        page.wait_for_function("!document.getElementById('video').seeking")
+        visitor.await_script("!document.getElementById('video').seeking")
 
         def in_step() -> bool:
             time = page.locator("#video").evaluate("video => video.currentTime")
