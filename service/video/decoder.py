@@ -6,6 +6,7 @@
 
 import io
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from service.video.limits import DecodeLimits
 from service.video.media import open_video
 from service.video.picking import FramePicker
 from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
-from service.video.sampling import FRAME_COUNT
+from service.video.sampling import FRAME_COUNT, sample_instants
 from service.video.timeline import Timeline
 
 __all__ = [
@@ -96,7 +97,7 @@ def decode_clip(
             rotation=picker.resizer.rotation,
             damaged_frames=damaged,
         )
-    times = [float((instant - timeline.start) * timeline.time_base) for instant in timeline.instants]
+    times = map(float, sample_instants(Fraction(0), timeline.duration * timeline.time_base))
     sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(timeline.wanted, times, strict=True))
     return DecodedClip(frames, facts, sampled)
 

@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
-from math import floor
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
@@ -26,7 +25,9 @@ def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUN
     if duration <= 0 or count <= 0:
         raise ValueError(f"a clip of duration {duration} cannot be cut into {count} segments")
     half = duration / (2 * count)
-    return [start + (2 * k + 1) * half for k in range(count)]
+    # Over one denominator: sums of fractions would be a fiftieth of the time that a short clip takes to decode.
+    first, step = start.numerator * half.denominator, half.numerator * start.denominator
+    return [Fraction(first + (2 * k + 1) * step, start.denominator * half.denominator) for k in range(count)]
 
 
 def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> list[int]:
@@ -47,5 +48,6 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> lis
     if not timestamps:
         raise ValueError("no frame has a timestamp")
     steps = sorted(later - earlier for earlier, later in pairwise(timestamps))
-    rounding = Fraction(1, 2) if steps and steps[len(steps) // 2] > 1 else 0
-    return [max(0, bisect_right(timestamps, floor(instant + rounding)) - 1) for instant in instants]
+    half_ticks = 1 if steps and steps[len(steps) // 2] > 1 else 0
+    ticks = [(2 * at.numerator + half_ticks * at.denominator) // (2 * at.denominator) for at in instants]
+    return [max(0, bisect_right(timestamps, tick) - 1) for tick in ticks]

@@ -31,11 +31,9 @@ class Timeline:
     slots: list[int | None]
     """Each packet's slot; None where its frame is not shown, as before the start of an edit list."""
     time_base: Fraction
-    start: int
     duration: Fraction
-    instants: list[Fraction]
     wanted: list[int]
-    """The slot on screen at each instant."""
+    """The slot on screen at each of the instants that are looked at."""
     timed: bool
     """Every packet has a time of its own. Else only the order in which frames come out tells when they are shown."""
     doubtful: bool
@@ -80,9 +78,7 @@ class Timeline:
             times=times,
             slots=slots,
             time_base=time_base,
-            start=start,
             duration=duration,
-            instants=instants,
             wanted=frames_shown(instants, [times[number] for number in as_shown]),
             timed=timed,
             doubtful=bool(stream.codec_context.has_b_frames) and as_shown == shown,
