@@ -61,7 +61,7 @@ class _Sample:
 
     async def answer(self, request: Request) -> Response:
         """The clip, as soon as there is one."""
-        if self._rendering is None:
+        if self._rendering is None or (self._rendering.done() and self._rendering.exception()):
             self._rendering = asyncio.create_task(asyncio.to_thread(_rendered))
         document = await asyncio.shield(self._rendering)
         return await document.answer(request)

@@ -86,6 +86,26 @@ async def test_the_sample_is_a_clip_that_is_rendered_once(
     assert first.content == clip
 
 
+async def test_a_rendering_that_failed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: bytes
+) -> None:
+    renderings = [RenderedClip(clip, np.empty((50, 4)))]
+    failures = [MemoryError()]
+
+    def render_clip() -> RenderedClip:
+        if failures:
+            raise failures.pop()
+        return renderings.pop()
+
+    monkeypatch.setattr(page, "render_clip", render_clip)
+    app = create_app(Settings(bundle=tmp_path / "none"))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        answers = [await client.get(page.SAMPLE) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [500, 200, 200]
+
+
 async def test_it_can_be_left_out(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none", ui=False))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
