@@ -11,21 +11,19 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def start_hostile() -> Iterator[Callable[[float], DecoderProcesses]]:
+def start_hostile() -> Iterator[Callable[..., DecoderProcesses]]:
     """Start decoders that a clip can take over (see `hostile.py`), in the real sandbox, for so many seconds a clip."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("LIMELIGHT_API_KEY", "a secret")
 
-        def start(timeout_s: float) -> DecoderProcesses:
-            decoders = DecoderProcesses(
-                DecodeLimits(timeout_s=timeout_s), memory_bytes=2**30, program="tests.service.video.hostile"
-            )
+        def start(timeout_s: float, program: str = "tests.service.video.hostile") -> DecoderProcesses:
+            decoders = DecoderProcesses(DecodeLimits(timeout_s=timeout_s), memory_bytes=2**30, program=program)
             return started.enter_context(closing(decoders))
 
         yield start
 
 
 @pytest.fixture(scope="module")
-def hostile(start_hostile: Callable[[float], DecoderProcesses]) -> DecoderProcesses:
+def hostile(start_hostile: Callable[..., DecoderProcesses]) -> DecoderProcesses:
     return start_hostile(60)

@@ -24,7 +24,7 @@ from tests.service.video.hostile import take_over
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what it takes")]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-Start = Callable[[float], DecoderProcesses]
+Start = Callable[..., DecoderProcesses]
 Lone = tuple[DecoderProcesses, Callable[[], int]]
 ENDLESS = take_over("while True: pass")
 
@@ -202,6 +202,18 @@ class TestForkServer:
         await eventually(lambda: not Path(f"/proc/{waiting}").exists())
 
         assert (await decoders.decode(clip)).facts.frames > 0
+
+    async def test_starts_no_clip_while_a_killed_one_has_not_ended(self, start_hostile: Start, clip: bytes) -> None:
+        decoders = start_hostile(60, "tests.service.video.reluctant")
+        waiting = asyncio.create_task(decoders.decode(ENDLESS))
+        await eventually(decoding)
+        (killed,) = decoding()
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+
+        assert (await decoders.decode(clip)).facts.frames == 50
+        assert not Path(f"/proc/{killed}").exists()
 
     async def test_starts_whatever_is_asked_of_clips(self, clip: bytes) -> None:
         limits = DecodeLimits(max_pixels=1, max_frames=1, max_duration_s=0.01)
