@@ -30,7 +30,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.rendering import render_clip
+from service.video.rendering import keeps_scheduling, render_clip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = REPOSITORY / ".bench"
@@ -199,6 +199,7 @@ def drawing() -> Path:
     return path
 
 
+@keeps_scheduling()
 def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
     """Writes the pictures in the codec that is asked for, as many times over."""
     with av.open(str(path), "w") as output:

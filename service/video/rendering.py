@@ -6,7 +6,9 @@ The figure is a small three-dimensional skeleton whose bones are painted as roun
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -424,6 +426,25 @@ ENCODER_OPTIONS = {
 }
 
 
+@contextmanager
+def keeps_scheduling() -> Iterator[None]:
+    """This thread is scheduled afterwards as it was before, whatever is encoded meanwhile.
+
+    Opened by root, SVT-AV1 makes its caller a real-time thread of the highest priority. What that starts later, too,
+    then keeps the processor from everything else on the machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # macOS, where SVT-AV1 does not do it
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
+
+
+@keeps_scheduling()
 def _encode(
     pictures: Iterator[npt.NDArray[np.uint8]], size: tuple[int, int], fps: int, codec: str, container: str
 ) -> bytes:

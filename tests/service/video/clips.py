@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 
 from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
 from service.video.errors import ClipError
+from service.video.rendering import keeps_scheduling
 
 Image = npt.NDArray[np.uint8]
 Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
@@ -43,6 +44,7 @@ def indices(clip: DecodedClip) -> list[int]:
     return [frame.index for frame in clip.sampled]
 
 
+@keeps_scheduling()
 def encode(
     pictures: Iterable[Image],
     *,

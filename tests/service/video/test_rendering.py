@@ -1,6 +1,8 @@
 """Rendered clips are real video files, the same for the same seed, with their actor where they say."""
 
 import io
+import os
+import sys
 
 import av
 import numpy as np
@@ -38,6 +40,15 @@ def test_each_codec_and_container_holds_the_frames_asked_for(codec: str, contain
 
     assert decode(clip.data).shape == (7, 72, 96, 3)
     assert clip.boxes.shape == (7, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how it schedules")
+def test_what_encodes_is_no_more_urgent_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVT_LOG", "0")
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    render_clip(frames=2, codec="libsvtav1", container="mp4", width=96, height=72)
+
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
 
 
 def test_the_file_says_its_size_rate_and_length() -> None:
