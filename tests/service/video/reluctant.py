@@ -2,19 +2,24 @@
 
 import contextlib
 import os
+import signal
 import threading
 
 from service.video.forkserver import main
 from tests.service.video.hostile import decode
 
-at_once = os.kill
+
+def kill_slowly(pid: int, number: int) -> None:
+    process = os.pidfd_open(pid)  # in a second the number may be another's
+    threading.Timer(1, send, (process, number)).start()
 
 
-def kill(pid: int, number: int) -> None:
+def send(process: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-        at_once(pid, number)
+        signal.pidfd_send_signal(process, number)
+    os.close(process)
 
 
 if __name__ == "__main__":
-    os.kill = lambda pid, number: threading.Timer(1, kill, (pid, number)).start()
+    os.kill = kill_slowly
     main(decode)
