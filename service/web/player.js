@@ -32,7 +32,10 @@ export class VideoPlayer {
   constructor(video) {
     this.#video = video;
     this.#on("play", () => this.onState());
-    this.#on("pause", () => this.onState());
+    this.#on("pause", () => {
+      this.onTime(this.time); // which may have passed the last picture's by a sampled frame or more
+      this.onState();
+    });
     this.#on("seeked", () => this.onTime(this.time));
     if (video.requestVideoFrameCallback) {
       video.requestVideoFrameCallback((_, { mediaTime }) => {

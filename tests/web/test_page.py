@@ -102,9 +102,10 @@ class TestAnswer:
         for k in (0, 6, 7, 39):
             visitor.seek(k)
 
-    def test_while_it_plays_everything_goes_along(self, server: Server, visit: Visit, light: bytes) -> None:
+    @pytest.mark.parametrize("fps", [25, 2])  # at 2, a picture lasts for eight sampled frames
+    def test_while_it_plays_everything_goes_along(self, server: Server, visit: Visit, fps: int) -> None:
         visitor = visit(server, reduced_motion="no-preference")
-        answer = visitor.ask(light)
+        answer = visitor.ask(render_clip(frames=2 * fps + 1, fps=fps, width=160, height=120).data)
         page = visitor.page
         visitor.await_script("document.getElementById('overlay').dataset.frame > 5")
         page.get_by_role("button", name="Pause").click()
