@@ -8,25 +8,20 @@ export class VideoPlayer {
   onTime = () => {};
   onState = () => {};
   #video;
-  #origin = 0; // the media time of the first frame, which need not be 0
+  #origin = 0; // the media time of the first frame, which need not be 0, nor what currentTime begins with
   #open = new AbortController(); // until it is closed: the video element is there for the next player, too
 
   /** A player of the clip at `url` in a video element; resolves to null where the browser cannot show it. */
-  static open(video, url) {
+  static async open(video, url) {
     const player = new VideoPlayer(video);
-    return new Promise((resolve) => {
-      const found = (playable) => {
-        clearTimeout(patience);
-        if (!playable) {
-          player.close();
-        }
-        resolve(playable ? player : null);
-      };
-      const patience = setTimeout(found, PATIENCE_MS, false);
-      player.#on("loadeddata", () => found(video.videoWidth > 0));
-      player.#on("error", () => found(false));
-      video.src = url;
-    });
+    const origin = await player.#load(url);
+    if (origin === null) {
+      player.close();
+      return null;
+    }
+    player.#origin = origin;
+    player.#watch();
+    return player;
   }
 
   constructor(video) {
@@ -37,14 +32,6 @@ export class VideoPlayer {
       this.onState();
     });
     this.#on("seeked", () => this.onTime(this.time));
-    if (video.requestVideoFrameCallback) {
-      video.requestVideoFrameCallback((_, { mediaTime }) => {
-        this.#origin = video.currentTime === 0 ? mediaTime : 0;
-        this.#onFrame(mediaTime);
-      });
-    } else {
-      this.#watch();
-    }
   }
 
   get aspect() {
@@ -79,19 +66,39 @@ export class VideoPlayer {
     this.#video.addEventListener(event, listener, { signal: this.#open.signal });
   }
 
-  #onFrame(mediaTime) {
-    if (this.#open.signal.aborted) {
-      return;
-    }
-    // A picture begins before the instant that was sought: while paused that instant counts.
-    this.onTime(this.paused ? this.time : mediaTime - this.#origin);
-    this.#video.requestVideoFrameCallback((_, frame) => this.#onFrame(frame.mediaTime));
+  /** Resolves to the media time of the first frame once that is there, or to null. */
+  #load(url) {
+    const video = this.#video;
+    return new Promise((resolve) => {
+      // Behind another tab a clip may be there, and its first frame not yet be shown.
+      setTimeout(() => resolve(video.videoWidth > 0 ? 0 : null), PATIENCE_MS);
+      this.#on("error", () => resolve(null));
+      this.#on("loadeddata", () => {
+        if (video.videoWidth === 0) {
+          resolve(null);
+        } else if (!video.requestVideoFrameCallback) {
+          resolve(video.currentTime);
+        }
+      });
+      video.src = url;
+      video.requestVideoFrameCallback?.((_, { mediaTime }) => resolve(mediaTime));
+    });
   }
 
   #watch() {
-    if (!this.#open.signal.aborted) {
-      this.onTime(this.time);
-      requestAnimationFrame(() => this.#watch());
+    const next = (time) => {
+      if (!this.#open.signal.aborted) {
+        this.onTime(time);
+        this.#watch();
+      }
+    };
+    if (this.#video.requestVideoFrameCallback) {
+      // A picture begins before the instant that was sought: while paused that instant counts.
+      this.#video.requestVideoFrameCallback((_, { mediaTime }) =>
+        next(this.paused ? this.time : mediaTime - this.#origin),
+      );
+    } else {
+      requestAnimationFrame(() => next(this.time));
     }
   }
 }

@@ -122,8 +122,13 @@ def hottest(cells: npt.ArrayLike) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def wandering_light(codec: str = "libx264", container: str = "mp4", counter_clockwise: float = 0) -> bytes:
-    """Two seconds of a dark picture with one bright cell of 7×7 in it, top right first, then bottom left."""
+def wandering_light(
+    codec: str = "libx264", container: str = "mp4", counter_clockwise: float = 0, start: int = 0
+) -> bytes:
+    """Two seconds of a dark picture with one bright cell of 7×7 in it, top right first, then bottom left.
+
+    The first of its 50 frames is at the time of frame `start`.
+    """
 
     def picture(number: int) -> Image:
         row, column = (1, 5) if number < 25 else (5, 1)
@@ -135,6 +140,7 @@ def wandering_light(codec: str = "libx264", container: str = "mp4", counter_cloc
         map(picture, range(50)),
         codec=codec,
         container=container,
+        pts=range(start, start + 50),
         options=ENCODER_OPTIONS[codec],
         prepare=lambda stream: stream.set_display_rotation(counter_clockwise) if counter_clockwise else None,
     )

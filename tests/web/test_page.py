@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -62,12 +63,16 @@ class TestAnswer:
         labels = visitor.page.locator("#bars .label:visible").all_text_contents()
         assert sorted(label.replace(" ", "") for label in labels) == sorted(LABELS)
 
-    @pytest.mark.parametrize("counter_clockwise", [0, 90], ids=["upright", "turned"])
+    @pytest.mark.parametrize(
+        "light",
+        [{}, {"counter_clockwise": 90}, {"start": 25}, {"start": 25, "container": "matroska"}],
+        ids=["upright", "turned", "late", "late-matroska"],
+    )
     def test_the_overlay_glows_where_the_answer_says_and_the_clip_shows(
-        self, server: Server, visit: Visit, counter_clockwise: float
+        self, server: Server, visit: Visit, light: dict[str, Any]
     ) -> None:
         visitor = visit(server)
-        answer = visitor.ask(wandering_light(counter_clockwise=counter_clockwise))
+        answer = visitor.ask(wandering_light(**light))
 
         places = []
         for k in (3, 12, 27, 39):
