@@ -71,7 +71,8 @@ export class VideoPlayer {
     const video = this.#video;
     return new Promise((resolve) => {
       // Behind another tab a clip may be there, and its first frame not yet be shown.
-      setTimeout(() => resolve(video.videoWidth > 0 ? 0 : null), PATIENCE_MS);
+      const settle = () => resolve(video.readyState >= video.HAVE_CURRENT_DATA ? video.currentTime : null);
+      setTimeout(settle, PATIENCE_MS);
       this.#on("error", () => resolve(null));
       this.#on("loadeddata", () => {
         if (video.videoWidth === 0) {

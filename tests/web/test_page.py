@@ -82,6 +82,17 @@ class TestAnswer:
             assert places[-1] == hottest(visitor.cells("#video"))
         assert places[0] == places[1] != places[2] == places[3]
 
+    @pytest.mark.parametrize("callback", ["undefined", "() => 0"], ids=["older browser", "behind another tab"])
+    def test_a_browser_need_not_tell_of_frames(self, server: Server, visit: Visit, callback: str) -> None:
+        visitor = visit(server)
+        visitor.page.add_init_script(f"HTMLVideoElement.prototype.requestVideoFrameCallback = {callback}")
+        visitor.arrive()
+        visitor.ask(wandering_light(start=25))
+
+        for k, place in ((3, LIGHT_FIRST), (35, LIGHT_LAST)):
+            visitor.seek(k)
+            assert hottest(visitor.cells("#overlay")) == hottest(visitor.cells("#video")) == place
+
     def test_a_film_frame_glows_where_its_map_says(self, server: Server, visit: Visit, light: bytes) -> None:
         visitor = visit(server)
         visitor.ask(light)
