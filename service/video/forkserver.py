@@ -15,11 +15,13 @@ started. When the server's own socket is shut it kills every process and ends.
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import json
 import math
 import mmap
 import os
+import pkgutil
 import selectors
 import signal
 import socket
@@ -30,6 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
+import av
 import numpy as np
 
 from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, Image, decode_clip
@@ -215,6 +218,18 @@ class ForkServer:
             os.waitpid(pid, 0)
 
 
+def import_pyav() -> None:
+    """Import every module of PyAV.
+
+    PyAV imports some of its modules when it first needs them: ``av.subtitles`` when a container has a subtitle track,
+    for example. Inside the sandbox no file can be opened, so every module that a clip might need is imported before.
+    """
+    skipped = {"av.__main__", "av.datasets"}  # the command line, and a downloader of samples
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if module.name not in skipped:
+            importlib.import_module(module.name)
+
+
 def warm_up(decoder: Decoder) -> dict[str, Any]:
     """Decode here, so that everything is imported; then in the sandbox. Returns what that is made of.
 
@@ -246,6 +261,7 @@ def main(decode: Decode = decode_clip) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     descriptor, memory_bytes, limits = sys.argv[1:]
+    import_pyav()
     exercise = render_clip(frames=4, width=64, height=48).data
     decoder = Decoder(decode, DecodeLimits(**json.loads(limits)), int(memory_bytes), exercise)
     with socket.socket(fileno=int(descriptor)) as control:

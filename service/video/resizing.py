@@ -6,6 +6,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -22,6 +23,22 @@ RESIZE_REVISION = 2
 # Packing the planes changes no value.
 PLANES = "gbrp"
 PACKED = "rgb24"
+
+
+def _unnamed_side_data(cls: type[SideDataType], value: object) -> SideDataType:
+    """Return a member for a type of side data that PyAV does not name.
+
+    FFmpeg has more types than PyAV's enumeration, such as those of LCEVC and of the views of a spatial video. PyAV
+    looks up the type of everything that is attached to a frame, and without this a single unknown type raises
+    ``ValueError`` and makes the display matrix beside it unreadable.
+    """
+    member: SideDataType = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+# ``Enum._missing_`` is the standard library's hook for values without a member.
+setattr(SideDataType, "_missing_", classmethod(_unnamed_side_data))  # noqa: B010 (mypy refuses an assignment)
 
 
 @dataclass(slots=True)

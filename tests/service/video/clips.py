@@ -9,7 +9,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.container import OutputContainer
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -23,6 +25,7 @@ Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
 # Tens are in the grey of the left half, units in that of the right.
 GREY_STEP = 24
 QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
+DATA_CODECS = {"klv", "timed_id3"}
 
 
 def numbered(number: int, width: int = 64, height: int = 48) -> Image:
@@ -91,6 +94,28 @@ def numbered_clip(
 ) -> bytes:
     pictures = (numbered(number) for number in range(frames))
     return encode(pictures, codec=codec, container=container, pts=pts, options=options, muxing=muxing, change=change)
+
+
+def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50) -> bytes:
+    """A numbered clip with a second track, of any kind, that holds one packet."""
+    tracks: list[Stream] = []
+
+    def add_track(video: VideoStream) -> None:
+        output = cast(OutputContainer, video.container)
+        tracks.append(output.add_data_stream(codec) if codec in DATA_CODECS else output.add_mux_stream(codec))
+
+    def mux_track(number: int, packet: "Packet[VideoStream]") -> "Packet[VideoStream]":
+        if number == 0:
+            other = Packet(content)
+            other.stream, other.time_base = tracks[0], Fraction(1, 1000)
+            other.pts = other.dts = 0
+            other.duration = 1000
+            cast(OutputContainer, tracks[0].container).mux(other)
+        return packet
+
+    video_codec = "libvpx" if container == "webm" else "libx264"
+    pictures = map(numbered, range(frames))
+    return encode(pictures, codec=video_codec, container=container, prepare=add_track, change=mux_track)
 
 
 def middle_frames(frames: int) -> list[int]:
