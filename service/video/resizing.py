@@ -25,14 +25,14 @@ PLANES = "gbrp"
 PACKED = "rgb24"
 
 
-def _unnamed_side_data(cls: type[SideDataType], value: object) -> SideDataType:
+def _unnamed_side_data(cls: type[SideDataType], value: object) -> Any:
     """Return a member for a type of side data that PyAV does not name.
 
     FFmpeg has more types than PyAV's enumeration, such as those of LCEVC and of the views of a spatial video. PyAV
     looks up the type of everything that is attached to a frame, and without this a single unknown type raises
     ``ValueError`` and makes the display matrix beside it unreadable.
     """
-    member: SideDataType = object.__new__(cls)
+    member: Any = object.__new__(cls)
     member._name_, member._value_ = f"UNNAMED_{value}", value
     return member
 

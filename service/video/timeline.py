@@ -3,18 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
 
 import av
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 
 from service.video.errors import NoFrames
 from service.video.limits import DecodeLimits
+from service.video.packed import VideoPacket, unpack
 from service.video.sampling import frames_shown, sample_instants
-
-VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,7 @@ class Timeline:
             if packet.size:
                 packets.append(packet)
                 limits.check_frames(len(packets))
+        packets = unpack(packets, stream) or packets
         shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
         if not shown:
             raise NoFrames("the video stream holds no frame")
