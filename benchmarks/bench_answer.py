@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.load import clips
 from service.http.schemas import Attention, ModelFacts, PredictionAnswer, RankedLabel, Timings, answer_json
+from service.model.bundle import Outputs
 from service.pipeline import Prediction
 from service.video.decoder import DecodedClip, decode_clip
 from service.video.jpeg import frame_jpegs
@@ -61,8 +62,10 @@ def made_up(clip: DecodedClip, jpegs: tuple[bytes, ...] | None = None) -> Predic
         SimpleNamespace(
             clip=clip.facts,
             sampled=clip.sampled,
-            probabilities=rng.dirichlet(np.ones(len(LABELS))).astype(np.float32),
-            attention=rng.dirichlet(np.ones(49), 40).astype(np.float32).reshape(40, 7, 7),
+            outputs=Outputs(
+                rng.dirichlet(np.ones(len(LABELS))).astype(np.float32),
+                rng.dirichlet(np.ones(49), 40).astype(np.float32).reshape(40, 7, 7),
+            ),
             jpegs=jpegs,
         ),
     )
@@ -75,16 +78,17 @@ def by_arrays(prediction: Prediction) -> bytes:
 
 def by_pydantic(prediction: Prediction) -> bytes:
     """The same answer by way of lists."""
-    assert prediction.attention is not None  # noqa: S101 - made up above
-    probabilities = prediction.probabilities.tolist()
-    ranking = np.argsort(-prediction.probabilities, kind="stable")[:5].tolist()
+    outputs = prediction.outputs
+    assert outputs.attention is not None  # noqa: S101 - made up above
+    probabilities = outputs.probabilities.tolist()
+    ranking = np.argsort(-outputs.probabilities, kind="stable")[:5].tolist()
     answer = PredictionAnswer.model_validate(
         {
             "model": MODEL,
             "clip": asdict(prediction.clip),
             "predictions": [RankedLabel(label=LABELS[i], index=i, probability=probabilities[i]) for i in ranking],
             "probabilities": probabilities,
-            "attention": Attention(grid=(7, 7), maps=prediction.attention.astype(np.float64).round(7).tolist()),
+            "attention": Attention(grid=(7, 7), maps=outputs.attention.astype(np.float64).round(7).tolist()),
             "frames": [asdict(frame) for frame in prediction.sampled],
             "timings_ms": TIMINGS,
         }

@@ -29,8 +29,8 @@ import av
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from model_export.rendering.figure import keeps_scheduling, render_clip
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.rendering import keeps_scheduling, render_clip
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = REPOSITORY / ".bench"

@@ -12,10 +12,9 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 
-from service.video.decoder import DecodedClip, DecodeLimits
-from service.video.decoders import DecoderThreads
-from service.video.process import DecoderProcesses
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
+from service.isolation.processes import DecoderProcesses
+from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
 
 Decode = Callable[[bytes], Awaitable[DecodedClip]]
 
@@ -31,20 +30,21 @@ def main() -> None:
         "H.264 in MP4, 320×240, 100 frames": render().data,
         "H.264 in MP4, 1280×720, 50 frames": render_clip(frames=50, width=1280, height=720).data,
     }
-    limits = DecodeLimits()
-    with (
-        contextlib.closing(DecoderThreads(limits)) as threads,
-        contextlib.closing(DecoderProcesses(limits, memory_bytes=2**31)) as processes,
-    ):
+    with contextlib.closing(DecoderProcesses(DecodeLimits(), memory_bytes=2**31)) as processes:
         print("| clip | thread, median ms | process, median ms | difference | min–max difference | n |")
         print("|---|---:|---:|---:|---:|---:|")
         for name, data in clips.items():
-            print(asyncio.run(row(name, data, threads.decode, processes.decode, rounds)))
+            print(asyncio.run(row(name, data, in_thread, processes.decode, rounds)))
 
 
-async def row(name: str, data: bytes, in_thread: Decode, in_process: Decode, rounds: int) -> str:
+async def in_thread(data: bytes) -> DecodedClip:
+    """Decodes in a thread of this process."""
+    return await asyncio.to_thread(decode_clip, data)
+
+
+async def row(name: str, data: bytes, by_thread: Decode, by_process: Decode, rounds: int) -> str:
     """A row of the table; the first round of each is not counted."""
-    pairs = [(await milliseconds(in_thread, data), await milliseconds(in_process, data)) for _ in range(rounds + 1)][1:]
+    pairs = [(await milliseconds(by_thread, data), await milliseconds(by_process, data)) for _ in range(rounds + 1)][1:]
     thread, process = (statistics.median(side) for side in zip(*pairs, strict=True))
     differences = [process - thread for thread, process in pairs]
     spread = f"{min(differences):.1f}–{max(differences):.1f}"

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.report import REPOSITORY, argument_parser, publish
-from service.model.bundle import Bundle, BundleError, Precision, load_bundle
-from service.model.engine import Engine, EngineError
+from model_export.rendering.figure import render_clip
+from service.errors import BundleError, EngineError
+from service.model.bundle import Bundle, Precision, load_bundle
+from service.model.engine import Engine
 from service.video.decoder import DecodedClip, decode_clip
-from service.video.rendering import render_clip
 
 Case = Callable[[], object]
 

@@ -22,11 +22,11 @@ import uvloop
 
 from benchmarks.load import PATIENCE_S, Answer, all_predicted, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
+from service.isolation.processes import DecoderProcesses, start_decoders
 from service.model.bundle import load_bundle
 from service.model.engine import Engine
-from service.pipeline import DecodeLimits, start_decoders
 from service.video.decoder import decode_clip
-from service.video.decoders import Decoders
+from service.video.limits import DecodeLimits
 from tests.tiny_bundle import write_tiny_bundle
 
 CLIENTS = 8
@@ -76,7 +76,7 @@ def overhead(port: int, clip: bytes, seconds: float) -> str:
     )
 
 
-BareLoop = Callable[[Engine, Decoders, Sequence[bytes], float], Coroutine[Any, Any, float]]
+BareLoop = Callable[[Engine, DecoderProcesses, Sequence[bytes], float], Coroutine[Any, Any, float]]
 
 
 def compare(port: int, bundle: Path, some: Sequence[bytes], loop: BareLoop, rounds: int, seconds: float) -> list[str]:
@@ -100,7 +100,7 @@ def throughput_of(answers: Sequence[Answer], start: float) -> float:
     return len(all_predicted(answers)) / (max(answer.ended for answer in answers) - start)
 
 
-async def infer(engine: Engine, decoders: Decoders, some: Sequence[bytes], seconds: float) -> float:
+async def infer(engine: Engine, decoders: DecoderProcesses, some: Sequence[bytes], seconds: float) -> float:
     """Clips a second of the engine alone, with frames decoded before."""
     frames = decode_clip(some[0]).frames
     start, count = time.perf_counter(), 0
@@ -110,7 +110,7 @@ async def infer(engine: Engine, decoders: Decoders, some: Sequence[bytes], secon
     return count / (time.perf_counter() - start)
 
 
-async def decode_and_infer(engine: Engine, decoders: Decoders, some: Sequence[bytes], seconds: float) -> float:
+async def decode_and_infer(engine: Engine, decoders: DecoderProcesses, some: Sequence[bytes], seconds: float) -> float:
     """Clips a second of decoder processes, one a core, and the engine in a thread of its own."""
     decoder_free = asyncio.Semaphore(len(os.sched_getaffinity(0)))
     start, done = time.perf_counter(), 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks.report import REPOSITORY
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 from tests.e2e.process import Server, running
 from tests.tiny_bundle import write_tiny_bundle
 

@@ -26,7 +26,7 @@ import uvloop
 
 from benchmarks.load import Connection, clips, serving, upload
 from benchmarks.report import REPOSITORY, argument_parser, publish
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 from tests.processes import descendants
 
 SAMPLE_S = 5

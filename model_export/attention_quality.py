@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
 
+from model_export.rendering.figure import ACTIONS, render_clip
 from service.video.decoder import decode_clip
-from service.video.rendering import ACTIONS, render_clip
 
 Floats = npt.NDArray[np.float64]
 Cuboids = npt.NDArray[np.float32]
@@ -296,7 +296,7 @@ def render_and_encode(
 
     Args:
         encode: uint8 RGB frames ``(40, 224, 224, 3)`` to cuboids ``(40, 7, 7, channels)``.
-        actions: keys of ``service.video.rendering.ACTIONS``.
+        actions: keys of ``model_export.rendering.figure.ACTIONS``.
         clips: how many to render, each of another place and person.
         seed: of the first clip; the next one's is one more.
         frames: length of each clip.

@@ -20,9 +20,9 @@ from rich.table import Table
 
 from model_export.datasets import Clip, DatasetError, class_names, find_clips, read_official_split
 from model_export.weights import WeightsError, fetch_weights
-from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
+from service.errors import BundleError, ClipError
+from service.model.bundle import Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
-from service.video.errors import ClipError
 
 if TYPE_CHECKING:
     from model_export.experiment import Protocol

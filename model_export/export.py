@@ -22,10 +22,11 @@ import model_export
 from model_export.head import TrainedHead
 from model_export.network.vgg19 import build_encoder
 from model_export.quantize import quantize
+from model_export.rendering.figure import render_clip
 from model_export.verify import OnnxNetwork, Outputs, keras_outputs, largest_difference
+from service.errors import BundleError
 from service.model.bundle import (
     MANIFEST,
-    BundleError,
     Manifest,
     Precision,
     VariantFile,
@@ -35,7 +36,6 @@ from service.model.bundle import (
     write_manifest,
 )
 from service.video.decoder import IMAGE_SIZE, decode_clip
-from service.video.rendering import render_clip
 from service.video.sampling import FRAME_COUNT
 
 OPSET = 17

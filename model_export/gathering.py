@@ -10,8 +10,8 @@ from model_export.encoding import Engine, FeatureDtype, choose_encode
 from model_export.examples import Example
 from model_export.features import FeatureCache, View
 from model_export.network.vgg19 import build_encoder
+from service.errors import ClipError
 from service.model.bundle import file_sha256
-from service.video.errors import ClipError
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from service.errors import Overloaded
+
 # The share of the newest clip in what is known of the rate: a change is seen within ten clips, an odd one forgotten.
 NEWEST = 0.125
-
-
-class Overloaded(Exception):
-    """No more clips are let in. Those that are in should have left after `retry_after_s` seconds."""
-
-    def __init__(self, detail: str, retry_after_s: float) -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
 
 
 class Admission:

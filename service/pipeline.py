@@ -1,150 +1,97 @@
-"""One request's way: the bytes of a clip → 40 frames → a place in a batch → a `Prediction`.
-
-The only door to `service.video` and `service.model` for those who serve predictions: what they need of either is
-re-exported here.
-"""
+"""The way of one request: decode the clip, encode its frames as JPEGs where asked for, classify it."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from service.admission import Admission, Overloaded
+from service.admission import Admission
+from service.errors import ClipError, DeadlineExceeded
+from service.isolation.clip_file import ClipFile
+from service.isolation.processes import DecoderProcesses
 from service.metrics import Metrics
-from service.model.batcher import Batcher, DeadlineExceeded, Inference
-from service.model.bundle import Bundle, Manifest, load_bundle
-from service.model.engine import Engine
-from service.model.spec import CudaOptions
-from service.video.clip_file import ClipFile
-from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, SampledFrame
-from service.video.decoders import Decoders, start_decoders
-from service.video.errors import ClipError
+from service.model.batcher import Inference
+from service.model.bundle import Outputs
+from service.model.model import Model
+from service.video.decoder import ClipFacts, DecodedClip, SampledFrame
 from service.video.jpeg import frame_jpegs
-from service.video.rendering import render_clip
 
-__all__ = [
-    "ClipError",
-    "ClipFile",
-    "CudaOptions",
-    "DeadlineExceeded",
-    "DecodeLimits",
-    "Engine",
-    "Manifest",
-    "Model",
-    "Overloaded",
-    "Pipeline",
-    "Prediction",
-    "Stages",
-    "load_bundle",
-    "render_clip",
-    "start_decoders",
-]
-
-# Seconds that one clip spent in each stage, by its name: decode_wait, decode, encode (where JPEGs are wanted),
-# queue, inference. Those that it reached are there also where it failed.
-Stages = dict[str, float]
+Stage = Literal["receive", "decode_wait", "decode", "encode", "queue", "inference"]
 
 
-class Model:
-    """A bundle's network at work in a thread of its own, until closed. `max_queue` clips may wait for it.
+@dataclass(slots=True)
+class Stages:
+    """Seconds that one request spent in each stage, in the order of the stages; None for a stage it did not reach.
 
-    The constructor warms the engine up, which takes seconds, and raises EngineError where that fails.
+    ``encode`` is reached only where JPEGs are asked for.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, metrics: Metrics, *, max_queue: int) -> None:
-        self.manifest = bundle.manifest
-        self.precision: str = engine.precision
-        self.provider = engine.provider
-        self.capacity = max_queue + max(engine.batch_sizes)
-        self._batcher = Batcher(
-            engine.run,
-            batch_sizes=engine.batch_sizes,
-            max_waiting=self.capacity,
-            warm_up=engine.warm_up,
-            on_batch=metrics.batch_size.observe,
-        )
-        self._holders = 0
-        self._free = asyncio.Event()
-        self._free.set()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still answers."""
-        return self._batcher.alive
-
-    @property
-    def depth(self) -> int:
-        """Clips that wait for it now."""
-        return self._batcher.depth
-
-    def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Coroutine[Any, Any, Inference]:
-        """See the batcher's `submit`."""
-        return self._batcher.submit(frames, deadline)
+    receive: float | None = None
+    decode_wait: float | None = None
+    decode: float | None = None
+    encode: float | None = None
+    queue: float | None = None
+    inference: float | None = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep it from being closed when another takes its place. Belongs to one event loop."""
-        self._holders += 1
-        self._free.clear()
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Measure the body of a ``with`` statement as this stage, even if it raises."""
+        started = time.monotonic()
         try:
             yield
         finally:
-            self._holders -= 1
-            if not self._holders:
-                self._free.set()
+            setattr(self, stage, time.monotonic() - started)
 
-    async def close_when_free(self) -> None:
-        """Close it once nobody holds it."""
-        await self._free.wait()
-        await asyncio.to_thread(self.close)
-
-    def close(self) -> None:
-        """Finish what waits. Blocks until that is done."""
-        self._batcher.close()
+    def milliseconds(self) -> dict[str, float]:
+        """Milliseconds of each stage that was reached, rounded to microseconds."""
+        seconds = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {stage: round(1000 * value, 3) for stage, value in seconds if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one clip: probabilities (classes,), attention (40, 7, 7) or None, and the facts around them.
+    """The answer for one clip.
 
-    `jpegs` are small pictures of the sampled frames, or None where not wanted.
+    Attributes:
+        model: The model that answered.
+        clip: What the clip is.
+        sampled: Which 40 frames were sampled.
+        outputs: Probabilities float32 ``(classes,)`` and attention float32 ``(40, 7, 7)`` or None.
+        jpegs: Small pictures of the sampled frames, or None where they were not asked for.
     """
 
     model: Model
     clip: ClipFacts
     sampled: tuple[SampledFrame, ...]
-    probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None
+    outputs: Outputs
     jpegs: tuple[bytes, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchInference:
-    """The answer for n clips of one request: probabilities (n, classes), attention (n, 40, 7, 7) or None."""
-
-    probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None
-
-
 class Pipeline:
-    """Answers clips, several at a time, until closed, which closes the decoders and the model, too.
+    """Answers clips, several at a time, until it is closed. Use it from one event loop only.
 
-    `decode_workers` clips are decoded at a time; as many may be inside, waiting or being worked on, as the model has
-    capacity. Belongs to one event loop.
+    As many clips may be inside, waiting or being worked on, as the model has capacity for. The pipeline owns the model
+    and the decoders: closing it closes them.
+
+    Args:
+        model: The model that answers.
+        decoders: Where clips are decoded.
+        metrics: Where stages, queues and failures are counted.
+        decode_workers: Number of clips that are decoded at a time.
     """
 
-    def __init__(self, model: Model, decoders: Decoders, metrics: Metrics, *, decode_workers: int) -> None:
+    def __init__(self, model: Model, decoders: DecoderProcesses, metrics: Metrics, *, decode_workers: int) -> None:
         self.model = model
         self._decoders = decoders
         self._metrics = metrics
         self._admission = Admission(model.capacity)
         self._decoder_free = asyncio.Semaphore(decode_workers)
-        self._encoder_free = asyncio.Semaphore(1)  # more would only keep the event loop from the interpreter
+        self._encoder_free = asyncio.Semaphore(1)  # encoding holds the interpreter lock: two would stall the event loop
         self._waiting_for_decoder = metrics.queue_depth.labels("decode")
         metrics.queue_depth.labels("inference").set_function(lambda: self.model.depth)
         metrics.admitted_clips.set_function(lambda: self._admission.inside)
@@ -158,62 +105,106 @@ class Pipeline:
         return self.model.alive
 
     def check_admission(self, deadline: float) -> None:
-        """Raises Overloaded where `predict` would now."""
+        """Check whether ``predict`` would admit a clip now.
+
+        Raises:
+            Overloaded: It would not.
+        """
         self._admission.check(deadline)
 
     async def predict(
         self, clip: bytes | ClipFile, *, deadline: float, stages: Stages | None = None, jpegs: bool = False
     ) -> Prediction:
-        """Decode and classify one clip. `deadline` is on the clock of `time.monotonic()`; `stages` is filled.
+        """Decode and classify one clip.
 
-        Cancelling gives the clip up: its decoder is killed, and it costs no inference unless that has begun. Raises
-        ClipError where the clip is at fault, Overloaded, DeadlineExceeded, the batcher's EngineStopped, DecodersError.
+        Cancelling kills the clip's decoder, and takes the clip out of the engine's queue unless its batch has begun.
+
+        Args:
+            clip: The video file.
+            deadline: When the answer is due, on the clock of ``time.monotonic()``.
+            stages: Filled in as the clip passes each stage, also where it fails.
+            jpegs: Whether to encode the sampled frames as JPEGs.
+
+        Raises:
+            ClipError: The clip is at fault.
+            Overloaded: No further clip is admitted.
+            DeadlineExceeded: The answer was not ready in time.
+            EngineStopped: The engine has died.
+            DecodersError: The decoders cannot be started again.
         """
-        stages = {} if stages is None else stages
+        stages = stages or Stages()
         async with self._place(deadline):
-            decoded = await self._decode(clip, stages)
+            decoded = await self.decode(clip, stages)
             pictures = await self._encode(decoded, stages) if jpegs else None
             model, facts, sampled = self.model, decoded.facts, decoded.sampled
             answering = model.answer(decoded.frames, deadline)
-            del decoded  # so that the engine's thread is the last to hold the frames, and frees them
-            with _timed(stages, "queue"):
+            del decoded  # the engine's thread is then the last to hold the frames, and frees them
+            with stages.timed("queue"):
                 answer = await answering
         self._note(stages, answer.queue_s, answer.inference_s)
-        return Prediction(model, facts, sampled, answer.probabilities, answer.attention, pictures)
+        return Prediction(model, facts, sampled, answer.outputs, pictures)
 
     async def infer(
         self, model: Model, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
-    ) -> BatchInference:
-        """Classify clips that are decoded already: frames uint8 (n, 40, 224, 224, 3), RGB, n from 1 to the capacity.
+    ) -> Outputs:
+        """Classify clips that are decoded already: all of them, or none.
 
-        By `model`, which the caller holds; all of them, or none. Deadline, stages, cancelling and errors as in
-        `predict`; queue are the seconds until the first of them was worked on, inference those from then to the last's
-        answer.
+        ``queue`` is the time until the first clip's batch began, ``inference`` the time from then to the last answer.
+        Deadline, cancelling and errors are those of ``predict``.
+
+        Args:
+            model: The model that answers; the caller holds it (``Model.held``).
+            frames: uint8 ``(n, 40, 224, 224, 3)``, RGB, with n from 1 to the model's capacity.
+            deadline: When the answer is due, on the clock of ``time.monotonic()``.
+            stages: Filled in as the clips pass each stage.
+
+        Returns:
+            Probabilities float32 ``(n, classes)`` and attention float32 ``(n, 40, 7, 7)`` or None.
         """
-        stages = {} if stages is None else stages
+        stages = stages or Stages()
         async with self._place(deadline, len(frames)):
-            with _timed(stages, "queue"):
+            with stages.timed("queue"):
                 answers = await _answer_all(model, frames, deadline)
         queue_s = min(answer.queue_s for answer in answers)
         self._note(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
-        maps = [answer.attention for answer in answers if answer.attention is not None]
-        probabilities = np.stack([answer.probabilities for answer in answers])
-        return BatchInference(probabilities, np.stack(maps) if maps else None)
+        return Outputs.stack([answer.outputs for answer in answers])
+
+    async def decode(self, clip: bytes | ClipFile, stages: Stages) -> DecodedClip:
+        """Decode one clip as soon as a decoder is free. Fills in ``decode_wait`` and ``decode``.
+
+        Raises:
+            ClipError: The clip is at fault.
+            DecodersError: The decoders cannot be started again.
+        """
+        with self._waiting_for_decoder.track_inprogress(), stages.timed("decode_wait"):
+            await self._decoder_free.acquire()
+        try:
+            self._observe(stages, "decode_wait")
+            with stages.timed("decode"):
+                decoded = await self._decoders.decode(clip)
+        except ClipError as error:
+            self._metrics.decoder_failures.labels(error.code).inc()
+            raise
+        finally:
+            self._decoder_free.release()
+        self._observe(stages, "decode")
+        self._metrics.clip_seconds.observe(decoded.facts.duration_s)
+        return decoded
 
     async def replace(self, model: Model) -> None:
-        """Answer with this model from now on. Returns when the one before has finished what it has, and is closed."""
-        before, self.model = self.model, model
+        """Answer with another model from now on. Returns when the old one has answered its clips and is closed."""
+        old, self.model = self.model, model
         self._admission.capacity = model.capacity
-        await before.close_when_free()
+        await old.close_when_free()
 
     def close(self) -> None:
-        """Give up what is being decoded, finish what waits for the engine. Blocks until that is done."""
+        """Stop decoding, answer the clips that wait for the engine, close both. Blocks until that is done."""
         self._decoders.close()
         self.model.close()
 
     @contextlib.asynccontextmanager
     async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[None]:
-        """Places for so many clips, until the deadline."""
+        """Hold places for this many clips, at most until the deadline."""
         with self._admission.place(deadline, clips):
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -221,50 +212,28 @@ class Pipeline:
             except TimeoutError as error:
                 raise DeadlineExceeded("the answer was not ready in time") from error
 
-    def _note(self, stages: Stages, queue_s: float, inference_s: float) -> None:
-        for stage, seconds in (("queue", queue_s), ("inference", inference_s)):
-            stages[stage] = seconds
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
-
-    async def _decode(self, clip: bytes | ClipFile, stages: Stages) -> DecodedClip:
-        with self._waiting_for_decoder.track_inprogress(), _timed(stages, "decode_wait"):
-            await self._decoder_free.acquire()
-        try:
-            self._metrics.stage_seconds.labels("decode_wait").observe(stages["decode_wait"])
-            with _timed(stages, "decode"):
-                decoded = await self._decoders.decode(clip)
-        except ClipError as error:
-            self._metrics.decoder_failures.labels(error.code).inc()
-            raise
-        finally:
-            self._decoder_free.release()
-        self._metrics.stage_seconds.labels("decode").observe(stages["decode"])
-        self._metrics.clip_seconds.observe(decoded.facts.duration_s)
-        return decoded
-
     async def _encode(self, decoded: DecodedClip, stages: Stages) -> tuple[bytes, ...]:
-        """The JPEGs, made before the engine has the frames: it frees them when it has answered."""
-        with _timed(stages, "encode"):
+        """Encode the frames before the engine gets them, because it frees them when it has answered."""
+        with stages.timed("encode"):
             async with self._encoder_free:
                 pictures = await asyncio.to_thread(frame_jpegs, decoded.frames, decoded.sampled)
-        self._metrics.stage_seconds.labels("encode").observe(stages["encode"])
+        self._observe(stages, "encode")
         return pictures
+
+    def _note(self, stages: Stages, queue_s: float, inference_s: float) -> None:
+        stages.queue, stages.inference = queue_s, inference_s
+        self._observe(stages, "queue")
+        self._observe(stages, "inference")
+
+    def _observe(self, stages: Stages, stage: Stage) -> None:
+        self._metrics.stage_seconds.labels(stage).observe(getattr(stages, stage))
 
 
 async def _answer_all(model: Model, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:
-    """Each clip's answer; where one fails the others are given up."""
+    """Classify each clip; if one fails, cancel the others."""
     tasks = [asyncio.create_task(model.answer(clip, deadline)) for clip in frames]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-
-
-@contextlib.contextmanager
-def _timed(stages: Stages, stage: str) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        stages[stage] = time.monotonic() - started

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 from tests.tiny_bundle import write_tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.errors import ClipError
 from tests.service.video.clips import numbered_clip
 
 KINDS = (

@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_group
 
 import model_export.cli
-import service.cli
+import service.cli.app
 from service.http.problems import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_each_alert_has_its_entry_in_the_runbook() -> None:
 def test_the_programs_take_the_commands_as_they_are_printed(page: str) -> None:
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]
-    programs = {"limelight": get_group(service.cli.app), "limelight-model": get_group(model_export.cli.app)}
+    programs = {"limelight": get_group(service.cli.app.app), "limelight-model": get_group(model_export.cli.app)}
     commands = [words for words in lines if words and words[0] in programs]
 
     assert commands

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.http.auth import HEADER, OPEN
+from service.http.middleware.api_keys import HEADER, OPEN
 from service.http.problems import KINDS, MEDIA_TYPE, is_protocol, problem_body
 from service.http.schemas import ProblemAnswer, ProtocolProblemAnswer
 

@@ -1,6 +1,5 @@
-"""The page for people: the files of `service/web`, and a rendered clip to try it on. All of it is kept in memory."""
+"""The page: the files of ``service/web``, kept in memory."""
 
-import asyncio
 import hashlib
 from importlib.resources import files
 from pathlib import PurePath
@@ -9,10 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.pipeline import render_clip
-
-SAMPLE = "/web/sample.mp4"
-MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".mp4": "video/mp4",
+    ".svg": "image/svg+xml",
+}
 # Nothing from elsewhere, nothing inline, nothing made of text: what a clip or an answer holds can only be shown.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; "
@@ -28,8 +30,8 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """`/`, what the page loads under `/web/`, and its sample clip. They hold no data, and are not part of the API."""
-    routes = [Route(SAMPLE, _Sample().answer)]
+    """Routes for ``/`` and, under ``/web/``, for what the page loads. They hold no data and are not part of the API."""
+    routes = []
     for file in (files("service") / "web").iterdir():
         media_type = MEDIA_TYPES.get(PurePath(file.name).suffix)
         if media_type:  # not what an editor may have left there
@@ -51,21 +53,3 @@ class _Document:
         if self._headers["ETag"] in request.headers.get("If-None-Match", ""):
             return Response(status_code=304, headers=self._headers)
         return Response(self._content, media_type=self._media_type, headers=self._headers)
-
-
-class _Sample:
-    """The clip of `limelight demo`. It takes a second or more to render: in a thread, when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._rendering: asyncio.Task[_Document] | None = None
-
-    async def answer(self, request: Request) -> Response:
-        """The clip, as soon as there is one."""
-        if self._rendering is None or (self._rendering.done() and self._rendering.exception()):
-            self._rendering = asyncio.create_task(asyncio.to_thread(_rendered))
-        document = await asyncio.shield(self._rendering)
-        return await document.answer(request)
-
-
-def _rendered() -> _Document:
-    return _Document(render_clip().data, "video/mp4")

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.pipeline import ClipError, DeadlineExceeded, Overloaded
+from service.errors import ClipError, DeadlineExceeded, LimelightError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -64,14 +64,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             429, "Too many clips are waiting", "17 clips are waiting or being worked on, no more are accepted", 1
         ),
         "internal_error": Kind(500, "The service failed", "the service's log has the rest under this request id"),
-        "not_ready": Kind(503, "The service is not ready", "the model is being loaded; ask /health/ready", 2),
+        "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
         "draining": Kind(503, "The service is shutting down", "the service is shutting down; ask another", 2),
         "deadline_exceeded": Kind(504, "The prediction took too long", "the answer was not ready in time"),
     }
 )
 
 
-class Problem(Exception):
+class Problem(LimelightError):
     """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request.
 
     `retry_after_s` is when trying again makes sense; without it, what KINDS says.

@@ -1,94 +1,27 @@
 import asyncio
-import logging
 import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from service.http.examples import MANIFEST, PREDICTION
-from service.http.observe import RequestRecord, record_of
+from service.http.middleware.access_log import RequestRecord, record_of
 from service.http.openapi import answered, problems
-from service.http.problems import Problem
 from service.http.schemas import Health, ModelFacts, PredictionAnswer, Timings, answer_json
+from service.http.serving import Open, Ready, Served, Serving, Warm
 from service.http.upload import receive_clip
-from service.metrics import Metrics
-from service.pipeline import ClipFile, Manifest, Model, Pipeline
-from service.settings import Settings
+from service.isolation.clip_file import ClipFile
+from service.model.bundle import Manifest
 
 CLIENT_GONE = 499  # nginx's number for it; nobody is left to read it but the log and the metrics
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
-class Serving:
-    """What the routes serve from, and how far its life has come.
-
-    `pipeline` is None until the bundle is loaded and warmed up. While `draining`, gateways are told to look away and
-    predictions are still served, until `closed`.
-    """
-
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self.pipeline: Pipeline | None = None
-        self.draining = False
-        self.closed = False
-        self.reading_tensors = asyncio.Semaphore(1)
-        metrics.ready.set_function(lambda: self.ready)
-
-    @property
-    def ready(self) -> bool:
-        """Whether more requests may be sent here."""
-        return self.pipeline is not None and self.pipeline.alive and not self.draining
-
-    def open(self, pipeline: Pipeline) -> None:
-        """Serve from this pipeline from now on."""
-        self.pipeline = pipeline
-        self.announce("ready", pipeline.model)
-
-    def announce(self, what: str, model: Model) -> None:
-        """Tell log and metrics which model answers from now on."""
-        facts = ModelFacts.of(model).model_dump()
-        self.metrics.model.info(facts)
-        logger.info(what, extra={"model": facts})
-
-
-async def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
-
-
-async def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
-    if serving.pipeline is None:
-        raise Problem("not_ready", "the model is being loaded; ask /health/ready")
-    if not serving.pipeline.alive:
-        raise Problem("not_ready", "the engine has stopped; the service has to be restarted")
-    return serving.pipeline
-
-
-Served = Annotated[Serving, Depends(_serving)]
-Warm = Annotated[Pipeline, Depends(_warm_pipeline)]
-
-
-async def _ready_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
-    if serving.draining:
-        raise Problem("draining", "the service is shutting down; ask another")
-    return pipeline
-
-
-async def _open_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
-    if serving.closed:
-        raise Problem("draining", "the service is shutting down; ask another")
-    return pipeline
-
-
-Ready = Annotated[Pipeline, Depends(_ready_pipeline)]
-Open = Annotated[Pipeline, Depends(_open_pipeline)]
 _REFUSALS = (
     "empty_body", "malformed_multipart", "missing_file", "upload_timeout", "body_too_large", "unsupported_media",
     "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
@@ -173,8 +106,7 @@ async def metrics(serving: Served) -> Response:
 async def _receive(request: Request, serving: Serving, clip: ClipFile) -> None:
     record = record_of(request)
     await receive_clip(request, clip)
-    record.stages["receive"] = time.monotonic() - record.arrived
-    serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
+    record.end_receive(serving.metrics)
     serving.metrics.upload_bytes.observe(clip.size)
 
 
@@ -195,7 +127,8 @@ async def while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> 
 
 def server_timing(record: RequestRecord) -> dict[str, str]:
     """The header that tells the stages so far, in milliseconds (W3C Server Timing)."""
-    return {"Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in record.stages.items())}
+    stages = record.stages.milliseconds().items()
+    return {"Server-Timing": ", ".join(f"{stage};dur={duration:.3f}" for stage, duration in stages)}
 
 
 async def _disconnected(request: Request) -> None:
@@ -203,8 +136,6 @@ async def _disconnected(request: Request) -> None:
 
 
 def _timings(record: RequestRecord) -> Timings:
-    def milliseconds(seconds: float) -> float:
-        return round(1000 * seconds, 3)
-
-    shown = {stage: milliseconds(record.stages[stage]) for stage in ("receive", "decode", "queue", "inference")}
-    return Timings(**shown, total=milliseconds(time.monotonic() - record.arrived))
+    stages = record.stages.milliseconds()
+    shown = {stage: stages[stage] for stage in ("receive", "decode", "queue", "inference")}
+    return Timings(**shown, total=round(1000 * (time.monotonic() - record.arrived), 3))

@@ -9,7 +9,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from service.pipeline import Model, Prediction
+from service.model.model import Model
+from service.pipeline import Prediction
 
 
 class _Answer(BaseModel):
@@ -107,9 +108,9 @@ def answer_json(
 
     The numbers go from the arrays straight to text; as Python objects they would take longer than all the rest.
     """
-    probabilities = prediction.probabilities.astype(np.float64)
+    probabilities = prediction.outputs.probabilities.astype(np.float64)
     ranking = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    maps = prediction.attention if attention else None
+    maps = prediction.outputs.attention if attention else None
     answer = {
         "model": model.model_dump(),
         "clip": prediction.clip,

@@ -6,7 +6,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.http.problems import Problem
-from service.pipeline import ClipFile
+from service.isolation.clip_file import ClipFile
 
 MOST_PARTS = 16  # of a form; a body full of tiny ones would keep the parser busy for long
 _HINT = (

@@ -12,44 +12,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import DeadlineExceeded, EngineStopped, Overloaded
+from service.model.bundle import Outputs
+
 logger = logging.getLogger(__name__)
-
-
-class Overloaded(Exception):
-    """As many requests wait as may; try again later."""
-
-
-class DeadlineExceeded(Exception):
-    """The request's deadline passed before its answer was there."""
-
-
-class EngineStopped(Exception):
-    """The batcher is closed, or its engine thread has died: nothing will be answered any more."""
-
-
-class Output(Protocol):
-    """What one inference of n clips returns."""
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float32]:
-        """(n, classes)."""
-
-    @property
-    def attention(self) -> npt.NDArray[np.float32] | None:
-        """(n, 40, 7, 7), or None where the network has no attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One clip's share of a batch: (classes,) and (40, 7, 7) or None, with the seconds it waited and the batch took."""
+    """One clip's share of a batch, with the seconds that it waited and that the batch took."""
 
-    probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None
+    outputs: Outputs
     queue_s: float
     inference_s: float
 
@@ -82,7 +60,7 @@ class Batcher:
 
     def __init__(
         self,
-        infer: Callable[[Sequence[npt.NDArray[np.uint8]]], Output],
+        infer: Callable[[Sequence[npt.NDArray[np.uint8]]], Outputs],
         *,
         batch_sizes: Sequence[int],
         max_waiting: int,
@@ -187,12 +165,10 @@ class Batcher:
         started = time.monotonic()
         try:
             self._on_batch(len(jobs))
-            output = self._infer(clips)
+            outputs = self._infer(clips)
             seconds = time.monotonic() - started
             for row, job in enumerate(jobs):
-                attention = None if output.attention is None else output.attention[row]
-                queued = started - job.submitted
-                job.future.set_result(Inference(output.probabilities[row], attention, queued, seconds))
+                job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
         except Exception as error:  # this batch's misfortune; the next may do better
             _fail(jobs, error)
         except BaseException:

@@ -1,14 +1,20 @@
-"""A bundle: the folder that carries a network from ``model_export`` to the service, and its manifest (DESIGN §1)."""
+"""The bundle: the folder that carries a network from ``model_export`` to the service, and its manifest."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from service.errors import BundleError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+GRID = 7  # cells of an attention map in each direction: 224 pixels after the five poolings of VGG19
 
 Precision = Literal["fp32", "fp16", "int8"]
 Variant = Literal["attention", "base"]
@@ -16,8 +22,27 @@ Variant = Literal["attention", "base"]
 _REMEDY = "export it anew with `limelight-model export`"
 
 
-class BundleError(Exception):
-    """A bundle cannot be used. One sentence that names the file and the remedy."""
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the network computes, for n clips or, without the first axis, for one.
+
+    Attributes:
+        probabilities: float32 ``(n, classes)``.
+        attention: float32 ``(n, 40, 7, 7)``, each map summing to 1; None for the ``base`` variant.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    attention: npt.NDArray[np.float32] | None
+
+    def __getitem__(self, clip: int) -> "Outputs":
+        """The outputs for one of the n clips."""
+        return Outputs(self.probabilities[clip], None if self.attention is None else self.attention[clip])
+
+    @classmethod
+    def stack(cls, clips: "Sequence[Outputs]") -> Self:
+        """Join the outputs for single clips, at least one, into those for n."""
+        maps = [outputs.attention for outputs in clips if outputs.attention is not None]
+        return cls(np.stack([outputs.probabilities for outputs in clips]), np.stack(maps) if maps else None)
 
 
 class _Strict(BaseModel):
@@ -74,6 +99,19 @@ class Manifest(_Strict):
     precisions: dict[Precision, VariantFile] = Field(min_length=1)
     training: dict[str, Any] = Field(default_factory=dict)
     built_from: str | None = None
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one clip's frames, the network's input: ``(40, 224, 224, 3)``."""
+        return self.frame_count, self.image_size, self.image_size, 3
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names of the network's outputs and their shapes for one clip."""
+        shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.labels),)}
+        if self.variant == "attention":
+            shapes["attention"] = (self.frame_count, GRID, GRID)
+        return shapes
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:

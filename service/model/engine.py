@@ -6,7 +6,6 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.model.bundle import Bundle, Precision
+from service.errors import EngineError
+from service.model.bundle import Bundle, Outputs, Precision
 from service.model.spec import (
     CPU,
     CUDA,
@@ -27,18 +27,6 @@ from service.model.spec import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class EngineError(Exception):
-    """The network cannot run as asked. One sentence that names the file or setting and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOutput:
-    """Answers of n clips: (n, classes), and (n, 40, 7, 7) or None for the `base` variant. Each map sums to 1."""
-
-    probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None
 
 
 class Engine:
@@ -64,9 +52,7 @@ class Engine:
         self._bundle = bundle
         facts = bundle.manifest
         self.labels = tuple(facts.labels)
-        self._outputs: dict[str, tuple[int, ...]] = {"probabilities": (len(self.labels),)}
-        if facts.variant == "attention":
-            self._outputs["attention"] = (facts.frame_count, 7, 7)
+        self._outputs = facts.output_shapes
 
         def specify(provider: str) -> SessionSpec:
             on_cuda = provider == CUDA
@@ -78,13 +64,12 @@ class Engine:
         self.provider = self._spec.provider
         self.batch_sizes = self._spec.batch_sizes
         self._check_signature()
-        shape = (self.batch_sizes[-1], facts.frame_count, facts.image_size, facts.image_size, 3)
-        self._frames = np.zeros(shape, np.uint8)  # where batches are put together
+        self._frames = np.zeros((self.batch_sizes[-1], *facts.clip_shape), np.uint8)  # where batches are put together
         if self._spec.on_cuda:
             _page_lock(self._frames)
         self._buckets = [self._bucket(size) for size in self.batch_sizes]
 
-    def run(self, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
+    def run(self, clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
         """The network's answer for clips uint8 (40, 224, 224, 3), RGB, at most as many as the largest batch size.
 
         The answer is the caller's own; the rows that fill the batch up are not in it.
@@ -93,7 +78,7 @@ class Engine:
         for row, clip in zip(self._frames, clips, strict=False):
             row[...] = clip
         probabilities, *attention = bucket.run(len(clips))
-        return EngineOutput(probabilities, attention[0] if attention else None)
+        return Outputs(probabilities, attention[0] if attention else None)
 
     def warm_up(self) -> None:
         """Run every batch size, so that no request pays for the first time. Raises EngineError."""

@@ -1,7 +1,7 @@
-"""From the bytes of a clip to the 40 frames the network looks at (DESIGN §3).
+"""Decodes a clip: from its bytes to the 40 frames that the network looks at.
 
-``media`` says what counts as a clip, ``timeline`` when its frames are shown, ``sampling`` which of them are looked at;
-``picking`` decodes those, and ``resizing`` makes them small.
+``media`` decides what counts as a clip, ``presentation`` finds out when each frame is shown, ``sampling`` chooses the
+frames, ``picking`` decodes them, and ``resizing`` brings them to the network's size.
 """
 
 import io
@@ -15,9 +15,9 @@ import numpy as np
 from service.video.limits import DecodeLimits
 from service.video.media import open_video
 from service.video.picking import FramePicker
+from service.video.presentation import Presentation
 from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
 from service.video.sampling import FRAME_COUNT, sample_instants
-from service.video.timeline import Timeline
 
 __all__ = [
     "IMAGE_SIZE",
@@ -74,7 +74,7 @@ def decode_clip(
         into: where to put the frames, uint8 ``(40, 224, 224, 3)``; in new memory where ``None``.
 
     Raises:
-        ClipError: the clip cannot be sampled (see ``service.video.errors``).
+        ClipError: the clip cannot be sampled (see ``service.errors``).
         OSError: the path cannot be read.
     """
     limits = limits or DecodeLimits()
@@ -83,8 +83,8 @@ def decode_clip(
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     check_time = limits.stopwatch()
     with open_video(file, limits) as (container, stream):
-        timeline = Timeline.read(container, stream, limits, check_time)
-        picker = FramePicker(timeline, lambda: open_video(file, limits), limits, check_time)
+        presentation = Presentation.read(container, stream, limits, check_time)
+        picker = FramePicker(presentation, lambda: open_video(file, limits), limits, check_time)
         frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
         damaged = picker.pick(stream.codec_context, frames)
         facts = ClipFacts(
@@ -92,13 +92,13 @@ def decode_clip(
             codec=stream.codec_context.codec.canonical_name,
             width=picker.resizer.width,
             height=picker.resizer.height,
-            frames=timeline.frames,
-            duration_s=float(timeline.duration * timeline.time_base),
+            frames=presentation.frames,
+            duration_s=float(presentation.duration * presentation.time_base),
             rotation=picker.resizer.rotation,
             damaged_frames=damaged,
         )
-    times = map(float, sample_instants(Fraction(0), timeline.duration * timeline.time_base))
-    sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(timeline.wanted, times, strict=True))
+    times = map(float, sample_instants(Fraction(0), presentation.duration * presentation.time_base))
+    sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(presentation.wanted, times, strict=True))
     return DecodedClip(frames, facts, sampled)
 
 

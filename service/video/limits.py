@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from service.video.errors import ClipTooLong, DecodeTimeout, ResolutionTooLarge
+from service.errors import ClipTooLong, DecodeTimeout, ResolutionTooLarge
 
 
 @dataclass(frozen=True, slots=True)

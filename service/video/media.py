@@ -15,10 +15,10 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from service.video.boxes import is_encrypted, is_image
-from service.video.errors import CorruptClip, ResolutionTooLarge, UnsupportedMedia
+from service.errors import CorruptClip, ResolutionTooLarge, UnsupportedMedia
 from service.video.limits import DecodeLimits
-from service.video.transport import scrambled_pids
+from service.video.mp4 import is_encrypted, is_image
+from service.video.mpegts import scrambled_pids
 
 # FFmpeg's names, and why each is here. Playlists (hls, dash, concat) are not: they make FFmpeg read what they name.
 DEMUXERS = {

@@ -1,4 +1,4 @@
-"""Decodes the wanted frames of a timeline.
+"""Decodes the wanted frames of a presentation.
 
 First sparingly: only what they depend on. Where that is not known to be safe, or anything is amiss, thoroughly: every
 frame, by a decoder that has seen nothing before. The frames are those of a naive decode of everything either way.
@@ -15,11 +15,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from service.video.errors import CorruptClip
+from service.errors import CorruptClip
 from service.video.limits import DecodeLimits
 from service.video.media import check_decode_error
+from service.video.presentation import Presentation
 from service.video.resizing import Image, Resizer
-from service.video.timeline import Timeline
 
 # Codecs whose decoders give identical frames when unwanted non-reference frames are skipped (libdav1d, for one, loses
 # wanted frames).
@@ -41,9 +41,9 @@ class _Found:
 
 @dataclass(slots=True)
 class FramePicker:
-    """Decodes a timeline's wanted frames. ``reopen`` gives the clip's stream with a decoder that has seen nothing."""
+    """Decodes a presentation's wanted frames. ``reopen`` opens the clip's stream again, with a fresh decoder."""
 
-    timeline: Timeline
+    presentation: Presentation
     reopen: Callable[[], AbstractContextManager[tuple[InputContainer, VideoStream]]]
     limits: DecodeLimits
     check_time: Callable[[], None]
@@ -60,28 +60,28 @@ class FramePicker:
             ResolutionTooLarge: a frame is larger than allowed.
             DecodeTimeout: it takes too long.
         """
-        places = {slot: place for place, slot in enumerate(self.timeline.wanted)}
+        places = {slot: place for place, slot in enumerate(self.presentation.wanted)}
         wanted = {slot: into[place] for slot, place in places.items()}
         damaged = 0
         if not self._pick_sparingly(context, wanted):
             try:
-                damaged = self._pick_from_all(wanted, by_output=not self.timeline.timed)
+                damaged = self._pick_from_all(wanted, by_output=not self.presentation.timed)
             except _DecodeTimes:
                 damaged = self._pick_from_all(wanted, by_output=True)
-        for place, slot in enumerate(self.timeline.wanted):
+        for place, slot in enumerate(self.presentation.wanted):
             if place != places[slot]:
                 into[place] = wanted[slot]
         return damaged
 
     def _pick_sparingly(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
         """Puts each wanted frame in its slot's place; False where that does not work or is not known to be safe."""
-        if self.timeline.doubtful or not self.timeline.timed:
+        if self.presentation.doubtful or not self.presentation.timed:
             return False
-        packets, slots = self.timeline.packets, self.timeline.slots
+        packets, slots = self.presentation.packets, self.presentation.slots
         can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
         found: set[int] = set()
         try:
-            for run in _runs(self.timeline, wanted):
+            for run in _runs(self.presentation, wanted):
                 for number in [*run, None]:
                     self.check_time()
                     if can_skip and number is not None:
@@ -108,7 +108,7 @@ class FramePicker:
         if not found.decoded:
             raise CorruptClip("none of the clip's frames can be decoded")
         decoded = sorted(found.decoded)
-        packets, slots = self.timeline.packets, self.timeline.slots
+        packets, slots = self.presentation.packets, self.presentation.slots
         lost = {slots[number] for number, packet in enumerate(packets) if number in found.failed or packet.is_corrupt}
         damaged = sum(slot in lost or slot < decoded[0] for slot in missing)
         if 2 * damaged > len(wanted):
@@ -126,7 +126,7 @@ class FramePicker:
         A frame's slot is its packet's, or the next of those whose packets did not fail (``by_output``).
         """
         found = _Found()
-        slots = self.timeline.slots
+        slots = self.presentation.slots
         next_slots = (slot for number, slot in enumerate(slots) if slot is not None and number not in found.failed)
         latest = 0
         with self.reopen() as (_, stream):
@@ -134,7 +134,7 @@ class FramePicker:
                 number = frame.pts
                 if number is None:
                     continue
-                if self.timeline.doubtful and not by_output and number < latest:
+                if self.presentation.doubtful and not by_output and number < latest:
                     raise _DecodeTimes
                 latest = number
                 slot = next(next_slots, None) if by_output else slots[number]
@@ -150,7 +150,7 @@ class FramePicker:
 
     def _frames(self, context: VideoCodecContext, failed: set[int]) -> Iterator[VideoFrame]:
         """All frames in the order they come out; adds the packets that cannot be decoded to `failed`."""
-        for number, packet in enumerate([*self.timeline.packets, None]):
+        for number, packet in enumerate([*self.presentation.packets, None]):
             self.check_time()
             try:
                 frames = context.decode(packet)
@@ -163,15 +163,15 @@ class FramePicker:
                 yield frame
 
 
-def _runs(timeline: Timeline, wanted: Collection[int]) -> Iterator[list[int]]:
+def _runs(presentation: Presentation, wanted: Collection[int]) -> Iterator[list[int]]:
     """Stretches of packets, in decode order, that together hold all that the wanted frames need.
 
     A group of pictures without a wanted frame is left out, and so is the rest of a group after its last one. Frames
     that are shown before their group's keyframe may depend on the group before it, too.
     """
-    slots, times = timeline.slots, timeline.times
+    slots, times = presentation.slots, presentation.times
     groups: list[list[int]] = []
-    for number, packet in enumerate(timeline.packets):
+    for number, packet in enumerate(presentation.packets):
         if packet.is_keyframe or not groups:
             groups.append([])
         groups[-1].append(number)

@@ -10,7 +10,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from service.video.errors import CorruptClip
+from service.errors import CorruptClip
 
 Image = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.docker.stack import Stack, docker
-from tests.service.video.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
+from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
 SERVICES = ("gateway", "limelight", "prometheus")
 # Runs in a replica: each act as a program in a decoder of its own, taken over; says what became of it.
@@ -15,8 +15,8 @@ HOSTILITY = """
 import asyncio, json, os, sys
 os.environ["PYTHONPATH"] = "/tmp"
 from service.video.decoder import DecodeLimits
-from service.video.errors import CorruptClip
-from service.video.process import DecoderProcesses
+from service.errors import CorruptClip
+from service.isolation.processes import DecoderProcesses
 
 async def outcome(decoders, program):
     try:
@@ -24,7 +24,7 @@ async def outcome(decoders, program):
     except CorruptClip as told:
         return str(told)
 
-decoders = DecoderProcesses(DecodeLimits(timeout_s=60), memory_bytes=2**30, program="tests.service.video.hostile")
+decoders = DecoderProcesses(DecodeLimits(timeout_s=60), memory_bytes=2**30, program="tests.service.isolation.hostile")
 acts = json.loads(sys.argv[1])
 print(json.dumps([
     decoders.grants.missing,
@@ -98,8 +98,8 @@ def test_the_image_is_small_and_says_what_it_is(fleet: Stack, base_bytes: int) -
 
 def test_hostile_code_in_a_decoder_is_refused_as_outside_docker(fleet: Stack) -> None:
     replica = fleet.containers("limelight")[0]
-    code = (REPOSITORY / "tests/service/video/hostile.py").read_text()
-    folder = "/tmp/tests/service/video"
+    code = (REPOSITORY / "tests/service/isolation/hostile.py").read_text()
+    folder = "/tmp/tests/service/isolation"
     docker("exec", "-i", replica, "sh", "-c", f"mkdir -p {folder} && cat >{folder}/hostile.py", given=code)
     acts = FILES | DESCRIPTORS | NETWORK | PROCESSES
     missing, outcomes = json.loads(docker("exec", replica, "python", "-c", HOSTILITY, json.dumps(acts)))

@@ -3,7 +3,7 @@
 import signal
 from typing import Any
 
-from service.cli import app
+from service.cli.app import app
 from service.model.engine import Engine
 
 dooms: list[int] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Self
 
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 from tests.e2e.process import PATIENCE_S, Server
 from tests.processes import decoders, until
 

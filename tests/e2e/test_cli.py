@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from service.cli import app
+from service.cli.app import app
 from tests.e2e.process import PATIENCE_S, Server
 from tests.tiny_bundle import LABELS
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 from tests.e2e.process import PATIENCE_S, Server
 from tests.processes import decoders, descendants, until
 

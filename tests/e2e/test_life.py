@@ -113,7 +113,7 @@ def test_a_new_bundle_under_load_loses_nothing(tmp_path: Path, clip: bytes) -> N
     with running(bundle, tmp_path / "log.jsonl", {}) as server, load(server, clip) as answers:
         (bundle / "manifest.json").write_text("{}")
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: any("the new bundle is refused" in str(line["message"]) for line in server.lines()))
+        until(lambda: any("reload failed" in str(line["message"]) for line in server.lines()))
         after_bad_one = predict(server, clip)
         write_tiny_bundle(bundle, version="2")
         server.process.send_signal(signal.SIGHUP)

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from model_export import weights
 from model_export.cli import app
 from model_export.network.vgg19 import CONVOLUTIONS
-from service.cli import app as service
+from model_export.rendering.figure import render_clip
+from service.cli.app import app as service
 from service.model.bundle import Manifest, load_bundle
-from service.video.rendering import render_clip
 from tests.model_export.network.vgg19_file import write_vgg19_weights
 
 # Seeds whose places are gyms, rooms and gardens: one a group, the last one for a clip that nothing is trained on.

@@ -15,8 +15,8 @@ NARROW = (2, 2, 4, 4, 8)
 @pytest.fixture(scope="session")
 def rendered_frames() -> list[npt.NDArray[np.uint8]]:
     """Sampled frames of two rendered clips."""
+    from model_export.rendering.figure import render_clip
     from service.video.decoder import decode_clip
-    from service.video.rendering import render_clip
 
     return [decode_clip(render_clip("squats", seed=seed).data).frames for seed in (5, 6)]
 

@@ -24,7 +24,7 @@ from model_export.attention_quality import (
     map_statistics,
     render_and_encode,
 )
-from service.video.rendering import render_clip
+from model_export.rendering.figure import render_clip
 
 Array = npt.NDArray[np.float32]
 STEPS, CHANNELS = 40, 3

@@ -10,9 +10,9 @@ import pytest
 
 from model_export.encoding import Engine, keras_encode
 from model_export.features import FeatureCache, FeatureError
+from model_export.rendering.figure import render_clip
+from service.errors import ClipError
 from service.video.decoder import decode_clip
-from service.video.errors import ClipError
-from service.video.rendering import render_clip
 
 
 @pytest.fixture(scope="module")

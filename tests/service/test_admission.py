@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import Admission, Overloaded
+from service.admission import Admission
+from service.errors import Overloaded
 
 NEVER = math.inf
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from service.video.rendering import ENCODER_OPTIONS
+from model_export.rendering.figure import ENCODER_OPTIONS
 from tests.processes import until
 from tests.service.video.clips import Image, encode
 

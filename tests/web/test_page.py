@@ -13,8 +13,8 @@ from PIL import Image
 from playwright.sync_api import expect
 from prometheus_client.parser import text_string_to_metric_families
 
+from model_export.rendering.figure import render_clip
 from service.http.problems import KINDS
-from service.video.rendering import render_clip
 from tests.e2e.process import Server
 from tests.e2e.raw_client import stopped_decoder
 from tests.processes import until

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.observe import record_of
+from service.errors import DeadlineExceeded
+from service.http.middleware.access_log import record_of
 from service.http.openapi import Document, Responses, answered, problems
 from service.http.problems import Problem
 from service.http.protocol import examples, schemas
@@ -25,8 +26,9 @@ from service.http.protocol.tensors import (
     read_request,
     write_answer,
 )
-from service.http.routes import Open, Ready, Served, Serving, Warm, server_timing, while_client_waits
-from service.pipeline import DeadlineExceeded, Model
+from service.http.routes import server_timing, while_client_waits
+from service.http.serving import Open, Ready, Served, Serving, Warm
+from service.model.model import Model
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLATFORM = "onnxruntime_onnx"  # Triton's name for it
@@ -125,10 +127,10 @@ async def model_metadata(model: Named) -> schemas.ModelMetadata:
         name=model.manifest.name,
         versions=[model.manifest.version],
         platform=PLATFORM,
-        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *_clip(model)])],
+        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *model.manifest.clip_shape])],
         outputs=[
             schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
-            for name, shape in _outputs(model).items()
+            for name, shape in model.manifest.output_shapes.items()
         ],
     )
 
@@ -146,10 +148,10 @@ async def model_config(model: Named) -> schemas.ModelConfig:
         name=model.manifest.name,
         platform=PLATFORM,
         max_batch_size=model.capacity,
-        input=[schemas.TensorConfig(name=INPUT, data_type=f"TYPE_{DATATYPE}", dims=list(_clip(model)))],
+        input=[schemas.TensorConfig(name=INPUT, data_type=f"TYPE_{DATATYPE}", dims=list(model.manifest.clip_shape))],
         output=[
             schemas.TensorConfig(name=name, data_type="TYPE_FP32", dims=list(shape))
-            for name, shape in _outputs(model).items()
+            for name, shape in model.manifest.output_shapes.items()
         ],
     )
 
@@ -173,8 +175,7 @@ async def infer(request: Request, serving: Served, pipeline: Open, name: str) ->
     model = await _named_model(pipeline, request, name)
     with model.held():
         asked = await _understand(request, serving, body, _spec(model), deadline)
-        record.stages["receive"] = time.monotonic() - record.arrived
-        serving.metrics.stage_seconds.labels("receive").observe(record.stages["receive"])
+        record.end_receive(serving.metrics)
         work = pipeline.infer(model, asked.frames, deadline=deadline, stages=record.stages)
         found = await while_client_waits(request, work)
     record.answered = time.monotonic()
@@ -213,19 +214,4 @@ async def _understand(
 
 
 def _spec(model: Model) -> TensorSpec:
-    return TensorSpec(_clip(model), model.capacity, tuple(_outputs(model)))
-
-
-def _clip(model: Model) -> tuple[int, ...]:
-    """The shape of one clip's frames."""
-    manifest = model.manifest
-    return manifest.frame_count, manifest.image_size, manifest.image_size, 3
-
-
-def _outputs(model: Model) -> dict[str, tuple[int, ...]]:
-    """What the network has to say of one clip: names and shapes."""
-    manifest = model.manifest
-    outputs: dict[str, tuple[int, ...]] = {"probabilities": (len(manifest.labels),)}
-    if manifest.variant == "attention":
-        outputs["attention"] = (manifest.frame_count, 7, 7)
-    return outputs
+    return TensorSpec(model.manifest.clip_shape, model.capacity, tuple(model.manifest.output_shapes))

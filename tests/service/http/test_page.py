@@ -6,19 +6,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from service.http import page
 from service.http.app import create_app
 from service.settings import Settings
-from service.video.rendering import RenderedClip
+from service.web import sample_clip
 
 pytestmark = pytest.mark.anyio
 
 REPOSITORY = Path(__file__).parents[3]
-FILES = sorted((REPOSITORY / "service" / "web").iterdir())
+FILES = sorted(file for file in (REPOSITORY / "service" / "web").iterdir() if file.suffix in page.MEDIA_TYPES)
 PATHS = ["/", *(f"/web/{file.name}" for file in FILES if file.name != "index.html")]
 MOST_BYTES = 150_000
 
@@ -60,12 +59,12 @@ async def test_the_browser_is_told_to_take_nothing_from_elsewhere(client: httpx.
 
 
 async def test_the_page_names_no_other_host_and_only_files_that_are_there(client: httpx.AsyncClient) -> None:
-    texts = {path: (await client.get(path)).text for path in PATHS}
+    texts = {path: (await client.get(path)).text for path in PATHS if not path.endswith(".mp4")}
     named = {name for text in texts.values() for name in re.findall(r"""["'](/web/[\w.]+|\./[\w.]+)["']""", text)}
 
     hosts = {host for text in texts.values() for host in re.findall(r"https?://([\w.]+)", text)}
     assert hosts <= {"www.w3.org"}  # SVG's name, which nobody asks
-    assert {name.replace("./", "/web/") for name in named} == {*PATHS, page.SAMPLE} - {"/"}
+    assert {name.replace("./", "/web/") for name in named} == {*PATHS} - {"/"}
 
 
 async def test_other_paths_below_are_not_there(client: httpx.AsyncClient) -> None:
@@ -75,51 +74,27 @@ async def test_other_paths_below_are_not_there(client: httpx.AsyncClient) -> Non
         assert (await client.get(path)).status_code == 401
 
 
-async def test_the_sample_is_a_clip_that_is_rendered_once(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes
-) -> None:
-    renderings = iter([RenderedClip(clip, np.empty((50, 4)))])
-    monkeypatch.setattr(page, "render_clip", lambda: next(renderings))
-    first, again = await client.get(page.SAMPLE), await client.get(page.SAMPLE)
+async def test_the_sample_clip_is_served_as_mp4(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/web/sample.mp4")
 
-    assert (first.headers["Content-Type"], first.content) == ("video/mp4", again.content)
-    assert first.content == clip
-
-
-async def test_a_rendering_that_failed_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: bytes
-) -> None:
-    renderings = [RenderedClip(clip, np.empty((50, 4)))]
-    failures = [MemoryError()]
-
-    def render_clip() -> RenderedClip:
-        if failures:
-            raise failures.pop()
-        return renderings.pop()
-
-    monkeypatch.setattr(page, "render_clip", render_clip)
-    app = create_app(Settings(bundle=tmp_path / "none"))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-        answers = [await client.get(page.SAMPLE) for _ in range(3)]
-
-    assert [answer.status_code for answer in answers] == [500, 200, 200]
+    assert answer.headers["Content-Type"] == "video/mp4"
+    assert answer.content == sample_clip()
 
 
 async def test_it_can_be_left_out(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none", ui=False))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        answers = [await client.get(path) for path in (*PATHS, page.SAMPLE)]
+        answers = [await client.get(path) for path in PATHS]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "not_found")}
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in FILES) < MOST_BYTES
+    assert sum(file.stat().st_size for file in FILES if file.suffix != ".mp4") < MOST_BYTES
 
 
 def test_it_is_no_part_of_the_api() -> None:
-    assert not {*PATHS, page.SAMPLE} & create_app(Settings()).openapi()["paths"].keys()
+    assert not {*PATHS} & create_app(Settings()).openapi()["paths"].keys()
 
 
 def test_it_comes_with_the_package(tmp_path: Path) -> None:

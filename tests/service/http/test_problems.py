@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.errors import ClipError, DeadlineExceeded, Overloaded
 from service.http.app import create_app
 from service.http.problems import KINDS, Problem
-from service.pipeline import DeadlineExceeded, Overloaded, Pipeline
+from service.pipeline import Pipeline
 from service.settings import Settings
-from service.video.errors import ClipError
 from tests.service.http.test_predict import assert_problem, connect, until_ready
 
 pytestmark = pytest.mark.anyio

@@ -18,9 +18,10 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.types import Message
 
-from service.http.app import create_app, reload_model
+from service.http.app import create_app
 from service.http.logs import JsonFormatter
-from service.model.engine import Engine, EngineOutput
+from service.model.bundle import Outputs
+from service.model.engine import Engine
 from service.settings import Settings
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
@@ -38,7 +39,7 @@ class Brake:
         self._passing = 0
         run = Engine.run
 
-        def braked(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]]) -> EngineOutput:
+        def braked(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
             self.begun += 1
             if self._passing:
                 self._passing -= 1
@@ -322,7 +323,7 @@ class TestNewBundle:
             await until(lambda: brake.begun == 1 and waiting(app) == 2)
             brake.pass_on(1)  # the first of the new one
             write_tiny_bundle(tmp_path, LABELS[:3], version="2")
-            reloading = asyncio.create_task(reload_model(app.state.serving, app.state.serving.pipeline))
+            reloading = asyncio.create_task(app.state.serving.reload(app.state.serving.pipeline))
             await until(lambda: model_version(app) == "2")
             new = await client.post("/predict", content=clip)
             brake.released.set()
@@ -341,11 +342,11 @@ class TestNewBundle:
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             brake.released.set()
             (bundle / "manifest.json").write_text("{}")
-            await reload_model(app.state.serving, app.state.serving.pipeline)
+            await app.state.serving.reload(app.state.serving.pipeline)
             answer = await client.post("/predict", content=clip)
 
         assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1")
-        assert "the new bundle is refused" in caplog.text
+        assert "reload failed" in caplog.text
         assert "manifest.json" in caplog.text
 
 

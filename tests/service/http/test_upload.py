@@ -1,5 +1,6 @@
 """A clip out of a form or a raw body, however its bytes are cut."""
 
+import os
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from starlette.types import Message
 
 from service.http.problems import Problem
 from service.http.upload import receive_clip
-from service.pipeline import ClipFile
+from service.isolation.clip_file import ClipFile
 
 FORM = "multipart/form-data; boundary=limit"
 
@@ -37,7 +38,7 @@ def received(content_type: str, chunks: Sequence[bytes]) -> bytes:
         run = receive_clip(request, clip)
         with pytest.raises(StopIteration):  # nothing is waited for, so that no event loop is needed
             run.send(None)
-        return clip.read()
+        return os.pread(clip.fileno(), clip.size, 0)
 
 
 def problem(content_type: str, body: bytes) -> str:

@@ -2,27 +2,22 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.model.batcher import Batcher, DeadlineExceeded, EngineStopped, Inference, Overloaded
+from service.errors import DeadlineExceeded, EngineStopped, Overloaded
+from service.model.batcher import Batcher, Inference
+from service.model.bundle import Outputs
 
 pytestmark = pytest.mark.anyio
 
 FAR = float("inf")  # a deadline that never passes
 
 
-@dataclass
-class Answers:
-    probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None
-
-
 class FakeEngine:
-    """Answers each clip with the clip itself, when it is allowed to; a clip of 255 fails its batch."""
+    """Outputs each clip with the clip itself, when it is allowed to; a clip of 255 fails its batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -30,7 +25,7 @@ class FakeEngine:
         self.allowed.set()
         self.death: BaseException | None = None
 
-    def __call__(self, clips: Sequence[npt.NDArray[np.uint8]]) -> Answers:
+    def __call__(self, clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
         frames = np.stack(clips)
         self.batches.append(frames[:, 0].tolist())
         assert self.allowed.wait(30)
@@ -38,7 +33,7 @@ class FakeEngine:
             raise self.death
         if 255 in frames:
             raise ValueError("the engine choked")
-        return Answers(frames.astype(np.float32), None)
+        return Outputs(frames.astype(np.float32), None)
 
 
 @pytest.fixture
@@ -79,7 +74,7 @@ async def keep_busy(engine: FakeEngine, batcher: Batcher, number: int = 99) -> a
 async def test_a_lone_clip_starts_at_once_and_alone(engine: FakeEngine, batcher: Batcher) -> None:
     answer = await batcher.submit(clip(7), FAR)
 
-    assert answer.probabilities.tolist() == [7]
+    assert answer.outputs.probabilities.tolist() == [7]
     assert engine.batches == [[7]]
 
 
@@ -94,7 +89,7 @@ async def test_clips_that_arrive_while_the_engine_is_busy_share_the_next_batch(
     answers = await asyncio.gather(first, *tasks)
 
     assert engine.batches == [[99], [1, 2, 3, 4]]
-    assert [answer.probabilities.tolist() for answer in answers] == [[99], [1], [2], [3], [4]]
+    assert [answer.outputs.probabilities.tolist() for answer in answers] == [[99], [1], [2], [3], [4]]
 
 
 async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batcher: Batcher) -> None:
@@ -121,7 +116,7 @@ async def test_the_size_of_each_batch_is_told(engine: FakeEngine) -> None:
 async def test_warming_up_happens_first_and_in_the_thread_that_infers(engine: FakeEngine) -> None:
     threads: list[int] = []
 
-    def infer(clips: Sequence[npt.NDArray[np.uint8]]) -> Answers:
+    def infer(clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
         threads.append(threading.get_ident())
         return engine(clips)
 
@@ -177,7 +172,7 @@ async def test_a_clip_cancelled_during_its_inference_does_not_disturb_the_others
     running.cancel()
     engine.allowed.set()
 
-    assert (await batcher.submit(clip(1), FAR)).probabilities.tolist() == [1]
+    assert (await batcher.submit(clip(1), FAR)).outputs.probabilities.tolist() == [1]
 
 
 async def test_a_clip_whose_deadline_passed_costs_no_inference(engine: FakeEngine, batcher: Batcher) -> None:
@@ -212,7 +207,7 @@ async def test_a_failed_batch_fails_its_own_clips_only(engine: FakeEngine, batch
     for task in (bad, unlucky):
         with pytest.raises(ValueError, match="choked"):
             await task
-    assert (await batcher.submit(clip(2), FAR)).probabilities.tolist() == [2]
+    assert (await batcher.submit(clip(2), FAR)).outputs.probabilities.tolist() == [2]
 
 
 async def test_a_dead_engine_thread_fails_everyone_and_takes_nothing_more(engine: FakeEngine, batcher: Batcher) -> None:
@@ -242,5 +237,5 @@ async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(engine: F
     engine.allowed.set()
     await closing
 
-    answers = [task.result().probabilities.tolist() for task in (running, *accepted)]
+    answers = [task.result().outputs.probabilities.tolist() for task in (running, *accepted)]
     assert answers == [[99], [1], [2], [3], [4], [5]]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.errors import BundleError
 from service.model.bundle import (
     MANIFEST,
     Agreement,
-    BundleError,
     Manifest,
     VariantFile,
     file_sha256,

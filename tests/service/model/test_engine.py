@@ -9,8 +9,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from service.errors import EngineError
 from service.model.bundle import Bundle, file_sha256, load_bundle, write_manifest
-from service.model.engine import Engine, EngineError
+from service.model.engine import Engine
 from service.model.spec import CUDA
 from tests.tiny_bundle import LABELS, tiny_network, write_tiny_bundle
 

@@ -15,9 +15,9 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from model_export.rendering.figure import keeps_scheduling
+from service.errors import ClipError
 from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
-from service.video.errors import ClipError
-from service.video.rendering import keeps_scheduling
 
 Image = npt.NDArray[np.uint8]
 Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]

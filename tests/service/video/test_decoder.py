@@ -13,8 +13,7 @@ from av.video.stream import VideoStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.video.decoder import DecodeLimits, decode_clip
-from service.video.errors import (
+from service.errors import (
     ClipError,
     ClipTooLong,
     CorruptClip,
@@ -22,6 +21,7 @@ from service.video.errors import (
     NoFrames,
     ResolutionTooLarge,
 )
+from service.video.decoder import DecodeLimits, decode_clip
 from tests.service.video.clips import (
     QUIET,
     Change,

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.errors import ClipError
 from tests.service.video.clips import encode, middle_frames, numbered, numbered_clip, numbers
 from tests.service.video.naive import assert_same_as_naive, naive_decode, naive_sample
 

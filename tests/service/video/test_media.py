@@ -17,8 +17,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.errors import UnsupportedMedia
 from service.video.media import CODECS, DEMUXERS, open_video
 from tests.service.video.clips import numbered, numbered_clip, refusal
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.errors import ClipError
 from service.http.problems import KINDS
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.errors import ClipError
 
 PATIENT = DecodeLimits(timeout_s=240)  # a busy machine is not the clips' fault
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from service.http.app import create_app, reload_model
+from service.http.app import create_app
 from service.settings import Settings
 from tests.service.http.test_under_load import (
     Brake,
@@ -122,7 +122,7 @@ async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) 
     assert (ready.status_code, ready.json()["code"], ready.json()["error"]) == (
         503,
         "not_ready",
-        "the model is being loaded; ask /health/ready",
+        "the model is being loaded; poll /health/ready",
     )
     assert inferred.status_code == 503
 
@@ -139,7 +139,7 @@ class TestNewBundle:
                 asked = asyncio.create_task(client.post(URL, content=content, headers=headers))
                 await until(lambda: arrived(app) == 1)
                 write_tiny_bundle(tmp_path, version="2", variant="base")
-                reloading = asyncio.create_task(reload_model(app.state.serving, app.state.serving.pipeline))
+                reloading = asyncio.create_task(app.state.serving.reload(app.state.serving.pipeline))
                 await until(lambda: model_version(app) == "2")
             answer = await asked
             await reloading
@@ -168,7 +168,7 @@ class TestNewBundle:
             asked = asyncio.create_task(client.post(url, content=hesitating(), headers=headers))
             await until(lambda: in_flight(app) == 1)
             write_tiny_bundle(tmp_path, version="2", variant="base")
-            await reload_model(app.state.serving, app.state.serving.pipeline)
+            await app.state.serving.reload(app.state.serving.pipeline)
             replaced.set()
             answer = await asked
 

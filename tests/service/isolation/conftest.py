@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from service.isolation.processes import DecoderProcesses
 from service.video.decoder import DecodeLimits
-from service.video.process import DecoderProcesses
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -17,7 +17,7 @@ def start_hostile() -> Iterator[Callable[..., DecoderProcesses]]:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("LIMELIGHT_API_KEY", "a secret")
 
-        def start(timeout_s: float, program: str = "tests.service.video.hostile") -> DecoderProcesses:
+        def start(timeout_s: float, program: str = "tests.service.isolation.hostile") -> DecoderProcesses:
             decoders = DecoderProcesses(DecodeLimits(timeout_s=timeout_s), memory_bytes=2**30, program=program)
             return started.enter_context(closing(decoders))
 

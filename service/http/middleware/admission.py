@@ -5,8 +5,8 @@ import re
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.observe import record_of
-from service.http.routes import Serving
+from service.http.middleware.access_log import record_of
+from service.http.serving import Serving
 
 
 class AdmissionCheck:

@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 import numpy
 
+from service.errors import CorruptClip
+from service.isolation.forkserver import main
 from service.video.decoder import DecodedClip, DecodeLimits, Image, decode_clip
-from service.video.errors import CorruptClip
-from service.video.forkserver import main
 
 TAKE_OVER = b"#!python\n"
 

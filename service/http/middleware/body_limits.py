@@ -15,7 +15,7 @@ from service.settings import Settings
 LINGER = "limelight.linger"
 
 
-class BodyGuard:
+class BodyLimits:
     """Pure ASGI middleware, the outermost, so that nothing reads a body but through it.
 
     Reading raises Problem: `body_too_large` before the first byte where Content-Length says so, else with the byte that

@@ -1,22 +1,18 @@
 """Where a clip's bytes lie while they arrive and are read: an anonymous file in memory."""
 
+import fcntl
 import io
 import os
-import sys
-import tempfile
 from typing import Self
-
-if sys.platform == "linux":
-    import fcntl
 
 
 def file_in_memory(name: str) -> io.FileIO:
-    """An empty anonymous file in memory that can be sealed. Linux only."""
+    """An empty anonymous file in memory that can be sealed."""
     return io.FileIO(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
 
 
 def seal(file: io.FileIO, seals: int) -> None:
-    """Take from everybody, for good, what the seals say. Linux only."""
+    """Take from everybody, for good, what the seals say."""
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
 
 
@@ -24,10 +20,7 @@ class ClipFile:
     """A clip's bytes, appended as they arrive. Leaving it frees them; a decoder that reads them keeps its own hold."""
 
     def __init__(self) -> None:
-        if sys.platform == "linux":
-            self._file = file_in_memory("clip")
-        else:  # where the service is only developed: it may lie on a disk
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed in the end
+        self._file = file_in_memory("clip")
         self._sealed = False
         self.size = 0
 
@@ -48,11 +41,6 @@ class ClipFile:
     def fileno(self) -> int:
         """The descriptor, to hand to a decoder."""
         return self._file.fileno()
-
-    def read(self) -> bytes:
-        """All that has been written."""
-        self._file.seek(0)
-        return self._file.read()
 
     def __enter__(self) -> Self:
         return self

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from model_export.rendering.figure import render_clip
+from service.errors import ClipError, CorruptClip, DecoderCrashed, DecodersError, DecodeTimeout, ResolutionTooLarge
+from service.isolation.processes import DecoderProcesses, start_decoders
+from service.isolation.sandbox import Grants
 from service.video.decoder import DecodeLimits, decode_clip
-from service.video.decoders import start_decoders
-from service.video.errors import ClipError, CorruptClip, DecoderCrashed, DecodeTimeout, ResolutionTooLarge
-from service.video.process import DecoderProcesses, DecodersError
-from service.video.rendering import render_clip
 from tests.processes import decoders, descendants, until
-from tests.service.video.hostile import take_over
+from tests.service.isolation.hostile import take_over
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has what it takes")]
+pytestmark = pytest.mark.anyio
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Start = Callable[..., DecoderProcesses]
@@ -78,12 +78,6 @@ class TestAnswer:
         answers = await asyncio.gather(*map(hostile.decode, clips))
 
         assert [answer.facts.frames for answer in answers] == list(range(41, 49))
-
-    async def test_of_threads_is_the_same(self, monkeypatch: pytest.MonkeyPatch, clip: bytes) -> None:
-        monkeypatch.setattr(sys, "platform", "darwin")
-        with contextlib.closing(start_decoders(DecodeLimits(), memory_bytes=2**30)) as threads:
-            assert ((await threads.decode(clip)).frames == decode_clip(clip).frames).all()
-            assert threads.grants.missing == ["rlimits", "no_new_privs", "landlock", "seccomp"]
 
 
 class TestEnd:
@@ -204,7 +198,7 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames > 0
 
     async def test_starts_no_clip_while_a_killed_one_has_not_ended(self, start_hostile: Start, clip: bytes) -> None:
-        decoders = start_hostile(60, "tests.service.video.reluctant")
+        decoders = start_hostile(60, "tests.service.isolation.reluctant")
         waiting = asyncio.create_task(decoders.decode(ENDLESS))
         await eventually(decoding)
         (killed,) = decoding()
@@ -266,8 +260,8 @@ class TestForkServer:
         program = f"""
             import asyncio
             from service.video.decoder import DecodeLimits
-            from service.video.process import DecoderProcesses
-            decoders = DecoderProcesses(DecodeLimits(), memory_bytes=2**30, program="tests.service.video.hostile")
+            from service.isolation.processes import DecoderProcesses
+            decoders = DecoderProcesses(DecodeLimits(), memory_bytes=2**30, program="tests.service.isolation.hostile")
             asyncio.run(decoders.decode({ENDLESS!r}))
         """
         with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY) as service:
@@ -297,6 +291,6 @@ class TestClose:
         assert decoding() == []
 
     def test_comes_at_once_where_a_required_layer_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys, "platform", "darwin")
-        with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set and this system lacks rlimits"):
+        monkeypatch.setattr(DecoderProcesses, "grants", Grants(rlimits=True, no_new_privs=True, seccomp=True))
+        with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set, but this system lacks landlock"):
             start_decoders(DecodeLimits(), memory_bytes=2**30, require_sandbox=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.guard import LINGER, BodyGuard
+from service.http.middleware.body_limits import LINGER, BodyLimits
 from service.http.problems import Problem
 from service.settings import Settings
 
@@ -65,8 +65,8 @@ class Client:
         return (b"connection", b"close") in self.heard[0]["headers"]
 
 
-def guard(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyGuard:
-    return BodyGuard(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)
+def guard(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyLimits:
+    return BodyLimits(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)
 
 
 async def problem(client: Client, app: ASGIApp | None = None, **settings: Any) -> str:

@@ -12,7 +12,7 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.video import landlock, seccomp
+from service.isolation import landlock, seccomp
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38

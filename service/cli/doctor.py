@@ -15,18 +15,16 @@ from pathlib import Path
 
 import httpx
 
-from service.http.app import load_pipeline
+from service.assembly import load_pipeline
+from service.errors import BundleError, ClipError, DecodersError, EngineError
+from service.isolation.processes import start_decoders
 from service.metrics import Metrics
-from service.model.bundle import Bundle, BundleError, load_bundle
-from service.model.engine import EngineError
+from service.model.bundle import Bundle, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
 from service.settings import Settings
 from service.video.decoder import DecodeLimits
-from service.video.decoders import start_decoders
-from service.video.errors import ClipError
-from service.video.process import DecodersError
-from service.video.rendering import render_clip
+from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 ELSEWHERE = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
@@ -174,7 +172,7 @@ def _decoders(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"sandbox: {layer}", verdict, "granted" if granted else "missing", remedy)
         started = time.monotonic()
         try:
-            clip = asyncio.run(decoders.decode(render_clip().data))
+            clip = asyncio.run(decoders.decode(sample_clip()))
         except (ClipError, DecodersError) as error:
             yield Finding("decoders", Verdict.BAD, f"a good clip was refused: {error}", DECODERS)
         else:
@@ -230,14 +228,14 @@ def _network(settings: Settings, bundle: Bundle) -> Finding:
         pipeline = load_pipeline(settings, Metrics())
     except (EngineError, DecodersError) as error:
         return Finding("network", Verdict.BAD, str(error))
-    model, seconds = pipeline.model, Stages()
+    model, stages = pipeline.model, Stages()
     with contextlib.closing(pipeline):
         reason = "as LIMELIGHT_PRECISION asks"
         if settings.precision == "auto":
             _, reason = choose_precision(bundle.manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
         try:
-            asyncio.run(pipeline.predict(render_clip().data, deadline=time.monotonic() + 600, stages=seconds))
+            asyncio.run(pipeline.predict(sample_clip(), deadline=time.monotonic() + 600, stages=stages))
         except Exception as error:  # whatever it is, the service would meet it, too
             return Finding("network", Verdict.BAD, f"a clip gets no answer: {error}", "the log above may say more")
-    found = f"{model.precision} on {model.provider}, {seconds['inference']:.2f} s a clip ({reason})"
+    found = f"{model.precision} on {model.provider}, {stages.inference:.2f} s a clip ({reason})"
     return Finding("network", Verdict.GOOD, found)

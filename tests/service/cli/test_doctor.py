@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.doctor import Finding, Verdict, examine
+from service.cli.doctor import Finding, Verdict, examine
 from service.settings import Settings
 from tests.tiny_bundle import write_tiny_bundle
 

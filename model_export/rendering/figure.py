@@ -16,7 +16,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from service.video.scenery import COMPLEXIONS, FABRICS, Colour, Image32, noise, scenery
+from model_export.rendering.scenery import COMPLEXIONS, FABRICS, Colour, Image32, noise, scenery
 
 Vector = npt.NDArray[np.float64]
 Swing = tuple[float, float]

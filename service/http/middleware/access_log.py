@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.logs import request_id as current_request_id
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.metrics import Metrics
+from service.pipeline import Stages
 
 # What may be echoed into a header and a log without a second thought.
 _CLEAN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -30,19 +31,24 @@ class RequestRecord:
 
     request_id: str
     arrived: float = field(default_factory=time.monotonic)
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
     answered: float | None = None  # when the answer was complete and only its sending was left
     status: int | None = None
     code: str | None = None  # of the problem, if it is one
 
+    def end_receive(self, metrics: Metrics) -> None:
+        """Note that the request's body has been read: the end of the stage ``receive``."""
+        self.stages.receive = time.monotonic() - self.arrived
+        metrics.stage_seconds.labels("receive").observe(self.stages.receive)
+
 
 def record_of(request: Request) -> RequestRecord:
-    """The record that `Observe` opened for this request."""
+    """The record that ``AccessLog`` opened for this request."""
     record: RequestRecord = request.state.record
     return record
 
 
-class Observe:
+class AccessLog:
     """Pure ASGI middleware around the app. Requests to `measured` paths are predictions and count in the metrics."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, measured: re.Pattern[str]) -> None:
@@ -108,7 +114,7 @@ def _log(scope: Scope, record: RequestRecord) -> None:
         "path": scope["path"],
         "status": record.status,
         "duration_ms": round(1000 * (time.monotonic() - record.arrived), 3),
-        "stages_ms": {stage: round(1000 * seconds, 3) for stage, seconds in record.stages.items()},
+        "stages_ms": record.stages.milliseconds(),
     }
     if record.code is not None:
         facts["code"] = record.code

@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 
-from service.video.forkserver import main
-from tests.service.video.hostile import decode
+from service.isolation.forkserver import main
+from tests.service.isolation.hostile import decode
 
 
 def kill_slowly(pid: int, number: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.video.rendering import ACTIONS, render_clip
+from model_export.rendering.figure import ACTIONS, render_clip
 
 # What an encoder may change of a still pixel: well under an actor moving, well over its own noise.
 MOVED = 40

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageChops
 
-from service.overlay import check_overlay_path, write_overlay
+from service.cli.overlay import check_overlay_path, write_overlay
 
 FORMATS = ("png", "gif", "mp4")
 GREY = np.full((40, 224, 224, 3), 90, np.uint8)

@@ -1,4 +1,4 @@
-"""The program that decoder processes are forked from: ``python -m service.video.forkserver SOCKET MEMORY LIMITS``.
+"""The program that decoder processes are forked from: ``python -m service.isolation.forkserver SOCKET MEMORY LIMITS``.
 
 It has done once what every decoder would have to: imported PyAV and decoded a clip, after which FFmpeg's tables are
 filled and nothing is left to import. One process is always forked ahead: it waits for a clip, and no clip for it.
@@ -35,17 +35,18 @@ from typing import Any, BinaryIO, NoReturn, cast
 import av
 import numpy as np
 
+from service.errors import ClipError, DecoderCrashed
+from service.isolation.sandbox import die_with, enter
 from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, Image, decode_clip
-from service.video.errors import ClipError, DecoderCrashed
-from service.video.rendering import render_clip
 from service.video.sampling import FRAME_COUNT
-from service.video.sandbox import die_with, enter
 
 # An answer: the frames, then a JSON object and zeros.
 FRAMES_SHAPE = (FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAMES_BYTES = math.prod(FRAMES_SHAPE)
 ANSWER_BYTES = FRAMES_BYTES + 64 * 1024
 DONE = b"done"  # on a clip's socket
+# Four frames of 64×48; the renderer's output, committed so that the service renders nothing.
+WARM_UP_CLIP = Path(__file__).with_name("warmup.mp4")
 MOST_WORDS = 8000  # of an error's text, each up to six bytes of JSON
 
 Decode = Callable[[BinaryIO, DecodeLimits, Image], DecodedClip]
@@ -262,8 +263,7 @@ def main(decode: Decode = decode_clip) -> None:
         signal.signal(number, signal.SIG_IGN)
     descriptor, memory_bytes, limits = sys.argv[1:]
     import_pyav()
-    exercise = render_clip(frames=4, width=64, height=48).data
-    decoder = Decoder(decode, DecodeLimits(**json.loads(limits)), int(memory_bytes), exercise)
+    decoder = Decoder(decode, DecodeLimits(**json.loads(limits)), int(memory_bytes), WARM_UP_CLIP.read_bytes())
     with socket.socket(fileno=int(descriptor)) as control:
         grants = warm_up(replace(decoder, limits=DecodeLimits()))  # whatever is asked of strangers' clips
         gc.collect()

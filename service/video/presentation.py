@@ -8,14 +8,14 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from service.video.errors import NoFrames
+from service.errors import NoFrames
 from service.video.limits import DecodeLimits
 from service.video.packed import VideoPacket, unpack
 from service.video.sampling import frames_shown, sample_instants
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
+class Presentation:
     """The packets of a stream in the order they are decoded, and which of their frames are wanted.
 
     Times are in ticks of ``time_base``. A frame's slot is its place among all frames in the order they are shown.
@@ -39,7 +39,7 @@ class Timeline:
     @classmethod
     def read(
         cls, container: InputContainer, stream: VideoStream, limits: DecodeLimits, check_time: Callable[[], None]
-    ) -> "Timeline":
+    ) -> "Presentation":
         """Reads all packets of the stream.
 
         Raises:

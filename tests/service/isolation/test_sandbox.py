@@ -7,12 +7,12 @@ import textwrap
 
 import pytest
 
-from service.video import seccomp
-from service.video.errors import CorruptClip, DecoderCrashed
-from service.video.process import DecoderProcesses
-from tests.service.video.hostile import take_over
+from service.errors import CorruptClip, DecoderCrashed
+from service.isolation import seccomp
+from service.isolation.processes import DecoderProcesses
+from tests.service.isolation.hostile import take_over
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")]
+pytestmark = pytest.mark.anyio
 
 FILES = {
     "read a file": "open('/etc/passwd')",
@@ -124,7 +124,7 @@ def test_each_layer_is_a_wall_of_its_own() -> None:
     program = """
         import errno, os
         import numpy as np
-        from service.video import sandbox, seccomp
+        from service.isolation import sandbox, seccomp
 
         def refusal(act):
             try:

@@ -1,6 +1,6 @@
-"""One decoder process a clip: what a clip does to its decoder ends with it. Linux only.
+"""One decoder process per clip, forked from a fork server, so that whatever a clip does to its decoder ends with it.
 
-A clip and its answer travel as anonymous files in memory. Nothing that comes back is believed unchecked: a hostile clip
+A clip and its answer travel as anonymous files in memory. Every answer is checked before use, because a hostile clip
 may have taken its decoder over.
 """
 
@@ -25,12 +25,12 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.video.clip_file import ClipFile, file_in_memory, seal
+from service.errors import ClipError, DecoderCrashed, DecodersError, DecodeTimeout
+from service.isolation.clip_file import ClipFile, file_in_memory, seal
+from service.isolation.forkserver import ANSWER_BYTES, DONE, FRAMES_BYTES, FRAMES_SHAPE
+from service.isolation.sandbox import Grants
 from service.video.decoder import ClipFacts, DecodedClip, DecodeLimits, Image, SampledFrame
-from service.video.errors import ClipError, DecoderCrashed, DecodeTimeout
-from service.video.forkserver import ANSWER_BYTES, DONE, FRAMES_BYTES, FRAMES_SHAPE
 from service.video.sampling import FRAME_COUNT
-from service.video.sandbox import Grants
 
 START_S = 120
 # A killed process is gone within milliseconds; a fork server that cannot tell in this time is no good any more.
@@ -42,10 +42,6 @@ ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OPENBLAS_NUM_THREADS"
 ERRORS: Mapping[str, type[ClipError]] = MappingProxyType({kind.code: kind for kind in ClipError.__subclasses__()})
 
 logger = logging.getLogger(__name__)
-
-
-class DecodersError(Exception):
-    """Decoder processes cannot be started. One sentence with the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +66,31 @@ _ANSWER: TypeAdapter[_Found | _Refused | _Failed] = TypeAdapter(
 )
 
 
+def start_decoders(limits: DecodeLimits, *, memory_bytes: int, require_sandbox: bool = False) -> "DecoderProcesses":
+    """Start decoder processes and log which layers of the sandbox this kernel grants. Takes half a second.
+
+    Args:
+        limits: What one clip may cost.
+        memory_bytes: Address space that decoding one clip may take.
+        require_sandbox: Whether to refuse to start where a layer of the sandbox is missing.
+
+    Raises:
+        DecodersError: The processes cannot be started, or a required layer is missing.
+    """
+    decoders = DecoderProcesses(limits, memory_bytes=memory_bytes)
+    missing = ", ".join(decoders.grants.missing)
+    if missing and require_sandbox:
+        decoders.close()
+        raise DecodersError(
+            f"LIMELIGHT_REQUIRE_SANDBOX is set, but this system lacks {missing}; `limelight doctor` shows the remedies"
+        )
+    if missing:
+        logger.warning("the sandbox of the decoders lacks %s; `limelight doctor` shows the remedies", missing)
+    else:
+        logger.info("the sandbox of the decoders is complete")
+    return decoders
+
+
 class DecoderProcesses:
     """Decodes each clip in a process of its own that may do nothing but compute (see ``sandbox``).
 
@@ -77,7 +98,9 @@ class DecoderProcesses:
     Starting takes half a second. Raises DecodersError.
     """
 
-    def __init__(self, limits: DecodeLimits, *, memory_bytes: int, program: str = "service.video.forkserver") -> None:
+    def __init__(
+        self, limits: DecodeLimits, *, memory_bytes: int, program: str = "service.isolation.forkserver"
+    ) -> None:
         self._limits = limits
         self._program = [program, str(memory_bytes), json.dumps(asdict(limits))]
         self._changing = threading.Lock()  # guards _server and _closed

@@ -1,0 +1,74 @@
+"""Builds a warm pipeline from the settings; server, ``predict --bundle`` and doctor all start here."""
+
+import os
+
+from service.isolation.processes import DecoderProcesses, start_decoders
+from service.metrics import Metrics
+from service.model.bundle import load_bundle
+from service.model.engine import Engine
+from service.model.model import Model
+from service.model.spec import CudaOptions
+from service.pipeline import Pipeline
+from service.settings import Settings
+from service.video.limits import DecodeLimits
+
+
+def load_model(settings: Settings, metrics: Metrics) -> Model:
+    """Load and warm up the bundle that the settings name. Takes seconds.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or of another schema.
+        EngineError: The network cannot run as configured.
+    """
+    bundle = load_bundle(settings.bundle)
+    engine = Engine(
+        bundle,
+        device=settings.device,
+        precision=settings.precision,
+        batch_sizes=settings.batch_sizes,
+        threads=settings.threads,
+        spinning=settings.spinning,
+        cuda=CudaOptions(
+            conv_search=settings.cuda_conv_search,
+            memory_limit_bytes=settings.gpu_mem_limit_bytes,
+            graphs=settings.cuda_graphs,
+            prefer_nhwc=settings.cuda_prefer_nhwc,
+        ),
+    )
+    return Model(bundle, engine, max_queue=settings.max_queue, on_batch=metrics.batch_size.observe)
+
+
+def load_decoders(settings: Settings) -> DecoderProcesses:
+    """Start the decoder processes with the limits that the settings name. Takes half a second.
+
+    Raises:
+        DecodersError: They cannot be started, or the sandbox lacks a layer that the settings require.
+    """
+    return start_decoders(
+        DecodeLimits(
+            max_duration_s=settings.max_duration_s,
+            max_pixels=settings.max_pixels,
+            max_frames=settings.max_frames,
+            timeout_s=settings.decode_timeout_s,
+        ),
+        memory_bytes=settings.decode_memory_bytes,
+        require_sandbox=settings.require_sandbox,
+    )
+
+
+def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+    """Load and warm up the bundle, and start the decoder processes. Takes seconds.
+
+    Raises:
+        BundleError: The bundle is missing, damaged or of another schema.
+        EngineError: The network cannot run as configured.
+        DecodersError: The decoder processes cannot be started.
+    """
+    model = load_model(settings, metrics)
+    try:
+        decoders = load_decoders(settings)
+    except BaseException:
+        model.close()
+        raise
+    workers = settings.decode_workers or len(os.sched_getaffinity(0))
+    return Pipeline(model, decoders, metrics, decode_workers=workers)

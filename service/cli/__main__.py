@@ -1,0 +1,4 @@
+from service.cli.app import app
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,70 @@
+"""A server for the length of ``limelight demo``."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from service.errors import CommandError
+
+START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 60
+
+
+@contextlib.contextmanager
+def running_server(bundle: Path) -> Iterator[str]:
+    """Run ``limelight serve`` in a process of its own, on a free port, and give its address once it is ready.
+
+    Raises:
+        CommandError: The server did not start.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "service.cli", "serve", f"--bundle={bundle}", "--host=127.0.0.1", f"--port={port}"]
+    with tempfile.TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)  # noqa: S603 - our own command
+        try:
+            url = f"http://127.0.0.1:{port}"
+            with Console(stderr=True).status(f"Starting a server on port {port} …"):
+                ready = _wait_until_ready(process, url)
+            if not ready:
+                stderr.seek(0)
+                lines = stderr.read().strip().splitlines() or [f"it ended with exit code {process.returncode}"]
+                raise CommandError(f"the server did not start: {lines[-1].removeprefix('limelight: ')}")
+            yield url
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Return whether the server became ready before it ended and before the time-out."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(trust_env=False) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(f"{url}/health/ready").is_success:
+                    return True
+            time.sleep(0.1)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

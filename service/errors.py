@@ -1,0 +1,117 @@
+"""The errors that Limelight raises on purpose, as one tree.
+
+LimelightError
+├── ClipError                the clip is at fault; has a stable ``code``
+│   ├── UnsupportedMedia     not a video in an allowed container and codec
+│   ├── CorruptClip          a video, but too damaged to sample
+│   ├── NoFrames             the video stream holds no frame
+│   ├── ClipTooLong          more seconds or frames than allowed
+│   ├── ResolutionTooLarge   more pixels per frame than allowed
+│   ├── DecodeTimeout        decoding took longer than allowed
+│   └── DecoderCrashed       the clip's decoder process died
+├── Overloaded               the service holds as many clips as it can; try again later
+├── DeadlineExceeded         the answer was not ready by the request's deadline
+├── EngineStopped            the engine has been closed, or its thread has died
+├── BundleError              a bundle is missing, damaged or of another schema
+├── EngineError              the network cannot run as configured
+├── DecodersError            decoder processes cannot be started
+├── ListenError              the server cannot listen on its address
+├── CommandError             a command of the CLI cannot do what was asked
+└── Problem                  an HTTP request is refused (defined in ``service.http.problems``)
+
+``str(error)`` is one sentence for the person who can act on it: it names the file, setting or address, and the remedy.
+"""
+
+from typing import ClassVar
+
+
+class LimelightError(Exception):
+    """Base class of every error in this tree."""
+
+
+class ClipError(LimelightError):
+    """The clip is at fault. ``str(error)`` is written for whoever sent it; ``code`` never changes."""
+
+    code: ClassVar[str]
+
+
+class UnsupportedMedia(ClipError):
+    """The file is not a video in an allowed container and codec."""
+
+    code = "unsupported_media"
+
+
+class CorruptClip(ClipError):
+    """The file is a video, but too damaged to sample."""
+
+    code = "corrupt_clip"
+
+
+class NoFrames(ClipError):
+    """The video stream holds no frame."""
+
+    code = "no_frames"
+
+
+class ClipTooLong(ClipError):
+    """The clip has more seconds or frames than allowed."""
+
+    code = "clip_too_long"
+
+
+class ResolutionTooLarge(ClipError):
+    """A frame has more pixels than allowed."""
+
+    code = "resolution_too_large"
+
+
+class DecodeTimeout(ClipError):
+    """Decoding took longer than allowed."""
+
+    code = "decode_timeout"
+
+
+class DecoderCrashed(ClipError):
+    """The clip's decoder process died or returned an invalid answer."""
+
+    code = "decoder_crashed"
+
+
+class Overloaded(LimelightError):
+    """The service holds as many clips as it can.
+
+    Attributes:
+        retry_after_s: Seconds after which the clips that it holds should have been answered.
+    """
+
+    def __init__(self, detail: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(LimelightError):
+    """The answer was not ready by the request's deadline."""
+
+
+class EngineStopped(LimelightError):
+    """The engine has been closed, or its thread has died: no further clip will be answered."""
+
+
+class BundleError(LimelightError):
+    """A bundle cannot be used. The message names the file and the remedy."""
+
+
+class EngineError(LimelightError):
+    """The network cannot run as configured. The message names the file or setting and the remedy."""
+
+
+class DecodersError(LimelightError):
+    """Decoder processes cannot be started. The message names the remedy."""
+
+
+class ListenError(LimelightError):
+    """The server cannot listen on its address. The message names the address and the remedy."""
+
+
+class CommandError(LimelightError):
+    """A command of the CLI cannot do what was asked. The message names the file or option and the remedy."""

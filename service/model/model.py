@@ -1,0 +1,82 @@
+"""A bundle's network at work: the engine in a thread of its own, with a queue in front of it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.model.batcher import Batcher, Inference
+from service.model.bundle import Bundle
+from service.model.engine import Engine
+
+
+class Model:
+    """Answers clips with a bundle's network until it is closed.
+
+    The constructor warms the engine up, which takes seconds.
+
+    Args:
+        bundle: The bundle that the engine runs.
+        engine: The engine; from now on it belongs to the model's thread.
+        max_queue: Clips that may wait for the engine besides one full batch.
+        on_batch: Called in the engine's thread with the number of clips of each batch.
+
+    Raises:
+        EngineError: The engine cannot run one of its batch sizes.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, *, max_queue: int, on_batch: Callable[[int], Any] = lambda clips: None
+    ) -> None:
+        self.manifest = bundle.manifest
+        self.precision: str = engine.precision
+        self.provider = engine.provider
+        self.capacity = max_queue + max(engine.batch_sizes)
+        self._batcher = Batcher(
+            engine.run,
+            batch_sizes=engine.batch_sizes,
+            max_waiting=self.capacity,
+            warm_up=engine.warm_up,
+            on_batch=on_batch,
+        )
+        self._holders = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model still answers clips."""
+        return self._batcher.alive
+
+    @property
+    def depth(self) -> int:
+        """Number of clips that wait for the engine now."""
+        return self._batcher.depth
+
+    def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Coroutine[Any, Any, Inference]:
+        """Classify one clip; see ``Batcher.submit``."""
+        return self._batcher.submit(frames, deadline)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep ``close_when_free`` from closing the model. Call it from one event loop only."""
+        self._holders += 1
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._free.set()
+
+    async def close_when_free(self) -> None:
+        """Close the model as soon as nobody holds it."""
+        await self._free.wait()
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Answer the clips that wait, then stop. Blocks until that is done."""
+        self._batcher.close()
