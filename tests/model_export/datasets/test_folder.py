@@ -1,5 +1,7 @@
 """Folders of class folders become labelled clips, grouped by the video they were cut from."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,15 +89,20 @@ class TestGroups:
         clips = find_clips(make_folder("Diving/v_Diving_g08_c01.avi", "Juggle/holiday.mov"))
         assert [clip.group for clip in clips] == ["v_Diving_g08", "Juggle/holiday"]
 
-    def test_real_clips(self, shared: Path) -> None:
-        clips = find_clips(shared / "clips" / "ucf101")
-        assert len(clips) == 606
-        assert len(class_names(clips)) == 13
-        for label in class_names(clips):
-            # The training side of split 1: videos 8 to 25 of each class.
-            numbers = {int(clip.group.rpartition("_g")[2]) for clip in clips if clip.label == label}
-            assert numbers <= set(range(8, 26))
-            assert len(numbers) >= 17
+    def test_every_real_clip_of_ucf101_is_found_once_with_its_class_and_its_video(self, shared: Path) -> None:
+        folder = shared / "clips" / "ucf101"
+        official = re.compile(r"v_(?P<name>[A-Za-z]+)_g(?P<video>\d\d)_c\d\d\.(avi|mp4)")
+        listed = {}
+        for root, _, names in os.walk(folder):
+            for name in names:
+                if match := official.fullmatch(name):
+                    listed[Path(root, name)] = (Path(root).name, f"v_{match['name']}_g{match['video']}")
+        assert listed
+
+        clips = find_clips(folder)
+
+        assert len(clips) == len(listed)
+        assert {clip.path: (clip.label, clip.group) for clip in clips} == listed
 
 
 class TestRefusals:
