@@ -11,9 +11,9 @@ from itertools import pairwise
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
-# Raised when other frames of some clips come to be taken (2: of AVI files; 3: after packets that hold no picture):
-# features kept from before expire.
-SAMPLING_REVISION = 3
+# Raised when other frames of some clips are sampled, so that features stored before expire. 2: of AVI files; 3: after
+# packets that hold no picture; 4: of MPEG-4 with packed B-frames.
+SAMPLING_REVISION = 4
 
 
 def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:

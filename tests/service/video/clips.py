@@ -1,8 +1,9 @@
 """Small clips made by code: they number their frames, and can be made odd in every way."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import count
 from typing import cast
 
 import av
@@ -25,6 +26,10 @@ Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
 # Tens are in the grey of the left half, units in that of the right.
 GREY_STEP = 24
 QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
+# A picture of MPEG-4 that is not coded: start code, "P", no whole second, marker, time, marker, "not coded", stuffing.
+NOT_CODED = bytes.fromhex("000001b6504f")
+I_FRAME, B_FRAME = 0, 2
+DIVX_PACKED = b"\0\0\1\xb2DivX503b1393p"  # user data that marks a packed stream
 DATA_CODECS = {"klv", "timed_id3"}
 
 
@@ -116,6 +121,50 @@ def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50
     video_codec = "libvpx" if container == "webm" else "libx264"
     pictures = map(numbered, range(frames))
     return encode(pictures, codec=video_codec, container=container, prepare=add_track, change=mux_track)
+
+
+def packed_clip(
+    frames: int, *, options: Mapping[str, str], left_out: Container[int] = (), marked: bool = True
+) -> bytes:
+    """A numbered AVI with packed B-frames, as XviD writes it.
+
+    The first B-frame after another picture is in that picture's packet, each further one is a packet early, and a
+    placeholder follows the last. ``left_out`` are ticks at which the AVI has no packet.
+    """
+    # Large enough for no B-frame to be as small as a placeholder.
+    pictures = (numbered(number, 320, 240) for number in range(frames))
+    plain = encode(pictures, codec="mpeg4", container="avi", options=options)
+    file = io.BytesIO()
+    with av.open(io.BytesIO(plain), "r") as source, av.open(file, "w", format="avi") as output:
+        video = source.streams.video[0]
+        stream = output.add_stream_from_template(video)
+        groups: list[list[bytes]] = []  # a picture that is not a B-frame, and the B-frames after it
+        for packet in source.demux(video):
+            if not packet.size:
+                continue
+            picture = bytes(packet)
+            if _picture_type(picture) == B_FRAME:
+                groups[-1].append(picture)
+            else:
+                groups.append([picture])
+        contents: list[bytes] = []
+        if marked:
+            groups[0][0] = DIVX_PACKED + groups[0][0]
+        for first, *others in groups:
+            # XviD's placeholder has the type of the picture before it, and AVI's index calls its packet a keyframe too.
+            placeholder = bytes([*NOT_CODED[:4], _picture_type(first) << 6 | NOT_CODED[4] & 0x3F, *NOT_CODED[5:]])
+            contents += [first + others[0], *others[1:], placeholder] if others else [first]
+        ticks = (tick for tick in count() if tick not in left_out)
+        for tick, content in zip(ticks, contents, strict=False):
+            packed = Packet(content)
+            packed.stream, packed.time_base, packed.pts, packed.dts = stream, Fraction(1, 25), tick, tick
+            packed.is_keyframe = _picture_type(content) == I_FRAME
+            output.mux(packed)
+    return file.getvalue()
+
+
+def _picture_type(picture: bytes) -> int:
+    return picture[picture.index(NOT_CODED[:4]) + 4] >> 6
 
 
 def middle_frames(frames: int) -> list[int]:

@@ -23,6 +23,7 @@ from service.errors import (
 )
 from service.video.decoder import DecodeLimits, decode_clip
 from tests.service.video.clips import (
+    NOT_CODED,
     QUIET,
     Change,
     encode,
@@ -218,10 +219,6 @@ def break_packets(broken: Iterable[int]) -> Change:
 def small_clips() -> list[bytes]:
     kinds = (("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx", "webm"), ("mpeg2video", "mpegts"))
     return [numbered_clip(12, codec=codec, container=container) for codec, container in kinds]
-
-
-# A picture of MPEG-4 that is not coded: start code, "P", no whole second, marker, time, marker, "not coded", stuffing.
-NOT_CODED = bytes.fromhex("000001b6504f")
 
 
 class TestDamage:
