@@ -1,10 +1,10 @@
-# Limelight's images: `serve`, the service, and `export`, which writes the bundle that it serves.
+# Limelight's images: `serve` runs the service, and `export` writes the bundle that it serves.
 #   docker build --build-arg EXTRA=gpu -t limelight .
-# The GPU's image brings CUDA and cuDNN as Python packages: the host needs a driver and the NVIDIA Container Toolkit.
+# The GPU image contains CUDA and cuDNN as Python packages; the host needs a driver and the NVIDIA Container Toolkit.
 
 ARG PYTHON=3.13-slim-trixie
 
-# --- What has pip ----------------------------------------------------------------------------------------------------
+# --- Build stages, which have pip -----------------------------------------------------------------------------------
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -13,7 +13,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv tools && tools/bin/pip install -q --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 
-# The service's environment has no pip of its own: nothing is installed where it runs.
+# The service's environment has no pip: nothing can be installed where it runs.
 FROM build AS serve-environment
 ARG EXTRA=cpu
 COPY requirements/serve-${EXTRA}.txt requirements/
@@ -32,12 +32,12 @@ COPY service service
 COPY model_export model_export
 RUN tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \
     && /opt/venv/bin/pip install -q --no-deps wheels/*.whl
-# Fetched now, so that the container needs no network.
+# Fetch the weights now, so that the container needs no network.
 RUN --mount=type=cache,target=/root/.cache/pip KERAS_HOME=/opt/keras /opt/venv/bin/limelight-model fetch-weights
 
-# --- What runs -------------------------------------------------------------------------------------------------------
+# --- Runtime stages ------------------------------------------------------------------------------------------------
 FROM python:${PYTHON} AS runtime
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Limelight" \
       org.opencontainers.image.description="Recognises human actions in video clips and shows where the network looked" \
@@ -45,7 +45,7 @@ LABEL org.opencontainers.image.title="Limelight" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
-# A volume that is mounted here is made theirs.
+# A new volume that is mounted here takes over this owner.
 RUN install -d -o 10001 -g 10001 /bundles
 WORKDIR /bundles
 USER 10001:10001

@@ -1,11 +1,11 @@
-# `make help` lists what there is. Everything is built inside the checkout; `make clean` removes it again.
+# `make help` lists the targets. `make clean` removes what they built in the checkout; VGG19's weights lie elsewhere.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
   docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors lock clean
 
-# Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
+# Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
 VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 endif
@@ -15,9 +15,9 @@ STAMP := .venv/.installed-$(VARIANT)
 help: ## List the targets
 	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-setup: $(STAMP) ## Build .venv/ with everything, from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
+setup: $(STAMP) ## Install everything into .venv/ from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
 
-# A Python counts when it runs: pyenv leaves shims of versions that are not active, and Debian splits off ensurepip.
+# Try each Python: pyenv leaves shims of inactive versions, and Debian packages ensurepip separately.
 $(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  for python in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do \
@@ -33,54 +33,54 @@ $(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
 	  fi; \
 	  "$$found" -m venv --clear .venv; \
 	fi
-	@echo "Installing Limelight ($(VARIANT)) into .venv: about 1 GB to download the first time, some minutes."
+	@echo "Installing Limelight ($(VARIANT)) into .venv: downloads about 1 GB the first time and takes some minutes."
 	@rm -f .venv/.installed-*
-	@# The two builds of ONNX Runtime share their files: the one not wanted has to go before the other comes.
+	@# The two builds of ONNX Runtime install the same files: remove the other build first.
 	@if $(BIN)/python -m pip show -qq onnxruntime$(if $(filter cpu,$(VARIANT)),-gpu); then \
 	  $(BIN)/python -m pip uninstall -q -y onnxruntime onnxruntime-gpu; fi
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements/dev-$(VARIANT).txt
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## Weights, bundle, server, one prediction with its attention in demo.png (CLIP=video.mp4 for your own)
+demo: setup ## Fetch weights, export a bundle, start a server, classify a clip, draw demo.png (CLIP=video.mp4)
 	$(BIN)/limelight-model fetch-weights
 	$(BIN)/limelight-model export --output bundle
 	$(BIN)/limelight demo $${CLIP:+"$$CLIP"} --bundle bundle --overlay demo.png
 	@echo "Next: make serve, then open http://127.0.0.1:$${LIMELIGHT_PORT:-8000} in a browser and drop a video on the page."
 
-serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* settings apply)
+serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* variables apply)
 	$(BIN)/limelight serve --bundle bundle
 
-test: setup ## Run the tests (ARGS="-k name" picks some)
+test: setup ## Run the tests (ARGS="-k name" selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak-decoders: setup ## A minute of killed decoders, and every variant of every odd file of LIMELIGHT_SHARED
+soak-decoders: setup ## Kill decoders for a minute, and try every variant of the odd files in LIMELIGHT_SHARED
 	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)
 
-bench-process: setup ## Measure what a process of its own costs a clip (ARGS="--rounds 50")
+bench-process: setup ## Measure the cost of one decoder process for each clip (ARGS="--rounds 50")
 	$(BIN)/python benchmarks/bench_decoder_process.py $(ARGS)
 
-bench-answer: setup ## Measure how long writing an answer takes (ARGS="--rounds 1000")
+bench-answer: setup ## Measure how long it takes to write an answer (ARGS="--rounds 1000")
 	$(BIN)/python benchmarks/bench_answer.py $(ARGS)
 
 bench-decode: setup .bench/venv ## Compare the decoder with OpenCV and decord (ARGS="--only Xvid --rounds 3")
 	$(BIN)/python benchmarks/bench_decode.py $(ARGS)
 
-# Also compared, where it is added by hand: torchcodec, whose torch is 2 GB.
+# torchcodec is compared as well if it is installed by hand; its torch takes 2 GB.
 .bench/venv:
 	$(BIN)/python -m venv $@
 	$@/bin/python -m pip install -q opencv-python-headless decord || { rm -rf $@; exit 1; }
 
-bench-overload: setup ## Offer the service four times its capacity, and slow uploads (ARGS="--rounds 1 --seconds 5")
+bench-overload: setup ## Measure overload at four times the capacity, and slow uploads (ARGS="--rounds 1")
 	$(BIN)/python benchmarks/bench_overload.py $(ARGS)
 
-bench-service: setup ## Measure what the service adds to decoding and inference, and its throughput (ARGS="--only tiny")
+bench-service: setup ## Measure the service's overhead and throughput (ARGS="--only tiny")
 	$(BIN)/python benchmarks/bench_service.py $(ARGS)
 
-bench-threads: setup ## Find how many threads and decoders get in each other's way (ARGS="--bundle bundle")
+bench-threads: setup ## Compare numbers of threads and decoders (ARGS="--bundle bundle")
 	$(BIN)/python benchmarks/bench_threads.py $(ARGS)
 
-bench-tensors: setup ## Measure how long others wait while tensors are read (ARGS="--rounds 10")
+bench-tensors: setup ## Measure how reading tensors delays other requests (ARGS="--rounds 10")
 	$(BIN)/python benchmarks/bench_tensors.py $(ARGS)
 
 bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and BentoML (ARGS="--rounds 1")
@@ -90,19 +90,19 @@ bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and Be
 	$(BIN)/python -m venv $@
 	$@/bin/python -m pip install -q litserve bentoml onnxruntime av numpy || { rm -rf $@; exit 1; }
 
-soak: setup ## Half an hour of good and bad clips and clients that vanish: does anything grow? (ARGS="--minutes 5")
+soak: setup ## Look for leaks in half an hour of good and bad clips and lost clients (ARGS="--minutes 5")
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.fuzz_decoder $(ARGS)
 
-docker-test: setup ## Build the images and run the containers, where there is a Docker engine (ARGS="-k gateway")
+docker-test: setup ## Build the images and test the containers; needs a Docker engine (ARGS="-k gateway")
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
-docs: setup ## Write the table of settings in docs/operations.md again
+docs: setup ## Renew the table of settings in docs/operations.md
 	$(BIN)/python docs/settings_table.py
 
-lint: setup ## Check style, types, the rooms' imports, and what is deployed, as far as the tools for it are there
+lint: setup ## Check style, types, imports between rooms, and the deployment files (if their tools are installed)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -110,23 +110,23 @@ lint: setup ## Check style, types, the rooms' imports, and what is deployed, as 
 	$(BIN)/hadolint Dockerfile
 	@if command -v promtool >/dev/null; then \
 	  promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml; \
-	  else echo "Prometheus' rules are not checked: there is no promtool here (Debian: prometheus)"; fi
+	  else echo "Skipping Prometheus' rules: promtool is not installed (Debian: prometheus)"; fi
 	@if docker compose version >/dev/null 2>&1; then \
 	  for variant in gpu tls; do \
 	    docker compose -f docker-compose.yml -f docker-compose.$$variant.yml --profile grafana config --quiet || exit 1; \
 	  done; \
-	  else echo "Compose files are not checked: there is no Docker Compose here"; fi
+	  else echo "Skipping the Compose files: Docker Compose is not installed"; fi
 
-bench: setup ## Measure bundle/ and the decoder, and append the table to benchmarks/RESULTS.md (ARGS="--rounds 3")
+bench: setup ## Measure bundle/ and the decoder; append the table to benchmarks/RESULTS.md (ARGS="--rounds 3")
 	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
 
-# One resolution for all: what is served is what was tested. No registry's address is written.
+# One resolution for all locks, so that the tested versions are served. The locks contain no registry address.
 UV ?= uv
 COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
   --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
-lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newest versions)
-	@command -v $(UV) >/dev/null || { echo "make lock needs uv on the PATH (pipx install uv), or UV=/path/to/uv" >&2; exit 2; }
+lock: ## Renew requirements/*.txt with uv (ARGS=--upgrade for the newest versions)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: install it (pipx install uv) or set UV=/path/to/uv" >&2; exit 2; }
 	@$(COMPILE) --extra cpu --extra export --extra dev -o requirements/dev-cpu.txt
 	@$(COMPILE) --extra gpu --extra export --extra dev -o requirements/dev-gpu.txt
 	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
@@ -134,6 +134,6 @@ lock: ## Resolve requirements/*.txt again, with uv (ARGS=--upgrade for the newes
 	@$(COMPILE) --extra cpu --extra export -c requirements/dev-cpu.txt -o requirements/export.txt
 	@echo hatchling | $(subst pyproject.toml,-,$(COMPILE)) -c requirements/dev-cpu.txt -o requirements/build.txt
 
-clean: ## Remove what make built (.venv, .bench, bundle, demo.png, caches); features/ and runs/ stay
+clean: ## Remove everything that make built (.venv, .bench, bundle, demo.png, caches); keep features/ and runs/
 	rm -rf .venv .bench bundle build dist demo.png .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find service model_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
