@@ -8,9 +8,8 @@ each packet, so the presentation times that it derives belong to other pictures.
 
 import re
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from av.bitstream import BitStreamFilterContext
 from av.packet import Packet
 from av.video.stream import VideoStream
 
@@ -20,54 +19,81 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"
 MARKER = re.compile(rb"DivX\d+(?:b|Build)\d+p")
 PICTURE_START = b"\0\0\1\xb6"  # ISO/IEC 14496-2, vop_start_code; the next two bits are the picture's type
 I_FRAME, B_FRAME = 0, 2
+PLACEHOLDER_BYTES = 7  # at most, in FFmpeg's decoder
 
 
-def unpack(packets: Sequence[VideoPacket], stream: VideoStream) -> list[VideoPacket] | None:
+def unpack(packets: Sequence[VideoPacket], stream: VideoStream) -> Sequence[VideoPacket]:
     """Give each picture of a packed stream a packet of its own.
 
-    Each B-frame takes the place of a placeholder. Presentation times follow from the pictures' types, as in a decoder
-    with a delay of one picture: a B-frame is shown when it is decoded, any other picture when the next one that is not
-    a B-frame is decoded.
+    The pictures are those that FFmpeg's decoder finds in such a stream: of each packet the first, and one further
+    picture that it decodes in place of the next packet's. FFmpeg's filter ``mpeg4_unpack_bframes`` does nearly the
+    same, but takes every B-frame of less than 20 bytes for a placeholder, as small clips with little motion have them.
+
+    Presentation times follow from the pictures' types, as in a decoder with a delay of one picture: a B-frame is shown
+    when it is decoded, any other picture when the next one that is not a B-frame is decoded.
 
     Args:
-        packets: All packets of the stream in decode order. Those of a stream marked as packed are emptied.
+        packets: All packets of the stream in decode order.
 
     Returns:
-        The new packets, with presentation times where every packet has a decode time; ``None`` if the stream is not
-        marked as packed.
+        As many packets, with new presentation times if every packet has a decode time; ``packets`` themselves if the
+        stream is not marked as packed or no packet holds two pictures.
     """
     if not packets or stream.codec_context.codec.canonical_name != "mpeg4":
-        return None
+        return packets
     if not MARKER.search(stream.codec_context.extradata or b"") and not MARKER.search(bytes(packets[0])):
-        return None
-    sizes = [packet.size for packet in packets]
-    bitstream_filter = BitStreamFilterContext("mpeg4_unpack_bframes", stream)
-    unpacked = [unpacked for packet in packets for unpacked in bitstream_filter.filter(packet)]
-    if [packet.size for packet in unpacked] != sizes:
-        _describe(unpacked)
+        return packets
+    pictures = _pictures(packets)
+    if all(len(picture) == packet.size for picture, packet in zip(pictures, packets, strict=True)):
+        return packets
+    unpacked = [_with_picture(packet, picture) for packet, picture in zip(packets, pictures, strict=True)]
+    _set_times(unpacked)
     return unpacked
 
 
-def _describe(packets: Sequence[VideoPacket]) -> None:
-    """Set what packets say of their pictures, since each B-frame has taken over what was said of a placeholder."""
+def _pictures(packets: Sequence[VideoPacket]) -> list[bytes]:
+    """The picture that FFmpeg's decoder decodes when it is given each packet."""
+    pictures: list[bytes] = []
+    kept = b""
+    for packet in packets:
+        picture, rest = bytes(packet), b""
+        if kept:
+            picture, rest = kept, picture
+        elif (second := picture.find(PICTURE_START, picture.find(PICTURE_START) + 1)) > 0:
+            picture, rest = picture[:second], picture[second:]
+        pictures.append(picture)
+        # The decoder passes over a P-frame here: XviD's placeholders are P-frames that are not coded.
+        kept = rest if len(rest) > PLACEHOLDER_BYTES and _picture_type(rest) in {I_FRAME, B_FRAME} else b""
+    return pictures
+
+
+def _with_picture(packet: VideoPacket, picture: bytes) -> VideoPacket:
+    other = cast(VideoPacket, Packet(len(picture)))
+    other.update(picture)  # ``Packet(picture)`` would lack the zeros behind the data that decoders count on
+    other.stream, other.time_base = packet.stream, packet.time_base
+    other.pts, other.dts, other.duration = packet.pts, packet.dts, packet.duration
+    # A placeholder after a keyframe is called a keyframe, too.
+    other.is_keyframe = packet.is_keyframe and _picture_type(picture) == I_FRAME
+    other.is_corrupt = packet.is_corrupt
+    return other
+
+
+def _set_times(packets: Sequence[VideoPacket]) -> None:
     decoded = [packet.dts for packet in packets if packet.dts is not None]
-    timed = len(decoded) == len(packets)
+    if len(decoded) < len(packets):
+        return
     waiting: VideoPacket | None = None  # the last picture that is not a B-frame, until the next one is decoded
-    for number, packet in enumerate(packets):
-        picture_type = _picture_type(packet)
-        packet.is_keyframe = packet.is_keyframe and picture_type == I_FRAME
-        if not timed:
-            continue
-        if picture_type == B_FRAME:
-            packet.pts = decoded[number]
+    for packet, time in zip(packets, decoded, strict=True):
+        if _picture_type(bytes(packet)) == B_FRAME:
+            packet.pts = time
             continue
         if waiting is not None:
-            waiting.pts = decoded[number]
+            waiting.pts = time
         waiting = packet
     if waiting is not None:
         waiting.pts = decoded[-1] + max(packets[-1].duration or 0, 1)
 
 
-def _picture_type(packet: VideoPacket) -> int | None:
-    _, _, picture = bytes(packet).partition(PICTURE_START)
+def _picture_type(data: bytes) -> int | None:
+    _, _, picture = data.partition(PICTURE_START)
     return picture[0] >> 6 if picture else None

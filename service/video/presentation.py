@@ -53,7 +53,7 @@ class Presentation:
             if packet.size:
                 packets.append(packet)
                 limits.check_frames(len(packets))
-        packets = unpack(packets, stream) or packets
+        packets = list(unpack(packets, stream))
         shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
         if not shown:
             raise NoFrames("the video stream holds no frame")

@@ -124,15 +124,20 @@ def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50
 
 
 def packed_clip(
-    frames: int, *, options: Mapping[str, str], left_out: Container[int] = (), marked: bool = True
+    frames: int,
+    *,
+    options: Mapping[str, str],
+    width: int = 320,
+    height: int = 240,
+    left_out: Container[int] = (),
+    marked: bool = True,
 ) -> bytes:
     """A numbered AVI with packed B-frames, as XviD writes it.
 
     The first B-frame after another picture is in that picture's packet, each further one is a packet early, and a
     placeholder follows the last. ``left_out`` are ticks at which the AVI has no packet.
     """
-    # Large enough for no B-frame to be as small as a placeholder.
-    pictures = (numbered(number, 320, 240) for number in range(frames))
+    pictures = (numbered(number, width, height) for number in range(frames))
     plain = encode(pictures, codec="mpeg4", container="avi", options=options)
     file = io.BytesIO()
     with av.open(io.BytesIO(plain), "r") as source, av.open(file, "w", format="avi") as output:
