@@ -77,6 +77,15 @@ class TestPredict:
         assert len(answers[0]["attention"]["maps"]) == 40
         assert answers[0]["frames"][0].keys() == {"index", "time_s"}
 
+    def test_json_of_a_bundle_is_what_a_service_with_that_bundle_answers(
+        self, server: Server, tiny_bundle: Path, clip_file: Path
+    ) -> None:
+        there = json.loads(limelight("predict", clip_file, "--url", server.url, "--json").stdout)
+        here = json.loads(limelight("predict", clip_file, "--bundle", tiny_bundle, "--json").stdout)
+
+        assert here.pop("timings_ms").keys() == there.pop("timings_ms").keys()
+        assert here == there
+
     @pytest.mark.parametrize("name", ["seen.png", "seen.gif", "seen.mp4"])
     def test_the_overlay_is_written(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path, name: str) -> None:
         ended = limelight("predict", clip_file, "--bundle", tiny_bundle, "--overlay", name)
@@ -121,7 +130,7 @@ class TestPredict:
         ("options", "sentence"),
         [
             (["--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9 "),
-            (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an address "),
+            (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an HTTP address; "),
             (["--bundle", "none"], "none/manifest.json does not exist"),
             (["--url", "http://x", "--bundle", "y"], "--url and --bundle exclude each other"),
             (["--overlay", "seen.jpg"], "seen.jpg: an overlay is written as one of .png, .gif, .mp4"),
@@ -150,7 +159,7 @@ class TestPredict:
 
         assert ended.exit_code == 2
         assert ended.stderr.splitlines()[-1].startswith(
-            f"limelight: {url} answers with status 501 and not as Limelight does"
+            f"limelight: the answer from {url} (status 501) is not Limelight's"
         )
 
 
