@@ -17,7 +17,7 @@ from service.errors import ClipError, CommandError
 from service.isolation.processes import DecoderProcesses
 from service.metrics import Metrics
 from service.pipeline import Prediction, Stages
-from service.settings import Settings
+from service.settings import LOOPBACK, Settings
 from service.video.decoder import ClipFacts
 from service.video.limits import DecodeLimits
 
@@ -25,7 +25,6 @@ from service.video.limits import DecodeLimits
 TIMEOUT = httpx.Timeout(600, connect=10)
 EXAMPLE_URL = "http://127.0.0.1:8000"
 DECODE_MEMORY_BYTES = 2 * 2**30
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
