@@ -167,6 +167,7 @@ def _read(clip: Path) -> bytes:
 
 
 def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None:
+    """Classify one clip, print its answer and draw its overlay. With ``--json`` nothing else is printed."""
     answer = classify(str(clip), _read(clip))
     if answer.json is not None:
         typer.echo(answer.json)
@@ -177,7 +178,7 @@ def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None
 
 
 def _print_answer(name: str, answer: "Answer") -> None:
-    """Print the most likely classes as a table, then facts of clip and model and the time of each stage."""
+    """Print the most likely classes as a table, then the clip's facts, the model and the time of each stage."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("action")
     table.add_column("probability", justify="right")
@@ -200,7 +201,7 @@ def _print(text: str, style: str = "") -> None:
 
 
 def _check_overlay(path: Path | None) -> None:
-    """Check an overlay's name before a clip is classified, so that a typing error costs no waiting."""
+    """Check an overlay's path before a clip is classified, so that a mistyped one fails at once."""
     if path is None:
         return
     from service.cli.overlay import check_overlay_path
@@ -212,14 +213,15 @@ def _check_overlay(path: Path | None) -> None:
 
 
 def _write_overlay(path: Path, answer: "Answer", *, quiet: bool = False) -> None:
+    """Draw an answer's attention over its frames, captioned with the three most likely classes."""
     from service.cli.overlay import write_overlay
 
     if answer.frames is None:
-        raise ValueError("the answer holds no frames")
+        raise ValueError("the answer was asked for without its frames")
     caption = "  ".join(f"{label} {probability:.1%}" for label, probability in answer.ranking[:3])
     try:
         write_overlay(path, answer.frames, answer.attention, times_s=answer.times_s, caption=caption)
     except OSError as error:
-        raise CommandError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+        raise CommandError(f"{path} cannot be written ({error.strerror}); choose another file") from error
     if not quiet:
         _print(f"Overlay written to {path}")

@@ -133,7 +133,7 @@ class TestPredict:
             (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an HTTP address; "),
             (["--bundle", "none"], "none/manifest.json does not exist"),
             (["--url", "http://x", "--bundle", "y"], "--url and --bundle exclude each other"),
-            (["--overlay", "seen.jpg"], "seen.jpg: an overlay is written as one of .png, .gif, .mp4"),
+            (["--overlay", "seen.jpg"], "seen.jpg: an overlay's name must end in one of .png, .gif, .mp4"),
             (["--overlay", "none/seen.png"], "none/seen.png: the folder none does not exist"),
             (["clip.mp4", "--overlay", "seen.png"], "--overlay seen.png shows one clip"),
         ],
