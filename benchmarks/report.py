@@ -1,4 +1,4 @@
-"""What every section of RESULTS.md says besides its table: where, when, with what and by which command."""
+"""Writes sections of RESULTS.md: machine, date, software and command, then a table."""
 
 import argparse
 import importlib.metadata
@@ -16,14 +16,14 @@ VNNI = ("avx512_vnni", "avx_vnni")
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser for what every script takes, by its docstring."""
+    """Return a parser with the options that every script has, described by the script's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
     return parser
 
 
 def publish(title: str, facts: Iterable[str], table: Sequence[str], *, record: bool) -> None:
-    """Print the section and, if it is to be recorded, add it to RESULTS.md. The table's first line is its head."""
+    """Print a section and, with ``record``, append it to RESULTS.md. The table's first line is its header."""
     columns = table[0].count("|") - 1
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "av", "numpy", "uvicorn"))
     lines = [
@@ -45,7 +45,7 @@ def publish(title: str, facts: Iterable[str], table: Sequence[str], *, record: b
 
 
 def machine() -> str:
-    """Processor, usable cores, 8-bit instructions, and how busy the machine is already."""
+    """Describe the machine: processor, usable cores, VNNI flags and load average."""
     facts = {"model name": platform.machine(), "flags": ""}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
