@@ -7,19 +7,15 @@ limited to as many cores as it is given threads. The table goes to standard outp
 ``benchmarks/RESULTS.md``.
 """
 
-import argparse
 import json
 import os
-import platform
 import re
-import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -29,14 +25,13 @@ import av
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from benchmarks.report import REPOSITORY, argument_parser, publish
 from model_export.rendering.figure import keeps_scheduling, render_clip
 from service.video.decoder import DecodeLimits, decode_clip
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = REPOSITORY / ".bench"
 CLIPS_FOLDER = BENCH / "clips"
 OTHERS_PYTHON = BENCH / "venv" / "bin" / "python"
-RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 OURS = ("limelight", "sequential")
 OTHERS = ("opencv", "decord", "torchcodec") if OTHERS_PYTHON.exists() else ()
 FPS = 25
@@ -89,25 +84,25 @@ CLIPS = (
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of measurements (default 7)")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to give each contender (default 1 2)"
     )
     parser.add_argument("--only", default="", help="measure only clips whose name contains this")
-    parser.add_argument("--no-record", action="store_true", help="print only; do not append to RESULTS.md")
     options = parser.parse_args()
     clips = [(clip, made(clip)) for clip in CLIPS if options.only in clip.name]
     load = os.getloadavg()[0]
-    rows = []
+    table = ["| clip | threads | decoder | median, ms | min–max, ms | processor seconds |"]
     for row in chain.from_iterable(measure(clips, threads, options.rounds) for threads in options.threads):
         print(row, file=sys.stderr, flush=True)
-        rows.append(row)
-    section = report(rows, load)
-    print(section)
-    if not options.no_record:
-        with RESULTS.open("a", encoding="utf-8") as results:
-            results.write(section)
+        table.append(row)
+    facts = [
+        f"Load average before: {load:.1f}; others: {', '.join(versions()) or 'none'}",
+        "All ran once in each round, in turn, after one round that is not counted. Ours decodes in one thread.",
+        "The long clip was decoded once, the first time.",
+    ]
+    publish("Decoding 40 frames of a clip", facts, table, record=not options.no_record)
 
 
 def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> Iterator[str]:
@@ -215,23 +210,6 @@ def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
                 shift = int(repeat * clip.seconds / packet.time_base)
                 again.pts, again.dts = (packet.pts or 0) + shift, (packet.dts or 0) + shift
                 output.mux_one(again)
-
-
-def report(rows: Sequence[str], load: float) -> str:
-    """Return the section of RESULTS.md: machine, date, software and command, then the table."""
-    machine = f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    others = ", ".join(versions()) or "none"
-    lines = [
-        f"\n## Decoding 40 frames of a clip, {datetime.now(UTC):%Y-%m-%d}\n",
-        f"- Machine: {machine}, load average {load:.1f} before",
-        f"- Software: Python {platform.python_version()}, av {av.__version__}; others: {others}",
-        f"- Command: `{shlex.join(['python', 'benchmarks/bench_decode.py', *sys.argv[1:]])}`",
-        "- All ran once in each round, in turn, after one round that is not counted. Ours decodes in one thread.",
-        "- The long clip was decoded once, the first time.\n",
-        "| clip | threads | decoder | median, ms | min–max, ms | processor seconds |",
-        "|---|---:|---|---:|---:|---:|",
-    ]
-    return "\n".join([*lines, *rows]) + "\n"
 
 
 def versions() -> list[str]:

@@ -18,7 +18,7 @@ VNNI = ("avx512_vnni", "avx_vnni")
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options that every script has, described by the script's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    parser.add_argument("--no-record", action="store_true", help="print only; do not append to RESULTS.md")
     return parser
 
 
