@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.model.spec import VNNI_FLAGS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
-VNNI = ("avx512_vnni", "avx_vnni")
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def machine() -> str:
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             facts[name.strip()] = value.strip()
-    vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
+    vnni = sorted(VNNI_FLAGS.intersection(facts["flags"].split()))
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f}"

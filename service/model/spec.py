@@ -15,6 +15,7 @@ Device = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"]
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})  # in /proc/cpuinfo
 # Smallest share of clips for which int8 must name the same class as Keras to be chosen.
 INT8_AGREEMENT = 0.98
 
@@ -128,4 +129,4 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         return False
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags.split())
+    return not VNNI_FLAGS.isdisjoint(flags.split())

@@ -186,7 +186,7 @@ class TestPredict:
         assert sum(stages.milliseconds().values()) <= 1000 * (0.5 + elapsed) + 1
         for stage in ("decode_wait", "decode", "encode", "queue", "inference"):
             assert sample(metrics, "stage_seconds_count", stage=stage) == 1
-        assert sample(metrics, "stage_seconds_count", stage="receive") == 0  # counted by whoever receives
+        assert sample(metrics, "stage_seconds_count", stage="receive") == 0  # counted by the HTTP layer
         assert sample(metrics, "clip_seconds_sum") == pytest.approx(2)
 
     async def test_encodes_jpegs_only_on_request(self, start: Start, clip: bytes) -> None:

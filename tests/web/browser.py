@@ -100,7 +100,7 @@ class Visitor:
         return cast(dict[str, Any], answered.value.json())
 
     def await_state(self, state: str) -> None:
-        """Wait until the page shows its `start`, `working`, `problem` or `verdict`."""
+        """Wait until the page shows its ``start``, ``working``, ``problem`` or ``verdict``."""
         self.page.wait_for_selector(f"body[data-state={state}]")
 
     def cells(self, selector: str) -> npt.NDArray[np.float64]:
@@ -114,7 +114,7 @@ class Visitor:
         self.await_script("!document.getElementById('video').seeking")
 
     def await_script(self, script: str) -> None:
-        """Wait until a script returns something true. Playwright's own way needs `eval`, which the page forbids."""
+        """Wait until a script returns something true. Playwright's own way needs ``eval``, which the page forbids."""
         until(lambda: self.page.evaluate(script))
 
     def _hear(self, message: ConsoleMessage) -> None:
@@ -134,7 +134,7 @@ def wandering_light(
 ) -> bytes:
     """Render two seconds of a dark picture with one bright cell of 7×7: at the top right, then at the bottom left.
 
-    The first of its 50 frames is shown at the time of frame `start`.
+    The first of its 50 frames is shown at the time of frame ``start``.
     """
 
     def picture(number: int) -> Image:

@@ -3,6 +3,7 @@
 import resource
 import socket
 from collections.abc import Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from tests.tiny_bundle import write_tiny_bundle
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port that is in use."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+    """A port that is in use, and refuses connections."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def findings(settings: Settings, subject: str = "", **environment: str) -> list[Finding]:
-    return [finding for finding in examine(settings, environment) if finding.subject.startswith(subject)]
+    """The doctor's findings on a subject; checks that come later are not run."""
+    found = dropwhile(lambda finding: not finding.subject.startswith(subject), examine(settings, environment))
+    return list(takewhile(lambda finding: finding.subject.startswith(subject), found))
 
 
 def test_a_good_installation_has_no_error_and_every_part_is_checked(tiny_bundle: Path) -> None:

@@ -15,7 +15,7 @@ print(json.dumps({"exit_code": result.exit_code, "modules": sorted(sys.modules)}
 
 
 def modules_of(*arguments: object) -> set[str]:
-    """Run `limelight` in a fresh interpreter and return the modules that it imported."""
+    """Run ``limelight`` in a fresh interpreter and return the modules that it imported."""
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
     fresh = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     report = json.loads(fresh.stdout.splitlines()[-1])

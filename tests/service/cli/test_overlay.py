@@ -1,4 +1,4 @@
-"""The overlay shows where the attention lies, in each format, whole or not at all."""
+"""The overlay shows where the network looked, in each format, and is written completely or not at all."""
 
 import io
 import resource
@@ -29,7 +29,7 @@ def looking_at(row: int, column: int) -> npt.NDArray[np.float32]:
 
 
 def read(path: Path) -> list[Image.Image]:
-    """The pictures in a file of any of the formats."""
+    """Return the pictures in a file of any of the formats."""
     if path.suffix.lower() == ".mp4":
         with av.open(str(path), "r") as clip:
             return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
@@ -139,7 +139,7 @@ def test_a_network_without_attention_shows_plain_frames_and_says_so(tmp_path: Pa
     write_overlay(attended, GREY, looking_at(2, 2), times_s=TIMES, caption=CAPTION)
 
     plain, coloured = (np.asarray(read(file)[0], int) for file in (path, attended))
-    # No pixel has a colour, yet there is writing where the legend would be.
+    # No pixel is coloured, but there is text in place of the legend.
     assert np.ptp(plain, axis=-1).max() < 12
     assert np.ptp(coloured, axis=-1).max() > 100
     assert plain[-32:-8].max() > 100
@@ -170,7 +170,7 @@ def test_a_long_caption_takes_more_lines_instead_of_more_width(tmp_path: Path, s
 
 
 def test_lines_of_the_caption_break_only_between_items(tmp_path: Path) -> None:
-    # Each of the three takes more than half a line of an animation; broken at every space they fill two lines.
+    # Each of the three items takes more than half a line of an animation. Broken at every space they would fill two.
     items, words = tmp_path / "items.gif", tmp_path / "words.gif"
     caption = "  ".join(["WalkingWithDog with 12.5 %"] * 3)
 
@@ -210,7 +210,7 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
 
 @contextmanager
 def no_file_longer_than(size: int) -> Iterator[None]:
-    """As on a full disk, writing beyond `size` bytes fails half-way."""
+    """Make writes fail beyond ``size`` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -17,7 +17,7 @@ FAR = float("inf")  # a deadline that never passes
 
 
 class FakeEngine:
-    """Returns each clip as its probabilities once `allowed` is set. A clip of 255 fails its batch."""
+    """Returns each clip as its probabilities once ``allowed`` is set. A clip of 255 fails its batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -64,7 +64,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def keep_busy(engine: FakeEngine, batcher: Batcher, number: int = 99) -> asyncio.Task[Inference]:
-    """Start a batch that runs until `engine.allowed` is set."""
+    """Start a batch that runs until ``engine.allowed`` is set."""
     engine.allowed.clear()
     task = submit(batcher, number)
     await until(lambda: bool(engine.batches) and engine.batches[-1] == [number])

@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def refusal(read: Callable[[Path], object], bundle: Path, *, names: str) -> str:
-    """The error of `read`, which must be one sentence that names the file at fault and the remedy."""
+    """The error of ``read``, which must be one sentence that names the file at fault and the remedy."""
     with pytest.raises(BundleError) as refused:
         read(bundle)
     sentence = str(refused.value)

@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def with_model(path: Path, content: bytes) -> Bundle:
-    """A bundle whose only model file is `content`, with a matching checksum."""
+    """A bundle whose only model file is ``content``, with a matching checksum."""
     bundle = load_bundle(write_tiny_bundle(path, precisions=["fp32"]))
     file = path / "model.fp32.onnx"
     file.write_bytes(content)

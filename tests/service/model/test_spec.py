@@ -1,4 +1,4 @@
-"""What an engine is to be: decisions without a GPU, as ONNX Runtime's documentation words its options."""
+"""The choice of device, precision and options for ONNX Runtime, tested without a GPU."""
 
 from pathlib import Path
 
