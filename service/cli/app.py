@@ -72,7 +72,10 @@ def predict(
             raise CommandError("--url and --bundle exclude each other; give only one of them")
         if overlay and len(clips) > 1:
             raise CommandError(f"--overlay {overlay} shows one clip; give one clip at a time")
-        _check_overlay(overlay)
+        if overlay:
+            from service.cli.overlay import check_overlay_path
+
+            check_overlay_path(overlay)
         from service.cli.classifying import Wanted, in_process, over_http
 
         wanted = Wanted(top_k, json=json, overlay=overlay is not None)
@@ -102,11 +105,12 @@ def demo(
 ) -> None:
     """Start a server on a free port, classify a clip with it, draw the overlay, stop the server."""
     with _errors_as_one_sentence():
-        _check_overlay(overlay)
         from service.cli.classifying import Wanted, over_http
         from service.cli.demo import running_server
+        from service.cli.overlay import check_overlay_path
         from service.web import sample_clip
 
+        check_overlay_path(overlay)
         name, data = (str(clip), _read(clip)) if clip else ("a drawn person doing jumping jacks", sample_clip())
         settings = _settings(bundle=bundle)
         key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
@@ -198,18 +202,6 @@ def _print_answer(name: str, answer: "Answer") -> None:
 
 def _print(text: str, style: str = "") -> None:
     Console(highlight=False, soft_wrap=True).print(Text(text, style))
-
-
-def _check_overlay(path: Path | None) -> None:
-    """Check an overlay's path before a clip is classified, so that a mistyped one fails at once."""
-    if path is None:
-        return
-    from service.cli.overlay import check_overlay_path
-
-    try:
-        check_overlay_path(path)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
 
 
 def _write_overlay(path: Path, answer: "Answer", *, quiet: bool = False) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from service.errors import CommandError
+
 Frames = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
@@ -39,20 +41,21 @@ MARGIN = 12
 COLUMNS, THUMBNAIL = 8, 160
 # Pixels on each side of a picture in an animation: large enough to read, small enough to mail a GIF of 40 of them.
 PICTURE = 360
+LEGEND = "share of the attention in one cell · one scale for the whole clip"
 
 
 def check_overlay_path(path: Path) -> None:
     """Check that an overlay can be written to a path, so that a mistyped one fails before the clip is classified.
 
     Raises:
-        ValueError: The path has another suffix than .png, .gif or .mp4, is a folder, or lies in a missing folder.
+        CommandError: The path has another suffix than .png, .gif or .mp4, is a folder, or lies in a missing folder.
     """
     if path.suffix.lower() not in ENCODERS:
-        raise ValueError(f"{path}: an overlay's name must end in one of {', '.join(ENCODERS)}")
+        raise CommandError(f"{path}: an overlay's name must end in one of {', '.join(ENCODERS)}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the overlay a file name")
+        raise CommandError(f"{path} is a folder; give the overlay a file name")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+        raise CommandError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Sequence[float], caption: str) -> None:
@@ -69,13 +72,15 @@ def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Seq
         caption: Text below the pictures. Items are separated by two spaces, and lines are broken only between items.
 
     Raises:
-        ValueError: The path is not usable (see ``check_overlay_path``), or the arrays differ in length.
+        CommandError: The path is not usable (see ``check_overlay_path``).
+        ValueError: The arrays differ in length.
         OSError: The file cannot be written.
     """
     check_overlay_path(path)
     count = len(frames)
     if count == 0 or len(times_s) != count or (maps is not None and len(maps) != count):
-        raise ValueError(f"{count} frames, {len(times_s)} times and {None if maps is None else len(maps)} maps")
+        given = f"{count} frames, {len(times_s)} times and {None if maps is None else len(maps)} maps"
+        raise ValueError(f"each frame needs one time and one map, but there are {given}")
     scale = None if maps is None else _scale(maps)
     if maps is None or scale is None:
         pictures = [Image.fromarray(frame) for frame in frames]
@@ -95,9 +100,6 @@ class _Scale:
 
     hottest: float
     even: float
-
-    def note(self) -> str:
-        return "share of the attention in one cell · one scale for the whole clip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +171,9 @@ def _legend(width: int, scale: _Scale | None) -> Image.Image:
     """Draw the legend: a colour bar with its numbers, and a note."""
     if scale is None:
         legend = Image.new("RGB", (width, 18), PAPER)
-        ImageDraw.Draw(legend).text((0, 2), "no attention maps: this variant of the network has none", FAINT, _font(12))
+        ImageDraw.Draw(legend).text((0, 2), "this network has no attention maps", FAINT, _font(12))
         return legend
-    note = _wrap(scale.note(), width, 12)
+    note = _wrap(LEGEND, width, 12)
     legend = Image.new("RGB", (width, 34 + 16 * len(note)), PAPER)
     draw, bar = ImageDraw.Draw(legend), min(width, 336)
     steps = np.linspace(0, 1, bar, dtype=np.float32)

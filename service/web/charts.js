@@ -49,7 +49,8 @@ export function drawCurve({ line, area, top }, values, times, duration) {
   const ceiling = [0.1, 0.25, 0.5, 1].find((limit) => Math.max(...values) <= limit) ?? 1;
   const points = values.map((value, k) => `${(100 * times[k]) / duration} ${100 - (100 * value) / ceiling}`);
   line.setAttribute("d", `M${points.join("L")}`);
-  area.setAttribute("d", `M${(100 * times[0]) / duration} 100L${points.join("L")}L${(100 * times.at(-1)) / duration} 100Z`);
+  const [first, last] = [times[0], times.at(-1)].map((time) => (100 * time) / duration);
+  area.setAttribute("d", `M${first} 100L${points.join("L")}L${last} 100Z`);
   top.textContent = `${100 * ceiling} %`;
   return ceiling;
 }

@@ -107,13 +107,16 @@ export function contactSheet({ pictures, painter, opacity, aspect, answer, name 
   const context = canvas.getContext("2d");
   context.fillStyle = "#131510";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const [best, ...others] = answer.predictions.slice(0, 4).map((found) => `${readable(found.label)} ${percent(found.probability)}`);
+  const [best, ...others] = answer.predictions
+    .slice(0, 4)
+    .map((found) => `${readable(found.label)} ${percent(found.probability)}`);
   context.fillStyle = "#f1f3ea";
   context.font = "600 28px system-ui, sans-serif";
   context.fillText(best, margin, 46);
   context.fillStyle = "#a9ad9c";
   context.font = "16px system-ui, sans-serif";
-  context.fillText(`${others.join(" · ")}   —   ${name}, ${answer.model.name} ${answer.model.version}`, margin, 74, canvas.width - 2 * margin);
+  const source = `${name}, ${answer.model.name} ${answer.model.version}`;
+  context.fillText(`${others.join(" · ")}   —   ${source}`, margin, 74, canvas.width - 2 * margin);
   pictures.forEach((picture, k) => {
     const x = margin + (k % columns) * (cell + gap);
     const y = head + Math.floor(k / columns) * (height + gap);

@@ -208,7 +208,8 @@ async function attempt(title, work) {
     if (!(error instanceof Problem)) {
       console.error(error);
     }
-    showProblem(error instanceof Problem ? error : new Problem({ title: "The answer cannot be shown", detail: String(error) }));
+    const unexpected = { title: "The answer cannot be shown", detail: String(error) };
+    showProblem(error instanceof Problem ? error : new Problem(unexpected));
   }
 }
 

@@ -47,7 +47,7 @@ export class VideoPlayer {
   }
 
   play() {
-    this.#video.play().catch(() => {}); // if playing is blocked or interrupted, the video stays paused, and onState is not called
+    this.#video.play().catch(() => {}); // blocked or interrupted: the video stays paused
   }
 
   pause() {

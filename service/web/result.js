@@ -128,9 +128,10 @@ export class Result {
   #showDetails() {
     const { clip, model, timings_ms: timings } = this.#answer;
     const { total, ...stages } = timings;
+    const rotation = clip.rotation ? `, rotated by ${clip.rotation}°` : "";
     drawWaterfall($("waterfall"), { ...stages, ...this.#stages }, total);
     drawFacts($("facts"), [
-      ["Clip", `${clip.codec} in ${clip.container}, ${clip.width} × ${clip.height}${clip.rotation ? `, rotated by ${clip.rotation}°` : ""}`],
+      ["Clip", `${clip.codec} in ${clip.container}, ${clip.width} × ${clip.height}${rotation}`],
       ["Length", `${clip.duration_s.toFixed(2)} s, ${clip.frames} frames, ${bytes(this.#file.size)}`],
       ...(clip.damaged_frames ? [["Damaged", `${clip.damaged_frames} of the sampled frames`]] : []),
       ["Network", `${model.name} ${model.version}${model.variant === "base" ? ", without attention" : ""}`],
@@ -153,7 +154,8 @@ export class Result {
     $("attention-options").hidden = !this.#painter;
     const { codec, container } = this.#answer.clip;
     const notes = [
-      framesOnly && `Your browser cannot play this clip (${codec} in ${container}). These are the frames that the network saw.`,
+      framesOnly &&
+        `Your browser cannot play this clip (${codec} in ${container}). These are the frames that the network saw.`,
       !this.#painter && "This network has no attention maps: it names the action, but cannot show where it looked.",
     ].filter(Boolean);
     $("note").textContent = notes.join(" ");
@@ -246,7 +248,8 @@ export class Result {
     this.#values = values.map((value) => value / ceiling);
     const highest = values.indexOf(Math.max(...values));
     $("plot-text").textContent =
-      `From ${percent(Math.min(...values))} to ${percent(values[highest])}, most at ${frames[highest].time_s.toFixed(1)} seconds.`;
+      `From ${percent(Math.min(...values))} to ${percent(values[highest])}, ` +
+      `most at ${frames[highest].time_s.toFixed(1)} seconds.`;
     $("plot-field").onclick = (event) => {
       const { left, width } = $("plot-field").getBoundingClientRect();
       this.#player.seek(Math.max(0, (event.clientX - left) / width) * duration);
@@ -262,7 +265,8 @@ export class Result {
   /** How confident the network is and where it looked, in words. */
   get #impression() {
     const [{ probability }] = this.#answer.predictions;
-    const confidence = probability >= CONFIDENT ? "is confident" : probability >= FAIRLY_CONFIDENT ? "is fairly confident" : "is unsure";
+    const confidence =
+      probability >= CONFIDENT ? "is confident" : probability >= FAIRLY_CONFIDENT ? "is fairly confident" : "is unsure";
     return `The network ${confidence}${this.#painter ? `, and looked mostly at ${this.#mostly()} of the picture` : ""}.`;
   }
 

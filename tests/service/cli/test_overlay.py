@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from service.cli.overlay import check_overlay_path, write_overlay
+from service.errors import CommandError
 
 FORMATS = ("png", "gif", "mp4")
 GREY = np.full((40, 224, 224, 3), 90, np.uint8)
@@ -184,9 +185,9 @@ def test_lines_of_the_caption_break_only_between_items(tmp_path: Path) -> None:
 def test_the_error_for_another_suffix_lists_the_allowed_ones(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
 
-    with pytest.raises(ValueError, match=r"\.png, \.gif, \.mp4"):
+    with pytest.raises(CommandError, match=r"\.png, \.gif, \.mp4"):
         check_overlay_path(path)
-    with pytest.raises(ValueError, match=r"\.png, \.gif, \.mp4"):
+    with pytest.raises(CommandError, match=r"\.png, \.gif, \.mp4"):
         write_overlay(path, GREY, EVEN, times_s=TIMES, caption=CAPTION)
     assert list(tmp_path.iterdir()) == []
 
@@ -194,9 +195,9 @@ def test_the_error_for_another_suffix_lists_the_allowed_ones(tmp_path: Path, nam
 def test_a_path_that_is_a_folder_or_lies_in_a_missing_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
 
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(CommandError, match="is a folder"):
         check_overlay_path(tmp_path / "taken.png")
-    with pytest.raises(ValueError, match="absent does not exist"):
+    with pytest.raises(CommandError, match="absent does not exist"):
         check_overlay_path(tmp_path / "absent" / "overlay.png")
     check_overlay_path(tmp_path / "overlay.PNG")
 
