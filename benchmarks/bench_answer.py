@@ -1,8 +1,8 @@
-"""What it costs to write the answer of /predict: 101 classes and 40 attention maps as JSON.
+"""Time to serialise the answer of ``/predict``: 101 classes and 40 attention maps as JSON.
 
-Ours is compared with the same numbers as a pydantic model of lists, which is how FastAPI's tutorial would do it. They
-take turns, so that whatever else the machine does falls on all alike. With `frames=jpeg` the answer also holds the
-sampled frames of a clip as JPEG, which are made each time. The table goes to standard output.
+Compares ``answer_json`` with a pydantic model of lists, as in FastAPI's tutorial. With ``frames=jpeg`` the answer also
+holds the sampled frames of a clip as JPEGs, which are encoded each time. The cases take turns, so that other load on
+the machine affects all alike. The table goes to standard output.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TIMINGS = Timings(receive=1.0, decode=25.1, queue=0.2, inference=1190.0, total=1
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
     rounds: int = parser.parse_args().rounds
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def made_up(clip: DecodedClip, jpegs: tuple[bytes, ...] | None = None) -> Prediction:
-    """A prediction with numbers as long as real ones."""
+    """Return a prediction whose numbers have as many digits as real ones."""
     rng = np.random.default_rng(0)
     return cast(
         Prediction,
@@ -72,14 +72,14 @@ def made_up(clip: DecodedClip, jpegs: tuple[bytes, ...] | None = None) -> Predic
 
 
 def by_arrays(prediction: Prediction) -> bytes:
-    """The answer as the service writes it."""
+    """Return the answer as the service writes it."""
     return answer_json(prediction, model=MODEL, labels=LABELS, top_k=5, attention=True, timings_ms=TIMINGS)
 
 
 def by_pydantic(prediction: Prediction) -> bytes:
-    """The same answer by way of lists."""
+    """Return the same answer by way of lists."""
     outputs = prediction.outputs
-    assert outputs.attention is not None  # noqa: S101 - made up above
+    assert outputs.attention is not None  # noqa: S101 - set above
     probabilities = outputs.probabilities.tolist()
     ranking = np.argsort(-outputs.probabilities, kind="stable")[:5].tolist()
     answer = PredictionAnswer.model_validate(

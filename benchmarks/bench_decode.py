@@ -1,25 +1,21 @@
-"""Milliseconds and processor seconds a clip: our decoder against OpenCV, decord and torchcodec, on the same frames.
+"""Wall and processor time per clip: our decoder against OpenCV, decord and torchcodec, for the same frames.
 
-The others live in an environment of their own (.bench/venv, see `make bench-decode`); one that is not there is left
-out. "Sequential" is PyAV, in our environment, decoding every frame. Clips are drawn and encoded by code, once, into
-.bench/clips. All contenders take turns on each clip in every round, so that whatever else the machine does falls on all
-of them alike, and are held to as many cores as they are given threads. The table goes to standard output and to the end
-of benchmarks/RESULTS.md.
+The others are installed in an environment of their own (.bench/venv, see ``make bench-decode``); a missing one is
+skipped. "Sequential" is PyAV in our environment, decoding every frame. Clips are rendered once, into .bench/clips. All
+contenders take turns on each clip in every round, so that other load on the machine affects all alike, and each is
+limited to as many cores as it is given threads. The table goes to standard output and to the end of
+``benchmarks/RESULTS.md``.
 """
 
-import argparse
 import json
 import os
-import platform
 import re
-import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -29,14 +25,13 @@ import av
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from benchmarks.report import REPOSITORY, argument_parser, publish
 from model_export.rendering.figure import keeps_scheduling, render_clip
 from service.video.decoder import DecodeLimits, decode_clip
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BENCH = REPOSITORY / ".bench"
 CLIPS_FOLDER = BENCH / "clips"
 OTHERS_PYTHON = BENCH / "venv" / "bin" / "python"
-RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 OURS = ("limelight", "sequential")
 OTHERS = ("opencv", "decord", "torchcodec") if OTHERS_PYTHON.exists() else ()
 FPS = 25
@@ -44,7 +39,7 @@ FPS = 25
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip to draw and encode; `repeats` plays it so many times over, for a long one, which is measured once."""
+    """A clip to render. ``repeats`` repeats its pictures, for a long clip, which is measured once."""
 
     name: str
     file: str
@@ -58,7 +53,7 @@ class Clip:
 
 X264 = {"preset": "veryfast", "crf": "23", "g": "250"}
 CLIPS = (
-    # What UCF-101's have: a keyframe every 12 frames, no B-frames, half a megabit a second.
+    # As UCF-101's clips: a keyframe every 12 frames, no B-frames, half a megabit per second.
     Clip(
         "Xvid as in UCF-101, 320×240, 7 s",
         "xvid.avi",
@@ -88,28 +83,30 @@ CLIPS = (
 
 
 def main() -> None:
-    """Measures, prints and records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of each contender (default 1 2)")
-    parser.add_argument("--only", default="", help="only clips with this in their name")
-    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    """Measure, print and record."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of measurements (default 7)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to give each contender (default 1 2)"
+    )
+    parser.add_argument("--only", default="", help="measure only clips whose name contains this")
     options = parser.parse_args()
     clips = [(clip, made(clip)) for clip in CLIPS if options.only in clip.name]
     load = os.getloadavg()[0]
-    rows = []
+    table = ["| clip | threads | decoder | median, ms | min–max, ms | processor seconds |"]
     for row in chain.from_iterable(measure(clips, threads, options.rounds) for threads in options.threads):
         print(row, file=sys.stderr, flush=True)
-        rows.append(row)
-    section = report(rows, load)
-    print(section)
-    if not options.no_record:
-        with RESULTS.open("a", encoding="utf-8") as results:
-            results.write(section)
+        table.append(row)
+    facts = [
+        f"Load average before: {load:.1f}; others: {', '.join(versions()) or 'none'}",
+        "All ran once in each round, in turn, after one round that is not counted. Ours decodes in one thread.",
+        "The long clip was decoded once, the first time.",
+    ]
+    publish("Decoding 40 frames of a clip", facts, table, record=not options.no_record)
 
 
 def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> Iterator[str]:
-    """A row of the table for each clip and contender."""
+    """Yield a row of the table for each clip and contender."""
     with ExitStack() as stack:
         started = {name: stack.enter_context(closing(Contender(name, threads))) for name in (*OURS, *OTHERS)}
         contenders = {name: contender for name, contender in started.items() if contender.there}
@@ -125,14 +122,14 @@ def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> It
 
 
 def figures(turns: Sequence[Mapping[str, float]]) -> str:
-    """The last columns of a row: median and spread by the clock, median of processors."""
+    """Return the last columns of a row: median and range of wall time, median of processor time."""
     clock = [1000 * turn["clock"] for turn in turns]
     processors = statistics.median(turn["processors"] for turn in turns)
     return f"{statistics.median(clock):.0f} | {min(clock):.0f}–{max(clock):.0f} | {processors:.3f}"
 
 
 class Contender:
-    """A library in a process of its own, waiting for clips."""
+    """A library in a process of its own that decodes clips on request."""
 
     def __init__(self, name: str, threads: int) -> None:
         python = sys.executable if name in OURS else str(OTHERS_PYTHON)
@@ -144,12 +141,12 @@ class Contender:
         self.there = self._read() == "ready"
 
     def decode(self, path: Path, wanted: Sequence[int]) -> dict[str, float] | None:
-        """Seconds by the clock and of processors that a clip's wanted frames take; None where it cannot."""
+        """Return wall and processor seconds for a clip's wanted frames, or ``None`` if it cannot decode them."""
         print(path, ",".join(map(str, wanted)), file=self._process.stdin, flush=True)
         return cast(dict[str, float] | None, json.loads(self._read()))
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.communicate()
 
     def _read(self) -> str:
@@ -157,7 +154,7 @@ class Contender:
 
 
 def ffmpeg_of_pyav() -> str:
-    """Folders where torchcodec, which brings no FFmpeg, finds PyAV's under the names that it knows."""
+    """Return folders in which torchcodec, which has no FFmpeg of its own, finds PyAV's under the usual names."""
     bundled = Path(av.__file__).resolve().parents[1] / "av.libs"
     known = BENCH / "ffmpeg"
     known.mkdir(parents=True, exist_ok=True)
@@ -169,7 +166,7 @@ def ffmpeg_of_pyav() -> str:
 
 
 def made(clip: Clip) -> Path:
-    """The clip's file, encoded if it is not there yet."""
+    """Return the clip's file; render it if it does not exist."""
     path = CLIPS_FOLDER / clip.file
     if not path.exists():
         unfinished = path.with_stem(f"{path.stem}.part")
@@ -179,19 +176,19 @@ def made(clip: Clip) -> Path:
 
 
 def pictures(clip: Clip) -> Iterator[VideoFrame]:
-    """The drawing in the clip's size, played forwards and backwards in turn."""
+    """Yield the pictures in the clip's size, forwards and backwards in turn."""
     with av.open(str(drawing()), "r") as source:
         drawn = [frame.reformat(clip.width, clip.height, "yuv420p") for frame in source.decode(video=0)]
     order = cycle(chain(range(len(drawn)), range(len(drawn) - 2, 0, -1)))
     for number, place in enumerate(islice(order, FPS * clip.seconds)):
         picture = drawn[place]
         picture.pts, picture.time_base = number, Fraction(1, FPS)
-        picture.pict_type = PictureType.NONE  # it says "intra" of itself, which encoders take for a wish
+        picture.pict_type = PictureType.NONE  # else encoders would make it a keyframe, as it was when decoded
         yield picture
 
 
 def drawing() -> Path:
-    """Five seconds that every clip is made of, drawn if they are not there yet."""
+    """Return the file with the five seconds that every clip is made of; render it if it does not exist."""
     path = CLIPS_FOLDER / "drawing.avi"
     if not path.exists():
         CLIPS_FOLDER.mkdir(parents=True, exist_ok=True)
@@ -201,7 +198,7 @@ def drawing() -> Path:
 
 @keeps_scheduling()
 def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
-    """Writes the pictures in the codec that is asked for, as many times over."""
+    """Encode the pictures with the clip's codec, as often as it repeats them."""
     with av.open(str(path), "w") as output:
         stream = cast(VideoStream, output.add_stream(clip.codec, rate=FPS, options=clip.options))
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
@@ -215,25 +212,8 @@ def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
                 output.mux_one(again)
 
 
-def report(rows: Sequence[str], load: float) -> str:
-    """The section of RESULTS.md: what was measured where, when and how, and the table."""
-    machine = f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    others = ", ".join(versions()) or "none"
-    lines = [
-        f"\n## Decoding 40 frames of a clip, {datetime.now(UTC):%Y-%m-%d}\n",
-        f"- Machine: {machine}, load average {load:.1f} before",
-        f"- Software: Python {platform.python_version()}, av {av.__version__}; others: {others}",
-        f"- Command: `{shlex.join(['python', 'benchmarks/bench_decode.py', *sys.argv[1:]])}`",
-        "- All ran once in each round, in turn, after one round that is not counted. Ours decodes in one thread.",
-        "- The long clip was decoded once, the first time.\n",
-        "| clip | threads | decoder | median, ms | min–max, ms | processor seconds |",
-        "|---|---:|---|---:|---:|---:|",
-    ]
-    return "\n".join([*lines, *rows]) + "\n"
-
-
 def versions() -> list[str]:
-    """What is in the others' environment."""
+    """Return names and versions of the packages in the others' environment."""
     if not OTHERS:
         return []
     command = [str(OTHERS_PYTHON), "-m", "pip", "list", "--format=freeze"]

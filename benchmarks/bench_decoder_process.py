@@ -1,7 +1,7 @@
-"""What a process of its own costs a clip: milliseconds over decoding the same clip in a thread.
+"""Overhead of one decoder process per clip: milliseconds more than decoding the same clip in a thread.
 
-The two take turns on every clip, so that whatever else the machine does falls on both alike. The table goes to
-standard output.
+The two take turns on every clip, so that other load on the machine affects both alike. The table goes to standard
+output.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Decode = Callable[[bytes], Awaitable[DecodedClip]]
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds: int = parser.parse_args().rounds
@@ -38,12 +38,12 @@ def main() -> None:
 
 
 async def in_thread(data: bytes) -> DecodedClip:
-    """Decodes in a thread of this process."""
+    """Decode in a thread of this process."""
     return await asyncio.to_thread(decode_clip, data)
 
 
 async def row(name: str, data: bytes, by_thread: Decode, by_process: Decode, rounds: int) -> str:
-    """A row of the table; the first round of each is not counted."""
+    """Return a row of the table; the first round is not counted."""
     pairs = [(await milliseconds(by_thread, data), await milliseconds(by_process, data)) for _ in range(rounds + 1)][1:]
     thread, process = (statistics.median(side) for side in zip(*pairs, strict=True))
     differences = [process - thread for thread, process in pairs]
@@ -52,7 +52,7 @@ async def row(name: str, data: bytes, by_thread: Decode, by_process: Decode, rou
 
 
 async def milliseconds(decode: Decode, data: bytes) -> float:
-    """From the clip's bytes to its frames."""
+    """Return the time from the clip's bytes to its frames."""
     start = time.perf_counter()
     await decode(data)
     return 1000 * (time.perf_counter() - start)

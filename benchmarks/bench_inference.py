@@ -1,7 +1,7 @@
-"""Seconds a clip: each precision of a bundle on this machine, and the decoder alone.
+"""Seconds per clip: each precision of a bundle on this machine, and decoding alone.
 
-All cases take turns in every round, so that whatever else the machine does falls on all of them alike. The table goes
-to standard output and to the end of benchmarks/RESULTS.md.
+All cases take turns in every round, so that other load on the machine affects all alike. The table goes to standard
+output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Case = Callable[[], object]
 
 
 def main() -> int:
-    """Measures, prints and records. 2 after one sentence on standard error where the bundle cannot be used."""
+    """Measure, print and record. Return the exit code: 2 if the bundle cannot be used, else 0."""
     options = _arguments()
     try:
         bundle = load_bundle(options.bundle)
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case in each round, after one turn of every case that is not counted."""
+    """Return the seconds of each case in each round, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name, case in cases.items():
@@ -55,7 +55,7 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
 
 
 def table(seconds: dict[str, list[float]]) -> list[str]:
-    """A row for each case."""
+    """Return a row for each case."""
     rows = ["| case | median, s | min–max, s | n |"]
     for name, values in seconds.items():
         spread = f"{min(values):.3f}–{max(values):.3f}"
@@ -65,15 +65,20 @@ def table(seconds: dict[str, list[float]]) -> list[str]:
 
 def _arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--bundle", type=Path, default=REPOSITORY / "bundle", help="default: bundle/ of the checkout")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of every case (default 7)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where inference runs (default cpu)")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=REPOSITORY / "bundle",
+        help="folder of the bundle to measure (default: bundle/ of the checkout)",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of measurements (default 7)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to run on (default cpu)")
     parser.add_argument(
         "--precisions",
         nargs="+",
         choices=get_args(Precision),
         default=["fp32", "int8"],
-        help="variants to compare (default fp32 int8); name fp16 on a GPU",
+        help="precisions to compare (default fp32 int8); add fp16 on a GPU",
     )
     options = parser.parse_args()
     if options.rounds < 1:
@@ -109,7 +114,7 @@ def _describe(clip: DecodedClip) -> str:
 
 
 def _real_clip() -> bytes | None:
-    """The first UCF-101 clip of the shared folder, where there is one."""
+    """Return the first UCF-101 clip of the shared folder, if there is one."""
     shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
     path = min((shared / "clips" / "ucf101").glob("*/*.avi"), default=None)
     return path.read_bytes() if path else None

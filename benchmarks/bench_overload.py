@@ -1,11 +1,11 @@
-"""More than the service can do, and clients that dawdle: what becomes of the rest.
+"""The service under overload and with slow clients: cost of refusals, goodput, and the effect on other clients.
 
-Refusals: the processor time that the server spends on a request that it has no place for, while its only place is taken
-by a clip whose decoder is stopped. Overload: in each round the capacity is measured with clients that wait for their
-answers, before and after four times as many requests a second come, for the pace of a machine drifts. The load is made
-on the same processors: its share of them is shown. Slow uploads: one client after another is timed, with and without 50
-others that let a byte drip now and then; the two take turns. The tables go to standard output and to the end of
-benchmarks/RESULTS.md.
+Refusals: processor time of the server for a request that it refuses, while its only place is taken by a clip whose
+decoder is stopped. Overload: each round measures the capacity with clients that wait for their answers, before and
+after four times as many requests per second, because the machine's speed drifts. The load comes from the same
+processors; its share of them is shown. Slow uploads: sequential requests are timed with and without 50 other clients
+that upload a byte now and then; the two take turns. The tables go to standard output and to the end of
+``benchmarks/RESULTS.md``.
 """
 
 import asyncio
@@ -40,17 +40,17 @@ from tests.e2e.raw_client import stopped_decoder
 
 DEADLINE_S = 10
 DRIP_S = 0.2
-SETTLE_S = 2  # until the queue is full; what becomes complete before is not counted
+SETTLE_S = 2  # time for the queue to fill up; answers before that are not counted
 
 
 def main() -> None:
-    """Measures, prints and records."""
+    """Measure, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default 3)")
-    parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default 15)")
-    parser.add_argument("--clients", type=int, default=8, help="that find the capacity (default 8)")
-    parser.add_argument("--slow", type=int, default=50, help="slow uploads (default 50)")
-    parser.add_argument("--refusals", type=int, default=500, help="that are counted in each round (default 500)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default 3)")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds of each measurement (default 15)")
+    parser.add_argument("--clients", type=int, default=8, help="clients for measuring the capacity (default 8)")
+    parser.add_argument("--slow", type=int, default=50, help="number of slow uploads (default 50)")
+    parser.add_argument("--refusals", type=int, default=500, help="refused requests per round (default 500)")
     options = parser.parse_args()
     some = clips(8)
     requests = [upload(clip) for clip in some]
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def refusals(server: Server, requests: Sequence[bytes], number: int) -> str:
-    """A row: what so many refusals cost, each over a connection of its own."""
+    """Return a row: the cost of this many refusals, each over a connection of its own."""
 
     async def be_refused() -> None:
         for request in itertools.islice(itertools.cycle(requests), number):
@@ -96,14 +96,14 @@ def refusals(server: Server, requests: Sequence[bytes], number: int) -> str:
 
 
 def processor_s(pid: int) -> tuple[float, float]:
-    """Seconds of a process in its own code and in the kernel, so far."""
+    """Return a process's seconds in user code and in the kernel so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ticks = os.sysconf("SC_CLK_TCK")
     return int(fields[11]) / ticks, int(fields[12]) / ticks
 
 
 async def overload(port: int, requests: list[bytes], clients: int, seconds: float) -> str:
-    """A row: the capacity, before and after, and what becomes of four times as many requests meanwhile."""
+    """Return a row: the capacity before and after, and the answers to four times as many requests in between."""
 
     async def timed(load: Coroutine[Any, Any, list[Answer]]) -> tuple[list[Answer], float, float]:
         start, spent = time.perf_counter(), time.process_time()
@@ -127,7 +127,7 @@ async def overload(port: int, requests: list[bytes], clients: int, seconds: floa
 
 
 async def beside(port: int, request: bytes, slow: int, seconds: float) -> Sequence[Answer]:
-    """Answers to one client after another, while as many others upload slowly."""
+    """Return the answers to sequential requests, while ``slow`` other clients upload slowly."""
     dawdlers = [asyncio.create_task(dawdle(port, request)) for _ in range(slow)]
     await asyncio.sleep(1)
     answers = all_predicted(await closed_loop(port, [request], clients=1, seconds=seconds))
@@ -138,19 +138,19 @@ async def beside(port: int, request: bytes, slow: int, seconds: float) -> Sequen
 
 
 async def dawdle(port: int, request: bytes) -> None:
-    """Upload a byte now and then for ever; start again where the server has had enough."""
+    """Upload a byte now and then until cancelled; start again whenever the server closes the connection."""
     while True:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.closing(writer), contextlib.suppress(OSError):
             writer.write(request[:1000])
             for byte in request[1000:]:
                 await asyncio.sleep(DRIP_S)
-                await writer.drain()  # raises where the server has closed
+                await writer.drain()  # raises if the server has closed the connection
                 writer.write(bytes([byte]))
 
 
 def slow_table(pairs: Sequence[Sequence[Sequence[Answer]]]) -> list[str]:
-    """A row for each round and one of medians."""
+    """Return a row for each round and one of medians."""
     table = ["| round | p50 alone, ms | p50 beside, ms | ratio | p95 alone, ms | p95 beside, ms | ratio | n |"]
     ratios = []
     for number, pair in enumerate(pairs, 1):

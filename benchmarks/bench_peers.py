@@ -1,8 +1,8 @@
-"""The same network behind Limelight, LitServe and BentoML: throughput and latency of the same clips.
+"""Throughput and latency of the same network behind Limelight, LitServe and BentoML, for the same clips.
 
-The peers live in an environment of their own (.bench/peers-venv, see `make bench-peers`) and decode with PyAV as their
-users would, in as many workers as there are cores. All three run all the time and are asked in turn. The table goes to
-standard output and to the end of benchmarks/RESULTS.md.
+The peers are installed in an environment of their own (.bench/peers-venv, see ``make bench-peers``) and decode with
+PyAV, as their users would, in as many workers as there are cores. All three run all the time and take turns. The table
+goes to standard output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import asyncio
@@ -40,11 +40,11 @@ START_S = 120
 
 
 def main() -> None:
-    """Measures, prints and records."""
+    """Measure, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of each server (default 3)")
-    parser.add_argument("--seconds", type=float, default=15, help="of each round (default 15)")
-    parser.add_argument("--clients", type=int, default=8, help="that wait for their answers (default 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per server (default 3)")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds per round (default 15)")
+    parser.add_argument("--clients", type=int, default=8, help="concurrent clients (default 8)")
     options = parser.parse_args()
     some = clips(8)
     requests = [upload(clip) for clip in some]
@@ -79,7 +79,7 @@ def main() -> None:
 
 @contextmanager
 def peer(command: list[str], bundle: Path, request: bytes) -> Iterator[int]:
-    """A peer that has answered once, and its port."""
+    """Start a peer, wait until it has answered once, and yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     workers = str(len(os.sched_getaffinity(0)))
@@ -100,7 +100,7 @@ def peer(command: list[str], bundle: Path, request: bytes) -> Iterator[int]:
             yield port
         except TimeoutError:
             log.seek(0)
-            raise RuntimeError(f"{words} does not answer: {log.read().decode()[-3000:]}") from None
+            raise RuntimeError(f"{words} did not answer: {log.read().decode()[-3000:]}") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)
@@ -112,14 +112,14 @@ def peer(command: list[str], bundle: Path, request: bytes) -> Iterator[int]:
 
 
 async def until_answered(port: int, request: bytes) -> None:
-    """Returns once a clip is predicted. Raises TimeoutError."""
+    """Wait until a clip is predicted. Raises ``TimeoutError``."""
     async with asyncio.timeout(START_S), Connection(port) as connection:
         while (await connection.send(request)).status != 200:
             await asyncio.sleep(0.5)
 
 
 def versions() -> list[str]:
-    """What is in the peers' environment."""
+    """Return names and versions of the packages in the peers' environment."""
     command = [str(BIN / "python"), "-m", "pip", "list", "--format=freeze"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     named = ("litserve==", "bentoml==", "onnxruntime==", "av==", "uvicorn==")

@@ -1,9 +1,9 @@
-"""What the service costs over what it must do: milliseconds a clip beside decoding and inference, and its throughput.
+"""Overhead of the service: milliseconds per clip beyond decoding and inference, and throughput against a bare loop.
 
-Throughput is that of 8 clients that wait for their answers, against a bare loop in a process without a server; the two
-take turns. For a bundle whose network takes seconds the loop is over the engine with decoded frames; for the tiny
-stand-in, where decoding weighs as much, over the same decoder processes and the engine. The tables go to standard
-output and to the end of benchmarks/RESULTS.md.
+Throughput is measured with 8 clients that wait for their answers, in turn with a bare loop in a process without a
+server. For a real bundle, whose network takes seconds, the loop runs the engine on decoded frames. For the tiny test
+bundle, where decoding takes as long, it runs the same decoder processes and the engine. The tables go to standard
+output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import asyncio
@@ -33,13 +33,22 @@ CLIENTS = 8
 
 
 def main() -> None:
-    """Measures, prints and records, for the bundle if there is one and for the tiny stand-in."""
+    """Measure, print and record, for the tiny test bundle and for the real bundle if there is one."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--bundle", type=Path, default=REPOSITORY / "bundle", help="default: bundle/ of the checkout")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default 3)")
-    parser.add_argument("--seconds", type=float, default=15, help="of each measurement, tiny bundle (default 15)")
-    parser.add_argument("--real-seconds", type=float, default=60, help="of each, real bundle (default 60)")
-    parser.add_argument("--only", choices=("tiny", "real"), help="leave the other bundle out")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=REPOSITORY / "bundle",
+        help="folder of the real bundle (default: bundle/ of the checkout)",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default 3)")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="seconds of each measurement, tiny bundle (default 15)"
+    )
+    parser.add_argument(
+        "--real-seconds", type=float, default=60, help="seconds of each measurement, real bundle (default 60)"
+    )
+    parser.add_argument("--only", choices=("tiny", "real"), help="measure only this bundle")
     options = parser.parse_args()
     some = clips(8)
     latency = ["| bundle | clip, MB | total, p50 ms | decode | inference | total − decode − inference | p95 | n |"]
@@ -64,7 +73,7 @@ def main() -> None:
 
 
 def overhead(port: int, clip: bytes, seconds: float) -> str:
-    """Columns: what the service itself says of one client's requests, one after another."""
+    """Return columns: the timings that the service reports for sequential requests."""
     answers = all_predicted(uvloop.run(closed_loop(port, [upload(clip)], clients=1, seconds=seconds)))
     timings = [json.loads(answer.body)["timings_ms"] for answer in answers]
     added = [timing["total"] - timing["decode"] - timing["inference"] for timing in timings]
@@ -80,7 +89,7 @@ BareLoop = Callable[[Engine, DecoderProcesses, Sequence[bytes], float], Coroutin
 
 
 def compare(port: int, bundle: Path, some: Sequence[bytes], loop: BareLoop, rounds: int, seconds: float) -> list[str]:
-    """A row for each round and one of medians: the loop and the service in turn."""
+    """Return a row for each round and one of medians; the loop and the service take turns."""
     engine = Engine(load_bundle(bundle), device="cpu")
     engine.warm_up()
     requests = [upload(clip) for clip in some]
@@ -96,12 +105,12 @@ def compare(port: int, bundle: Path, some: Sequence[bytes], loop: BareLoop, roun
 
 
 def throughput_of(answers: Sequence[Answer], start: float) -> float:
-    """Clips a second from the start to the last answer."""
+    """Return the clips per second from the start to the last answer."""
     return len(all_predicted(answers)) / (max(answer.ended for answer in answers) - start)
 
 
 async def infer(engine: Engine, decoders: DecoderProcesses, some: Sequence[bytes], seconds: float) -> float:
-    """Clips a second of the engine alone, with frames decoded before."""
+    """Return the clips per second of the engine alone, with frames decoded before."""
     frames = decode_clip(some[0]).frames
     start, count = time.perf_counter(), 0
     while time.perf_counter() < start + seconds:
@@ -111,7 +120,7 @@ async def infer(engine: Engine, decoders: DecoderProcesses, some: Sequence[bytes
 
 
 async def decode_and_infer(engine: Engine, decoders: DecoderProcesses, some: Sequence[bytes], seconds: float) -> float:
-    """Clips a second of decoder processes, one a core, and the engine in a thread of its own."""
+    """Return the clips per second of one decoder process per core and the engine in a thread of its own."""
     decoder_free = asyncio.Semaphore(len(os.sched_getaffinity(0)))
     start, done = time.perf_counter(), 0
     with ThreadPoolExecutor(1) as thread:

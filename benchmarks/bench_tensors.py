@@ -1,8 +1,8 @@
-"""How long others wait while the tensors of a v2 request are read, as bytes and as JSON.
+"""Stalls of the event loop while the tensors of a v2 request are parsed, as bytes and as JSON.
 
-One clip of random frames is sent again and again, while another client asks `/health/live` every few milliseconds: its
-slowest answers tell how long the event loop stood still. The tiny stand-in bundle serves. The table goes to standard
-output and to the end of benchmarks/RESULTS.md.
+One clip of random frames is sent repeatedly, while another client requests ``/health/live`` every few milliseconds: its
+slowest answers show how long the event loop was blocked. The server runs the tiny test bundle. The table goes to
+standard output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ SHAPE = (1, 40, 224, 224, 3)
 
 
 def main() -> None:
-    """Measures, prints and records."""
+    """Measure, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="requests of each kind (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="requests of each encoding (default 5)")
     options = parser.parse_args()
     table = ["| body | MB | answered in, median ms | health meanwhile, p50 ms | p99 | slowest | n |"]
     with serving() as server:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def bodies() -> dict[str, bytes]:
-    """Requests for the same clip, by how its frames are written."""
+    """Return requests for the same clip, by the encoding of its frames."""
     frames = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
     tensor = {"name": "frames", "shape": SHAPE, "datatype": "UINT8"}
 
@@ -57,13 +57,13 @@ def bodies() -> dict[str, bytes]:
 
 
 def infer(body: bytes, *headers: str) -> bytes:
-    """A request with this body."""
+    """Return a request with this body."""
     lines = ["POST /v2/models/tiny/infer HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 async def beside(port: int, request: bytes, number: int) -> tuple[list[Answer], list[Answer]]:
-    """Answers to the request, sent so many times, and those about the service's health meanwhile."""
+    """Return the answers to ``number`` requests, and those of the health check meanwhile."""
     health = []
 
     async def ask() -> None:

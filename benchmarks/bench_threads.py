@@ -1,8 +1,8 @@
-"""How many threads and decoders get in each other's way: the service's throughput and latency by its settings.
+"""Throughput and latency of the service by its numbers of threads and decoders.
 
-A server for each case, all running and asked in turn by 8 clients, then by one. Niceness is that of the fork server,
-which its decoders inherit. Processor time is that of the server and its decoders together. The table goes to standard
-output and to the end of benchmarks/RESULTS.md.
+There is a server for each case; all of them run, and take turns with 8 clients, then with one. Niceness is that of the
+fork server, which its decoders inherit. Processor time is that of the server and its decoders together. The table goes
+to standard output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import json
@@ -25,7 +25,7 @@ CLIENTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Settings; threads 0 stands for every core."""
+    """Settings to measure; 0 threads means one per core."""
 
     threads: int = 0
     spinning: bool = False
@@ -45,11 +45,11 @@ CASES = (
 
 
 def main() -> None:
-    """Measures, prints and records."""
+    """Measure, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--bundle", type=Path, help="default: the tiny stand-in")
-    parser.add_argument("--rounds", type=int, default=3, help="of each case (default 3)")
-    parser.add_argument("--seconds", type=float, default=6, help="of each round and number of clients (default 6)")
+    parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: the tiny test bundle)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per case (default 3)")
+    parser.add_argument("--seconds", type=float, default=6, help="seconds per round and number of clients (default 6)")
     options = parser.parse_args()
     some = clips(8)
     requests = [upload(clip) for clip in some]
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def start(case: Case, bundle: Path | None, started: ExitStack) -> Server:
-    """A server with the case's settings."""
+    """Start a server with the case's settings."""
     server = started.enter_context(
         serving(bundle, DEVICE="cpu", THREADS=case.threads, SPINNING=case.spinning, DECODE_WORKERS=case.decode_workers)
     )
@@ -95,18 +95,18 @@ def start(case: Case, bundle: Path | None, started: ExitStack) -> Server:
 
 
 def fork_server(server: Server) -> int:
-    """Its process id."""
+    """Return the id of the fork server's process."""
     return descendants(server.process.pid)[0][0]
 
 
 def processor_seconds(server: Server) -> float:
-    """Of the server, its fork server and all decoders that have ended."""
+    """Return the processor seconds of the server, its fork server and all decoders that have ended."""
     own, _ = ticks(server.process.pid)
     return (own + sum(ticks(fork_server(server)))) / os.sysconf("SC_CLK_TCK")
 
 
 def ticks(pid: int) -> tuple[int, int]:
-    """A process's own and that of its children that have ended: user and system together (proc(5))."""
+    """Return a process's own ticks and those of its ended children, user and system together (see proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
 

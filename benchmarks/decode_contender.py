@@ -1,8 +1,7 @@
-"""One contender of bench_decode.py, in a process and an environment of its own.
+"""One contender of ``bench_decode.py``, in a process and an environment of its own.
 
-For each line on standard input, ``path index,index,…``, it decodes those frames of that file to 224×224 RGB, the way
-that its library does best, and answers with a line of JSON: seconds of the clock and of processors, or null where it
-cannot.
+For each line on standard input, ``path index,index,…``, it decodes those frames of that file to 224×224 RGB in its
+library's fastest way, and prints a line of JSON: wall and processor seconds, or ``null`` if it cannot.
 """
 
 import importlib
@@ -20,13 +19,13 @@ Decode = Callable[[str, list[int]], Sized]
 
 
 def main() -> None:
-    """Usage: decode_contender.py NAME THREADS. Says `ready` once it has its library; ends with its input."""
+    """Run as ``decode_contender.py NAME THREADS``. Prints ``ready`` once its library is imported."""
     threads = int(sys.argv[2])
-    # Libraries start threads that nobody asked for (dav1d in OpenCV): so many cores are all they get.
+    # Some libraries start more threads than asked for (dav1d in OpenCV), so the cores are limited, too.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     try:
         decode = CONTENDERS[sys.argv[1]](threads)
-    except (ImportError, RuntimeError) as error:  # torchcodec raises the latter where it finds no FFmpeg
+    except (ImportError, RuntimeError) as error:  # torchcodec raises the latter if it finds no FFmpeg
         print(error, file=sys.stderr)
         return
     print("ready", flush=True)
@@ -36,9 +35,9 @@ def main() -> None:
         clock, processors = time.perf_counter(), _processor_seconds()
         try:
             decoded = len(decode(path, wanted))
-            if decoded < len(set(wanted)):  # OpenCV raises nothing
+            if decoded < len(set(wanted)):  # OpenCV does not raise
                 raise ValueError(f"{decoded} frames of {len(set(wanted))}")
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library raises errors of its own
             print(json.dumps(None), flush=True)
             print(f"{sys.argv[1]} cannot decode {path}: {error}", file=sys.stderr)
             continue
@@ -52,13 +51,13 @@ def _processor_seconds() -> float:
 
 
 def _limelight(threads: int) -> Decode:
-    """One thread, whatever `threads` says: the service decodes several clips at a time instead."""
+    """Use one thread, whatever ``threads`` is, because the service decodes several clips at a time instead."""
     decoder = importlib.import_module("service.video.decoder")
     return lambda path, _: decoder.decode_clip(path).frames
 
 
 def _sequential(threads: int) -> Decode:
-    """Every frame up to the last that is wanted, as PyAV's users do it."""
+    """Decode every frame up to the last wanted one, as users of PyAV do."""
     av = importlib.import_module("av")
     reformatter = importlib.import_module("av.video.reformatter").VideoReformatter()
 
@@ -78,7 +77,7 @@ def _sequential(threads: int) -> Decode:
 
 
 def _opencv(threads: int) -> Decode:
-    """Grabs every frame up to the last that is wanted, converts the wanted ones: its seeking is not exact."""
+    """Grab every frame up to the last wanted one and convert the wanted ones, because seeking is not exact."""
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(threads)
 

@@ -1,7 +1,7 @@
-"""Load for a server, from one process: requests over raw HTTP/1.1, so that the cores are left to the server.
+"""Generates load from one process, with raw HTTP/1.1 requests that leave the cores to the server.
 
-`closed_loop` has clients that wait for their answers, which finds the capacity; `open_loop` has requests that come
-whether there are answers or not, which is what a crowd does. To be run by uvloop, which sends without copying.
+The clients of ``closed_loop`` wait for their answers, which finds the capacity. ``open_loop`` sends requests at a fixed
+rate whether or not there are answers, as independent users do. Run both in uvloop, which sends without copying.
 """
 
 import asyncio
@@ -27,7 +27,15 @@ PATIENCE_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to a request; status 0 where the connection ended without one. `ended` is on `time.perf_counter()`."""
+    """The answer to a request.
+
+    Attributes:
+        status: The HTTP status; 0 if the connection ended without an answer.
+        seconds: Time from the request to the answer's last byte.
+        ended: When that byte arrived, on the clock of ``time.perf_counter()``.
+        headers: The headers by lower-case name.
+        body: The body.
+    """
 
     status: int
     seconds: float
@@ -37,7 +45,7 @@ class Answer:
 
 
 class Connection:
-    """One client's connection, opened again where the server has closed it."""
+    """One client's connection, reopened whenever the server has closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -50,7 +58,7 @@ class Connection:
         self._close()
 
     async def send(self, request: bytes) -> Answer:
-        """The answer to a whole request."""
+        """Send a whole request and return its answer."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -78,7 +86,7 @@ class Connection:
 
 
 def upload(clip: bytes) -> bytes:
-    """A request that predicts a clip, sent as the file `file` of a form."""
+    """Return a request that sends a clip as the file ``file`` of a form to ``/predict``."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="clip.avi"\r\n'
     body = f"{head}Content-Type: video/x-msvideo\r\n\r\n".encode() + clip + f"\r\n--{BOUNDARY}--\r\n".encode()
     return (
@@ -88,7 +96,7 @@ def upload(clip: bytes) -> bytes:
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: float) -> list[Answer]:
-    """Clients that each send the next request once they have their answer. What is begun in time is finished."""
+    """Run clients that each send the next request once they have an answer. Requests begun in time are finished."""
     answers: list[Answer] = []
     turn = itertools.cycle(requests)
     end = time.perf_counter() + seconds
@@ -103,7 +111,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, sec
 
 
 async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> list[Answer]:
-    """`rate` requests a second at even distances, each over a connection of its own, whatever the answers do."""
+    """Send ``rate`` requests per second, evenly spaced, each over a connection of its own."""
 
     async def client(request: bytes) -> Answer:
         async with Connection(port) as connection:
@@ -118,7 +126,7 @@ async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, second
 
 
 def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
-    """The same answers. Raises RuntimeError where one is no prediction, for then the times say nothing."""
+    """Return the answers unchanged. Raises ``RuntimeError`` if one is no prediction, as its time would mean nothing."""
     for answer in answers:
         if answer.status != 200:
             raise RuntimeError(f"a request failed with status {answer.status}: {answer.body[:500]!r}")
@@ -126,17 +134,17 @@ def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
 
 
 def rate_of(answers: Sequence[Answer], *, start: float, seconds: float) -> float:
-    """Predictions a second that became complete between `start` and `seconds` later."""
+    """Return the predictions per second that were completed within ``seconds`` after ``start``."""
     return sum(answer.status == 200 and 0 <= answer.ended - start <= seconds for answer in answers) / seconds
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the values do not exceed."""
+    """Return the value that ``share`` of the values do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def clips(count: int) -> list[bytes]:
-    """Real clips of the shared folder, those nearest to 0.5 MB first; rendered ones where there is none."""
+    """Return UCF-101 clips of the shared folder, nearest to 0.5 MB first, or rendered clips if there are none."""
     shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
     paths = sorted((shared / "clips" / "ucf101").glob("*/*.avi"), key=lambda path: abs(path.stat().st_size - 500_000))
     if paths:
@@ -145,14 +153,14 @@ def clips(count: int) -> list[bytes]:
 
 
 def describe(some: Sequence[bytes]) -> str:
-    """The clips in words, for a report."""
+    """Describe the clips for a report."""
     sizes = [len(clip) / 1e6 for clip in some]
     return f"{len(some)} clips of {min(sizes):.2f}–{max(sizes):.2f} MB"
 
 
 @contextmanager
 def serving(bundle: Path | None = None, **settings: object) -> Iterator[Server]:
-    """`limelight serve`, ready, with settings by name; of the tiny stand-in bundle unless told otherwise."""
+    """Run ``limelight serve`` with settings by name until it is ready; by default with the tiny test bundle."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = bundle or write_tiny_bundle(Path(folder) / "bundle")
         given = {name: str(value) for name, value in settings.items()}

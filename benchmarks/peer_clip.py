@@ -1,4 +1,4 @@
-"""What a user of LitServe or BentoML would write around the bundle's network: PyAV for the frames, ONNX Runtime."""
+"""The code that a user of LitServe or BentoML would write for the bundle's network, with PyAV and ONNX Runtime."""
 
 import os
 from pathlib import Path
@@ -12,14 +12,14 @@ FRAMES, SIZE = 40, 224
 
 
 class ClipModel:
-    """The network of LIMELIGHT_BUNDLE, fed with clips."""
+    """The network of the bundle in ``LIMELIGHT_BUNDLE``."""
 
     def __init__(self) -> None:
         path = Path(os.environ["LIMELIGHT_BUNDLE"]) / "model.fp32.onnx"
         self._session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def predict(self, clip: BinaryIO | str) -> dict[str, Any]:
-        """Probabilities and attention maps of a clip, as what becomes JSON."""
+        """Return a clip's probabilities and attention maps as JSON-serialisable values."""
         with av.open(clip, "r") as container:
             frames = list(container.decode(video=0))
         wanted = (np.arange(FRAMES) + 0.5) * len(frames) / FRAMES

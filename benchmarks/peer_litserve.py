@@ -1,4 +1,4 @@
-"""The bundle's network behind LitServe, for bench_peers.py: ``python -m benchmarks.peer_litserve PORT WORKERS``."""
+"""The bundle's network behind LitServe, for ``bench_peers.py``: ``python -m benchmarks.peer_litserve PORT WORKERS``."""
 
 import io
 import sys
@@ -11,14 +11,14 @@ from benchmarks.peer_clip import ClipModel
 
 
 class ClipApi(litserve.LitAPI):
-    """A clip as the file `file` of a form."""
+    """Classifies a clip sent as the file ``file`` of a form."""
 
     def setup(self, device: str) -> None:
         """See LitAPI."""
         self.model = ClipModel()
 
     def decode_request(self, request: Request) -> io.BytesIO:
-        """See LitAPI. What it calls a request is the form."""
+        """See LitAPI. The request is the form."""
         return io.BytesIO(request["file"].file.read())
 
     def predict(self, clip: io.BytesIO) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every section of RESULTS.md says besides its table: where, when, with what and by which command."""
+"""Writes sections of RESULTS.md: machine, date, software and command, then a table."""
 
 import argparse
 import importlib.metadata
@@ -10,20 +10,21 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.model.spec import VNNI_FLAGS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
-VNNI = ("avx512_vnni", "avx_vnni")
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser for what every script takes, by its docstring."""
+    """Return a parser with the options that every script has, described by the script's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-record", action="store_true", help="leave RESULTS.md as it is")
+    parser.add_argument("--no-record", action="store_true", help="print only; do not append to RESULTS.md")
     return parser
 
 
 def publish(title: str, facts: Iterable[str], table: Sequence[str], *, record: bool) -> None:
-    """Print the section and, if it is to be recorded, add it to RESULTS.md. The table's first line is its head."""
+    """Print a section and, with ``record``, append it to RESULTS.md. The table's first line is its header."""
     columns = table[0].count("|") - 1
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "av", "numpy", "uvicorn"))
     lines = [
@@ -45,14 +46,14 @@ def publish(title: str, facts: Iterable[str], table: Sequence[str], *, record: b
 
 
 def machine() -> str:
-    """Processor, usable cores, 8-bit instructions, and how busy the machine is already."""
+    """Describe the machine: processor, usable cores, VNNI flags and load average."""
     facts = {"model name": platform.machine(), "flags": ""}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             facts[name.strip()] = value.strip()
-    vnni = [flag for flag in VNNI if flag in facts["flags"].split()]
+    vnni = sorted(VNNI_FLAGS.intersection(facts["flags"].split()))
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     return f"{facts['model name']}, {cores} cores, {', '.join(vnni) or 'no VNNI'}, load average {load:.1f}"

@@ -1,10 +1,10 @@
-"""Does the service leak? Good, bad and broken clips and clients that vanish, for half an hour, with its size watched.
+"""Soak test that finds leaks: good, bad and broken clips and disconnecting clients for half an hour.
 
-Sampled every few seconds: resident memory and open files of the server and of its fork server, number of decoders and
-the memory that is theirs alone. The run is flat where the last quarter's median is hardly above the second's (the first
-warms up). The exit code is 1 where it is not, or where a request failed by the service's fault; what the server logged
-of that goes to standard error, and so does a line a minute while it runs. The table, of medians, goes to standard
-output and to the end of benchmarks/RESULTS.md.
+Every few seconds it samples resident memory and open files of the server and of its fork server, the number of
+decoders, and the memory that they do not share. The run is flat if the last quarter's median is hardly above the
+second's; the first quarter warms up. The exit code is 1 if the run is not flat or the service failed a request; the
+server's log of failures goes to standard error, and so does a line of progress per minute. The table of medians goes to
+standard output and to the end of ``benchmarks/RESULTS.md``.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from tests.processes import descendants
 
 SAMPLE_S = 5
 PROGRESS = 12  # samples from one line of progress to the next
-PARTS = 10  # of the run, a row of the table each
+PARTS = 10  # parts of the run, each a row of the table
 CLIENTS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The service at one moment, in the middle of its work: MB, open files and processes."""
+    """Memory in MB, open files and processes of the service at one moment."""
 
     server_mb: float
     fork_server_mb: float
@@ -47,14 +47,14 @@ class Sample:
     decoders: float
 
 
-# What the last quarter's median may be above the second's: memory comes in arenas, and what is decoded varies.
+# How far the last quarter's median may be above the second's. Memory is allocated in arenas, and clips differ.
 TOLERANCE = Sample(server_mb=10, fork_server_mb=5, decoders_mb=100, server_files=3, fork_server_files=3, decoders=1)
 
 
 def main() -> int:
-    """Runs, prints and records; 0 where everything stayed flat."""
+    """Run, print and record. Return the exit code: 0 if the run was flat and nothing failed."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=30, help="how long (default 30)")
+    parser.add_argument("--minutes", type=float, default=30, help="duration in minutes (default 30)")
     options = parser.parse_args()
     with serving() as server:
         statuses, vanished, samples = uvloop.run(soak(server.port, server.process.pid, 60 * options.minutes))
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def medians(samples: Sequence[Sample], parts: int) -> list[Sample]:
-    """Of so many parts of the run, one after another."""
+    """Return the medians of consecutive parts of the run."""
     bounds = [len(samples) * part // parts for part in range(parts + 1)]
     return [
         Sample(*(statistics.median(column) for column in zip(*map(astuple, samples[start:end]), strict=True)))
@@ -91,7 +91,7 @@ def medians(samples: Sequence[Sample], parts: int) -> list[Sample]:
 
 
 async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, list[Sample]]:
-    """Statuses of the answers, number of clients that vanished, and the samples."""
+    """Return the answers' statuses, the number of clients that vanished, and the samples."""
     requests = [
         *map(upload, [*clips(12), *bad_clips()]),
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
@@ -124,7 +124,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
 
 
 async def vanish(port: int, request: bytes, share: float, seconds: float) -> None:
-    """Send a part of the request, or all of it in half of the cases, wait a little and go."""
+    """Send a part of the request, or in half of the cases all of it, wait a little and disconnect."""
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.closing(writer):
@@ -134,7 +134,7 @@ async def vanish(port: int, request: bytes, share: float, seconds: float) -> Non
 
 
 def bad_clips() -> list[bytes]:
-    """Clips that cannot be predicted, and odd ones of the shared folder, where there is one."""
+    """Return clips that cannot be predicted, and odd clips of the shared folder if there is one."""
     whole = render_clip(frames=60, width=160, height=120).data
     damaged = bytearray(whole)
     for place in range(2000, len(damaged), 97):
@@ -145,7 +145,7 @@ def bad_clips() -> list[bytes]:
 
 
 def sample(pid: int) -> Sample:
-    """The service now. What ends while it is looked at counts as nothing."""
+    """Sample the service now. Processes that end meanwhile count as zero."""
     [fork_server, *_], *rest = descendants(pid) or [[0]]
     decoders = [decoder for generation in rest for decoder in generation]
     return Sample(
@@ -159,7 +159,7 @@ def sample(pid: int) -> Sample:
 
 
 def memory_mb(pid: int, file: str, key: str) -> float:
-    """A figure in kB from a process's file of /proc, in MB."""
+    """Return a value in kB from a process's file in /proc, in MB."""
     with contextlib.suppress(OSError):
         if found := re.search(rf"^{key}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE):
             return int(found[1]) / 1000
@@ -167,7 +167,7 @@ def memory_mb(pid: int, file: str, key: str) -> float:
 
 
 def files(pid: int) -> int:
-    """How many files a process has open."""
+    """Return the number of files that a process has open."""
     with contextlib.suppress(OSError):
         return len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return 0

@@ -1,4 +1,7 @@
-"""Writes docs/operations.md's table of settings from the class itself; `--check` only says whether it is current."""
+"""Writes the table of settings in ``docs/operations.md`` from the ``Settings`` class.
+
+``--check`` writes nothing, and exits with 1 if the table is out of date.
+"""
 
 import sys
 from pathlib import Path
@@ -12,12 +15,12 @@ BEGIN, END = "<!-- settings: made by `make docs` -->\n", "<!-- end of settings -
 
 
 def table() -> str:
-    """One row a setting, in the order of the class."""
+    """Return a Markdown table with one row per setting, in the order of the class."""
     rows = [
         f"| `LIMELIGHT_{name.upper()}` | {_default(field)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
-    return "\n".join(["| variable | default | |", "|---|---|---|", *rows, ""])
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows, ""])
 
 
 def _default(field: FieldInfo) -> str:
@@ -31,16 +34,20 @@ def _default(field: FieldInfo) -> str:
 
 
 def page_with_table(page: str) -> str:
-    """The page with the table renewed. Raises ValueError where it has no place for it."""
+    """Return the page with a current table.
+
+    Raises:
+        ValueError: The page lacks the comments that mark the table's place.
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{PAGE.name} has no place for the table between {BEGIN.strip()} and {END.strip()}")
+        raise ValueError(f"{PAGE.name} lacks the comments {BEGIN.strip()} and {END.strip()}")
     return f"{before}{begin}\n{table()}\n{end}{after}"
 
 
 def main() -> int:
-    """0 where the table is current, or has been made so; 1 where `--check` finds that it is not."""
+    """Return the exit code: 1 if ``--check`` finds the table out of date, else 0."""
     page = PAGE.read_text()
     renewed = page_with_table(page)
     if "--check" in sys.argv[1:]:

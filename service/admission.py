@@ -1,4 +1,4 @@
-"""How many clips may come in, and what those hear that may not."""
+"""Admission control: limits how many clips the service holds at once and refuses the rest with a retry hint."""
 
 import contextlib
 import math
@@ -7,48 +7,75 @@ from collections.abc import Callable, Iterator
 
 from service.errors import Overloaded
 
-# The share of the newest clip in what is known of the rate: a change is seen within ten clips, an odd one forgotten.
-NEWEST = 0.125
+# Weight of the newest clip in the moving average of seconds per clip. At an eighth, a change of load shows within ten
+# clips, and one outlier is soon forgotten.
+SMOOTHING = 0.125
 
 
 class Admission:
-    """Lets in `capacity` clips at a time, and measures how fast they leave.
+    """Admits ``capacity`` clips at a time, and measures the rate at which they leave.
 
-    A clip that could not be answered by its deadline, at the rate at which those before it leave, is not let in: it
-    would only be in their way. Belongs to one event loop.
+    A clip is refused if, at that rate, it would not be answered by its deadline: it would only delay others. Use it
+    from one event loop only.
+
+    Args:
+        capacity: Number of clips that may be inside at a time.
+        clock: Returns the time in seconds; deadlines are on this clock.
+
+    Attributes:
+        capacity: As given; it may be changed at any time.
+        inside: Number of clips inside now.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
         self.inside = 0
         self._clock = clock
-        self._clip_s: float | None = None  # one clip leaves in so much time, while others wait to
+        self._clip_s: float | None = None  # seconds from one clip's leaving to the next one's, while others wait
         self._last_left = -math.inf
 
     def check(self, deadline: float, clips: int = 1) -> None:
-        """Raises Overloaded where so many clips would not be let in together now. `deadline` is on the clock."""
+        """Check whether clips would be admitted together now.
+
+        Args:
+            deadline: When their answers are due.
+            clips: Number of clips.
+
+        Raises:
+            Overloaded: They would not be admitted.
+        """
         clip_s = self._clip_s or 0
         if self.inside + clips > self.capacity:
             reason = "no more are accepted"
         elif self.inside and self._clock() + clip_s * (self.inside + clips) > deadline:
-            reason = "more would not be answered in time"
+            reason = "another would not be answered in time"
         else:
             return
         raise Overloaded(f"{self.inside} clips are waiting or being worked on, {reason}", clip_s * self.inside)
 
     @contextlib.contextmanager
     def place(self, deadline: float, clips: int = 1) -> Iterator[None]:
-        """Be inside. Only those that leave without an exception tell something of the rate. Raises Overloaded."""
+        """Hold places for clips during a ``with`` statement.
+
+        The rate is measured only if the body does not raise, because a clip that fails leaves early.
+
+        Args:
+            deadline: When their answers are due.
+            clips: Number of clips.
+
+        Raises:
+            Overloaded: They are not admitted.
+        """
         self.check(deadline, clips)
         self.inside += clips
-        came = self._clock()
+        entered = self._clock()
         try:
             yield
-            self._learn((self._clock() - max(came, self._last_left)) / clips)
+            self._learn((self._clock() - max(entered, self._last_left)) / clips)
         finally:
             self.inside -= clips
             self._last_left = self._clock()
 
     def _learn(self, clip_s: float) -> None:
         before = clip_s if self._clip_s is None else self._clip_s
-        self._clip_s = before + NEWEST * (clip_s - before)
+        self._clip_s = before + SMOOTHING * (clip_s - before)

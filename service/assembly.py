@@ -1,4 +1,4 @@
-"""Builds a warm pipeline from the settings; server, ``predict --bundle`` and doctor all start here."""
+"""Builds a warm pipeline from the settings. The server, ``predict --bundle`` and the doctor all start here."""
 
 import os
 
@@ -14,7 +14,7 @@ from service.video.limits import DecodeLimits
 
 
 def load_model(settings: Settings, metrics: Metrics) -> Model:
-    """Load and warm up the bundle that the settings name. Takes seconds.
+    """Load the bundle that the settings name, and warm its network up. Takes seconds.
 
     Raises:
         BundleError: The bundle is missing, damaged or of another schema.
@@ -57,12 +57,12 @@ def load_decoders(settings: Settings) -> DecoderProcesses:
 
 
 def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
-    """Load and warm up the bundle, and start the decoder processes. Takes seconds.
+    """Load the bundle, warm its network up, and start the decoder processes. Takes seconds.
 
     Raises:
         BundleError: The bundle is missing, damaged or of another schema.
         EngineError: The network cannot run as configured.
-        DecodersError: The decoder processes cannot be started.
+        DecodersError: The decoder processes cannot be started, or the sandbox lacks a layer that the settings require.
     """
     model = load_model(settings, metrics)
     try:

@@ -30,7 +30,7 @@ class LimelightError(Exception):
 
 
 class ClipError(LimelightError):
-    """The clip is at fault. ``str(error)`` is written for whoever sent it; ``code`` never changes."""
+    """The clip is at fault. ``str(error)`` is written for its sender; ``code`` never changes."""
 
     code: ClassVar[str]
 
@@ -80,7 +80,8 @@ class DecoderCrashed(ClipError):
 class Overloaded(LimelightError):
     """The service holds as many clips as it can.
 
-    Attributes:
+    Args:
+        detail: The error's text.
         retry_after_s: Seconds after which the clips that it holds should have been answered.
     """
 

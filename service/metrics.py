@@ -1,3 +1,5 @@
+"""The service's Prometheus metrics."""
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -9,61 +11,70 @@ _CLIPS = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """The service's Prometheus metrics, in a registry of their own: two apps in one process never mix."""
+    """The metrics of one application.
+
+    Each instance has a registry of its own, so that several applications in one process (in tests) do not mix.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
             "limelight_request_seconds",
-            "From a prediction request's arrival to the last byte of its answer.",
+            "Seconds from a prediction request's arrival to the last byte of its answer.",
             ["status"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "limelight_stage_seconds",
-            "Time of one request in one stage: receive, decode_wait, decode, encode, queue, inference or respond.",
+            "Seconds of one request in one stage: receive, decode_wait, decode, encode, queue, inference or respond.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "limelight_batch_size", "Clips in one inference, padding not counted.", buckets=_CLIPS, registry=registry
+            "limelight_batch_size", "Clips in one inference, without padding.", buckets=_CLIPS, registry=registry
         )
         self.queue_depth = Gauge(
-            "limelight_queue_depth", "Clips that wait: for a decoder, or for the engine.", ["queue"], registry=registry
+            "limelight_queue_depth",
+            "Clips waiting for a decoder (decode) or for the engine (inference).",
+            ["queue"],
+            registry=registry,
         )
         self.in_flight_requests = Gauge(
             "limelight_in_flight_requests", "Prediction requests being received or answered.", registry=registry
         )
         self.admitted_clips = Gauge(
-            "limelight_admitted_clips", "Clips that wait or are worked on, of all requests.", registry=registry
+            "limelight_admitted_clips", "Clips of all requests that are waiting or being processed.", registry=registry
         )
         self.capacity_clips = Gauge(
-            "limelight_capacity_clips", "Admitted clips beyond which more are refused.", registry=registry
+            "limelight_capacity_clips", "Largest number of admitted clips; others are refused.", registry=registry
         )
         self.rejected = Counter(
-            "limelight_rejected", "Prediction requests answered by a problem.", ["code"], registry=registry
+            "limelight_rejected", "Prediction requests answered with a problem.", ["code"], registry=registry
         )
         self.clip_seconds = Histogram(
-            "limelight_clip_seconds", "Duration of the decoded clips.", buckets=_CLIP_SECONDS, registry=registry
+            "limelight_clip_seconds",
+            "Duration of decoded clips in seconds.",
+            buckets=_CLIP_SECONDS,
+            registry=registry,
         )
         self.upload_bytes = Histogram(
-            "limelight_upload_bytes", "Size of the received clips.", buckets=_BYTES, registry=registry
+            "limelight_upload_bytes", "Size of received request bodies in bytes.", buckets=_BYTES, registry=registry
         )
         self.decoder_failures = Counter(
             "limelight_decoder_failures", "Clips that could not be decoded.", ["reason"], registry=registry
         )
         self.sandbox = Gauge(
             "limelight_sandbox",
-            "1 for each layer that keeps decoders from doing harm, 0 where the kernel lacks it.",
+            "1 for each layer of the decoders' sandbox that is active, 0 if the kernel lacks it.",
             ["layer"],
             registry=registry,
         )
         self.model = Info("limelight_model", "The model that answers.", registry=registry)
-        self.ready = Gauge("limelight_ready", "1 while more predictions may be sent here, else 0.", registry=registry)
+        self.ready = Gauge("limelight_ready", "1 while /health/ready answers 200, 0 otherwise.", registry=registry)
 
     def render(self) -> bytes:
-        """The metrics in Prometheus' text format 0.0.4."""
+        """Return the metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)

@@ -1,11 +1,10 @@
-"""The way of one request: decode the clip, encode its frames as JPEGs where asked for, classify it."""
+"""The stages of one request: decode the clip, encode its frames as JPEGs if the client wants them, classify it."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +20,18 @@ from service.model.model import Model
 from service.video.decoder import ClipFacts, DecodedClip, SampledFrame
 from service.video.jpeg import frame_jpegs
 
-Stage = Literal["receive", "decode_wait", "decode", "encode", "queue", "inference"]
-
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds that one request spent in each stage, in the order of the stages; None for a stage it did not reach.
+    """Seconds that one request spent in each stage; ``None`` for a stage that it did not enter.
 
-    ``encode`` is reached only where JPEGs are asked for.
+    Attributes:
+        receive: Receiving the request's body.
+        decode_wait: Waiting for a free decoder.
+        decode: Decoding the clip.
+        encode: Encoding the sampled frames as JPEGs; only for requests that ask for them.
+        queue: Waiting for the engine.
+        inference: Running the network.
     """
 
     receive: float | None = None
@@ -39,8 +42,8 @@ class Stages:
     inference: float | None = None
 
     @contextlib.contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Measure the body of a ``with`` statement as this stage, even if it raises."""
+    def timed(self, stage: str) -> Iterator[None]:
+        """Measure the body of a ``with`` statement as this stage, whether or not the body raises."""
         started = time.monotonic()
         try:
             yield
@@ -48,7 +51,7 @@ class Stages:
             setattr(self, stage, time.monotonic() - started)
 
     def milliseconds(self) -> dict[str, float]:
-        """Milliseconds of each stage that was reached, rounded to microseconds."""
+        """Return the milliseconds of each stage that was entered, in order, rounded to microseconds."""
         seconds = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {stage: round(1000 * value, 3) for stage, value in seconds if value is not None}
 
@@ -59,27 +62,29 @@ class Prediction:
 
     Attributes:
         model: The model that answered.
-        clip: What the clip is.
-        sampled: Which 40 frames were sampled.
-        outputs: Probabilities float32 ``(classes,)`` and attention float32 ``(40, 7, 7)`` or None.
-        jpegs: Small pictures of the sampled frames, or None where they were not asked for.
+        clip: Facts about the clip.
+        sampled: The sampled frames' positions in the clip, one for each frame that the network saw.
+        outputs: Probabilities float32 ``(classes,)`` and attention float32 ``(40, 7, 7)`` or ``None``.
+        jpegs: The sampled frames as small JPEGs, or ``None`` if they were not asked for.
+        frames: The sampled frames, uint8 ``(40, 224, 224, 3)``, RGB, or ``None`` if they were not asked for.
     """
 
     model: Model
     clip: ClipFacts
     sampled: tuple[SampledFrame, ...]
     outputs: Outputs
-    jpegs: tuple[bytes, ...] | None
+    jpegs: tuple[bytes, ...] | None = None
+    frames: npt.NDArray[np.uint8] | None = None
 
 
 class Pipeline:
     """Answers clips, several at a time, until it is closed. Use it from one event loop only.
 
-    As many clips may be inside, waiting or being worked on, as the model has capacity for. The pipeline owns the model
-    and the decoders: closing it closes them.
+    A clip that is being decoded, encoded or classified, or waits for that, takes one place. There are as many places
+    as the model has capacity. The pipeline owns the model and the decoders: closing it closes them.
 
     Args:
-        model: The model that answers.
+        model: The model that classifies clips.
         decoders: Where clips are decoded.
         metrics: Where stages, queues and failures are counted.
         decode_workers: Number of clips that are decoded at a time.
@@ -101,11 +106,14 @@ class Pipeline:
 
     @property
     def alive(self) -> bool:
-        """Whether predictions can still be made."""
+        """Whether clips can still be answered."""
         return self.model.alive
 
     def check_admission(self, deadline: float) -> None:
         """Check whether ``predict`` would admit a clip now.
+
+        Args:
+            deadline: When the answer is due, on the clock of ``time.monotonic()``.
 
         Raises:
             Overloaded: It would not.
@@ -113,7 +121,13 @@ class Pipeline:
         self._admission.check(deadline)
 
     async def predict(
-        self, clip: bytes | ClipFile, *, deadline: float, stages: Stages | None = None, jpegs: bool = False
+        self,
+        clip: bytes | ClipFile,
+        *,
+        deadline: float,
+        stages: Stages | None = None,
+        jpegs: bool = False,
+        frames: bool = False,
     ) -> Prediction:
         """Decode and classify one clip.
 
@@ -122,60 +136,79 @@ class Pipeline:
         Args:
             clip: The video file.
             deadline: When the answer is due, on the clock of ``time.monotonic()``.
-            stages: Filled in as the clip passes each stage, also where it fails.
-            jpegs: Whether to encode the sampled frames as JPEGs.
+            stages: Filled in as the clip passes each stage, even if a later stage fails.
+            jpegs: Whether to return the sampled frames as JPEGs.
+            frames: Whether to return the sampled frames as an array.
 
         Raises:
-            ClipError: The clip is at fault.
-            Overloaded: No further clip is admitted.
+            ClipError: The clip cannot be decoded.
+            Overloaded: No place is free, or the answer would not be ready in time.
             DeadlineExceeded: The answer was not ready in time.
             EngineStopped: The engine has died.
-            DecodersError: The decoders cannot be started again.
+            DecodersError: The decoders died and cannot be started again.
         """
         stages = stages or Stages()
         async with self._place(deadline):
-            decoded = await self.decode(clip, stages)
+            decoded = await self._decode(clip, stages)
             pictures = await self._encode(decoded, stages) if jpegs else None
             model, facts, sampled = self.model, decoded.facts, decoded.sampled
+            kept = decoded.frames if frames else None
             answering = model.answer(decoded.frames, deadline)
-            del decoded  # the engine's thread is then the last to hold the frames, and frees them
+            del decoded  # unless the frames are kept, the engine's thread is now the last to hold them, and frees them
             with stages.timed("queue"):
                 answer = await answering
-        self._note(stages, answer.queue_s, answer.inference_s)
-        return Prediction(model, facts, sampled, answer.outputs, pictures)
+        self._record(stages, answer.queue_s, answer.inference_s)
+        return Prediction(model, facts, sampled, answer.outputs, pictures, kept)
 
     async def infer(
         self, model: Model, frames: npt.NDArray[np.uint8], *, deadline: float, stages: Stages | None = None
     ) -> Outputs:
-        """Classify clips that are decoded already: all of them, or none.
+        """Classify clips that are decoded already. If one fails, all fail.
 
-        ``queue`` is the time until the first clip's batch began, ``inference`` the time from then to the last answer.
-        Deadline, cancelling and errors are those of ``predict``.
+        ``stages.queue`` is the time until the first clip's batch began, ``stages.inference`` the time from then to the
+        last answer. Deadline, cancelling and errors are those of ``predict``, except for ``ClipError`` and
+        ``DecodersError``.
 
         Args:
-            model: The model that answers; the caller holds it (``Model.held``).
+            model: The model that classifies them; the caller holds it (``Model.held``).
             frames: uint8 ``(n, 40, 224, 224, 3)``, RGB, with n from 1 to the model's capacity.
             deadline: When the answer is due, on the clock of ``time.monotonic()``.
             stages: Filled in as the clips pass each stage.
 
         Returns:
-            Probabilities float32 ``(n, classes)`` and attention float32 ``(n, 40, 7, 7)`` or None.
+            Probabilities float32 ``(n, classes)`` and attention float32 ``(n, 40, 7, 7)`` or ``None``.
         """
         stages = stages or Stages()
         async with self._place(deadline, len(frames)):
             with stages.timed("queue"):
                 answers = await _answer_all(model, frames, deadline)
         queue_s = min(answer.queue_s for answer in answers)
-        self._note(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
+        self._record(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
         return Outputs.stack([answer.outputs for answer in answers])
 
-    async def decode(self, clip: bytes | ClipFile, stages: Stages) -> DecodedClip:
-        """Decode one clip as soon as a decoder is free. Fills in ``decode_wait`` and ``decode``.
+    async def replace(self, model: Model) -> None:
+        """Answer with another model from now on. Returns when the old one has answered its clips and is closed."""
+        old, self.model = self.model, model
+        self._admission.capacity = model.capacity
+        await old.close_when_free()
 
-        Raises:
-            ClipError: The clip is at fault.
-            DecodersError: The decoders cannot be started again.
-        """
+    def close(self) -> None:
+        """Kill the decoders, answer the clips that wait for the engine, then stop. Blocks until that is done."""
+        self._decoders.close()
+        self.model.close()
+
+    @contextlib.asynccontextmanager
+    async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[None]:
+        """Hold places for this many clips, at most until the deadline."""
+        with self._admission.place(deadline, clips):
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    yield
+            except TimeoutError as error:
+                raise DeadlineExceeded("the answer was not ready in time") from error
+
+    async def _decode(self, clip: bytes | ClipFile, stages: Stages) -> DecodedClip:
+        """Decode one clip as soon as a decoder is free."""
         with self._waiting_for_decoder.track_inprogress(), stages.timed("decode_wait"):
             await self._decoder_free.acquire()
         try:
@@ -191,41 +224,21 @@ class Pipeline:
         self._metrics.clip_seconds.observe(decoded.facts.duration_s)
         return decoded
 
-    async def replace(self, model: Model) -> None:
-        """Answer with another model from now on. Returns when the old one has answered its clips and is closed."""
-        old, self.model = self.model, model
-        self._admission.capacity = model.capacity
-        await old.close_when_free()
-
-    def close(self) -> None:
-        """Stop decoding, answer the clips that wait for the engine, close both. Blocks until that is done."""
-        self._decoders.close()
-        self.model.close()
-
-    @contextlib.asynccontextmanager
-    async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[None]:
-        """Hold places for this many clips, at most until the deadline."""
-        with self._admission.place(deadline, clips):
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    yield
-            except TimeoutError as error:
-                raise DeadlineExceeded("the answer was not ready in time") from error
-
     async def _encode(self, decoded: DecodedClip, stages: Stages) -> tuple[bytes, ...]:
-        """Encode the frames before the engine gets them, because it frees them when it has answered."""
+        """Encode the sampled frames. Call it before the engine gets them, because the engine frees them."""
         with stages.timed("encode"):
             async with self._encoder_free:
                 pictures = await asyncio.to_thread(frame_jpegs, decoded.frames, decoded.sampled)
         self._observe(stages, "encode")
         return pictures
 
-    def _note(self, stages: Stages, queue_s: float, inference_s: float) -> None:
+    def _record(self, stages: Stages, queue_s: float, inference_s: float) -> None:
+        """Fill in the engine's stages, and count them."""
         stages.queue, stages.inference = queue_s, inference_s
         self._observe(stages, "queue")
         self._observe(stages, "inference")
 
-    def _observe(self, stages: Stages, stage: Stage) -> None:
+    def _observe(self, stages: Stages, stage: str) -> None:
         self._metrics.stage_seconds.labels(stage).observe(getattr(stages, stage))
 
 

@@ -72,7 +72,10 @@ def predict(
             raise CommandError("--url and --bundle exclude each other; give only one of them")
         if overlay and len(clips) > 1:
             raise CommandError(f"--overlay {overlay} shows one clip; give one clip at a time")
-        _check_overlay(overlay)
+        if overlay:
+            from service.cli.overlay import check_overlay_path
+
+            check_overlay_path(overlay)
         from service.cli.classifying import Wanted, in_process, over_http
 
         wanted = Wanted(top_k, json=json, overlay=overlay is not None)
@@ -102,11 +105,12 @@ def demo(
 ) -> None:
     """Start a server on a free port, classify a clip with it, draw the overlay, stop the server."""
     with _errors_as_one_sentence():
-        _check_overlay(overlay)
         from service.cli.classifying import Wanted, over_http
         from service.cli.demo import running_server
+        from service.cli.overlay import check_overlay_path
         from service.web import sample_clip
 
+        check_overlay_path(overlay)
         name, data = (str(clip), _read(clip)) if clip else ("a drawn person doing jumping jacks", sample_clip())
         settings = _settings(bundle=bundle)
         key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
@@ -167,6 +171,7 @@ def _read(clip: Path) -> bytes:
 
 
 def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None:
+    """Classify one clip, print its answer and draw its overlay. With ``--json`` nothing else is printed."""
     answer = classify(str(clip), _read(clip))
     if answer.json is not None:
         typer.echo(answer.json)
@@ -177,7 +182,7 @@ def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None
 
 
 def _print_answer(name: str, answer: "Answer") -> None:
-    """Print the most likely classes as a table, then facts of clip and model and the time of each stage."""
+    """Print the most likely classes as a table, then the clip's facts, the model and the time of each stage."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("action")
     table.add_column("probability", justify="right")
@@ -199,27 +204,16 @@ def _print(text: str, style: str = "") -> None:
     Console(highlight=False, soft_wrap=True).print(Text(text, style))
 
 
-def _check_overlay(path: Path | None) -> None:
-    """Check an overlay's name before a clip is classified, so that a typing error costs no waiting."""
-    if path is None:
-        return
-    from service.cli.overlay import check_overlay_path
-
-    try:
-        check_overlay_path(path)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-
-
 def _write_overlay(path: Path, answer: "Answer", *, quiet: bool = False) -> None:
+    """Draw an answer's attention over its frames, captioned with the three most likely classes."""
     from service.cli.overlay import write_overlay
 
     if answer.frames is None:
-        raise ValueError("the answer holds no frames")
+        raise ValueError("the answer was asked for without its frames")
     caption = "  ".join(f"{label} {probability:.1%}" for label, probability in answer.ranking[:3])
     try:
         write_overlay(path, answer.frames, answer.attention, times_s=answer.times_s, caption=caption)
     except OSError as error:
-        raise CommandError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+        raise CommandError(f"{path} cannot be written ({error.strerror}); choose another file") from error
     if not quiet:
         _print(f"Overlay written to {path}")

@@ -1,11 +1,11 @@
-"""Where the command line gets its answers from: a running service, or a bundle that runs in this process."""
+"""Where ``limelight predict`` and ``limelight demo`` get answers: from a running service, or from a bundle."""
 
 import asyncio
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import numpy as np
@@ -16,12 +16,12 @@ from service.assembly import load_pipeline
 from service.errors import ClipError, CommandError
 from service.isolation.processes import DecoderProcesses
 from service.metrics import Metrics
-from service.pipeline import Pipeline, Prediction, Stages
-from service.settings import Settings
+from service.pipeline import Prediction, Stages
+from service.settings import LOOPBACK, Settings
 from service.video.decoder import ClipFacts
 from service.video.limits import DecodeLimits
 
-# A prediction may wait behind others on a small machine; a server that runs accepts the connection at once.
+# A prediction may wait behind others on a small machine, but a running server accepts the connection at once.
 TIMEOUT = httpx.Timeout(600, connect=10)
 EXAMPLE_URL = "http://127.0.0.1:8000"
 DECODE_MEMORY_BYTES = 2 * 2**30
@@ -29,12 +29,12 @@ DECODE_MEMORY_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a command wants to know of each clip: the likeliest classes, and more where set.
+    """Which parts of an answer a command needs.
 
     Attributes:
         top_k: Number of classes in ``Answer.ranking``.
-        json: Whether ``Answer.json`` is wanted.
-        overlay: Whether ``Answer.frames`` and ``Answer.attention`` are wanted.
+        json: Whether to fill in ``Answer.json``.
+        overlay: Whether to fill in ``Answer.frames`` and ``Answer.attention``.
     """
 
     top_k: int = 5
@@ -47,14 +47,15 @@ class Answer:
     """The answer for one clip.
 
     Attributes:
-        ranking: Labels and probabilities of the likeliest classes, the likeliest first.
-        clip: What the clip is.
-        model: The model's name, version, precision and provider, for people.
-        timings_ms: Milliseconds of the stages ``decode``, ``queue`` and ``inference``, and ``total``.
+        ranking: Labels and probabilities of the most likely classes, most likely first.
+        clip: Facts about the clip.
+        model: The model's name, version, precision and provider, as a line of text.
+        timings_ms: Milliseconds of the stages ``decode``, ``queue`` and ``inference``, and ``total``, which
+            is more than their sum.
         times_s: Time of each sampled frame in seconds.
-        attention: float32 ``(40, 7, 7)``; None where it is not wanted or the network has none.
-        frames: uint8 ``(40, 224, 224, 3)``, RGB; None where they are not wanted.
-        json: The answer as the API gives it, on one line; None where it is not wanted.
+        attention: float32 ``(40, 7, 7)``; ``None`` if it is not wanted or the network has none.
+        frames: The sampled frames, uint8 ``(40, 224, 224, 3)``, RGB; ``None`` if they are not wanted.
+        json: The API's answer on one line; ``None`` if it is not wanted.
     """
 
     ranking: list[tuple[str, float]]
@@ -68,12 +69,16 @@ class Answer:
 
 
 Classify = Callable[[str, bytes], Answer]
-"""Classifies a clip, given its name for messages and its bytes. Raises CommandError."""
+"""Classifies a clip, given its name (for error messages) and its bytes. Raises ``CommandError``."""
 
 
 @contextlib.contextmanager
 def in_process(settings: Settings, wanted: Wanted) -> Iterator[Classify]:
-    """Classify with the bundle that the settings name, in this process; clips are decoded in the sandbox.
+    """Classify with a bundle in this process. Each clip is decoded once, in the sandbox.
+
+    Args:
+        settings: Names the bundle, how to run it, and what a clip may cost.
+        wanted: Which parts of the answers are needed.
 
     Raises:
         BundleError: The bundle is missing, damaged or of another schema.
@@ -84,38 +89,37 @@ def in_process(settings: Settings, wanted: Wanted) -> Iterator[Classify]:
     with contextlib.closing(pipeline), asyncio.Runner() as runner:
 
         def classify(name: str, data: bytes) -> Answer:
+            started, stages = time.monotonic(), Stages(receive=0)
+            work = pipeline.predict(data, deadline=math.inf, stages=stages, frames=wanted.overlay)
             try:
-                return runner.run(_run_pipeline(pipeline, data, wanted))
+                prediction = runner.run(work)
             except ClipError as error:
                 raise CommandError(f"{name}: {error}") from error
+            timings_ms = {**stages.milliseconds(), "total": round(1000 * (time.monotonic() - started), 3)}
+            return _of_prediction(prediction, timings_ms, wanted)
 
         yield classify
 
 
-async def _run_pipeline(pipeline: Pipeline, data: bytes, wanted: Wanted) -> Answer:
-    started = time.monotonic()
-    model, stages = pipeline.model, Stages(receive=0)
-    decoded = await pipeline.decode(data, stages)
-    inference = await model.answer(decoded.frames, math.inf)
-    stages.queue, stages.inference = inference.queue_s, inference.inference_s
-    prediction = Prediction(model, decoded.facts, decoded.sampled, inference.outputs, None)
-    timings_ms = {**stages.milliseconds(), "total": round(1000 * (time.monotonic() - started), 3)}
-    probabilities, manifest = inference.outputs.probabilities, model.manifest
-    ranking = np.argsort(-probabilities, kind="stable")[: wanted.top_k].tolist()
+def _of_prediction(prediction: Prediction, timings_ms: dict[str, float], wanted: Wanted) -> Answer:
+    model, outputs = prediction.model, prediction.outputs
+    manifest = model.manifest
+    ranking = np.argsort(-outputs.probabilities, kind="stable")[: wanted.top_k].tolist()
     return Answer(
-        ranking=[(manifest.labels[index], float(probabilities[index])) for index in ranking],
-        clip=decoded.facts,
-        model=f"{manifest.name} {manifest.version}, {model.precision} on {model.provider}",
+        ranking=[(manifest.labels[index], float(outputs.probabilities[index])) for index in ranking],
+        clip=prediction.clip,
+        model=_model_line(manifest.name, manifest.version, model.precision, model.provider),
         timings_ms=timings_ms,
-        times_s=[frame.time_s for frame in decoded.sampled],
-        attention=inference.outputs.attention,
-        frames=decoded.frames if wanted.overlay else None,
-        json=_json(prediction, wanted.top_k, timings_ms) if wanted.json else None,
+        times_s=[frame.time_s for frame in prediction.sampled],
+        attention=outputs.attention,
+        frames=prediction.frames,
+        json=_api_json(prediction, timings_ms, wanted.top_k) if wanted.json else None,
     )
 
 
-def _json(prediction: Prediction, top_k: int, timings_ms: dict[str, float]) -> str:
-    from service.http.schemas import ModelFacts, Timings, answer_json  # the schema of the API's answers
+def _api_json(prediction: Prediction, timings_ms: dict[str, float], top_k: int) -> str:
+    """Return what ``POST /predict`` would answer."""
+    from service.http.schemas import ModelFacts, Timings, answer_json
 
     return answer_json(
         prediction,
@@ -134,43 +138,45 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
     Args:
         url: Address of the service.
         key: API key to send, if any.
-        wanted: What to ask for.
+        wanted: Which parts of the answers are needed.
 
     Raises:
-        CommandError: ``url`` is not an address.
+        CommandError: ``url`` is not an HTTP address.
     """
-    credentials = {"Authorization": f"Bearer {key}"} if key else {}
-    local = _host(url) in {"127.0.0.1", "localhost", "::1"}
-    with httpx.Client(timeout=TIMEOUT, trust_env=not local) as client:  # no proxy between a machine and itself
+    headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    proxied = _host(url) not in LOOPBACK  # a proxy of the environment does not reach this machine's own loopback
+    with httpx.Client(timeout=TIMEOUT, trust_env=proxied) as client:
 
         def classify(name: str, data: bytes) -> Answer:
             try:
                 response = client.post(
                     f"{url.rstrip('/')}/predict",
                     params={"top_k": wanted.top_k, "attention": wanted.json or wanted.overlay},
-                    headers={"Content-Type": "application/octet-stream", **credentials},
+                    headers=headers,
                     content=data,
                 )
             except httpx.HTTPError as error:
                 raise CommandError(
                     f"no service answers at {url} ({error}); start one with `limelight serve`, or give --bundle"
                 ) from error
-            return _parse(response, name, data, url, wanted)
+            answer = _of_response(response, name, url, wanted)
+            return replace(answer, frames=_decode(name, data)) if wanted.overlay else answer
 
         yield classify
 
 
 def _host(url: str) -> str:
+    """Return the host of a service's address."""
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise CommandError(f"{url} is not an address ({error}); give one such as {EXAMPLE_URL}") from error
-    if address.scheme not in {"http", "https"}:
+    if address.scheme not in {"http", "https"} or not address.host:
         raise CommandError(f"{url} is not an HTTP address; give one such as {EXAMPLE_URL}")
     return address.host
 
 
-def _parse(response: httpx.Response, name: str, data: bytes, url: str, wanted: Wanted) -> Answer:
+def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) -> Answer:
     from service.http.schemas import PredictionAnswer, ProblemAnswer
 
     try:
@@ -180,25 +186,29 @@ def _parse(response: httpx.Response, name: str, data: bytes, url: str, wanted: W
         answer = PredictionAnswer.model_validate_json(response.content)
     except ValidationError as error:
         raise CommandError(
-            f"{url} answered with status {response.status_code}, but not as Limelight does; check the address"
+            f"the answer from {url} (status {response.status_code}) is not Limelight's; check the address"
         ) from error
     model = answer.model
     return Answer(
         ranking=[(ranked.label, ranked.probability) for ranked in answer.predictions],
         clip=ClipFacts(**answer.clip.model_dump()),
-        model=f"{model.name} {model.version}, {model.precision} on {model.provider}",
+        model=_model_line(model.name, model.version, model.precision, model.provider),
         timings_ms=answer.timings_ms.model_dump(),
         times_s=[frame.time_s for frame in answer.frames],
         attention=None if answer.attention is None else np.array(answer.attention.maps, np.float32),
-        frames=_decode(name, data) if wanted.overlay else None,
+        frames=None,
         json=response.text if wanted.json else None,
     )
 
 
 def _decode(name: str, data: bytes) -> npt.NDArray[np.uint8]:
-    """The sampled frames of a clip that a service has answered, decoded once more, here, in the sandbox."""
+    """Decode a clip here, in the sandbox, because a service's answer does not hold the frames that it sampled."""
     with contextlib.closing(DecoderProcesses(DecodeLimits(), memory_bytes=DECODE_MEMORY_BYTES)) as decoders:
         try:
             return asyncio.run(decoders.decode(data)).frames
         except ClipError as error:
             raise CommandError(f"{name}: {error}") from error
+
+
+def _model_line(name: str, version: str, precision: str, provider: str) -> str:
+    return f"{name} {version}, {precision} on {provider}"

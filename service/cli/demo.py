@@ -1,4 +1,4 @@
-"""A server for the length of ``limelight demo``."""
+"""The server that ``limelight demo`` starts and stops."""
 
 import contextlib
 import signal
@@ -21,7 +21,13 @@ STOP_TIMEOUT_S = 60
 
 @contextlib.contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
-    """Run ``limelight serve`` in a process of its own, on a free port, and give its address once it is ready.
+    """Run ``limelight serve`` in a process of its own, on a free port of the loopback interface.
+
+    Args:
+        bundle: The bundle to serve.
+
+    Yields:
+        The server's address, once it is ready.
 
     Raises:
         CommandError: The server did not start.
@@ -44,7 +50,7 @@ def running_server(bundle: Path) -> Iterator[str]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Return whether the server became ready before it ended and before the time-out."""
+    """Return True once the server is ready, and False if it exits or ``START_TIMEOUT_S`` passes before."""
     deadline = time.monotonic() + START_TIMEOUT_S
     with httpx.Client(trust_env=False) as client:
         while process.poll() is None and time.monotonic() < deadline:
@@ -56,6 +62,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the server, which makes it stop without waiting for gateways; kill it if it does not stop in time."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_TIMEOUT_S)

@@ -1,9 +1,10 @@
-"""`limelight doctor`: what would keep the service from working here, or from working well, and how to mend it."""
+"""The checks of ``limelight doctor``: each finds what would keep the service from working here, and the remedy."""
 
 import asyncio
 import contextlib
 import errno
 import io
+import math
 import os
 import resource
 import socket
@@ -15,37 +16,39 @@ from pathlib import Path
 
 import httpx
 
-from service.assembly import load_pipeline
+from service.assembly import load_decoders, load_pipeline
 from service.errors import BundleError, ClipError, DecodersError, EngineError
-from service.isolation.processes import start_decoders
 from service.metrics import Metrics
-from service.model.bundle import Bundle, load_bundle
+from service.model.bundle import Manifest, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import Settings
-from service.video.decoder import DecodeLimits
+from service.settings import LOOPBACK, Settings
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
-ELSEWHERE = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
-SHORT_KEY = 16
-CLIP_BYTES = 40 * 224 * 224 * 3
-# A connection takes one descriptor and a clip that is decoded a few; beyond these there is no reason to be sparing.
-FEW_FILES = 1024
-# fp32 takes 1.4 GB at batch 1 (DESIGN §6), a decoder a hundred MB.
-LITTLE_MEMORY = 2 * 2**30
-DECODERS = "LIMELIGHT_DECODE_MEMORY_BYTES and LIMELIGHT_DECODE_TIMEOUT_S bound them; docs/sandbox.md says more"
-# By layer: what it does, and what it takes.
-SANDBOX = {
-    "rlimits": "bounds memory, processor time and open files; Linux",
-    "no_new_privs": "keeps rights from being gained; Linux",
-    "landlock": "no file by name, no TCP; Linux 5.13 with `landlock` in lsm=, in a container whose runtime allows it",
-    "seccomp": "no system call but to read, compute and end; Linux with CONFIG_SECCOMP_FILTER on x86-64 or aarch64",
+TIMEOUT_S = 600
+NOT_SETTINGS = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
+MIN_KEY_LENGTH = 16
+# A connection takes one file descriptor, and a clip that is being decoded a few.
+ENOUGH_FILES = 1024
+# The fp32 network takes 1.4 GB at batch size 1, a decoder a hundred MB.
+ENOUGH_MEMORY_BYTES = 2 * 2**30
+DECODER_REMEDY = (
+    "raise LIMELIGHT_DECODE_MEMORY_BYTES or LIMELIGHT_DECODE_TIMEOUT_S if they are low; see docs/sandbox.md"
+)
+# What each layer of the sandbox does, and what it needs.
+LAYER_REMEDIES = {
+    "rlimits": "limits memory, processor time and open files; every Linux has it",
+    "no_new_privs": "keeps decoders from gaining privileges; every Linux has it",
+    "landlock": "blocks files by name and TCP; needs Linux 5.13 with `landlock` in lsm=, and in a container a runtime "
+    "that allows it",
+    "seccomp": "blocks all system calls except those for reading, computing and exiting; needs Linux with "
+    "CONFIG_SECCOMP_FILTER on x86-64 or aarch64",
 }
 
 
 class Verdict(StrEnum):
-    """`BAD` keeps the service from working, `POOR` from working well or safely."""
+    """How serious a finding is: ``BAD`` keeps the service from working, ``POOR`` from working well or safely."""
 
     GOOD = "ok"
     POOR = "warning"
@@ -54,7 +57,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row: what was looked at, what was found, and how to mend it where that is called for."""
+    """One row of the doctor's table.
+
+    Attributes:
+        subject: What was checked.
+        verdict: How serious the finding is.
+        found: What was found.
+        remedy: What to do about it; empty if nothing needs doing.
+    """
 
     subject: str
     verdict: Verdict
@@ -63,7 +73,15 @@ class Finding:
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at everything, one after the other. Takes as long as starting the service."""
+    """Check everything, one after the other. Takes as long as starting the service.
+
+    Args:
+        settings: The settings to check.
+        environment: The environment's variables, to find misspelt settings.
+
+    Yields:
+        One finding for each check as soon as it is done.
+    """
     yield from _settings(settings, environment)
     yield from _limits(settings)
     yield _port(settings)
@@ -73,83 +91,87 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Settings that nobody reads, or that do not go together."""
-    known = {name.upper() for name in Settings.model_fields} | ELSEWHERE
+    """Find variables that name no setting, and settings that conflict."""
+    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
     unknown = [name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
-    doubts = [*_doubts(settings)]
+    conflicts = [*_conflicts(settings)]
     if unknown:
-        doubts.append((f"{', '.join(sorted(unknown))}: no such setting", "docs/operations.md lists those there are"))
-    for found, remedy in doubts:
+        conflicts.append(
+            (
+                f"{', '.join(sorted(unknown))}: no such setting",
+                "check the spelling; docs/operations.md lists all settings",
+            )
+        )
+    for found, remedy in conflicts:
         yield Finding("settings", Verdict.POOR, found, remedy)
-    if not doubts:
-        yield Finding("settings", Verdict.GOOD, "they go together")
+    if not conflicts:
+        yield Finding("settings", Verdict.GOOD, "no conflicts")
 
 
-def _doubts(settings: Settings) -> Iterator[tuple[str, str]]:
-    """What does not go together, and the remedy."""
-    if not settings.api_keys and settings.host not in {"127.0.0.1", "localhost", "::1"}:
-        yield "anybody who reaches it may ask", "set LIMELIGHT_API_KEYS, or let only a gateway reach it"
-    if any(len(key.get_secret_value()) < SHORT_KEY for key in settings.api_keys):
-        yield f"an API key is shorter than {SHORT_KEY} letters", "make keys with `openssl rand -hex 32`"
+def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each conflict between settings, with its remedy."""
+    if not settings.api_keys and settings.host not in LOOPBACK:
+        yield "requests are not authenticated", "set LIMELIGHT_API_KEYS, or let only a gateway reach the service"
+    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
+        yield f"an API key is shorter than {MIN_KEY_LENGTH} characters", "generate keys with `openssl rand -hex 32`"
     if settings.decode_timeout_s >= settings.request_timeout_s:
         remedy = "set LIMELIGHT_DECODE_TIMEOUT_S well below LIMELIGHT_REQUEST_TIMEOUT_S"
-        yield "one clip may be decoded for as long as a whole request may take", remedy
-    if settings.max_body_bytes < CLIP_BYTES:
-        remedy = f"a clip is {CLIP_BYTES} bytes there: set LIMELIGHT_MAX_BODY_BYTES higher, if you want to use it"
-        yield "no request of the Open Inference Protocol fits", remedy
+        yield "decoding alone may take as long as a whole request", remedy
     if settings.batch_sizes is not None and 1 not in settings.batch_sizes:
-        yield "a lone clip is filled up to a larger batch", "let LIMELIGHT_BATCH_SIZES begin with 1"
+        yield "a single clip is padded to a larger batch", "add 1 to LIMELIGHT_BATCH_SIZES"
     if (settings.device, settings.precision) in {("cpu", "fp16"), ("cuda", "int8")}:
-        remedy = "set LIMELIGHT_PRECISION=auto"
-        yield f"{settings.precision} is slow on {settings.device}", remedy
+        yield f"{settings.precision} is slow on {settings.device}", "set LIMELIGHT_PRECISION=auto"
     if max(settings.threads, settings.decode_workers or 0) > len(os.sched_getaffinity(0)):
-        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS to their defaults"
-        yield "there are more threads or decoders than cores, and they compete for them", remedy
+        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS at their defaults"
+        yield "more threads or decoders than cores compete for processor time", remedy
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:
+    """Check the limits of this process on open files and memory."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = files == resource.RLIM_INFINITY or files >= FEW_FILES
+    enough = files == resource.RLIM_INFINITY or files >= ENOUGH_FILES
     yield Finding(
         "open files",
         Verdict.GOOD if enough else Verdict.POOR,
         f"at most {files}",
-        "" if enough else f"raise it to {FEW_FILES} or more (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)",
+        "" if enough else f"raise the limit to {ENOUGH_FILES} or more (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)",
     )
     memory = _memory_bytes()
-    plenty = memory >= LITTLE_MEMORY
+    plenty = memory >= ENOUGH_MEMORY_BYTES
     yield Finding(
         "memory",
         Verdict.GOOD if plenty else Verdict.POOR,
-        f"{memory / 2**30:.1f} GiB left to this process",
-        "" if plenty else "give it 2 GiB or more; the int8 network takes least",
+        f"{memory / 2**30:.1f} GiB available to this process",
+        "" if plenty else "make 2 GiB or more available; the int8 network needs the least",
     )
 
 
 def _memory_bytes() -> int:
-    """What the machine has available, or the container's limit leaves, whichever is less."""
+    """Return the memory that the machine has available or the container's limit leaves, whichever is less."""
     values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     left = 1024 * int(values["MemAvailable"].split()[0])
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit is "max", and there may be no version 2 here
+    with contextlib.suppress(OSError, ValueError):  # "max" means no limit, and cgroup version 2 may be absent
         left = min(left, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return left
 
 
 def _port(settings: Settings) -> Finding:
+    """Check whether the server can listen on its address."""
     address = f"{settings.host}:{settings.port}"
     try:
         family, _, _, _, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         socket.create_server(place, family=family).close()
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and _answers(settings):
-            return Finding("address", Verdict.GOOD, f"a service answers at {address} already")
-        remedy = "choose others with LIMELIGHT_HOST and LIMELIGHT_PORT"
-        return Finding("address", Verdict.BAD, f"{address} cannot be listened on ({error.strerror})", remedy)
+        if error.errno == errno.EADDRINUSE and _service_runs(settings):
+            return Finding("address", Verdict.GOOD, f"a service is already running at {address}")
+        remedy = "choose another one with LIMELIGHT_HOST and LIMELIGHT_PORT"
+        return Finding("address", Verdict.BAD, f"cannot listen on {address} ({error.strerror})", remedy)
     return Finding("address", Verdict.GOOD, f"{address} is free")
 
 
-def _answers(settings: Settings) -> bool:
+def _service_runs(settings: Settings) -> bool:
+    """Return whether a Limelight service already answers at the address."""
     with contextlib.suppress(httpx.HTTPError, ValueError):
         live = httpx.get(f"http://{settings.host}:{settings.port}/health/live", timeout=5, trust_env=False)
         return bool(live.json() == {"status": "live"})
@@ -157,85 +179,87 @@ def _answers(settings: Settings) -> bool:
 
 
 def _decoders(settings: Settings) -> Iterator[Finding]:
-    """The sandbox, and whether a clip can be decoded in it."""
-    limits = DecodeLimits(timeout_s=settings.decode_timeout_s)
-    lacking = Verdict.BAD if settings.require_sandbox else Verdict.POOR
+    """Check the layers of the sandbox, and decode a clip in it."""
+    missing = Verdict.BAD if settings.require_sandbox else Verdict.POOR
     try:
-        decoders = start_decoders(limits, memory_bytes=settings.decode_memory_bytes)
+        decoders = load_decoders(settings.model_copy(update={"require_sandbox": False}))  # to list every layer
     except (DecodersError, OSError) as error:
-        yield Finding("decoders", Verdict.BAD, str(error), DECODERS)
+        yield Finding("decoders", Verdict.BAD, str(error), DECODER_REMEDY)
         return
     with contextlib.closing(decoders):
         for layer, granted in asdict(decoders.grants).items():
-            remedy = "" if granted else SANDBOX[layer]
-            verdict = Verdict.GOOD if granted else lacking
-            yield Finding(f"sandbox: {layer}", verdict, "granted" if granted else "missing", remedy)
+            remedy = "" if granted else LAYER_REMEDIES[layer]
+            verdict = Verdict.GOOD if granted else missing
+            yield Finding(f"sandbox: {layer}", verdict, "active" if granted else "missing", remedy)
         started = time.monotonic()
         try:
             clip = asyncio.run(decoders.decode(sample_clip()))
         except (ClipError, DecodersError) as error:
-            yield Finding("decoders", Verdict.BAD, f"a good clip was refused: {error}", DECODERS)
+            yield Finding("decoders", Verdict.BAD, f"the sample clip was refused: {error}", DECODER_REMEDY)
         else:
             found = f"{clip.facts.frames} frames of {clip.facts.codec} in {1000 * (time.monotonic() - started):.0f} ms"
             yield Finding("decoders", Verdict.GOOD, found)
 
 
 def _cuda_libraries(settings: Settings) -> Iterator[Finding]:
-    """Where ONNX Runtime's build for GPUs is installed: what it was built for, and what there is of it."""
+    """Check ONNX Runtime's build, and for its GPU build the driver and the CUDA libraries."""
     import onnxruntime as ort
 
     if CUDA not in ort.get_available_providers():
         verdict = Verdict.BAD if settings.device == "cuda" else Verdict.GOOD
-        remedy = "install requirements/serve-gpu.txt in place of serve-cpu.txt" if verdict is Verdict.BAD else ""
-        yield Finding("ONNX Runtime", verdict, f"{ort.__version__}, built for CPUs only", remedy)
+        remedy = "install requirements/serve-gpu.txt instead of serve-cpu.txt" if verdict is Verdict.BAD else ""
+        yield Finding("ONNX Runtime", verdict, f"{ort.__version__}, CPU build", remedy)
         return
     from onnxruntime.capi import build_and_package_info as built
 
-    yield Finding("ONNX Runtime", Verdict.GOOD, f"{ort.__version__}, built for CUDA {built.cuda_version}")
-    wanted = Verdict.BAD if settings.device == "cuda" else Verdict.POOR
+    yield Finding("ONNX Runtime", Verdict.GOOD, f"{ort.__version__}, GPU build for CUDA {built.cuda_version}")
+    needed = Verdict.BAD if settings.device == "cuda" else Verdict.POOR
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
         yield Finding("NVIDIA driver", Verdict.GOOD, driver.read_text().splitlines()[0])
     else:
-        remedy = "install the driver, or start the container with --gpus all"
-        yield Finding("NVIDIA driver", wanted, "none is loaded", remedy)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+        remedy = "install the driver; for a container, start it with --gpus all"
+        yield Finding("NVIDIA driver", needed, "not loaded", remedy)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         ort.preload_dlls()
-    if failures := said.getvalue().strip():
-        remedy = "install requirements/serve-gpu.txt, which brings CUDA and cuDNN"
-        yield Finding("CUDA libraries", wanted, failures.splitlines()[0], remedy)
+    if failures := output.getvalue().strip():
+        remedy = "install requirements/serve-gpu.txt, which includes CUDA and cuDNN"
+        yield Finding("CUDA libraries", needed, failures.splitlines()[0], remedy)
     else:
-        yield Finding("CUDA libraries", Verdict.GOOD, f"CUDA and cuDNN {built.cudnn_version} are loaded")
+        yield Finding("CUDA libraries", Verdict.GOOD, f"CUDA and cuDNN {built.cudnn_version}")
 
 
 def _bundle(settings: Settings) -> Iterator[Finding]:
-    """The files of the bundle, and the network in them."""
+    """Check the bundle's files, then run its network."""
     try:
-        bundle = load_bundle(settings.bundle)
+        manifest = load_bundle(settings.bundle).manifest
     except BundleError as error:
         yield Finding("bundle", Verdict.BAD, str(error))
         return
-    manifest = bundle.manifest
     found = f"{manifest.name} {manifest.version}, {len(manifest.labels)} classes, {', '.join(manifest.precisions)}"
-    yield Finding("bundle", Verdict.GOOD, f"{found}; every file is whole")
-    yield _network(settings, bundle)
+    yield Finding("bundle", Verdict.GOOD, f"{found}; every checksum matches")
+    clip_bytes = math.prod(manifest.clip_shape)
+    if settings.max_body_bytes < clip_bytes:
+        remedy = f"set LIMELIGHT_MAX_BODY_BYTES above {clip_bytes}, one clip's size there, if you want to use it"
+        yield Finding("request size", Verdict.POOR, "no request of the Open Inference Protocol is small enough", remedy)
+    yield _network(settings, manifest)
 
 
-def _network(settings: Settings, bundle: Bundle) -> Finding:
-    """Whether a clip gets its answer, on what, and why on that."""
+def _network(settings: Settings, manifest: Manifest) -> Finding:
+    """Answer a clip, and say which precision and provider ran, and why."""
     try:
         pipeline = load_pipeline(settings, Metrics())
     except (EngineError, DecodersError) as error:
         return Finding("network", Verdict.BAD, str(error))
     model, stages = pipeline.model, Stages()
     with contextlib.closing(pipeline):
-        reason = "as LIMELIGHT_PRECISION asks"
+        reason = "set by LIMELIGHT_PRECISION"
         if settings.precision == "auto":
-            _, reason = choose_precision(bundle.manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
+            _, reason = choose_precision(manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
         try:
-            asyncio.run(pipeline.predict(sample_clip(), deadline=time.monotonic() + 600, stages=stages))
-        except Exception as error:  # whatever it is, the service would meet it, too
-            return Finding("network", Verdict.BAD, f"a clip gets no answer: {error}", "the log above may say more")
-    found = f"{model.precision} on {model.provider}, {stages.inference:.2f} s a clip ({reason})"
+            asyncio.run(pipeline.predict(sample_clip(), deadline=time.monotonic() + TIMEOUT_S, stages=stages))
+        except Exception as error:  # whatever it is, the service would fail in the same way
+            return Finding("network", Verdict.BAD, f"the sample clip was not answered: {error}", "see the log above")
+    found = f"{model.precision} on {model.provider}, {stages.inference:.2f} s per clip ({reason})"
     return Finding("network", Verdict.GOOD, found)

@@ -1,4 +1,4 @@
-"""Pictures of where the network looked: its attention in colours over the frames that it saw."""
+"""Draws where the network looked: its attention in colour over the sampled frames, as PNG, GIF or MP4."""
 
 import io
 import itertools
@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from service.errors import CommandError
+
 Frames = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
-# Ten stops of "inferno" (S. van der Walt and N. Smith, CC0): its lightness rises evenly and steadily,
-# so it reads the same with any kind of colour blindness, and in grey.
+# Ten stops of the colour map "inferno" (S. van der Walt and N. Smith, CC0). Its lightness rises evenly, so that it can
+# be read with any kind of colour blindness and in grey.
 INFERNO = np.array(
     [
         (0x00, 0x00, 0x04),
@@ -37,37 +39,48 @@ INFERNO = np.array(
 PAPER, INK, FAINT = (22, 22, 26), (236, 236, 232), (164, 164, 160)
 MARGIN = 12
 COLUMNS, THUMBNAIL = 8, 160
-# Large enough to read, small enough for a GIF of 40 pictures to be mailed.
+# Pixels on each side of a picture in an animation: large enough to read, small enough to mail a GIF of 40 of them.
 PICTURE = 360
+LEGEND = "share of the attention in one cell · one scale for the whole clip"
 
 
 def check_overlay_path(path: Path) -> None:
-    """Raise ValueError, naming what is allowed, unless an overlay can be written as `path`.
+    """Check that an overlay can be written to a path, so that a mistyped one fails before the clip is classified.
 
-    Meant for before the clip is analysed, so that a mistyped name costs no waiting.
+    Raises:
+        CommandError: The path has another suffix than .png, .gif or .mp4, is a folder, or lies in a missing folder.
     """
     if path.suffix.lower() not in ENCODERS:
-        raise ValueError(f"{path}: an overlay is written as one of {', '.join(ENCODERS)}; give a name that ends so")
+        raise CommandError(f"{path}: an overlay's name must end in one of {', '.join(ENCODERS)}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the overlay a file name")
+        raise CommandError(f"{path} is a folder; give the overlay a file name")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+        raise CommandError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Sequence[float], caption: str) -> None:
-    """Write the attention over the frames as a contact sheet (.png) or an animation as long as the clip (.gif, .mp4).
+    """Write a contact sheet (.png) or an animation as long as the clip (.gif, .mp4).
 
-    `frames` are (n, height, width, 3) uint8 RGB; `maps` (n, rows, columns), each summing to 1, or None for a network
-    without attention, whose frames are shown plain; `times_s` the n times in seconds. The caption says what was found;
-    two spaces part its items, which are never broken over lines. The file appears whole or not at all.
+    The file is written completely or not at all.
 
-    Raises ValueError for a path that check_overlay_path refuses or for arrays that do not fit each other, and OSError
-    where the file cannot be written.
+    Args:
+        path: The file to write; its suffix decides the format.
+        frames: uint8 ``(n, height, width, 3)``, RGB.
+        maps: Attention ``(n, rows, columns)``, each map summing to 1. ``None`` for a network without attention; the
+            frames are then drawn without maps.
+        times_s: The n frames' times in seconds.
+        caption: Text below the pictures. Items are separated by two spaces, and lines are broken only between items.
+
+    Raises:
+        CommandError: The path is not usable (see ``check_overlay_path``).
+        ValueError: The arrays differ in length.
+        OSError: The file cannot be written.
     """
     check_overlay_path(path)
     count = len(frames)
     if count == 0 or len(times_s) != count or (maps is not None and len(maps) != count):
-        raise ValueError(f"{count} frames, {len(times_s)} times and {None if maps is None else len(maps)} maps")
+        given = f"{count} frames, {len(times_s)} times and {None if maps is None else len(maps)} maps"
+        raise ValueError(f"each frame needs one time and one map, but there are {given}")
     scale = None if maps is None else _scale(maps)
     if maps is None or scale is None:
         pictures = [Image.fromarray(frame) for frame in frames]
@@ -78,18 +91,20 @@ def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Seq
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """What the colours mean: `hottest` is the share of attention of the last colour, `even` that of no preference."""
+    """The colours' scale.
+
+    Attributes:
+        hottest: Share of a map's attention that gets the last colour.
+        even: Share of each cell if the attention is spread evenly.
+    """
 
     hottest: float
     even: float
 
-    def note(self) -> str:
-        return "share of the attention in one cell · one scale for the whole clip"
-
 
 @dataclass(frozen=True, slots=True)
 class _Overlay:
-    """All that is shown: n pictures with their times, what was found, and the scale, None without attention."""
+    """Everything that is drawn: n pictures, their times, the caption, and the scale (``None`` without attention)."""
 
     pictures: list[Image.Image]
     times_s: tuple[float, ...]
@@ -97,19 +112,19 @@ class _Overlay:
     scale: _Scale | None
 
     def period_s(self) -> float:
-        """The time each picture is shown: the sampled instants lie evenly, each in the middle of its share."""
+        """Return the seconds for which each picture is shown. The sampled instants are evenly spaced."""
         count = len(self.times_s)
         span = self.times_s[-1] - self.times_s[0]
-        # 20 ms is the shortest time that viewers of GIFs keep to; a clip of one still has no span at all.
+        # 20 ms is the shortest time that GIF viewers respect. A clip of one frame has no span.
         return max(0.02, span / (count - 1)) if count > 1 else 1.0
 
 
 def _scale(maps: Maps) -> _Scale:
-    """One scale for the whole clip.
+    """Return one scale for all maps of a clip.
 
-    Every map sums to 1, so that their values compare: scaled frame by frame, a map without any preference would glow
-    like a sharp one. For the same reason the scale reaches at least four times the even share; and it ends at the
-    99th percentile, lest one sharp frame leave the others dark.
+    Every map sums to 1, so maps can be compared. If each frame had its own scale, an even map would glow like a sharp
+    one. For the same reason the scale reaches at least four times the even share. It ends at the 99th percentile, so
+    that one sharp frame does not leave the others dark.
     """
     even = 1 / math.prod(maps.shape[1:])
     return _Scale(hottest=max(float(np.percentile(maps, 99)), 4 * even), even=even)
@@ -119,7 +134,7 @@ def _scale(maps: Maps) -> _Scale:
 
 
 def _colours(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The colour of each value in 0..1, of shape (..., 3), in 0..255."""
+    """Return the colour of each value from 0 to 1: float32 ``(..., 3)``, RGB, from 0 to 255."""
     place = heat.clip(0, 1) * (len(INFERNO) - 1)
     before = np.minimum(place.astype(np.intp), len(INFERNO) - 2)
     share = (place - before)[..., None]
@@ -127,7 +142,7 @@ def _colours(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _blend(frame: Frames, heat: Maps, scale: _Scale) -> Image.Image:
-    """The frame under its attention: dimmed where the network did not look, glowing where it did."""
+    """Draw a map over its frame: dark where the network did not look, glowing where it did."""
     grid = Image.fromarray(np.asarray(heat / scale.hottest, np.float32))
     smooth = np.asarray(grid.resize((frame.shape[1], frame.shape[0]), Image.Resampling.BICUBIC)).clip(0, 1)
     opacity = (0.30 + 0.30 * smooth)[..., None]
@@ -140,7 +155,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:
-    """The text in lines of at most `width` pixels, broken between items (two spaces) or, without any, at spaces."""
+    """Break a text into lines of at most ``width`` pixels: between items (two spaces), or else at single spaces."""
     font, lines = _font(size), [""]
     gap = "  " if "  " in text else " "
     for item in filter(None, map(str.strip, text.split(gap))):
@@ -153,12 +168,12 @@ def _wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def _legend(width: int, scale: _Scale | None) -> Image.Image:
-    """A strip that says what the colours mean: the bar with its numbers, and a note."""
+    """Draw the legend: a colour bar with its numbers, and a note."""
     if scale is None:
         legend = Image.new("RGB", (width, 18), PAPER)
-        ImageDraw.Draw(legend).text((0, 2), "no attention maps: this variant of the network has none", FAINT, _font(12))
+        ImageDraw.Draw(legend).text((0, 2), "this network has no attention maps", FAINT, _font(12))
         return legend
-    note = _wrap(scale.note(), width, 12)
+    note = _wrap(LEGEND, width, 12)
     legend = Image.new("RGB", (width, 34 + 16 * len(note)), PAPER)
     draw, bar = ImageDraw.Draw(legend), min(width, 336)
     steps = np.linspace(0, 1, bar, dtype=np.float32)
@@ -174,7 +189,7 @@ def _legend(width: int, scale: _Scale | None) -> Image.Image:
 
 
 def _captioned(body: Image.Image, overlay: _Overlay, size: int) -> Image.Image:
-    """The body with the caption under it and the legend last, on even sides as video needs them."""
+    """Put the caption and the legend below a picture. Width and height are even, as video encoders need."""
     lines = _wrap(overlay.caption, body.width, size)
     legend = _legend(body.width, overlay.scale)
     step = round(size * 1.35)
@@ -189,7 +204,7 @@ def _captioned(body: Image.Image, overlay: _Overlay, size: int) -> Image.Image:
 
 
 def _cards(overlay: _Overlay) -> list[Image.Image]:
-    """The pages of an animation: a picture with its number and time, the caption and the legend."""
+    """Draw the pages of an animation: each has a picture, its number and time, the caption and the legend."""
     cards = []
     for number, (picture, time) in enumerate(zip(overlay.pictures, overlay.times_s, strict=True), 1):
         body = Image.new("RGB", (PICTURE, PICTURE + 18), PAPER)
@@ -204,7 +219,7 @@ def _cards(overlay: _Overlay) -> list[Image.Image]:
 
 
 def _contact_sheet(overlay: _Overlay) -> bytes:
-    """All pictures in rows of eight with their times, as PNG."""
+    """Draw all pictures in rows of eight with their times, as PNG."""
     gap, label = 6, 18
     rows = math.ceil(len(overlay.pictures) / COLUMNS)
     body = Image.new("RGB", (COLUMNS * (THUMBNAIL + gap) - gap, rows * (THUMBNAIL + label + gap) - gap), PAPER)
@@ -221,19 +236,20 @@ def _contact_sheet(overlay: _Overlay) -> bytes:
 
 def _gif(overlay: _Overlay) -> bytes:
     cards = _cards(overlay)
-    # GIF counts in 10 ms: rounding the instants, not the lengths, keeps the whole as long as the clip.
+    # GIF counts in units of 10 ms. Rounding the instants, not the durations, keeps the animation as long as the clip.
     ticks = [round(100 * overlay.period_s() * number) for number in range(len(cards) + 1)]
-    lengths = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
-    # One palette, dithered: 256 colours chosen card by card flicker, and without dithering the glow falls into rings.
+    durations = [10 * (after - before) for before, after in itertools.pairwise(ticks)]
+    # One palette for all, because palettes that change from card to card flicker; dithered, because the glow would
+    # otherwise break into rings.
     palette = _colour_strip(cards).quantize(256, Image.Quantize.MEDIANCUT)
     cards = [card.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for card in cards]
     file = io.BytesIO()
-    cards[0].save(file, "GIF", save_all=True, append_images=cards[1:], duration=lengths, loop=0)
+    cards[0].save(file, "GIF", save_all=True, append_images=cards[1:], duration=durations, loop=0)
     return file.getvalue()
 
 
 def _colour_strip(cards: list[Image.Image]) -> Image.Image:
-    """Eight of the cards side by side: their colours stand for all."""
+    """Put some eight of the cards side by side, as a sample of all colours."""
     chosen = cards[:: max(1, len(cards) // 8)]
     width, height = cards[0].size
     strip = Image.new("RGB", (width * len(chosen), height))
@@ -260,7 +276,7 @@ ENCODERS: dict[str, Callable[[_Overlay], bytes]] = {".png": _contact_sheet, ".gi
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside the target first: a full disk leaves what was there before, and no litter."""
+    """Replace the file in one step, so that a full disk leaves the old file as it was."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)

@@ -1,7 +1,7 @@
-"""Dynamic batching: one thread owns the engine; what arrives while it is busy goes together into the next batch.
+"""Dynamic batching: clips that arrive while the engine is busy form the next batch.
 
-A lone request starts at once, for nothing ever waits on purpose. Under load batches grow by themselves, because more
-arrives while the engine is busy.
+One thread owns the engine. It never waits for a batch to fill up: a single request starts at once, and under load
+batches grow because more clips arrive while the engine is busy.
 """
 
 import asyncio
@@ -25,7 +25,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One clip's share of a batch, with the seconds that it waited and that the batch took."""
+    """The answer for one clip of a batch.
+
+    Attributes:
+        outputs: The network's outputs for this clip.
+        queue_s: Seconds that the clip waited for its batch to begin.
+        inference_s: Seconds that the batch took.
+    """
 
     outputs: Outputs
     queue_s: float
@@ -40,7 +46,10 @@ class _Job:
     submitted: float = field(default_factory=time.monotonic)
 
     def begin(self) -> bool:
-        """Whether to run it. After True it can no longer be cancelled; a cancelled or expired one is finished here."""
+        """Return whether to run the job. If True, it can no longer be cancelled.
+
+        An expired job gets its error here.
+        """
         if not self.future.set_running_or_notify_cancel():
             return False
         if time.monotonic() >= self.deadline:
@@ -50,12 +59,17 @@ class _Job:
 
 
 class Batcher:
-    """Gathers single clips into batches for `infer`, which runs in one thread of its own.
+    """Gathers single clips into batches, and runs them in a thread of its own until it is closed.
 
-    `infer` gets clips uint8, as many as wait up to the largest of `batch_sizes`, and must give answers that are the
-    caller's own. At most `max_waiting` clips wait. `warm_up` is run first in that thread, since what an engine prepares
-    may hold for one thread only; the constructor returns when that is done, and raises what it raised. `on_batch`
-    hears the number of clips of each batch, in the engine's thread.
+    The constructor returns once ``warm_up`` has run, and raises whatever it raised.
+
+    Args:
+        infer: Classifies a batch: a sequence of uint8 clips, at most the largest batch size. Its outputs must not share
+            memory with later ones.
+        batch_sizes: Batch sizes that ``infer`` accepts; smaller batches are its own matter.
+        max_waiting: Number of clips that may wait.
+        warm_up: Called first, in the same thread, because CUDA graphs belong to the thread that recorded them.
+        on_batch: Called in the thread with the number of clips of each batch.
     """
 
     def __init__(
@@ -74,7 +88,7 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()  # guards _waiting and _closed
         self._closed = False
-        # A daemon, so that an inference that hangs cannot keep the process from ending; close() waits for it.
+        # A daemon thread, so that an inference that hangs cannot keep the process from exiting. close() waits for it.
         warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=[warm_up, warm], name="engine", daemon=True)
         self._thread.start()
@@ -82,29 +96,36 @@ class Batcher:
 
     @property
     def depth(self) -> int:
-        """Clips that wait for the engine now."""
+        """Number of clips that wait for the engine now."""
         return len(self._waiting)
 
     @property
     def alive(self) -> bool:
-        """Whether requests are still accepted; False once closed or after the engine's thread has died."""
+        """Whether clips are still accepted: False once closed or after the engine's thread has died."""
         return not self._closed
 
     async def submit(self, frames: npt.NDArray[np.uint8], deadline: float) -> Inference:
-        """The network's answer for one clip.
+        """Classify one clip.
 
-        `deadline` is on the clock of `time.monotonic()`. A clip whose deadline has passed, or whose caller was
-        cancelled, by the time its turn comes costs no inference.
+        A clip that is cancelled or expires while it waits costs no inference.
 
-        Raises Overloaded, DeadlineExceeded, EngineStopped, or whatever `infer` raised on this clip's batch.
+        Args:
+            frames: uint8 ``(40, 224, 224, 3)``, RGB.
+            deadline: When the batch must have begun, on the clock of ``time.monotonic()``.
+
+        Raises:
+            Overloaded: The queue is full.
+            DeadlineExceeded: The deadline passed before the clip's batch began.
+            EngineStopped: The batcher is closed, or its thread has died.
+            Exception: Whatever ``infer`` raised for the clip's batch.
         """
         job = _Job(frames, deadline)
-        del frames  # the job has them now: see `_run`
+        del frames  # only the job holds them now, so that `_run` can free them
         with self._changed:
             if self._closed:
                 raise EngineStopped("the engine has stopped")
             if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} clips wait already")
+                raise Overloaded(f"the queue is full: {self._max_waiting} clips are waiting")
             self._waiting.append(job)
             self._changed.notify()
         try:
@@ -114,14 +135,14 @@ class Batcher:
             raise
 
     def close(self) -> None:
-        """Refuse new clips, finish the accepted ones, end the thread. Blocks until that is done."""
+        """Refuse new clips, answer the accepted ones, and end the thread. Blocks until that is done."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
     def _forget(self, job: _Job) -> None:
-        """Free a cancelled job's place in the queue at once, unless the engine has it already."""
+        """Take a cancelled job out of the queue, unless its batch has begun."""
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
@@ -138,14 +159,14 @@ class Batcher:
                 self._run(jobs)
         except BaseException:
             logger.critical("the engine's thread has died", exc_info=True)
-        finally:  # after close() nothing is left to fail; after a death nobody may wait for ever
+        finally:  # after close() the queue is empty; after a crash every waiting job needs an error
             with self._changed:
                 self._closed = True
                 left, self._waiting = self._waiting, deque()
             _fail(left, EngineStopped("the engine's thread has died"))
 
     def _take(self) -> list[_Job]:
-        """The next batch, oldest first; waits for one. Empty once closed with nothing left to do."""
+        """Wait for the next batch, oldest clip first. It is empty only after ``close``, once the queue is."""
         with self._changed:
             while True:
                 jobs: list[_Job] = []
@@ -158,7 +179,8 @@ class Batcher:
                 self._changed.wait()
 
     def _run(self, jobs: list[_Job]) -> None:
-        # To free 6 MB of pages that another process has filled takes 2 ms: here, when the answer is on its way already.
+        # Freeing 6 MB of pages that another process has filled takes 2 ms. From here on only `clips` holds them, so
+        # they are freed when this method returns, after the answers have been sent.
         clips = [job.frames for job in jobs]
         for job in jobs:
             del job.frames
@@ -169,7 +191,7 @@ class Batcher:
             seconds = time.monotonic() - started
             for row, job in enumerate(jobs):
                 job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
-        except Exception as error:  # this batch's misfortune; the next may do better
+        except Exception as error:  # fails this batch only
             _fail(jobs, error)
         except BaseException:
             _fail(jobs, EngineStopped("the engine's thread has died"))
@@ -177,7 +199,7 @@ class Batcher:
 
 
 def _fail(jobs: Iterable[_Job], error: Exception) -> None:
-    """Give `error` to every job that still waits for an answer, begun or not."""
+    """Set an error for every job that has no answer yet, whether or not it has begun."""
     for job in jobs:
         future = job.future
         if not future.done() and (future.running() or future.set_running_or_notify_cancel()):

@@ -1,4 +1,4 @@
-"""The bundle: the folder that carries a network from ``model_export`` to the service, and its manifest."""
+"""The bundle: the folder that holds a network and its manifest, written by ``model_export`` and read by the service."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from service.errors import BundleError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-GRID = 7  # cells of an attention map in each direction: 224 pixels after the five poolings of VGG19
+GRID = 7  # cells on each side of an attention map: VGG19 halves 224 pixels five times
 
 Precision = Literal["fp32", "fp16", "int8"]
 Variant = Literal["attention", "base"]
 
-_REMEDY = "export it anew with `limelight-model export`"
+_REMEDY = "export it again with `limelight-model export`"
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the network computes, for n clips or, without the first axis, for one.
+    """The network's outputs for n clips or, without the first axis, for one.
 
     Attributes:
         probabilities: float32 ``(n, classes)``.
@@ -35,12 +35,12 @@ class Outputs:
     attention: npt.NDArray[np.float32] | None
 
     def __getitem__(self, clip: int) -> "Outputs":
-        """The outputs for one of the n clips."""
+        """Return the outputs for one of the n clips."""
         return Outputs(self.probabilities[clip], None if self.attention is None else self.attention[clip])
 
     @classmethod
     def stack(cls, clips: "Sequence[Outputs]") -> Self:
-        """Join the outputs for single clips, at least one, into those for n."""
+        """Stack the outputs for single clips, at least one, into those for n."""
         maps = [outputs.attention for outputs in clips if outputs.attention is not None]
         return cls(np.stack([outputs.probabilities for outputs in clips]), np.stack(maps) if maps else None)
 
@@ -50,10 +50,16 @@ class _Strict(BaseModel):
 
 
 class Agreement(_Strict):
-    """How often a precision names the same class as Keras in float32, and how far its outputs stray.
+    """How well a precision agrees with Keras in float32.
 
-    ``low`` and ``high`` bound ``top1`` with 95 % confidence (Wilson score interval). Of the ``n`` clips compared, ties
-    (the two best classes within 2e-4 of each other) are not counted as disagreement.
+    Attributes:
+        top1: Share of the clips for which both name the same class. Ties, where Keras' two best classes are within
+            2e-4 of each other, do not count as disagreement.
+        n: Number of clips compared.
+        low: Lower bound of ``top1`` with 95 % confidence (Wilson score interval).
+        high: Upper bound of ``top1``.
+        max_abs_difference: Largest absolute difference of any output.
+        device: Where the precision ran.
     """
 
     top1: float = Field(ge=0, le=1)
@@ -65,7 +71,13 @@ class Agreement(_Strict):
 
 
 class VariantFile(_Strict):
-    """One precision's ONNX file, by its name within the bundle."""
+    """The ONNX file of one precision.
+
+    Attributes:
+        file: Its name within the bundle's folder.
+        sha256: Its SHA-256 in hexadecimal.
+        agreement: How well it agrees with Keras; ``None`` if that was not measured.
+    """
 
     file: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -75,16 +87,26 @@ class VariantFile(_Strict):
     @classmethod
     def _stays_inside(cls, name: str) -> str:
         if Path(name).name != name or name in ("", "..") or "\0" in name:
-            raise ValueError("a file of the bundle's own folder is meant")
+            raise ValueError("must be the name of a file in the bundle's own folder")
         return name
 
 
 class Manifest(_Strict):
-    """What a bundle holds and how its network is to be fed.
+    """The bundle's ``manifest.json``: what the bundle holds, and which frames its network takes.
 
-    Frames are taken by the ``sampling`` rule and brought to ``image_size`` squared by the ``resize`` rule. Labels stand
-    in index order. ``training`` tells how the network was made, for people. ``built_from`` is the identity of all that
-    the bundle was made from, so that an export can see that it has nothing to do.
+    Attributes:
+        schema_version: Version of this format; ``schema`` in JSON.
+        name: The model's name.
+        version: The model's version.
+        variant: ``attention``, or ``base`` for a network without attention maps.
+        labels: Names of the classes, in index order.
+        frame_count: Frames sampled from each clip.
+        image_size: Width and height of a frame in pixels.
+        sampling: Rule by which frames are sampled.
+        resize: Rule by which frames are resized.
+        precisions: ONNX files by precision.
+        training: How the network was trained, for people to read.
+        built_from: Hash of everything that the bundle was made from, by which an export finds that it is up to date.
     """
 
     schema_version: Literal[1] = Field(alias="schema", default=1)
@@ -107,7 +129,7 @@ class Manifest(_Strict):
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names of the network's outputs and their shapes for one clip."""
+        """The shape of each output for one clip, by the output's name."""
         shapes: dict[str, tuple[int, ...]] = {"probabilities": (len(self.labels),)}
         if self.variant == "attention":
             shapes["attention"] = (self.frame_count, GRID, GRID)
@@ -116,35 +138,40 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label stands twice")
+            raise ValueError("a label occurs twice")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose manifest was read and whose files were checked."""
+    """A bundle whose manifest is valid and whose files match their checksums.
+
+    Attributes:
+        path: The bundle's folder.
+        manifest: Its manifest.
+    """
 
     path: Path
     manifest: Manifest
 
     def model_path(self, precision: Precision) -> Path:
-        """The ONNX file of a precision.
+        """Return the path of a precision's ONNX file.
 
         Raises:
-            BundleError: the bundle has no such precision.
+            BundleError: The bundle has no such precision.
         """
         try:
             return self.path / self.manifest.precisions[precision].file
         except KeyError:
             there = ", ".join(self.manifest.precisions)
-            raise BundleError(f"{self.path} holds no {precision} model, only {there}; {_REMEDY}") from None
+            raise BundleError(f"{self.path} has no {precision} model, only {there}; {_REMEDY}") from None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the bundle at ``path``; its model files are not looked at.
+    """Read the manifest of the bundle at ``path``, without checking the model files.
 
     Raises:
-        BundleError: the manifest is missing, unreadable, of another schema or not valid.
+        BundleError: The manifest is missing, unreadable, of another schema or not valid.
     """
     file = path / MANIFEST
     try:
@@ -163,16 +190,16 @@ def read_manifest(path: Path) -> Manifest:
         if where == "schema":
             found = first["input"]
             raise BundleError(
-                f"{file} is of schema {found!r}, this program reads schema {SCHEMA_VERSION}; {_REMEDY}"
+                f"{file} has schema {found!r}, but this version reads schema {SCHEMA_VERSION}; {_REMEDY}"
             ) from None
         raise BundleError(f"{file} is not a valid manifest ({where or 'JSON'}: {first['msg']}); {_REMEDY}") from None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes the manifest of the bundle at ``path``, whole or not at all.
+    """Write the manifest of the bundle at ``path``, completely or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     part = path / f"{MANIFEST}.part"
     try:
@@ -183,10 +210,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Reads a bundle and checks that every file is there and is the one the manifest means.
+    """Read a bundle, and check that every file exists and matches its checksum.
 
     Raises:
-        BundleError: anything is missing, damaged or of another schema.
+        BundleError: Anything is missing, damaged or of another schema.
     """
     manifest = read_manifest(path)
     for entry in manifest.precisions.values():
@@ -198,15 +225,15 @@ def load_bundle(path: Path) -> Bundle:
         except OSError as error:
             raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
         if found != entry.sha256:
-            raise BundleError(f"{file} is damaged (its SHA-256 is not the manifest's); {_REMEDY}")
+            raise BundleError(f"{file} is damaged (its SHA-256 differs from the manifest's); {_REMEDY}")
     return Bundle(path, manifest)
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Return a file's SHA-256 in hexadecimal.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The bundle's network on a device: the ONNX Runtime session, and the buffers that it reads and writes."""
+"""Runs a bundle's network: the ONNX Runtime session, and the buffers that it reads and writes."""
 
 import contextlib
 import ctypes
@@ -30,12 +30,23 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """One ONNX Runtime session of the bundle's network.
+    """One ONNX Runtime session of a bundle's network.
 
-    `device` `auto` is CUDA where a session really gets it, else the CPU; `cuda` never falls back. `batch_sizes` are the
-    only sizes that ever run; None stands for 1 on CPU and 1, 2, 4, 8 on CUDA. `threads` and `spinning` are ONNX
-    Runtime's on CPU; 0 threads for every core. Belongs to one thread, which CUDA graphs insist on: `warm_up` and `run`
-    share their buffers. Raises EngineError.
+    Call ``warm_up`` and ``run`` from one thread only: they share their buffers, and CUDA graphs can be replayed only in
+    the thread that recorded them.
+
+    Args:
+        bundle: The bundle to run.
+        device: ``auto`` is CUDA if a session can be opened on it, else the CPU; ``cuda`` never falls back.
+        precision: Which of the bundle's files to run; ``auto`` lets ``choose_precision`` decide.
+        batch_sizes: The only batch sizes that run; smaller batches are padded. ``None`` is 1 on CPU and 1, 2, 4, 8 on
+            CUDA.
+        threads: ONNX Runtime's threads on CPU; 0 uses every core.
+        spinning: Whether ONNX Runtime's idle threads spin.
+        cuda: Options of the CUDA provider.
+
+    Raises:
+        EngineError: The network cannot be opened as configured.
     """
 
     def __init__(
@@ -64,15 +75,19 @@ class Engine:
         self.provider = self._spec.provider
         self.batch_sizes = self._spec.batch_sizes
         self._check_signature()
-        self._frames = np.zeros((self.batch_sizes[-1], *facts.clip_shape), np.uint8)  # where batches are put together
+        self._frames = np.zeros((self.batch_sizes[-1], *facts.clip_shape), np.uint8)  # the batch to run
         if self._spec.on_cuda:
             _page_lock(self._frames)
         self._buckets = [self._bucket(size) for size in self.batch_sizes]
 
     def run(self, clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
-        """The network's answer for clips uint8 (40, 224, 224, 3), RGB, at most as many as the largest batch size.
+        """Run the network.
 
-        The answer is the caller's own; the rows that fill the batch up are not in it.
+        Args:
+            clips: Each uint8 ``(40, 224, 224, 3)``, RGB; at most the largest batch size.
+
+        Returns:
+            Outputs for these clips, without padding, in memory of their own.
         """
         bucket = next(bucket for bucket in self._buckets if bucket.size >= len(clips))
         for row, clip in zip(self._frames, clips, strict=False):
@@ -81,7 +96,11 @@ class Engine:
         return Outputs(probabilities, attention[0] if attention else None)
 
     def warm_up(self) -> None:
-        """Run every batch size, so that no request pays for the first time. Raises EngineError."""
+        """Run every batch size once, because the first run of each is slow.
+
+        Raises:
+            EngineError: A batch size cannot run.
+        """
         for bucket in self._buckets:
             try:
                 bucket.run(bucket.size)
@@ -91,7 +110,7 @@ class Engine:
     def _bucket(self, size: int) -> "_Bucket":
         try:
             return _Bucket(self._session, self._spec, self._frames[:size], self._outputs)
-        except Exception as error:  # the GPU's memory is full
+        except Exception as error:  # such as a GPU whose memory is full
             raise self._misfit(size, error) from error
 
     def _misfit(self, size: int, error: Exception) -> EngineError:
@@ -105,19 +124,21 @@ class Engine:
         return self._bundle.model_path(self.precision)
 
     def _open(self, device: Device, specify: Callable[[str], SessionSpec]) -> tuple[Any, SessionSpec]:
-        """The session on the best device allowed, with what it was opened with."""
+        """Open a session on the best device allowed. Return it with the specification that it was opened with."""
         if device != "cpu" and CUDA in ort.get_available_providers():
             wanted = specify(CUDA)
-            with contextlib.redirect_stdout(sys.stderr):  # both print their troubles where our answers and logs go
-                ort.preload_dlls()  # CUDA and cuDNN installed by pip lie where no linker looks
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # both print errors to standard output, which is for answers and logs
+                ort.preload_dlls()  # the linker does not find CUDA and cuDNN that pip installed
                 session = self._load(wanted)
-            # The available providers are those compiled in; only the session knows whether CUDA really works.
+            # "Available" providers are those compiled in. Only a session shows whether CUDA works.
             if session.get_providers()[0] == CUDA:
                 return session, wanted
-            logger.warning("CUDA is compiled in but does not work here: no driver, no GPU or no library")
+            logger.warning("CUDA is compiled in but does not work here: a driver, GPU or library is missing")
         if device == "cuda":
             raise EngineError(
-                "device `cuda` was asked for and ONNX Runtime cannot use it; install the extra `gpu` and an NVIDIA "
+                "LIMELIGHT_DEVICE is cuda, but ONNX Runtime cannot use CUDA; install the extra `gpu` and an NVIDIA "
                 "driver, or set LIMELIGHT_DEVICE=cpu"
             )
         wanted = specify(CPU)
@@ -145,7 +166,7 @@ class Engine:
         path = self._bundle.model_path(spec.precision)
         try:
             return ort.InferenceSession(path, options, providers=spec.providers())
-        except Exception as error:  # ONNX Runtime's own classes share no base but this one
+        except Exception as error:  # ONNX Runtime's errors have no other base class in common
             raise EngineError(
                 f"{path} cannot be loaded by ONNX Runtime ({_first_line(error)}); "
                 "export the bundle again with `limelight-model export`"
@@ -157,21 +178,24 @@ class Engine:
         missing = self._outputs.keys() - outputs.keys()
         classes, labels = outputs.get("probabilities", [None])[-1], len(self.labels)
         if inputs != {"frames"}:
-            wrong = "does not take `frames` alone"
+            wrong = "must have `frames` as its only input"
         elif missing:
             wrong = f"lacks the output {missing.pop()}"
-        elif isinstance(classes, int) and classes != labels:  # else a name, and warming up finds out
-            wrong = f"answers {classes} classes where manifest.json has {labels} labels"
+        elif isinstance(classes, int) and classes != labels:  # if the axis only has a name, warming up finds out
+            wrong = f"has {classes} classes, but manifest.json has {labels} labels"
         else:
             return
         raise EngineError(f"{self._file} {wrong}; export the bundle again with `limelight-model export`")
 
 
 class _Bucket:
-    """Input and outputs of one batch size, at addresses that never change: CUDA graphs read and write no others.
+    """The input and output buffers of one batch size. Their addresses never change, as CUDA graphs require.
 
-    `frames` is memory of the host, (size, 40, 224, 224, 3); the CPU provider reads it where it is. `outputs` are the
-    shapes of one clip's answers by name.
+    Args:
+        session: The session that reads and writes them.
+        spec: What the session was opened with.
+        frames: uint8 ``(size, 40, 224, 224, 3)`` in host memory; the CPU provider reads it in place.
+        outputs: Shapes of one clip's outputs by name.
     """
 
     def __init__(
@@ -200,7 +224,7 @@ class _Bucket:
             self._options.add_run_config_entry(key, value)
 
     def run(self, clips: int) -> list[npt.NDArray[np.float32]]:
-        """The outputs for the first `clips` of the frames, copied out of the buffers."""
+        """Run the batch, and return copies of the outputs for its first ``clips`` rows."""
         if self._on_device:
             self._input.update_inplace(self._frames)
         self._session.run_with_iobinding(self._binding, self._options)
@@ -208,18 +232,17 @@ class _Bucket:
 
 
 def _page_lock(buffer: npt.NDArray[np.uint8]) -> None:
-    """Pin `buffer`, for as long as it lives, so that the GPU fetches it without a copy in between.
+    """Page-lock a buffer for as long as it lives, so that the GPU reads it without an intermediate copy.
 
-    ONNX Runtime's Python offers no pinned memory of its own for CUDA. Where pinning fails the copy is slower, which is
-    logged, and right all the same.
+    ONNX Runtime's Python API has no pinned memory for CUDA. If pinning fails, that is logged, and copies are slower.
     """
     address = ctypes.c_void_p(buffer.ctypes.data)
     try:
-        runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")  # ONNX Runtime has loaded it
+        runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")  # already loaded by ONNX Runtime
         if status := runtime.cudaHostRegister(address, ctypes.c_size_t(buffer.nbytes), 0):
-            raise OSError(f"cudaHostRegister answers {status}")
+            raise OSError(f"cudaHostRegister returned {status}")
     except (AttributeError, OSError) as error:
-        logger.warning("the input cannot be pinned (%s): copying it to the GPU takes longer", error)
+        logger.warning("the input buffer cannot be pinned (%s): copying it to the GPU takes longer", error)
     else:
         weakref.finalize(buffer, runtime.cudaHostUnregister, address)
 

@@ -1,4 +1,4 @@
-"""A bundle's network at work: the engine in a thread of its own, with a queue in front of it."""
+"""A bundle's network that answers clips: the engine in a thread of its own, with a queue in front of it."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from service.model.engine import Engine
 
 
 class Model:
-    """Answers clips with a bundle's network until it is closed.
+    """Classifies clips with a bundle's network until it is closed.
 
     The constructor warms the engine up, which takes seconds.
 
@@ -26,6 +26,12 @@ class Model:
 
     Raises:
         EngineError: The engine cannot run one of its batch sizes.
+
+    Attributes:
+        manifest: The bundle's manifest.
+        precision: The precision that runs.
+        provider: ONNX Runtime's execution provider that runs it.
+        capacity: Number of clips that may wait or run at a time.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Model:
 
     @property
     def alive(self) -> bool:
-        """Whether the model still answers clips."""
+        """Whether the model still accepts clips."""
         return self._batcher.alive
 
     @property
@@ -62,7 +68,7 @@ class Model:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep ``close_when_free`` from closing the model. Call it from one event loop only."""
+        """Keep ``close_when_free`` waiting during a ``with`` statement. Call it from one event loop only."""
         self._holders += 1
         self._free.clear()
         try:
@@ -73,10 +79,10 @@ class Model:
                 self._free.set()
 
     async def close_when_free(self) -> None:
-        """Close the model as soon as nobody holds it."""
+        """Wait until the model is no longer held, then close it."""
         await self._free.wait()
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Answer the clips that wait, then stop. Blocks until that is done."""
+        """Refuse new clips, answer those that wait, then stop. Blocks until that is done."""
         self._batcher.close()

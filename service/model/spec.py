@@ -1,6 +1,6 @@
-"""How a bundle's network is to run: device, precision, batch sizes, ONNX Runtime's options. Decides, and opens nothing.
+"""Decides how a bundle's network runs: device, precision, batch sizes and ONNX Runtime's options. Opens nothing.
 
-The options are those of https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and of
+The options are documented at https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and in
 ``onnxruntime_session_options_config_keys.h`` and ``onnxruntime_run_options_config_keys.h``.
 """
 
@@ -15,17 +15,21 @@ Device = Literal["auto", "cuda", "cpu"]
 ConvSearch = Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"]
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Below this share of equal top-1 answers int8 is not the same network any more (DESIGN §2 measures it).
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})  # in /proc/cpuinfo
+# Smallest share of clips for which int8 must name the same class as Keras to be chosen.
 INT8_AGREEMENT = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class CudaOptions:
-    """What can be chosen of the CUDA provider.
+    """Options of ONNX Runtime's CUDA provider.
 
-    `conv_search` is how cuDNN picks its convolutions: EXHAUSTIVE times every one, which makes warming up much longer.
-    `memory_limit_bytes` bounds ONNX Runtime's arena, not what cuDNN and CUDA take besides. `graphs` has each batch size
-    recorded while warming up and replayed as one launch. `prefer_nhwc` is the layout that tensor cores work in.
+    Attributes:
+        conv_search: How cuDNN picks convolution algorithms. ``EXHAUSTIVE`` times every one, so warming up takes much
+            longer.
+        memory_limit_bytes: Limit of ONNX Runtime's memory arena; cuDNN and CUDA use memory beyond it.
+        graphs: Whether each batch size is recorded while warming up and then replayed as one launch.
+        prefer_nhwc: Whether to use the NHWC layout, in which tensor cores work.
     """
 
     conv_search: ConvSearch = "HEURISTIC"
@@ -34,12 +38,12 @@ class CudaOptions:
     prefer_nhwc: bool = True
 
     def provider_options(self) -> dict[str, str]:
-        """As ONNX Runtime's CUDA provider takes them. What is left at ONNX Runtime's own default is not named."""
+        """Return the options by ONNX Runtime's names. Those left at ONNX Runtime's default are omitted."""
         options = {
             "cudnn_conv_algo_search": self.conv_search,
             "prefer_nhwc": str(int(self.prefer_nhwc)),
             "enable_cuda_graph": str(int(self.graphs)),
-            # Batch sizes are few and fixed: doubling the arena at each extension would only take memory from others.
+            # Batch sizes are few and fixed, so doubling the arena at each extension would only waste memory.
             "arena_extend_strategy": "kSameAsRequested",
         }
         if self.memory_limit_bytes is not None:
@@ -49,7 +53,16 @@ class CudaOptions:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """All that a session is opened with. `threads` 0 stands for every core; `cuda` matters on CUDA only."""
+    """Everything that a session is opened with.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider.
+        precision: Which of the bundle's files to open.
+        batch_sizes: The batch sizes that run, in ascending order.
+        threads: Threads on CPU; 0 uses every core.
+        spinning: Whether idle threads spin.
+        cuda: Options of the CUDA provider; ignored on CPU.
+    """
 
     provider: str
     precision: Precision
@@ -60,47 +73,60 @@ class SessionSpec:
 
     @property
     def on_cuda(self) -> bool:
-        """Whether this is a session on a GPU."""
+        """Whether the session runs on a GPU."""
         return self.provider == CUDA
 
     def providers(self) -> list[str | tuple[str, dict[str, str]]]:
-        """What an `InferenceSession` is asked for."""
+        """Return the ``providers`` argument of ``InferenceSession``."""
         return [(CUDA, self.cuda.provider_options()), CPU] if self.on_cuda else [CPU]
 
     def session_config(self) -> dict[str, str]:
-        """Entries for `SessionOptions.add_session_config_entry`."""
+        """Return the entries for ``SessionOptions.add_session_config_entry``."""
         return {"session.intra_op.allow_spinning": str(int(self.spinning))}
 
     def run_config(self, batch_size: int) -> dict[str, str]:
-        """Entries for `RunOptions.add_run_config_entry`: a CUDA graph is of one shape, so each size has its own."""
+        """Return the entries for ``RunOptions.add_run_config_entry``. Each batch size has a CUDA graph of its own."""
         return {"gpu_graph_id": str(batch_size)} if self.on_cuda and self.cuda.graphs else {}
 
 
 def choose_batch_sizes(asked: Sequence[int] | None, *, on_cuda: bool) -> tuple[int, ...]:
-    """The sizes asked for, else 1 on CPU, where more costs memory and gains nothing, and 1, 2, 4, 8 on CUDA."""
+    """Return the sizes asked for in ascending order; by default 1, 2, 4, 8 on CUDA and 1 on CPU.
+
+    On CPU larger batches cost memory and gain nothing.
+    """
     return tuple(sorted(set(asked or ((1, 2, 4, 8) if on_cuda else (1,)))))
 
 
 def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[Precision, str]:
-    """What `auto` stands for, and why: fp16 on CUDA; on CPU int8 where it is fast and agrees, else fp32."""
+    """Return the precision that ``auto`` stands for, and the reason.
+
+    It is fp16 on CUDA. On CPU it is int8 if the processor has VNNI and int8 agrees with Keras, else fp32.
+    """
     if on_cuda:
-        return ("fp16", "fp16 is the fastest on CUDA") if "fp16" in manifest.precisions else ("fp32", "no fp16 file")
+        return (
+            ("fp16", "fp16 is the fastest on CUDA")
+            if "fp16" in manifest.precisions
+            else ("fp32", "the bundle has no fp16 file")
+        )
     if "int8" not in manifest.precisions:
-        return "fp32", "the bundle holds no int8 file"
+        return "fp32", "the bundle has no int8 file"
     if not vnni:
-        return "fp32", "this processor has no VNNI; LIMELIGHT_PRECISION=int8 takes int8 all the same"
+        return "fp32", "this processor has no VNNI; set LIMELIGHT_PRECISION=int8 to use int8 anyway"
     agreement = manifest.precisions["int8"].agreement
     if agreement is None:
         return "fp32", "the manifest does not record how well int8 agrees; `limelight-model verify` measures it"
     if agreement.top1 < INT8_AGREEMENT:
-        return "fp32", f"int8 agrees on {agreement.top1:.1%} of the clips only, {INT8_AGREEMENT:.0%} are asked for"
+        return (
+            "fp32",
+            f"int8 agrees on only {agreement.top1:.1%} of the clips, less than the required {INT8_AGREEMENT:.0%}",
+        )
     return "int8", f"this processor has VNNI and int8 agrees on {agreement.top1:.1%} of {agreement.n} clips"
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies and adds 8-bit integers in one instruction, which is what int8 is made for."""
+    """Return whether the processor multiplies and adds 8-bit integers in one instruction, which makes int8 fast."""
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         return False
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags.split())
+    return not VNNI_FLAGS.isdisjoint(flags.split())

@@ -1,17 +1,17 @@
-// What the maps of attention say: numbers and colours, nothing of the page.
+// Attention maps as numbers, words and colours. Independent of the page.
 
-/** Ten evenly spaced stops each, of Matplotlib's maps (CC0). Their lightness rises evenly, so that they read the same
- *  with any kind of colour blindness, and in grey. */
+/** Ten evenly spaced stops of each of Matplotlib's colour maps (CC0). Their lightness rises evenly, so that they can be
+ *  read with any kind of colour blindness and in grey. */
 const STOPS = {
   inferno: "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
   viridis: "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
   cividis: "00224e 123570 3b496c 575d6d 707173 8a8678 a59c74 c3b369 e1cc55 fee838",
 };
 
-/** Pixels on a side of a drawn map; the browser enlarges the rest. */
+/** Pixels on each side of a drawn map. The browser scales it to the frame. */
 const SIDE = 112;
 
-/** 256 colours as [red, green, blue]. */
+/** A colour map as 256 colours [red, green, blue]. */
 export function palette(name) {
   const stops = STOPS[name].split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   return Array.from({ length: 256 }, (_, level) => {
@@ -21,22 +21,22 @@ export function palette(name) {
   });
 }
 
-/** The colours' range for a whole clip: the 99th percentile of all cells, at least four times the even share, lest a
- *  network without preferences glow like a sharp one. */
+/** The colours' range for a whole clip. It ends at the 99th percentile of all cells, but at no less than four times the
+ *  even share, so that evenly spread attention does not glow like a sharp map. */
 export function scaleOf(maps) {
   const cells = maps.flat(2).sort((a, b) => a - b);
   const even = 1 / maps[0].flat().length;
   return { even, hottest: Math.max(cells[Math.floor(0.99 * (cells.length - 1))], 4 * even) };
 }
 
-/** 0 where every cell gets the same attention, 1 where one gets all: 1 − entropy / log(number of cells). */
+/** 0 if every cell gets the same attention, 1 if one cell gets all of it: 1 − entropy / log(number of cells). */
 export function concentration(map) {
   const cells = map.flat();
   const entropy = -cells.reduce((sum, share) => sum + (share > 0 ? share * Math.log(share) : 0), 0);
   return Math.max(0, 1 - entropy / Math.log(cells.length));
 }
 
-/** The cell that gets most, in words: "the top left", "the middle", … */
+/** The position of the cell with the most attention in words: "the top left", "the middle", … */
 export function whereabouts(map) {
   const cells = map.flat();
   const hottest = cells.indexOf(Math.max(...cells));
@@ -47,7 +47,7 @@ export function whereabouts(map) {
   return `the ${`${row} ${column}`.trim() || "middle"}`;
 }
 
-/** Draws maps as small pictures, fainter where the network did not look, and keeps them. */
+/** Draws maps as small pictures, fainter where there is less attention, and caches them. */
 export class HeatPainter {
   #maps;
   #hottest;
@@ -65,7 +65,7 @@ export class HeatPainter {
     this.#canvases.clear();
   }
 
-  /** A canvas with map number k, to be drawn over its frame at an opacity of the caller's choice. */
+  /** A canvas with map k, to be drawn over its frame at any opacity. */
   paint(k) {
     if (!this.#canvases.has(k)) {
       this.#canvases.set(k, this.#colour(k));
@@ -91,7 +91,7 @@ export class HeatPainter {
   }
 }
 
-/** A map of rows and columns as side × side values: cubic between the middles of its cells (Catmull-Rom). */
+/** Interpolate a map to side × side values, cubically between the centres of its cells (Catmull-Rom). */
 function enlarge(map, side) {
   const rows = map.map((row) => stretch(row, side));
   const columns = Array.from({ length: side }, (_, x) => stretch(rows.map((row) => row[x]), side));

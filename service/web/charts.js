@@ -1,6 +1,6 @@
-// What the answer says, as bars, a curve and tables.
+// Draws the answer as bars, a curve and tables, and formats its numbers.
 
-/** An element with attributes and children, which may be text. */
+/** Create an element with attributes and children, which may be text. */
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [attribute, value] of Object.entries(attributes)) {
@@ -10,7 +10,7 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** `JumpingJack` as people write it. */
+/** A label as people write it: `JumpingJack` as `Jumping Jack`. */
 export function readable(label) {
   return label.replaceAll("_", " ").replace(/(\p{Ll})(\p{Lu})/gu, "$1 $2");
 }
@@ -30,7 +30,7 @@ export function bytes(size) {
   return size < 1e6 ? `${Math.max(1, Math.round(size / 1e3))} kB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
-/** One bar a class, likeliest first; those after the first `shown` are hidden until asked for. */
+/** Draw one bar per class, most likely first. Those after the first `shown` are hidden. */
 export function drawBars(list, predictions, shown) {
   list.replaceChildren(
     ...predictions.map(({ label, probability }, rank) => {
@@ -44,12 +44,13 @@ export function drawBars(list, predictions, shown) {
   );
 }
 
-/** The curve of values over times, both from 0, in the plot's parts. Returns the top of its axis. */
+/** Draw values over times into the parts of a plot; both axes begin at 0. Returns the end of the vertical axis. */
 export function drawCurve({ line, area, top }, values, times, duration) {
   const ceiling = [0.1, 0.25, 0.5, 1].find((limit) => Math.max(...values) <= limit) ?? 1;
   const points = values.map((value, k) => `${(100 * times[k]) / duration} ${100 - (100 * value) / ceiling}`);
   line.setAttribute("d", `M${points.join("L")}`);
-  area.setAttribute("d", `M${(100 * times[0]) / duration} 100L${points.join("L")}L${(100 * times.at(-1)) / duration} 100Z`);
+  const [first, last] = [times[0], times.at(-1)].map((time) => (100 * time) / duration);
+  area.setAttribute("d", `M${first} 100L${points.join("L")}L${last} 100Z`);
   top.textContent = `${100 * ceiling} %`;
   return ceiling;
 }
@@ -58,12 +59,12 @@ const STAGES = [
   ["receive", "Receiving"],
   ["decode_wait", "Waiting for a decoder"],
   ["decode", "Decoding"],
-  ["encode", "Making the pictures"],
-  ["queue", "Waiting its turn"],
+  ["encode", "Encoding the frames"],
+  ["queue", "Waiting for the network"],
   ["inference", "Recognising"],
 ];
 
-/** The service's stages one after the other, each where it was in the whole. Stages in milliseconds. */
+/** Draw the stages, in milliseconds, one after the other as parts of the total. */
 export function drawWaterfall(list, stages, total) {
   let before = 0;
   const rows = STAGES.filter(([stage]) => stage in stages).map(([stage, name]) => {
@@ -71,7 +72,7 @@ export function drawWaterfall(list, stages, total) {
     before += stages[stage];
     return row;
   });
-  list.replaceChildren(...rows, element("li", { class: "total" }, element("span", {}, "Together"),
+  list.replaceChildren(...rows, element("li", { class: "total" }, element("span", {}, "Total"),
     element("span"), element("span", { class: "value" }, milliseconds(total))));
 }
 
@@ -83,7 +84,7 @@ function timeRow(name, start, length, total) {
     element("span", { class: "value" }, milliseconds(length)));
 }
 
-/** Names and values, two by two. */
+/** Draw [name, value] pairs as a list of definitions. */
 export function drawFacts(list, facts) {
   list.replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }

@@ -1,24 +1,24 @@
-// The page: takes a clip, asks the service, shows the answer.
+// The page: takes a clip, sends it to the service and shows the answer.
 
 import { Result } from "./result.js";
-import { advice, isPassing } from "./refusals.js";
+import { advice, isTemporary } from "./problems.js";
 import { bytes, readable } from "./charts.js";
 import { VideoPlayer } from "./player.js";
-import { Refusal, apiKey, isReady, manifest, predict, sampleClip } from "./service.js";
+import { Problem, apiKey, isReady, manifest, predict, sampleClip } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const PANELS = ["working", "problem", "verdict"];
 const ASK_READY_MS = 2000;
 
-let clip = null; // the file at hand
+let clip = null; // the current file
 let clipUrl = null;
-let opening = Promise.resolve(null); // of the clip's player; null where the browser cannot play it
-let asking = null; // the AbortController of the request under way
-let ticking = null; // the interval that counts seconds up or down
-let result = null; // what is shown of the last answer
-let wanted = () => {}; // what `retry` does again
+let opening = Promise.resolve(null); // resolves to the clip's player, or to null if the browser cannot play it
+let pending = null; // AbortController of the request in progress
+let ticking = null; // interval that counts seconds up or down
+let result = null; // the Result that is shown
+let repeat = () => {}; // what the button "Try again" does
 
-// -- what is shown -----------------------------------------------------------------------------------------------------
+// -- display ----------------------------------------------------------------------------------------------------------
 
 function say(words) {
   $("live").textContent = words;
@@ -27,27 +27,27 @@ function say(words) {
 function showPanel(name) {
   document.body.dataset.state = name;
   $("start").hidden = true;
-  $("bench").hidden = false;
+  $("workspace").hidden = false;
   for (const panel of PANELS) {
     $(panel).hidden = panel !== name;
   }
   for (const id of ["timeline", "details", "controls"]) {
     $(id).hidden = name !== "verdict";
   }
-  $("look").hidden = true;
+  $("attention-options").hidden = true;
   $(`${name}-title`).focus({ preventScroll: true });
 }
 
 function showStart() {
   forgetClip();
   document.body.dataset.state = "start";
-  $("bench").hidden = true;
+  $("workspace").hidden = true;
   $("start").hidden = false;
 }
 
 function forgetClip() {
-  asking?.abort();
-  asking = null;
+  pending?.abort();
+  pending = null;
   clearInterval(ticking);
   result?.close();
   result = null;
@@ -59,7 +59,7 @@ function forgetClip() {
   URL.revokeObjectURL(clipUrl);
 }
 
-/** Count seconds, every one of them. */
+/** Call `each` several times a second with the seconds that have passed. */
 function tick(each) {
   clearInterval(ticking);
   const started = performance.now();
@@ -75,9 +75,9 @@ function showSending(sent, size) {
   $("step-send").dataset.step = done ? "done" : "now";
   $("step-work").dataset.step = done ? "now" : "later";
   if (done && $("work-bar").hasAttribute("value")) {
-    $("work-bar").removeAttribute("value"); // it does not tell how far it is
-    $("working-title").textContent = "The service is at work";
-    say("The clip has been sent. The service is at work.");
+    $("work-bar").removeAttribute("value"); // an indeterminate bar: the service does not report its progress
+    $("working-title").textContent = "The service is working";
+    say("The clip has been sent. The service is working.");
     tick((seconds) => ($("elapsed").textContent = `${seconds.toFixed(0)} s`));
   }
 }
@@ -94,26 +94,26 @@ function showWorking(title) {
   say(title);
 }
 
-function showRefusal(refusal) {
+function showProblem(problem) {
   clearInterval(ticking);
-  $("problem-title").textContent = refusal.title;
-  $("problem-detail").textContent = sentence(refusal.detail);
-  $("problem-advice").textContent = advice(refusal);
+  $("problem-title").textContent = problem.title;
+  $("problem-detail").textContent = sentence(problem.detail);
+  $("problem-advice").textContent = advice(problem);
   $("problem-facts").textContent = [
-    refusal.code && `${refusal.status} ${refusal.code}`,
-    refusal.requestId && `request ${refusal.requestId}`,
+    problem.code && `${problem.status} ${problem.code}`,
+    problem.requestId && `request ${problem.requestId}`,
   ].filter(Boolean).join(" · ");
-  const keyWanted = refusal.code === "unauthorized";
-  $("key-form").hidden = !keyWanted;
-  $("retry").hidden = keyWanted || !isPassing(refusal);
+  const keyMissing = problem.code === "unauthorized";
+  $("key-form").hidden = !keyMissing;
+  $("retry").hidden = keyMissing || !isTemporary(problem);
   showPanel("problem");
-  say(`${refusal.title}. ${refusal.detail}. ${advice(refusal)}`);
-  if (keyWanted) {
-    $("problem-detail").textContent = apiKey.get() ? "The key that was sent is not one of them." : "This service answers those who have a key.";
+  say(`${problem.title}. ${problem.detail}. ${advice(problem)}`);
+  if (keyMissing) {
+    $("problem-detail").textContent = apiKey.get() ? "This key is not valid." : "This service requires an API key.";
     apiKey.forget();
     $("key").focus();
   }
-  countDown(refusal.retryAfter ?? 0);
+  countDown(problem.retryAfter ?? 0);
   showForget();
 }
 
@@ -139,16 +139,16 @@ function sentence(detail) {
   return detail.charAt(0).toUpperCase() + detail.slice(1) + (/[.!?]$/.test(detail) ? "" : ".");
 }
 
-// -- what is done ------------------------------------------------------------------------------------------------------
+// -- actions ----------------------------------------------------------------------------------------------------------
 
-/** Take a clip in, show it if the browser can, and ask the service about it. */
+/** Show a clip if the browser can play it, and send it to the service. */
 async function take(file) {
   forgetClip();
   clip = file;
   clipUrl = URL.createObjectURL(file);
   $("clip-name").textContent = file.name || "Pasted clip";
   $("clip-size").textContent = bytes(file.size);
-  $("blank").hidden = $("film").hidden = $("film-note").hidden = true;
+  $("blank").hidden = $("frame").hidden = $("note").hidden = true;
   $("overlay").hidden = true;
   $("video").hidden = false;
   $("screen").style.removeProperty("--aspect");
@@ -162,7 +162,7 @@ async function take(file) {
     }
     return player;
   });
-  wanted = () => ask(file);
+  repeat = () => ask(file);
   await ask(file);
 }
 
@@ -182,11 +182,11 @@ async function ask(file) {
 
 async function takeSample() {
   forgetClip();
-  wanted = takeSample;
+  repeat = takeSample;
   $("clip-name").textContent = "The sample";
   $("clip-size").textContent = "";
   let file = null;
-  await attempt("Having the sample drawn", async (signal) => {
+  await attempt("Loading the sample", async (signal) => {
     file = await sampleClip(signal);
   });
   if (file) {
@@ -194,10 +194,10 @@ async function takeSample() {
   }
 }
 
-/** Do something that can be cancelled and refused, and show both. */
+/** Do something that can be cancelled or fail, and show its progress and its problem. */
 async function attempt(title, work) {
-  asking?.abort();
-  const controller = (asking = new AbortController());
+  pending?.abort();
+  const controller = (pending = new AbortController());
   showWorking(title);
   try {
     await work(controller.signal);
@@ -205,10 +205,11 @@ async function attempt(title, work) {
     if (controller.signal.aborted) {
       return;
     }
-    if (!(error instanceof Refusal)) {
+    if (!(error instanceof Problem)) {
       console.error(error);
     }
-    showRefusal(error instanceof Refusal ? error : new Refusal({ title: "The answer cannot be shown", detail: String(error) }));
+    const unexpected = { title: "The answer cannot be shown", detail: String(error) };
+    showProblem(error instanceof Problem ? error : new Problem(unexpected));
   }
 }
 
@@ -220,14 +221,14 @@ const ACTIONS = {
     say("Cancelled.");
     $("drop").querySelector("button").focus();
   },
-  retry: () => wanted(),
+  retry: () => repeat(),
   picture: () => result.downloadPicture(),
   json: () => result.downloadJson(),
   curl: async () => say(await result.copyCurl()),
   forget: () => {
     apiKey.forget();
     showForget();
-    say("The key is forgotten.");
+    say("The API key was removed.");
   },
 };
 
@@ -245,7 +246,7 @@ $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   apiKey.keep($("key").value.trim());
   $("key").value = "";
-  wanted();
+  repeat();
   showKnown();
 });
 
@@ -272,7 +273,7 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 
-// -- the service -------------------------------------------------------------------------------------------------------
+// -- the service ------------------------------------------------------------------------------------------------------
 
 const STATES = { true: "Ready", false: "Loading the network …", null: "Not reachable" };
 
@@ -293,7 +294,7 @@ async function showKnown() {
     $("service-state").textContent = `Ready · ${facts.name} ${facts.version}`;
     const some = facts.labels.slice(0, 20).map(readable).join(", ");
     const rest = facts.labels.length > 20 ? ` and ${facts.labels.length - 20} more` : "";
-    $("known").textContent = `It knows ${facts.labels.length} actions: ${some}${rest}.`;
+    $("known").textContent = `The network knows ${facts.labels.length} actions: ${some}${rest}.`;
     $("known").hidden = false;
   }
 }

@@ -1,17 +1,17 @@
-// Two players of one kind: the clip itself, or its sampled frames where the browser cannot play the clip.
-// Both call onTime(seconds after the first frame) whenever another picture is shown, and onState() when they start or stop.
+// Two players with the same interface: one plays the clip, the other its sampled frames if the browser cannot play it.
+// Both call onTime(seconds after the first frame) for each frame that they show, and onState() when they start or stop.
 
-/** How long a browser may take to find out whether it can play a clip. */
+/** Time after which a clip whose first frame has not been shown is taken as it is then. */
 const PATIENCE_MS = 8000;
 
 export class VideoPlayer {
   onTime = () => {};
   onState = () => {};
   #video;
-  #origin = 0; // the media time of the first frame, which need not be 0, nor what currentTime begins with
-  #open = new AbortController(); // until it is closed: the video element is there for the next player, too
+  #origin = 0; // media time of the first frame; it may differ from 0 and from the first currentTime
+  #open = new AbortController(); // removes the listeners on close: the next player reuses the video element
 
-  /** A player of the clip at `url` in a video element; resolves to null where the browser cannot show it. */
+  /** Open the clip at `url` in a video element. Resolves to null if the browser cannot play it. */
   static async open(video, url) {
     const player = new VideoPlayer(video);
     const origin = await player.#load(url);
@@ -28,14 +28,14 @@ export class VideoPlayer {
     this.#video = video;
     this.#on("play", () => this.onState());
     this.#on("pause", () => {
-      this.onTime(this.time); // which may have passed the last picture's by a sampled frame or more
+      this.onTime(this.time); // it may be past the last frame's time by a sampled frame or more
       this.onState();
     });
     this.#on("seeked", () => this.onTime(this.time));
   }
 
   get aspect() {
-    return this.#video.videoWidth / this.#video.videoHeight; // upright: browsers turn clips as their metadata say
+    return this.#video.videoWidth / this.#video.videoHeight; // upright: browsers rotate clips as their metadata says
   }
 
   get time() {
@@ -47,7 +47,7 @@ export class VideoPlayer {
   }
 
   play() {
-    this.#video.play().catch(() => {}); // forbidden or interrupted: it stays paused, which shows
+    this.#video.play().catch(() => {}); // blocked or interrupted: the video stays paused
   }
 
   pause() {
@@ -66,11 +66,11 @@ export class VideoPlayer {
     this.#video.addEventListener(event, listener, { signal: this.#open.signal });
   }
 
-  /** Resolves to the media time of the first frame once that is there, or to null. */
+  /** Resolves to the media time of the first frame once it is shown, or to null if there is none. */
   #load(url) {
     const video = this.#video;
     return new Promise((resolve) => {
-      // Behind another tab a clip may be there, and its first frame not yet be shown.
+      // In a background tab a clip can be loaded without its first frame being shown.
       const settle = () => resolve(video.readyState >= video.HAVE_CURRENT_DATA ? video.currentTime : null);
       setTimeout(settle, PATIENCE_MS);
       this.#on("error", () => resolve(null));
@@ -94,7 +94,7 @@ export class VideoPlayer {
       }
     };
     if (this.#video.requestVideoFrameCallback) {
-      // A picture begins before the instant that was sought: while paused that instant counts.
+      // A frame's media time is before the instant that was sought. While paused, that instant counts.
       this.#video.requestVideoFrameCallback((_, { mediaTime }) =>
         next(this.paused ? this.time : mediaTime - this.#origin),
       );

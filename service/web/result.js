@@ -1,15 +1,15 @@
-// One answer on the page: the verdict, the clip under its attention, the frames, the curve and the details.
+// One answer on the page: the recognised action, the clip under its attention, the frames, the curve and the details.
 
 import { HeatPainter, concentration, palette, whereabouts } from "./attention.js";
 import { bytes, drawBars, drawCurve, drawFacts, drawWaterfall, percent, readable } from "./charts.js";
-import { Strip, contactSheet, drawFrame, picturesOf } from "./film.js";
+import { Strip, contactSheet, drawFrame, picturesOf } from "./frames.js";
 import { FramesPlayer } from "./player.js";
 import { asCurl } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 5;
-const SURE = 0.8;
-const UNSURE = 0.4;
+const CONFIDENT = 0.8; // probability of the most likely action
+const FAIRLY_CONFIDENT = 0.4;
 
 export class Result {
   #answer;
@@ -25,7 +25,7 @@ export class Result {
   #current = 0;
   #values = null;
 
-  /** The result of a reply about a file; `player` is null where the browser cannot play it. */
+  /** Make the result of a reply for a file. `player` is null if the browser cannot play it. */
   static async of(reply, player, file) {
     return new Result(reply, await picturesOf(reply.answer.frames), player, file);
   }
@@ -39,7 +39,7 @@ export class Result {
     this.#file = file;
     this.#painter = answer.attention && new HeatPainter(answer.attention.maps);
     const { width, height, rotation, duration_s: duration } = answer.clip;
-    this.#duration = Math.max(duration, answer.frames.at(-1).time_s, 0.04); // files that were recorded live tell none
+    this.#duration = Math.max(duration, answer.frames.at(-1).time_s, 0.04); // live recordings have no duration
     const upright = rotation % 180 ? height / width : width / height;
     this.#player = player ?? new FramesPlayer(this.#duration, upright);
   }
@@ -50,7 +50,7 @@ export class Result {
     return `Recognised: ${readable(best.label)}, ${percent(best.probability)}. ${this.#impression}`;
   }
 
-  /** Fill the page with it, and play the clip unless the reader wants things to keep still. */
+  /** Fill the page with the answer, and play the clip unless the user prefers reduced motion. */
   show() {
     this.#showVerdict();
     this.#showDetails();
@@ -81,14 +81,14 @@ export class Result {
     download(new Blob([this.#text], { type: "application/json" }), `${this.#stem}.json`);
   }
 
-  /** What came of it, in words. */
+  /** Copy the curl command. Resolves to a message for the user. */
   async copyCurl() {
     try {
       await navigator.clipboard.writeText($("curl").textContent);
       return "Copied.";
     } catch {
-      getSelection().selectAllChildren($("curl")); // clipboards are only for pages under HTTPS
-      return "The command is selected: copy it.";
+      getSelection().selectAllChildren($("curl")); // browsers allow the clipboard only under HTTPS
+      return "The command is selected; copy it.";
     }
   }
 
@@ -104,7 +104,7 @@ export class Result {
     return $("show").checked ? $("opacity").value / 100 : 0;
   }
 
-  // -- verdict and details ---------------------------------------------------------------------------------------------
+  // -- verdict and details --------------------------------------------------------------------------------------------
 
   #showVerdict() {
     const { predictions, probabilities } = this.#answer;
@@ -113,7 +113,7 @@ export class Result {
     document.title = `${readable(best.label)} · Limelight`;
     $("sureness").textContent = this.#impression;
     drawBars($("bars"), predictions, SHOWN);
-    $("limits").textContent = `It knows ${probabilities.length} actions, and gives every clip to one of them.`;
+    $("limits").textContent = `The network knows ${probabilities.length} actions, and assigns every clip to one of them.`;
     const button = $("all-classes");
     button.hidden = predictions.length <= SHOWN;
     const expand = (open) => {
@@ -128,9 +128,10 @@ export class Result {
   #showDetails() {
     const { clip, model, timings_ms: timings } = this.#answer;
     const { total, ...stages } = timings;
+    const rotation = clip.rotation ? `, rotated by ${clip.rotation}°` : "";
     drawWaterfall($("waterfall"), { ...stages, ...this.#stages }, total);
     drawFacts($("facts"), [
-      ["Clip", `${clip.codec} in ${clip.container}, ${clip.width} × ${clip.height}${clip.rotation ? `, turned by ${clip.rotation}°` : ""}`],
+      ["Clip", `${clip.codec} in ${clip.container}, ${clip.width} × ${clip.height}${rotation}`],
       ["Length", `${clip.duration_s.toFixed(2)} s, ${clip.frames} frames, ${bytes(this.#file.size)}`],
       ...(clip.damaged_frames ? [["Damaged", `${clip.damaged_frames} of the sampled frames`]] : []),
       ["Network", `${model.name} ${model.version}${model.variant === "base" ? ", without attention" : ""}`],
@@ -141,23 +142,24 @@ export class Result {
     $("curl").textContent = asCurl(this.#name);
   }
 
-  // -- the clip under its attention ------------------------------------------------------------------------------------
+  // -- the clip under its attention -----------------------------------------------------------------------------------
 
   #showStage() {
     const player = this.#player;
-    const film = player instanceof FramesPlayer;
+    const framesOnly = player instanceof FramesPlayer;
     $("screen").style.setProperty("--aspect", player.aspect);
     $("blank").hidden = true;
-    $("film").hidden = !film;
+    $("frame").hidden = !framesOnly;
     $("overlay").hidden = !this.#painter;
-    $("look").hidden = !this.#painter;
+    $("attention-options").hidden = !this.#painter;
     const { codec, container } = this.#answer.clip;
     const notes = [
-      film && `Your browser cannot play this clip (${codec} in ${container}). These are the frames that the network saw.`,
-      !this.#painter && "This network has no attention: it tells what is done, and not where it looked.",
+      framesOnly &&
+        `Your browser cannot play this clip (${codec} in ${container}). These are the frames that the network saw.`,
+      !this.#painter && "This network has no attention maps: it names the action, but cannot show where it looked.",
     ].filter(Boolean);
-    $("film-note").textContent = notes.join(" ");
-    $("film-note").hidden = notes.length === 0;
+    $("note").textContent = notes.join(" ");
+    $("note").hidden = notes.length === 0;
     const position = $("position");
     position.max = this.#duration;
     position.step = this.#duration / this.#answer.frames.length / 2;
@@ -178,7 +180,7 @@ export class Result {
     this.#player.seek(this.#answer.frames[k].time_s);
   }
 
-  /** Another picture is shown, of this time: the rest of the page goes along. */
+  /** Update the page to the frame at this time. */
   #follow(time) {
     const { frames } = this.#answer;
     const distance = ({ time_s }) => Math.abs(time_s - time);
@@ -211,14 +213,14 @@ export class Result {
     this.#drawScreen();
   }
 
-  /** The screen shows frame k's map, and the frame itself where the clip cannot be played. */
+  /** Draw the current frame's map, and the frame itself if the browser cannot play the clip. */
   #drawScreen() {
     const k = this.#current;
-    const film = $("film");
-    if (!film.hidden) {
-      film.width = 448;
-      film.height = Math.round(448 / this.#player.aspect);
-      drawFrame(film.getContext("2d"), this.#pictures[k], null, 0, [0, 0, film.width, film.height]);
+    const frame = $("frame");
+    if (!frame.hidden) {
+      frame.width = 448;
+      frame.height = Math.round(448 / this.#player.aspect);
+      drawFrame(frame.getContext("2d"), this.#pictures[k], null, 0, [0, 0, frame.width, frame.height]);
     }
     const overlay = $("overlay");
     overlay.dataset.frame = k;
@@ -235,7 +237,7 @@ export class Result {
     }
   }
 
-  // -- the curve -------------------------------------------------------------------------------------------------------
+  // -- the curve ------------------------------------------------------------------------------------------------------
 
   #showCurve() {
     const { attention, frames } = this.#answer;
@@ -246,7 +248,8 @@ export class Result {
     this.#values = values.map((value) => value / ceiling);
     const highest = values.indexOf(Math.max(...values));
     $("plot-text").textContent =
-      `From ${percent(Math.min(...values))} to ${percent(values[highest])}, most at ${frames[highest].time_s.toFixed(1)} seconds.`;
+      `From ${percent(Math.min(...values))} to ${percent(values[highest])}, ` +
+      `most at ${frames[highest].time_s.toFixed(1)} seconds.`;
     $("plot-field").onclick = (event) => {
       const { left, width } = $("plot-field").getBoundingClientRect();
       this.#player.seek(Math.max(0, (event.clientX - left) / width) * duration);
@@ -259,14 +262,15 @@ export class Result {
     dot.style.top = `${100 - 100 * this.#values[this.#current]}%`;
   }
 
-  /** How sure the network is, and where it looked, in words. */
+  /** How confident the network is and where it looked, in words. */
   get #impression() {
     const [{ probability }] = this.#answer.predictions;
-    const sure = probability >= SURE ? "is sure of it" : probability >= UNSURE ? "leans to it" : "is not sure";
-    return `The network ${sure}${this.#painter ? `, and looked most at ${this.#mostly()} of the picture` : ""}.`;
+    const confidence =
+      probability >= CONFIDENT ? "is confident" : probability >= FAIRLY_CONFIDENT ? "is fairly confident" : "is unsure";
+    return `The network ${confidence}${this.#painter ? `, and looked mostly at ${this.#mostly()} of the picture` : ""}.`;
   }
 
-  /** Where the hottest cell is in most frames. */
+  /** The position of the hottest cell in most frames. */
   #mostly() {
     const places = this.#answer.attention.maps.map(whereabouts);
     const count = (place) => places.filter((other) => other === place).length;

@@ -1,29 +1,29 @@
-// The service's public API, as this page uses it.
+// The part of the service's public API that this page uses.
 
 const KEY = "limelight-api-key";
 
-/** The API key: kept for this tab, and for no longer. */
+/** The API key, kept only as long as this tab is open. */
 export const apiKey = {
   get: () => sessionStorage.getItem(KEY),
   keep: (key) => sessionStorage.setItem(KEY, key),
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** The service, or what stands before it, did not answer with a prediction. `code` is null where it did not answer. */
-export class Refusal extends Error {
+/** An answer without a prediction, or no answer. `code` is null unless the service or its gateway gave one. */
+export class Problem extends Error {
   constructor({ title, detail, code = null, status = 0, retryAfter = null, requestId = null }) {
     super(`${title}: ${detail}`);
     Object.assign(this, { title, detail, code, status, retryAfter, requestId });
   }
 }
 
-/** Every class is asked for, as its names come only with the ranking. */
+/** Asks for every class, because only ranked classes have labels. */
 const QUERY = "?top_k=10000&frames=jpeg";
 
 /**
- * Ask what is done in a clip. `onProgress(sent, size)` hears of the upload, in bytes; `signal` gives up.
- * Resolves to {answer, text, stages, requestId}: the answer, its text, seconds by stage, and the request's id.
- * Rejects with a Refusal, or with an AbortError.
+ * Send a clip to be recognised. `onProgress(sent, size)` is called during the upload, in bytes; `signal` cancels.
+ * Resolves to {answer, text, stages, requestId}: the answer, its JSON, milliseconds by stage, and the request's id.
+ * Rejects with a Problem, or with an AbortError.
  */
 export function predict(clip, { onProgress, signal }) {
   const request = new XMLHttpRequest();
@@ -32,13 +32,13 @@ export function predict(clip, { onProgress, signal }) {
     request.upload.onload = () => onProgress(clip.size, clip.size);
     request.onload = () => {
       try {
-        resolve(understand(request));
+        resolve(readAnswer(request));
       } catch (error) {
         reject(error);
       }
     };
     request.onerror = () => reject(unreachable());
-    request.onabort = () => reject(new DOMException("given up", "AbortError"));
+    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
   });
   signal.addEventListener("abort", () => request.abort());
   request.open("POST", `/predict${QUERY}`);
@@ -50,7 +50,7 @@ export function predict(clip, { onProgress, signal }) {
   return answered;
 }
 
-/** Whether predictions may be sent now: true, false, or null where nobody answers. */
+/** Whether the service is ready: true, false, or null if it does not answer. */
 export async function isReady() {
   try {
     return (await fetch("/health/ready")).ok;
@@ -59,7 +59,7 @@ export async function isReady() {
   }
 }
 
-/** The manifest of the network that is served; null where it is not to be had (yet, or without a key). */
+/** The manifest of the bundle; null while it is loading or if an API key is missing. */
 export async function manifest() {
   const headers = apiKey.get() ? { Authorization: `Bearer ${apiKey.get()}` } : {};
   try {
@@ -70,35 +70,35 @@ export async function manifest() {
   }
 }
 
-/** The rendered clip, as a file. */
+/** Fetch the sample clip as a File. */
 export async function sampleClip(signal) {
   const answer = await fetch("/web/sample.mp4", { signal }).catch((error) => {
     throw error.name === "AbortError" ? error : unreachable();
   });
   if (!answer.ok) {
-    throw new Refusal({ title: "The sample could not be had", detail: `the service answered ${answer.status}` });
+    throw new Problem({ title: "The sample could not be loaded", detail: `the service answered ${answer.status}` });
   }
   return new File([await answer.blob()], "sample.mp4", { type: "video/mp4" });
 }
 
-/** The same question for a terminal. A key is named, never shown. */
+/** The same request as a curl command. It names the variable of the API key and never contains the key. */
 export function asCurl(name) {
   const quoted = name.replaceAll("'", String.raw`'\''`).replaceAll('"', String.raw`\"`);
   const key = apiKey.get() ? ' -H "Authorization: Bearer $LIMELIGHT_API_KEY"' : "";
   return `curl${key} -F 'file=@"${quoted}"' '${location.origin}/predict?top_k=5'`;
 }
 
-function understand(request) {
-  const body = parsed(request.responseText);
+function readAnswer(request) {
+  const body = parseJson(request.responseText);
   const requestId = request.getResponseHeader("X-Request-ID");
   if (request.status === 200 && body?.probabilities) {
     const stages = stagesOf(request.getResponseHeader("Server-Timing") ?? "");
     return { answer: body, text: request.responseText, stages, requestId };
   }
   const retryAfter = Number.parseInt(request.getResponseHeader("Retry-After"), 10);
-  throw new Refusal({
+  throw new Problem({
     title: body?.title ?? "The answer cannot be read",
-    detail: body?.detail ?? `something between here and the service answered with status ${request.status}`,
+    detail: body?.detail ?? `a server between this page and the service answered with status ${request.status}`,
     code: body?.code ?? null,
     status: request.status,
     retryAfter: Number.isNaN(retryAfter) ? null : retryAfter,
@@ -106,7 +106,7 @@ function understand(request) {
   });
 }
 
-function parsed(text) {
+function parseJson(text) {
   try {
     return JSON.parse(text);
   } catch {
@@ -120,5 +120,5 @@ function stagesOf(header) {
 }
 
 function unreachable() {
-  return new Refusal({ title: "The service cannot be reached", detail: "the connection failed, or broke on the way" });
+  return new Problem({ title: "The service cannot be reached", detail: "the connection failed or was interrupted" });
 }

@@ -1,4 +1,4 @@
-"""`limelight` as its users run it."""
+"""The ``limelight`` command as its users run it."""
 
 import json
 import os
@@ -36,12 +36,12 @@ def clip_file(tmp_path: Path, clip: bytes) -> Path:
 
 
 class TestServe:
-    def test_logs_where_the_page_is(self, server: Server) -> None:
+    def test_the_log_names_the_pages_address(self, server: Server) -> None:
         (listening,) = (line for line in server.lines() if line["message"] == "listening")
 
         assert listening["page"] == f"{server.url}/"
 
-    def test_tells_whoever_sits_at_the_terminal(self) -> None:
+    def test_on_a_terminal_the_pages_address_is_printed(self) -> None:
         screen, keyboard = os.openpty()
         command = [sys.executable, "-m", "service.cli", "serve", "--bundle", "none", "--port", "0"]
         ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=keyboard, timeout=PATIENCE_S, check=False)
@@ -64,12 +64,12 @@ class TestPredict:
         assert [float(row.split()[1]) for row in rows] == sorted((float(row.split()[1]) for row in rows), reverse=True)
         assert "inference" in asked.stdout
 
-    def test_top_k_decides_how_many_rows_there_are(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
+    def test_top_k_sets_the_number_of_rows(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
         said = limelight("predict", clip_file, "--bundle", tiny_bundle, "--top-k", 2).stdout
 
         assert sum(line.startswith(LABELS) for line in said.splitlines()) == 2
 
-    def test_json_prints_one_raw_answer_a_line(self, server: Server, clip_file: Path, tmp_path: Path) -> None:
+    def test_json_prints_one_answer_of_the_api_per_line(self, server: Server, clip_file: Path, tmp_path: Path) -> None:
         said = limelight("predict", clip_file, clip_file, "--url", server.url, "--json").stdout
 
         answers = [json.loads(line) for line in said.splitlines()]
@@ -77,15 +77,26 @@ class TestPredict:
         assert len(answers[0]["attention"]["maps"]) == 40
         assert answers[0]["frames"][0].keys() == {"index", "time_s"}
 
+    def test_json_of_a_bundle_is_what_a_service_with_that_bundle_answers(
+        self, server: Server, tiny_bundle: Path, clip_file: Path
+    ) -> None:
+        there = json.loads(limelight("predict", clip_file, "--url", server.url, "--json").stdout)
+        here = json.loads(limelight("predict", clip_file, "--bundle", tiny_bundle, "--json").stdout)
+
+        assert here.pop("timings_ms").keys() == there.pop("timings_ms").keys()
+        assert here == there
+
     @pytest.mark.parametrize("name", ["seen.png", "seen.gif", "seen.mp4"])
-    def test_the_overlay_is_written(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path, name: str) -> None:
+    def test_an_overlay_is_written_in_each_format(
+        self, tiny_bundle: Path, clip_file: Path, tmp_path: Path, name: str
+    ) -> None:
         ended = limelight("predict", clip_file, "--bundle", tiny_bundle, "--overlay", name)
 
         assert ended.exit_code == 0
         assert (tmp_path / name).stat().st_size > 1000
         assert name in ended.stdout
 
-    def test_a_service_with_keys_is_shown_the_one_of_the_environment(
+    def test_the_api_key_of_the_environment_is_sent(
         self, start: Callable[..., Server], clip_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server = start(API_KEYS="cli-7f3a")
@@ -109,7 +120,7 @@ class TestPredict:
         assert refused.endswith("(415 unsupported_media)")
         assert str(clip_file) in ended.stdout
 
-    def test_a_bad_clip_is_named_without_a_service_too(self, tiny_bundle: Path, tmp_path: Path) -> None:
+    def test_with_a_bundle_a_bad_clip_is_named_too(self, tiny_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("no video " * 100)
         ended = limelight("predict", "notes.txt", "--bundle", tiny_bundle)
 
@@ -121,15 +132,15 @@ class TestPredict:
         ("options", "sentence"),
         [
             (["--url", "http://127.0.0.1:9"], "no service answers at http://127.0.0.1:9 "),
-            (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an address "),
+            (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an HTTP address; "),
             (["--bundle", "none"], "none/manifest.json does not exist"),
             (["--url", "http://x", "--bundle", "y"], "--url and --bundle exclude each other"),
-            (["--overlay", "seen.jpg"], "seen.jpg: an overlay is written as one of .png, .gif, .mp4"),
+            (["--overlay", "seen.jpg"], "seen.jpg: an overlay's name must end in one of .png, .gif, .mp4"),
             (["--overlay", "none/seen.png"], "none/seen.png: the folder none does not exist"),
             (["clip.mp4", "--overlay", "seen.png"], "--overlay seen.png shows one clip"),
         ],
     )
-    def test_what_cannot_be_done_is_said_in_a_sentence(
+    def test_an_impossible_command_is_answered_with_one_sentence(
         self, clip_file: Path, tmp_path: Path, options: list[str], sentence: str
     ) -> None:
         before = set(tmp_path.iterdir())
@@ -141,7 +152,7 @@ class TestPredict:
         assert ended.stdout == ""
         assert set(tmp_path.iterdir()) == before
 
-    def test_another_kind_of_server_is_told_apart(self, clip_file: Path) -> None:
+    def test_an_answer_that_is_not_limelights_is_reported(self, clip_file: Path) -> None:
         with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as stranger:
             threading.Thread(target=stranger.serve_forever).start()
             url = f"http://127.0.0.1:{stranger.server_port}"
@@ -150,12 +161,12 @@ class TestPredict:
 
         assert ended.exit_code == 2
         assert ended.stderr.splitlines()[-1].startswith(
-            f"limelight: {url} answers with status 501 and not as Limelight does"
+            f"limelight: the answer from {url} (status 501) is not Limelight's"
         )
 
 
 class TestDoctor:
-    def test_says_what_was_found_and_that_the_service_would_work(
+    def test_a_working_installation_exits_with_0_and_lists_every_check(
         self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("LIMELIGHT_PORT", "0")
@@ -166,7 +177,7 @@ class TestDoctor:
             assert f"\n{subject} " in ended.stdout
         assert "tiny 1, 6 classes" in ended.stdout
 
-    def test_exits_with_1_where_something_would_keep_it_from_working(self, tmp_path: Path) -> None:
+    def test_an_error_exits_with_1_and_shows_the_remedy(self, tmp_path: Path) -> None:
         ended = limelight("doctor", "--bundle", tmp_path)
 
         assert ended.exit_code == 1
@@ -183,21 +194,21 @@ class TestDemo:
         with Image.open(tmp_path / "demo.png") as picture:
             assert min(picture.size) > 300
 
-    def test_takes_a_clip_of_ones_own(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
+    def test_a_given_clip_replaces_the_sample(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
         ended = limelight("demo", clip_file, "--bundle", tiny_bundle)
 
         assert ended.exit_code == 0, ended.stderr
         assert str(clip_file) in ended.stdout
         assert (tmp_path / "demo.png").exists()
 
-    def test_says_why_the_server_did_not_start(self, tmp_path: Path) -> None:
+    def test_the_reason_is_shown_if_the_server_does_not_start(self, tmp_path: Path) -> None:
         ended = limelight("demo", "--bundle", "none")
 
         assert ended.exit_code == 2
         assert "limelight: the server did not start: none/manifest.json does not exist" in ended.stderr
         assert not (tmp_path / "demo.png").exists()
 
-    def test_a_clip_that_is_none_leaves_no_picture(self, tiny_bundle: Path, tmp_path: Path) -> None:
+    def test_a_file_that_is_no_video_leaves_no_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("no video " * 100)
         ended = limelight("demo", "notes.txt", "--bundle", tiny_bundle)
 

@@ -29,7 +29,7 @@ def serve_one(admission: Admission, clock: Clock, seconds: float) -> None:
         clock.now += seconds
 
 
-def test_no_more_are_inside_than_there_are_places() -> None:
+def test_clips_beyond_the_capacity_are_refused() -> None:
     admission = Admission(2)
     with admission.place(NEVER), admission.place(NEVER), pytest.raises(Overloaded, match="2 clips"):
         admission.check(NEVER)
@@ -39,7 +39,7 @@ def test_no_more_are_inside_than_there_are_places() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=50), st.integers(1, 6))
-def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[int], capacity: int) -> None:
+def test_inside_counts_clips_in_any_order_of_arrivals_and_departures(arrivals: list[int], capacity: int) -> None:
     admission, inside = Admission(capacity), list[tuple[int, ExitStack]]()
     for clips in arrivals:  # 0 stands for the first to leave
         taken = sum(places for places, _ in inside)
@@ -55,7 +55,7 @@ def test_whatever_comes_and_goes_the_places_are_counted(arrivals: list[int], cap
 
 
 class TestRetryAfter:
-    def test_is_the_time_of_a_clip_for_each_that_is_inside(self, clock: Clock) -> None:
+    def test_it_is_the_seconds_per_clip_times_the_clips_inside(self, clock: Clock) -> None:
         admission = Admission(3, clock)
         serve_one(admission, clock, 2.0)
         with ExitStack() as inside:
@@ -66,7 +66,7 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(6)
 
-    def test_follows_the_rate_at_which_clips_leave_and_not_how_long_each_stays(self, clock: Clock) -> None:
+    def test_it_follows_the_rate_at_which_clips_leave_and_not_the_time_each_stays(self, clock: Clock) -> None:
         admission, inside = Admission(4, clock), list[ExitStack]()
         for _ in range(60):  # four at a time, each of which stays for 4 s: one leaves each second
             if len(inside) == 4:
@@ -79,7 +79,7 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(4, rel=0.05)
 
-    def test_counts_the_clips_that_come_together(self, clock: Clock) -> None:
+    def test_clips_of_one_request_count_separately(self, clock: Clock) -> None:
         admission = Admission(4, clock)
         with admission.place(NEVER, clips=4):
             clock.now += 2
@@ -88,7 +88,7 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(0.5)
 
-    def test_is_not_misled_by_idle_times(self, clock: Clock) -> None:
+    def test_idle_time_does_not_count(self, clock: Clock) -> None:
         admission = Admission(1, clock)
         for _ in range(60):
             serve_one(admission, clock, 0.5)
@@ -98,7 +98,7 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(0.5)
 
-    def test_is_not_misled_by_clips_that_failed(self, clock: Clock) -> None:
+    def test_failed_clips_do_not_count(self, clock: Clock) -> None:
         admission = Admission(1, clock)
         serve_one(admission, clock, 0.5)
         failing = ExitStack()
@@ -112,7 +112,7 @@ class TestRetryAfter:
 
 
 class TestDeadline:
-    def test_that_could_not_be_kept_is_refused_at_once(self, clock: Clock) -> None:
+    def test_a_clip_that_could_not_be_answered_in_time_is_refused_at_once(self, clock: Clock) -> None:
         admission = Admission(10, clock)
         serve_one(admission, clock, 2.0)
         with admission.place(NEVER), admission.place(NEVER):
@@ -120,7 +120,7 @@ class TestDeadline:
             with pytest.raises(Overloaded, match="in time"):
                 admission.check(clock.now + 5.9)
 
-    def test_is_not_judged_by_what_was_before_where_nobody_is_inside(self, clock: Clock) -> None:
+    def test_an_idle_service_admits_a_clip_however_slow_the_last_one_was(self, clock: Clock) -> None:
         admission = Admission(10, clock)
         serve_one(admission, clock, 1000.0)
 

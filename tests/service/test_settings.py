@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from service.settings import Settings
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
+def test_the_defaults_are_those_documented() -> None:
     settings = Settings()
 
     assert (settings.port, settings.bundle) == (8000, Path("bundle"))
@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (settings.upload_timeout_s, settings.upload_memory_bytes, settings.drain_delay_s) == (10, 2**30, 5)
 
 
-def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,2,4")
     monkeypatch.setenv("LIMELIGHT_DEVICE", "cpu")
 
@@ -26,7 +26,7 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().device == "cpu"
 
 
-def test_options_overrule_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keywords_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMELIGHT_PORT", "9000")
 
     assert Settings(port=9001).port == 9001
@@ -36,7 +36,9 @@ def test_options_overrule_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     ("name", "value"),
     [("BATCH_SIZES", "0"), ("BATCH_SIZES", ""), ("DEVICE", "tpu"), ("PORT", "http"), ("MAX_QUEUE", "-1")],
 )
-def test_what_makes_no_sense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_by_the_name_of_its_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(f"LIMELIGHT_{name}", value)
 
     with pytest.raises(ValidationError, match=name.lower()):

@@ -1,4 +1,4 @@
-"""A person at the page, in Debian's Chromium."""
+"""Drives the page in Chromium as a user would."""
 
 import base64
 import shutil
@@ -22,7 +22,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-# So Chromium reports each answer of 400 and above, or none, however well the page takes it.
+# Chromium logs this for every answer from 400 on and for every failed request, even if the page handles it.
 REPORTED = "Failed to load resource: "
 
 DROP = """([name, type, data]) => {
@@ -49,7 +49,7 @@ CELLS = """(source) => {
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser with nobody's profile; the test is skipped where there is none."""
+    """Start Chromium with an empty profile; skip the test if it is not installed."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip("needs Chromium: apt-get install chromium")
@@ -62,7 +62,14 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """Somebody with the page open, what their browser complained of and whom it asked."""
+    """A user with the page open.
+
+    Attributes:
+        page: The page.
+        url: Its address.
+        complaints: Errors and warnings that the browser logged.
+        asked: Addresses that the browser requested.
+    """
 
     page: Page
     url: str
@@ -80,34 +87,34 @@ class Visitor:
         self.page.goto(self.url)
 
     def drop(self, clip: bytes, name: str = "clip.mp4", media_type: str = "video/mp4") -> None:
-        """Drag a file from elsewhere onto the page."""
+        """Drop a file onto the page."""
         data = [name, media_type, base64.b64encode(clip).decode()]
         transfer = self.page.evaluate_handle(DROP, data)
         self.page.dispatch_event("#main", "drop", {"dataTransfer": transfer})
 
     def ask(self, clip: bytes, name: str = "clip.mp4", media_type: str = "video/mp4") -> dict[str, Any]:
-        """Drop a clip and wait until it is shown what was recognised: the service's answer."""
+        """Drop a clip, wait until its answer is shown, and return the service's answer."""
         with self.page.expect_response(lambda answer: "/predict" in answer.url) as answered:
             self.drop(clip, name, media_type)
         self.await_state("verdict")
         return cast(dict[str, Any], answered.value.json())
 
     def await_state(self, state: str) -> None:
-        """Wait until the page shows its `start`, `working`, `problem` or `verdict`."""
+        """Wait until the page shows its ``start``, ``working``, ``problem`` or ``verdict``."""
         self.page.wait_for_selector(f"body[data-state={state}]")
 
     def cells(self, selector: str) -> npt.NDArray[np.float64]:
-        """The mean brightness, 0 to 255, of 7×7 cells of a canvas or video."""
+        """Return the mean brightness, 0 to 255, of 7×7 cells of a canvas or video."""
         return np.array(self.page.locator(selector).evaluate(CELLS)).reshape(7, 7)
 
     def seek(self, k: int) -> None:
-        """Click on a frame of the strip, and wait until it is on the screen."""
+        """Click on a frame of the strip and wait until it is on the screen."""
         self.page.locator("#strip button").nth(k).click()
         self.page.wait_for_selector(f"#overlay[data-frame='{k}']", state="attached")
         self.await_script("!document.getElementById('video').seeking")
 
     def await_script(self, script: str) -> None:
-        """Wait until it gives something true. Playwright's own way is `eval` in the page, which its policy forbids."""
+        """Wait until a script returns something true. Playwright's own way needs ``eval``, which the page forbids."""
         until(lambda: self.page.evaluate(script))
 
     def _hear(self, message: ConsoleMessage) -> None:
@@ -116,7 +123,7 @@ class Visitor:
 
 
 def hottest(cells: npt.ArrayLike) -> tuple[int, int]:
-    """Row and column of the largest."""
+    """Return row and column of the largest cell."""
     array = np.asarray(cells)
     row, column = np.unravel_index(int(array.argmax()), array.shape)
     return int(row), int(column)
@@ -125,9 +132,9 @@ def hottest(cells: npt.ArrayLike) -> tuple[int, int]:
 def wandering_light(
     codec: str = "libx264", container: str = "mp4", counter_clockwise: float = 0, start: int = 0
 ) -> bytes:
-    """Two seconds of a dark picture with one bright cell of 7×7 in it, top right first, then bottom left.
+    """Render two seconds of a dark picture with one bright cell of 7×7: at the top right, then at the bottom left.
 
-    The first of its 50 frames is at the time of frame `start`.
+    The first of its 50 frames is shown at the time of frame ``start``.
     """
 
     def picture(number: int) -> Image:

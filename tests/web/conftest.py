@@ -12,7 +12,7 @@ from tests.web.browser import REPORTED, Visitor, chromium
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Not for longer than a module: while it is open there is an event loop in this thread, and others want theirs.
+    # Per module, because Playwright keeps an event loop running in this thread, and other modules need their own.
     with chromium() as browser:
         yield browser
 
@@ -25,7 +25,7 @@ def server(browser: Browser, tiny_bundle: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def start(browser: Browser, tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start a server of one's own, with settings by name."""
+    """Start a server with settings by name."""
     with ExitStack() as servers:
         yield lambda bundle=tiny_bundle, **settings: servers.enter_context(
             running(bundle, tmp_path / "log.jsonl", settings)
@@ -34,7 +34,7 @@ def start(browser: Browser, tiny_bundle: Path, tmp_path: Path) -> Iterator[Calla
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
-    """Open a server's page in a browser of its own. In the end it has complained of nothing, nor asked others."""
+    """Open a server's page in a fresh browser context. Fails if the browser logs errors or requests other hosts."""
 
     @contextmanager
     def visiting(server: Server, **options: Any) -> Iterator[Visitor]:

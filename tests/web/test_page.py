@@ -1,4 +1,4 @@
-"""The page in a real browser, served by the real server: what people see of an answer, and of a refusal."""
+"""The page in a real browser, served by the real server: what users see of answers and problems."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from tests.e2e.process import Server
 from tests.e2e.raw_client import stopped_decoder
 from tests.processes import until
 from tests.tiny_bundle import LABELS, write_tiny_bundle
-from tests.web.browser import Visitor, hottest, wandering_light
+from tests.web.browser import PATIENCE_MS, Visitor, hottest, wandering_light
 
 Start = Callable[..., Server]
 Visit = Callable[..., Visitor]
@@ -39,7 +39,9 @@ def metric(server: Server, name: str, **labels: str) -> float:
 
 
 class TestAnswer:
-    def test_a_dropped_clip_gets_five_bars(self, server: Server, visit: Visit, light: bytes) -> None:
+    def test_a_dropped_clip_shows_the_five_most_likely_actions_as_bars(
+        self, server: Server, visit: Visit, light: bytes
+    ) -> None:
         visitor = visit(server)
         best = visitor.ask(light)["predictions"][:5]
 
@@ -55,7 +57,7 @@ class TestAnswer:
         )
         assert visitor.complaints == []
 
-    def test_all_classes_are_there_on_demand(self, server: Server, visit: Visit, clip: bytes) -> None:
+    def test_a_button_shows_all_classes(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
         visitor.ask(clip)
         visitor.page.get_by_role("button", name="Show all 6").click()
@@ -68,7 +70,7 @@ class TestAnswer:
         [{}, {"counter_clockwise": 90}, {"start": 25}, {"start": 25, "container": "matroska"}],
         ids=["upright", "turned", "late", "late-matroska"],
     )
-    def test_the_overlay_glows_where_the_answer_says_and_the_clip_shows(
+    def test_the_overlay_is_brightest_where_the_answers_map_and_the_clip_are(
         self, server: Server, visit: Visit, light: dict[str, Any]
     ) -> None:
         visitor = visit(server)
@@ -82,18 +84,27 @@ class TestAnswer:
             assert places[-1] == hottest(visitor.cells("#video"))
         assert places[0] == places[1] != places[2] == places[3]
 
-    @pytest.mark.parametrize("callback", ["undefined", "() => 0"], ids=["older browser", "behind another tab"])
-    def test_a_browser_need_not_tell_of_frames(self, server: Server, visit: Visit, callback: str) -> None:
+    @pytest.mark.parametrize("callback", ["undefined", "() => 0"], ids=["older browser", "background tab"])
+    def test_video_and_overlay_stay_in_step_without_frame_callbacks(
+        self, server: Server, visit: Visit, callback: str
+    ) -> None:
         visitor = visit(server)
-        visitor.page.add_init_script(f"HTMLVideoElement.prototype.requestVideoFrameCallback = {callback}")
+        page = visitor.page
+        page.add_init_script(f"HTMLVideoElement.prototype.requestVideoFrameCallback = {callback}")
+        page.clock.install()
         visitor.arrive()
-        visitor.ask(wandering_light(start=25))
+        visitor.drop(wandering_light(start=25))
+        visitor.await_script("document.getElementById('video').readyState >= 2")
+        page.clock.fast_forward(PATIENCE_MS)  # the page stops waiting for a callback
+        visitor.await_state("verdict")
 
         for k, place in ((3, LIGHT_FIRST), (35, LIGHT_LAST)):
             visitor.seek(k)
             assert hottest(visitor.cells("#overlay")) == hottest(visitor.cells("#video")) == place
 
-    def test_a_film_frame_glows_where_its_map_says(self, server: Server, visit: Visit, light: bytes) -> None:
+    def test_each_frame_of_the_strip_is_brightest_where_its_map_is(
+        self, server: Server, visit: Visit, light: bytes
+    ) -> None:
         visitor = visit(server)
         visitor.ask(light)
         frames = visitor.page.locator("#strip canvas")
@@ -102,7 +113,7 @@ class TestAnswer:
         assert hottest(visitor.cells("#strip button:nth-child(4) canvas")) == LIGHT_FIRST
         assert hottest(visitor.cells("#strip button:nth-child(36) canvas")) == LIGHT_LAST
 
-    def test_the_strip_seeks(self, server: Server, visit: Visit, light: bytes) -> None:
+    def test_clicking_a_frame_of_the_strip_seeks_the_video(self, server: Server, visit: Visit, light: bytes) -> None:
         visitor = visit(server)
         answer = visitor.ask(light)
         visitor.seek(30)
@@ -111,7 +122,9 @@ class TestAnswer:
         assert time == pytest.approx(answer["frames"][30]["time_s"], abs=0.001)
         expect(visitor.page.locator("#strip [aria-current]")).to_have_accessible_name("Frame 31 of 40, at 1.52 seconds")
 
-    def test_a_clip_of_few_frames_shows_the_map_that_was_picked(self, server: Server, visit: Visit) -> None:
+    def test_a_clicked_frame_shows_its_own_map_even_if_its_picture_was_sampled_often(
+        self, server: Server, visit: Visit
+    ) -> None:
         visitor = visit(server)
         visitor.ask(render_clip(frames=5, fps=2, width=160, height=120).data)
 
@@ -119,7 +132,7 @@ class TestAnswer:
             visitor.seek(k)
 
     @pytest.mark.parametrize("fps", [25, 2])  # at 2, a picture lasts for eight sampled frames
-    def test_while_it_plays_everything_goes_along(self, server: Server, visit: Visit, fps: int) -> None:
+    def test_strip_and_overlay_follow_a_playing_video(self, server: Server, visit: Visit, fps: int) -> None:
         visitor = visit(server, reduced_motion="no-preference")
         answer = visitor.ask(render_clip(frames=2 * fps + 1, fps=fps, width=160, height=120).data)
         page = visitor.page
@@ -135,13 +148,15 @@ class TestAnswer:
 
         until(in_step)
 
-    def test_nothing_moves_by_itself_where_that_is_not_wanted(self, server: Server, visit: Visit, clip: bytes) -> None:
+    def test_the_video_does_not_start_by_itself_if_reduced_motion_is_preferred(
+        self, server: Server, visit: Visit, clip: bytes
+    ) -> None:
         visitor = visit(server, reduced_motion="reduce")
         visitor.ask(clip)
 
         assert visitor.page.locator("#video").evaluate("video => video.paused")
 
-    def test_the_attention_can_be_faded_coloured_and_left_out(self, server: Server, visit: Visit, light: bytes) -> None:
+    def test_the_attention_can_be_faded_recoloured_and_hidden(self, server: Server, visit: Visit, light: bytes) -> None:
         visitor = visit(server)
         visitor.ask(light)
         page, seen = visitor.page, [visitor.cells("#overlay").max()]
@@ -155,7 +170,9 @@ class TestAnswer:
         assert len(set(seen)) == 4
         assert seen[1] > seen[2] > seen[3] == 0
 
-    def test_a_clip_that_the_browser_cannot_play_is_shown_by_its_frames(self, server: Server, visit: Visit) -> None:
+    def test_a_clip_that_the_browser_cannot_play_is_shown_as_its_sampled_frames(
+        self, server: Server, visit: Visit
+    ) -> None:
         visitor = visit(server)
         answer = visitor.ask(wandering_light("mpeg4", "avi"), "clip.avi", "video/x-msvideo")
 
@@ -163,24 +180,24 @@ class TestAnswer:
         expect(visitor.page.locator("#video")).to_be_hidden()
         for k, place in ((5, LIGHT_FIRST), (35, LIGHT_LAST)):
             visitor.seek(k)
-            assert hottest(visitor.cells("#film")) == hottest(visitor.cells("#overlay")) == place
+            assert hottest(visitor.cells("#frame")) == hottest(visitor.cells("#overlay")) == place
             assert place == hottest(answer["attention"]["maps"][k])
         visitor.page.get_by_role("button", name="Play").click()
         visitor.page.wait_for_selector("#overlay:not([data-frame='35'])")  # where it stood
 
-    def test_a_network_without_attention_is_shown_as_such(
+    def test_for_a_network_without_attention_the_page_says_so_and_shows_no_maps(
         self, start: Start, visit: Visit, tmp_path: Path, clip: bytes
     ) -> None:
         visitor = visit(start(write_tiny_bundle(tmp_path / "base", variant="base")))
         visitor.ask(clip)
 
-        expect(visitor.page.get_by_text("This network has no attention")).to_be_visible()
+        expect(visitor.page.get_by_text("This network has no attention maps")).to_be_visible()
         expect(visitor.page.locator("#bars li:visible")).to_have_count(5)
         expect(visitor.page.locator("#strip button")).to_have_count(40)
-        for absent in ("#overlay", "#look", "#plot"):
+        for absent in ("#overlay", "#attention-options", "#plot"):
             expect(visitor.page.locator(absent)).to_be_hidden()
 
-    def test_the_details_are_those_of_the_answer(self, server: Server, visit: Visit, clip: bytes) -> None:
+    def test_the_details_show_the_answers_facts_and_stages(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
         answer = visitor.ask(clip)
 
@@ -189,11 +206,13 @@ class TestAnswer:
             assert said in facts
         stages = visitor.page.locator("#waterfall li > span:first-child").all_text_contents()
         assert stages == [
-            "Receiving", "Waiting for a decoder", "Decoding", "Making the pictures", "Waiting its turn", "Recognising",
-            "Together",
+            "Receiving", "Waiting for a decoder", "Decoding", "Encoding the frames", "Waiting for the network",
+            "Recognising", "Total",
         ]  # fmt: skip
 
-    def test_it_can_be_taken_along(self, server: Server, visit: Visit, clip: bytes) -> None:
+    def test_the_answer_can_be_exported_as_json_picture_and_curl_command(
+        self, server: Server, visit: Visit, clip: bytes
+    ) -> None:
         visitor = visit(server)
         answer = visitor.ask(clip, "my clip.mp4")
         page = visitor.page
@@ -210,8 +229,8 @@ class TestAnswer:
         expect(page.locator("#curl")).to_have_text(f"""curl -F 'file=@"my clip.mp4"' '{server.url}/predict?top_k=5'""")
 
 
-class TestWaysIn:
-    def test_choosing(self, server: Server, visit: Visit, clip: bytes) -> None:
+class TestChoosingAClip:
+    def test_with_the_file_dialog(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
         with visitor.page.expect_file_chooser() as chooser:
             visitor.page.get_by_role("button", name="Choose a video").click()
@@ -220,7 +239,7 @@ class TestWaysIn:
         visitor.await_state("verdict")
         expect(visitor.page.locator("#clip-name")).to_have_text("mine.mp4")
 
-    def test_pasting(self, server: Server, visit: Visit) -> None:
+    def test_by_pasting_a_file(self, server: Server, visit: Visit) -> None:
         visitor = visit(server)
         visitor.page.evaluate(
             """() => {
@@ -233,7 +252,7 @@ class TestWaysIn:
         visitor.await_state("problem")
         expect(visitor.page.locator("#clip-name")).to_have_text("notes.txt")
 
-    def test_the_sample_by_keyboard_alone(self, server: Server, visit: Visit) -> None:
+    def test_the_sample_can_be_tried_and_explored_by_keyboard_alone(self, server: Server, visit: Visit) -> None:
         visitor = visit(server)
         page = visitor.page
         page.keyboard.press("Tab")
@@ -255,8 +274,8 @@ class TestWaysIn:
         page.wait_for_selector("#overlay[data-frame='39']")
 
 
-class TestRefusal:
-    def test_says_what_is_wrong_and_what_to_do(self, server: Server, visit: Visit) -> None:
+class TestProblem:
+    def test_a_problem_is_shown_with_its_code_and_advice(self, server: Server, visit: Visit) -> None:
         visitor = visit(server)
         visitor.drop(b"Dear service, " * 100, "letter.mp4")
         visitor.await_state("problem")
@@ -269,7 +288,7 @@ class TestRefusal:
         expect(page.get_by_role("status")).to_contain_text("This is not a supported video")
         expect(page.locator("#retry")).to_be_hidden()
 
-    def test_another_clip_is_taken_after_it(self, server: Server, visit: Visit, clip: bytes) -> None:
+    def test_another_clip_can_be_sent_after_a_problem(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
         visitor.drop(clip[:2000])
         visitor.await_state("problem")
@@ -277,11 +296,11 @@ class TestRefusal:
 
         visitor.ask(clip)
 
-    def test_each_that_the_page_can_meet_has_its_advice(self, server: Server, visit: Visit) -> None:
+    def test_every_problem_that_the_page_can_meet_has_advice(self, server: Server, visit: Visit) -> None:
         codes = [*KINDS, "bad_gateway", "gateway_timeout", "rate_limited"]
         advice = visit(server).page.evaluate(
             """async (codes) => {
-                const {advice} = await import("/web/refusals.js");
+                const {advice} = await import("/web/problems.js");
                 return codes.map((code) => advice({code}));
             }""",
             codes,
@@ -291,9 +310,13 @@ class TestRefusal:
             "malformed_multipart", "missing_file", "invalid_tensor", "not_found", "unknown_model", "method_not_allowed",
             "invalid_parameter",
         }  # fmt: skip
-        assert {code for code, words in zip(codes, advice, strict=True) if "or tell whoever" in words} == unmet
+        assert {
+            code for code, words in zip(codes, advice, strict=True) if "Choose another clip, or send" in words
+        } == unmet
 
-    def test_a_full_service_is_asked_again_when_it_said(self, start: Start, visit: Visit, clip: bytes) -> None:
+    def test_an_overloaded_service_can_be_asked_again_after_the_retry_time(
+        self, start: Start, visit: Visit, clip: bytes
+    ) -> None:
         server = start(MAX_QUEUE="0", DECODE_WORKERS="1", DECODE_TIMEOUT_S="300")
         visitor = visit(server)
         with stopped_decoder(server):
@@ -308,7 +331,7 @@ class TestRefusal:
         visitor.await_state("verdict")
 
     @pytest.mark.parametrize(("status", "code"), [(429, "overloaded"), (503, "not_ready")])
-    def test_the_time_until_then_is_counted_down(
+    def test_the_retry_button_counts_the_retry_time_down(
         self, server: Server, visit: Visit, clip: bytes, status: int, code: str
     ) -> None:
         visitor = visit(server)
@@ -327,14 +350,14 @@ class TestRefusal:
         page.clock.run_for(1000)
         expect(page.get_by_role("button", name="Try again", exact=True)).to_be_enabled()
 
-    def test_a_clip_that_is_too_large_is_told_so(self, start: Start, visit: Visit) -> None:
+    def test_a_clip_that_is_too_large_is_reported(self, start: Start, visit: Visit) -> None:
         visitor = visit(start(MAX_BODY_BYTES="1000000"))
         visitor.drop(bytes(5_000_000))
         visitor.await_state("problem")
 
         expect(visitor.page.get_by_role("heading", name="The upload is too large")).to_be_visible()
 
-    def test_a_service_that_is_gone_is_named(self, start: Start, visit: Visit, clip: bytes) -> None:
+    def test_an_unreachable_service_is_reported(self, start: Start, visit: Visit, clip: bytes) -> None:
         server = start()
         visitor = visit(server)
         expect(visitor.page.locator("#known")).to_be_visible()
@@ -346,8 +369,10 @@ class TestRefusal:
         expect(visitor.page.get_by_role("heading", name="The service cannot be reached")).to_be_visible()
 
 
-class TestKey:
-    def test_is_asked_for_kept_for_the_tab_and_forgotten(self, start: Start, visit: Visit, clip: bytes) -> None:
+class TestApiKey:
+    def test_a_key_is_asked_for_kept_in_the_tab_and_can_be_forgotten(
+        self, start: Start, visit: Visit, clip: bytes
+    ) -> None:
         visitor = visit(start(API_KEYS="spring-7f3a"))
         page = visitor.page
         visitor.drop(clip)
@@ -356,7 +381,7 @@ class TestKey:
         expect(key).to_be_focused()
         key.fill("winter-5e2b")
         page.keyboard.press("Enter")
-        expect(page.get_by_text("The key that was sent is not one of them.")).to_be_visible()
+        expect(page.get_by_text("This key is not valid.")).to_be_visible()
         key.fill("spring-7f3a")
         page.keyboard.press("Enter")
         visitor.await_state("verdict")
@@ -370,13 +395,13 @@ class TestKey:
 
 
 class TestCancel:
-    def test_the_service_notices(self, start: Start, visit: Visit, clip: bytes) -> None:
+    def test_cancelling_while_the_service_works_frees_the_place(self, start: Start, visit: Visit, clip: bytes) -> None:
         server = start(DECODE_WORKERS="1", DECODE_TIMEOUT_S="300")
         visitor = visit(server)
         with stopped_decoder(server):
             visitor.drop(clip)
             until(lambda: metric(server, "queue_depth", queue="decode") == 1)
-            expect(visitor.page.get_by_role("heading", name="The service is at work")).to_be_visible()
+            expect(visitor.page.get_by_role("heading", name="The service is working")).to_be_visible()
             visitor.page.get_by_role("button", name="Cancel").click()
             visitor.await_state("start")
 
@@ -384,7 +409,7 @@ class TestCancel:
             assert metric(server, "queue_depth") == 0
         assert metric(server, "batch_size_sum") == 0
 
-    def test_in_mid_upload(self, server: Server, visit: Visit) -> None:
+    def test_cancelling_during_the_upload_ends_the_request(self, server: Server, visit: Visit) -> None:
         before = metric(server, "request_seconds_count", status="499")
         visitor = visit(server)
         slow = visitor.page.context.new_cdp_session(visitor.page)
@@ -401,9 +426,9 @@ class TestCancel:
         until(lambda: metric(server, "request_seconds_count", status="499") == before + 1)
 
 
-class TestForEverybody:
+class TestAccessibility:
     @pytest.mark.parametrize("colours", ["light", "dark"])
-    def test_axe_finds_nothing_serious(self, server: Server, visit: Visit, light: bytes, colours: str) -> None:
+    def test_axe_finds_no_serious_violation(self, server: Server, visit: Visit, light: bytes, colours: str) -> None:
         visitor = visit(server, color_scheme=colours)
         expect(visitor.page.locator("#known")).to_be_visible()
         found = [*serious(visitor)]
@@ -424,7 +449,7 @@ class TestForEverybody:
         assert found == []
 
     @pytest.mark.parametrize("width", [320, 390, 768])
-    def test_nothing_sticks_out_of_a_narrow_screen(
+    def test_a_narrow_screen_need_not_scroll_sideways(
         self, server: Server, visit: Visit, light: bytes, width: int
     ) -> None:
         visitor = visit(server, viewport={"width": width, "height": 700}, has_touch=True)
@@ -435,8 +460,8 @@ class TestForEverybody:
         assert visitor.page.evaluate(beyond) <= 0
 
 
-class TestWeight:
-    def test_no_more_than_three_requests_come_before_the_first_paint(self, server: Server, visit: Visit) -> None:
+class TestLoading:
+    def test_only_the_style_sheet_blocks_the_first_paint(self, server: Server, visit: Visit) -> None:
         visitor = visit(server)
         expect(visitor.page.locator("#known")).to_be_visible()
         loaded = visitor.page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.toJSON())")
@@ -446,7 +471,7 @@ class TestWeight:
 
 
 def serious(visitor: Visitor) -> list[str]:
-    """What axe finds that keeps people out."""
+    """Violations of accessibility rules that axe calls serious or critical."""
     violations = Axe().run(visitor.page).response["violations"]
     return [
         f"{finding['id']}: {node['target']} {node['failureSummary']}"

@@ -1,8 +1,9 @@
-"""What the doctor finds, and that what it calls an error would keep the service from working."""
+"""The doctor's findings, and that only what would keep the service from working is an error."""
 
 import resource
 import socket
 from collections.abc import Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from tests.tiny_bundle import write_tiny_bundle
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """One that is taken."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+    """A port that is in use, and refuses connections."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def findings(settings: Settings, subject: str = "", **environment: str) -> list[Finding]:
-    return [finding for finding in examine(settings, environment) if finding.subject.startswith(subject)]
+    """The doctor's findings on a subject; checks that come later are not run."""
+    found = dropwhile(lambda finding: not finding.subject.startswith(subject), examine(settings, environment))
+    return list(takewhile(lambda finding: finding.subject.startswith(subject), found))
 
 
-def test_a_good_installation_has_no_error_and_every_part_is_looked_at(tiny_bundle: Path) -> None:
+def test_a_good_installation_has_no_error_and_every_part_is_checked(tiny_bundle: Path) -> None:
     found = findings(Settings(bundle=tiny_bundle, device="cpu", port=0))
 
     assert Verdict.BAD not in {finding.verdict for finding in found}
@@ -40,10 +44,10 @@ def test_the_network_is_named_with_the_reason_for_its_precision(tiny_bundle: Pat
     assert "on CPUExecutionProvider" in chosen.found
     assert "VNNI" in chosen.found
     assert "fp32 on CPUExecutionProvider" in asked.found
-    assert "as LIMELIGHT_PRECISION asks" in asked.found
+    assert "set by LIMELIGHT_PRECISION" in asked.found
 
 
-def test_a_bundle_that_is_not_there_or_damaged_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_bundle_is_an_error(tmp_path: Path) -> None:
     damaged = write_tiny_bundle(tmp_path / "damaged")
     (damaged / "model.int8.onnx").write_bytes(b"?")
 
@@ -63,14 +67,14 @@ def test_a_network_that_cannot_run_is_an_error(tmp_path: Path) -> None:
     assert "LIMELIGHT_PRECISION" in found.found
 
 
-def test_an_address_that_is_taken_is_an_error(tmp_path: Path, port: int) -> None:
+def test_an_address_in_use_is_an_error(tmp_path: Path, port: int) -> None:
     (found,) = findings(Settings(bundle=tmp_path, port=port), "address")
 
     assert found.verdict is Verdict.BAD
     assert "LIMELIGHT_PORT" in found.remedy
 
 
-def test_a_decoder_without_time_is_an_error(tmp_path: Path) -> None:
+def test_a_decoder_that_cannot_decode_in_time_is_an_error(tmp_path: Path) -> None:
     settings = Settings(bundle=tmp_path, port=0, decode_timeout_s=0.0001)
     (found,) = findings(settings, "decoders")
 
@@ -78,12 +82,19 @@ def test_a_decoder_without_time_is_an_error(tmp_path: Path) -> None:
     assert found.remedy
 
 
-def test_few_open_files_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_low_limit_of_open_files_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
     (found,) = findings(Settings(bundle=tmp_path, port=0), "open files")
 
     assert found.verdict is Verdict.POOR
     assert "ulimit -n" in found.remedy
+
+
+def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle: Path) -> None:
+    (found,) = findings(Settings(bundle=tiny_bundle, device="cpu", port=0, max_body_bytes=1000), "request size")
+
+    assert found.verdict is Verdict.POOR
+    assert f"LIMELIGHT_MAX_BODY_BYTES above {40 * 224 * 224 * 3}" in found.remedy
 
 
 class TestSettings:
@@ -93,13 +104,12 @@ class TestSettings:
             ({"host": "0.0.0.0"}, "LIMELIGHT_API_KEYS"),
             ({"api_keys": "short"}, "openssl"),
             ({"decode_timeout_s": 60}, "LIMELIGHT_DECODE_TIMEOUT_S"),
-            ({"max_body_bytes": 1000}, "LIMELIGHT_MAX_BODY_BYTES"),
             ({"batch_sizes": "2,4"}, "LIMELIGHT_BATCH_SIZES"),
             ({"device": "cpu", "precision": "fp16"}, "LIMELIGHT_PRECISION"),
             ({"decode_workers": 10_000}, "LIMELIGHT_DECODE_WORKERS"),
         ],
     )
-    def test_those_that_do_not_go_together_are_named(
+    def test_conflicting_settings_are_a_warning_that_names_what_to_set(
         self, tmp_path: Path, settings: dict[str, Any], named: str
     ) -> None:
         (found,) = findings(Settings(bundle=tmp_path, **settings), "settings")
@@ -107,12 +117,12 @@ class TestSettings:
         assert found.verdict is Verdict.POOR
         assert named in found.remedy
 
-    def test_one_that_is_misspelt_is_found(self, tmp_path: Path) -> None:
+    def test_a_misspelt_setting_is_found(self, tmp_path: Path) -> None:
         (found,) = findings(Settings(bundle=tmp_path), "settings", LIMELIGHT_MAX_QUEU="3", LIMELIGHT_MAX_QUEUE="3")
 
         assert found.found == "LIMELIGHT_MAX_QUEU: no such setting"
 
-    def test_the_defaults_go_together(self, tmp_path: Path) -> None:
+    def test_the_defaults_have_no_conflicts(self, tmp_path: Path) -> None:
         (found,) = findings(Settings(bundle=tmp_path), "settings", PATH="/bin", LIMELIGHT_BUNDLE="x")
 
         assert found.verdict is Verdict.GOOD

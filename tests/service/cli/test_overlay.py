@@ -1,4 +1,4 @@
-"""The overlay shows where the attention lies, in each format, whole or not at all."""
+"""The overlay shows where the network looked, in each format, and is written completely or not at all."""
 
 import io
 import resource
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from service.cli.overlay import check_overlay_path, write_overlay
+from service.errors import CommandError
 
 FORMATS = ("png", "gif", "mp4")
 GREY = np.full((40, 224, 224, 3), 90, np.uint8)
@@ -29,7 +30,7 @@ def looking_at(row: int, column: int) -> npt.NDArray[np.float32]:
 
 
 def read(path: Path) -> list[Image.Image]:
-    """The pictures in a file of any of the formats."""
+    """Return the pictures in a file of any of the formats."""
     if path.suffix.lower() == ".mp4":
         with av.open(str(path), "r") as clip:
             return [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
@@ -47,7 +48,7 @@ def brightness(picture: Image.Image) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 5), (3, 3), (6, 2)])
 @pytest.mark.parametrize("suffix", ["gif", "mp4"])
-def test_the_picture_is_hottest_where_the_attention_is(tmp_path: Path, suffix: str, row: int, column: int) -> None:
+def test_the_picture_is_brightest_where_the_attention_is(tmp_path: Path, suffix: str, row: int, column: int) -> None:
     path = tmp_path / f"overlay.{suffix}"
 
     write_overlay(path, GREY, looking_at(row, column), times_s=TIMES, caption=CAPTION)
@@ -60,7 +61,7 @@ def test_the_picture_is_hottest_where_the_attention_is(tmp_path: Path, suffix: s
     assert cells.max() > np.median(cells) + 30
 
 
-def test_each_picture_of_the_sheet_has_its_own_map(tmp_path: Path) -> None:
+def test_each_picture_of_the_contact_sheet_has_its_own_map(tmp_path: Path) -> None:
     maps = np.full((40, 7, 7), 0.2 / 48, np.float32)
     for k in range(40):
         maps[k, k % 7, (2 * k) % 7] = 0.8
@@ -76,7 +77,7 @@ def test_each_picture_of_the_sheet_has_its_own_map(tmp_path: Path) -> None:
         assert np.unravel_index(cells.argmax(), cells.shape) == (k % 7, (2 * k) % 7)
 
 
-def test_a_sheet_holds_the_frames_themselves(tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_sampled_frames(tmp_path: Path) -> None:
     frames = GREY.copy()
     frames[9, :, 112:] = (0, 220, 0)
     path = tmp_path / "sheet.png"
@@ -89,7 +90,7 @@ def test_a_sheet_holds_the_frames_themselves(tmp_path: Path) -> None:
     assert sheet.getpixel((left + 120, top + 80)) == (0, 220, 0)
 
 
-def test_attention_without_preference_is_not_shown_as_a_find(tmp_path: Path) -> None:
+def test_evenly_spread_attention_does_not_glow(tmp_path: Path) -> None:
     sharp, even = tmp_path / "sharp.png", tmp_path / "even.png"
 
     write_overlay(sharp, GREY, looking_at(3, 3), times_s=TIMES, caption=CAPTION)
@@ -123,7 +124,7 @@ def test_an_animation_lasts_as_long_as_its_clip(tmp_path: Path, suffix: str) -> 
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_still_repeated_forty_times_is_shown(tmp_path: Path, suffix: str) -> None:
+def test_a_clip_of_one_frame_can_be_drawn(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"still.{suffix}"
 
     write_overlay(path, GREY, looking_at(2, 2), times_s=(0.0,) * 40, caption=CAPTION)
@@ -139,13 +140,13 @@ def test_a_network_without_attention_shows_plain_frames_and_says_so(tmp_path: Pa
     write_overlay(attended, GREY, looking_at(2, 2), times_s=TIMES, caption=CAPTION)
 
     plain, coloured = (np.asarray(read(file)[0], int) for file in (path, attended))
-    # No pixel has a colour, yet there is writing where the legend would be.
+    # No pixel is coloured, but there is text in place of the legend.
     assert np.ptp(plain, axis=-1).max() < 12
     assert np.ptp(coloured, axis=-1).max() > 100
     assert plain[-32:-8].max() > 100
 
 
-def test_the_caption_is_on_the_picture(tmp_path: Path) -> None:
+def test_the_caption_is_drawn(tmp_path: Path) -> None:
     one, other = tmp_path / "one.png", tmp_path / "other.png"
 
     write_overlay(one, GREY, EVEN, times_s=TIMES, caption="Basketball 98.0 %")
@@ -158,7 +159,7 @@ def test_the_caption_is_on_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_long_caption_takes_more_lines_not_more_width(tmp_path: Path, suffix: str) -> None:
+def test_a_long_caption_takes_more_lines_instead_of_more_width(tmp_path: Path, suffix: str) -> None:
     short, long = tmp_path / f"short.{suffix}", tmp_path / f"long.{suffix}"
 
     write_overlay(short, GREY, EVEN, times_s=TIMES, caption="Swing 50 %")
@@ -169,8 +170,8 @@ def test_a_long_caption_takes_more_lines_not_more_width(tmp_path: Path, suffix: 
     assert after.height > before.height
 
 
-def test_items_of_the_caption_are_not_broken(tmp_path: Path) -> None:
-    # Each of the three takes more than half a line of an animation; broken at every space they fill two lines.
+def test_lines_of_the_caption_break_only_between_items(tmp_path: Path) -> None:
+    # Each of the three items takes more than half a line of an animation. Broken at every space they would fill two.
     items, words = tmp_path / "items.gif", tmp_path / "words.gif"
     caption = "  ".join(["WalkingWithDog with 12.5 %"] * 3)
 
@@ -181,27 +182,27 @@ def test_items_of_the_caption_are_not_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["overlay.jpeg", "overlay", "overlay.png.txt", "overlay.avi"])
-def test_another_extension_names_the_allowed_ones(tmp_path: Path, name: str) -> None:
+def test_the_error_for_another_suffix_lists_the_allowed_ones(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
 
-    with pytest.raises(ValueError, match=r"\.png, \.gif, \.mp4"):
+    with pytest.raises(CommandError, match=r"\.png, \.gif, \.mp4"):
         check_overlay_path(path)
-    with pytest.raises(ValueError, match=r"\.png, \.gif, \.mp4"):
+    with pytest.raises(CommandError, match=r"\.png, \.gif, \.mp4"):
         write_overlay(path, GREY, EVEN, times_s=TIMES, caption=CAPTION)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_missing_or_in_the_way_is_told_early(tmp_path: Path) -> None:
+def test_a_path_that_is_a_folder_or_lies_in_a_missing_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
 
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(CommandError, match="is a folder"):
         check_overlay_path(tmp_path / "taken.png")
-    with pytest.raises(ValueError, match="absent does not exist"):
+    with pytest.raises(CommandError, match="absent does not exist"):
         check_overlay_path(tmp_path / "absent" / "overlay.png")
     check_overlay_path(tmp_path / "overlay.PNG")
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="40 frames, 40 times and 39 maps"):
         write_overlay(tmp_path / "overlay.png", GREY, EVEN[1:], times_s=TIMES, caption=CAPTION)
     with pytest.raises(ValueError, match="40 frames, 3 times and None maps"):
@@ -210,7 +211,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 @contextmanager
 def no_file_longer_than(size: int) -> Iterator[None]:
-    """As on a full disk, writing beyond `size` bytes fails half-way."""
+    """Make writes fail beyond ``size`` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -220,7 +221,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_full_disk_leaves_the_former_file_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_leaves_the_existing_file_and_no_other(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"overlay.{suffix}"
     path.write_bytes(b"the former picture")
 
@@ -231,7 +232,7 @@ def test_a_full_disk_leaves_the_former_file_and_nothing_else(tmp_path: Path, suf
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_written_file_replaces_the_former_one(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "overlay.png"
     path.write_bytes(b"the former picture")
 

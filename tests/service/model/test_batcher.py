@@ -17,7 +17,7 @@ FAR = float("inf")  # a deadline that never passes
 
 
 class FakeEngine:
-    """Outputs each clip with the clip itself, when it is allowed to; a clip of 255 fails its batch."""
+    """Returns each clip as its probabilities once ``allowed`` is set. A clip of 255 fails its batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,7 +32,7 @@ class FakeEngine:
         if self.death is not None:
             raise self.death
         if 255 in frames:
-            raise ValueError("the engine choked")
+            raise ValueError("the engine failed")
         return Outputs(frames.astype(np.float32), None)
 
 
@@ -64,14 +64,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def keep_busy(engine: FakeEngine, batcher: Batcher, number: int = 99) -> asyncio.Task[Inference]:
-    """Have the engine in the middle of a batch that ends when `engine.allowed` is set."""
+    """Start a batch that runs until ``engine.allowed`` is set."""
     engine.allowed.clear()
     task = submit(batcher, number)
     await until(lambda: bool(engine.batches) and engine.batches[-1] == [number])
     return task
 
 
-async def test_a_lone_clip_starts_at_once_and_alone(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_a_single_clip_starts_at_once_in_a_batch_of_one(engine: FakeEngine, batcher: Batcher) -> None:
     answer = await batcher.submit(clip(7), FAR)
 
     assert answer.outputs.probabilities.tolist() == [7]
@@ -103,7 +103,7 @@ async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batc
     assert engine.batches == [[99], [1, 2, 3, 4], [5, 6]]
 
 
-async def test_the_size_of_each_batch_is_told(engine: FakeEngine) -> None:
+async def test_the_size_of_each_batch_is_reported(engine: FakeEngine) -> None:
     heard: list[int] = []
     batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=heard.append)
 
@@ -113,7 +113,7 @@ async def test_the_size_of_each_batch_is_told(engine: FakeEngine) -> None:
     assert heard == [1]
 
 
-async def test_warming_up_happens_first_and_in_the_thread_that_infers(engine: FakeEngine) -> None:
+async def test_warming_up_runs_first_in_the_thread_that_infers(engine: FakeEngine) -> None:
     threads: list[int] = []
 
     def infer(clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
@@ -130,7 +130,7 @@ async def test_warming_up_happens_first_and_in_the_thread_that_infers(engine: Fa
     assert threads[0] != threading.get_ident()
 
 
-async def test_a_batcher_whose_engine_cannot_be_warmed_up_is_none(engine: FakeEngine) -> None:
+async def test_an_error_while_warming_up_is_raised_by_the_constructor(engine: FakeEngine) -> None:
     def fail() -> None:
         raise ValueError("too cold")
 
@@ -138,7 +138,7 @@ async def test_a_batcher_whose_engine_cannot_be_warmed_up_is_none(engine: FakeEn
         Batcher(engine, batch_sizes=(1,), max_waiting=1, warm_up=fail)
 
 
-async def test_waiting_and_working_are_timed_apart(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_queue_and_inference_are_timed_separately(engine: FakeEngine, batcher: Batcher) -> None:
     await keep_busy(engine, batcher)
     task = submit(batcher, 1)
     await until(lambda: batcher.depth == 1)
@@ -151,7 +151,7 @@ async def test_waiting_and_working_are_timed_apart(engine: FakeEngine, batcher: 
     assert answer.inference_s >= 0
 
 
-async def test_a_cancelled_clip_costs_no_inference_and_frees_its_place(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_a_cancelled_clip_leaves_the_queue_and_costs_no_inference(engine: FakeEngine, batcher: Batcher) -> None:
     await keep_busy(engine, batcher)
     unwanted, wanted = submit(batcher, 1), submit(batcher, 2)
     await until(lambda: batcher.depth == 2)
@@ -198,19 +198,19 @@ async def test_a_full_queue_refuses_at_once(engine: FakeEngine, batcher: Batcher
     assert len(await asyncio.gather(*tasks)) == 6
 
 
-async def test_a_failed_batch_fails_its_own_clips_only(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_a_failed_batch_fails_only_its_own_clips(engine: FakeEngine, batcher: Batcher) -> None:
     await keep_busy(engine, batcher)
     bad, unlucky = submit(batcher, 255), submit(batcher, 1)
     await until(lambda: batcher.depth == 2)
     engine.allowed.set()
 
     for task in (bad, unlucky):
-        with pytest.raises(ValueError, match="choked"):
+        with pytest.raises(ValueError, match="engine failed"):
             await task
     assert (await batcher.submit(clip(2), FAR)).outputs.probabilities.tolist() == [2]
 
 
-async def test_a_dead_engine_thread_fails_everyone_and_takes_nothing_more(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_if_the_engine_thread_dies_all_waiting_and_later_clips_fail(engine: FakeEngine, batcher: Batcher) -> None:
     engine.death = SystemExit()
     running = await keep_busy(engine, batcher)
     waiting = submit(batcher, 1)
@@ -225,7 +225,7 @@ async def test_a_dead_engine_thread_fails_everyone_and_takes_nothing_more(engine
         await batcher.submit(clip(2), FAR)
 
 
-async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(engine: FakeEngine, batcher: Batcher) -> None:
+async def test_closing_answers_accepted_clips_and_refuses_new_ones(engine: FakeEngine, batcher: Batcher) -> None:
     running = await keep_busy(engine, batcher)
     accepted = [submit(batcher, number) for number in (1, 2, 3, 4, 5)]
     await until(lambda: batcher.depth == 5)

@@ -1,4 +1,4 @@
-"""A bundle is read whole or refused in one sentence that names the file and the remedy."""
+"""Reading and writing bundles: a bundle that cannot be used is refused with the file at fault and the remedy."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def refusal(read: Callable[[Path], object], bundle: Path, *, names: str) -> str:
-    """What `read` says against the bundle: one sentence with the name of the file at fault and the remedy."""
+    """The error of ``read``, which must be one sentence that names the file at fault and the remedy."""
     with pytest.raises(BundleError) as refused:
         read(bundle)
     sentence = str(refused.value)
@@ -47,7 +47,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_a_whole_bundle_is_loaded(bundle: Path) -> None:
+def test_a_bundle_with_all_its_files_is_loaded(bundle: Path) -> None:
     loaded = load_bundle(bundle)
 
     assert loaded.path == bundle
@@ -57,23 +57,23 @@ def test_a_whole_bundle_is_loaded(bundle: Path) -> None:
     assert file_sha256(loaded.model_path("fp16")) == loaded.manifest.precisions["fp16"].sha256
 
 
-def test_a_precision_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_precision_lists_those_there_are(tmp_path: Path) -> None:
     loaded = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32", "int8"]))
 
     with pytest.raises(BundleError, match=r"no fp16 model, only fp32, int8; .*limelight-model export"):
         loaded.model_path("fp16")
 
 
-class TestFolder:
+class TestBundleFolder:
     @pytest.mark.parametrize("read", [read_manifest, load_bundle])
-    def test_must_exist(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
+    def test_a_missing_folder_is_refused(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
         assert "does not exist" in refusal(read, tmp_path / "nowhere", names=MANIFEST)
 
     @pytest.mark.parametrize("read", [read_manifest, load_bundle])
-    def test_must_hold_a_manifest(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
+    def test_a_folder_without_a_manifest_is_refused(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
         assert "does not exist" in refusal(read, tmp_path, names=MANIFEST)
 
-    def test_must_be_a_folder(self, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_the_folder_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "model.onnx"
         file.touch()
 
@@ -82,34 +82,34 @@ class TestFolder:
 
 class TestManifest:
     @pytest.mark.parametrize("text", [b"", b"{", b"not JSON", b"[]", b"null", b'{"schema": 1}', b"\xff\xfe\x00"])
-    def test_must_be_one(self, bundle: Path, text: bytes) -> None:
+    def test_invalid_json_or_fields_are_refused(self, bundle: Path, text: bytes) -> None:
         (bundle / MANIFEST).write_bytes(text)
 
         refusal(load_bundle, bundle, names=MANIFEST)
 
     @pytest.mark.parametrize("schema", [0, 2, "1.0", None])
-    def test_of_another_schema_is_refused_with_both_numbers(self, bundle: Path, schema: object) -> None:
+    def test_another_schema_is_refused_with_both_numbers(self, bundle: Path, schema: object) -> None:
         edit(bundle, lambda manifest: manifest.update(schema=schema))
 
-        assert f"is of schema {schema!r}, this program reads schema 1" in refusal(load_bundle, bundle, names=MANIFEST)
+        assert f"has schema {schema!r}, but this version reads schema 1" in refusal(load_bundle, bundle, names=MANIFEST)
 
-    def test_of_a_later_schema_is_refused_for_its_schema_whatever_else_differs(self, bundle: Path) -> None:
+    def test_a_later_schema_is_refused_for_its_number_even_if_other_fields_differ(self, bundle: Path) -> None:
         (bundle / MANIFEST).write_text('{"schema": 2, "models": []}')
 
-        assert "is of schema 2" in refusal(load_bundle, bundle, names=MANIFEST)
+        assert "has schema 2" in refusal(load_bundle, bundle, names=MANIFEST)
 
     @pytest.mark.parametrize("name", ["../model.fp32.onnx", "/etc/passwd", "models/a.onnx", "..", ".", "", "a\0b"])
-    def test_names_only_files_of_its_own_folder(self, bundle: Path, name: str) -> None:
+    def test_file_names_that_leave_the_folder_are_refused(self, bundle: Path, name: str) -> None:
         edit(bundle, lambda manifest: manifest["precisions"]["fp32"].update(file=name))
 
         assert "precisions.fp32.file" in refusal(load_bundle, bundle, names=MANIFEST)
 
-    def test_names_no_label_twice(self, bundle: Path) -> None:
+    def test_duplicate_labels_are_refused(self, bundle: Path) -> None:
         edit(bundle, lambda manifest: manifest["labels"].append(manifest["labels"][0]))
 
-        assert "a label stands twice" in refusal(load_bundle, bundle, names=MANIFEST)
+        assert "a label occurs twice" in refusal(load_bundle, bundle, names=MANIFEST)
 
-    def test_knows_no_other_precision(self, bundle: Path) -> None:
+    def test_an_unknown_precision_is_refused(self, bundle: Path) -> None:
         edit(bundle, lambda manifest: manifest["precisions"].update(fp8=manifest["precisions"]["fp32"]))
 
         assert "fp8" in refusal(load_bundle, bundle, names=MANIFEST)
@@ -129,27 +129,27 @@ class TestManifest:
             ("surprise", 1),
         ],
     )
-    def test_is_refused_by_the_field_that_this_program_cannot_serve(
+    def test_a_value_that_the_service_does_not_support_is_refused_by_its_field(
         self, bundle: Path, field: str, value: object
     ) -> None:
         edit(bundle, lambda manifest: manifest.update({field: value}))
 
         assert field in refusal(load_bundle, bundle, names=MANIFEST)
 
-    def test_gives_a_hash_that_is_one(self, bundle: Path) -> None:
+    def test_a_malformed_checksum_is_refused(self, bundle: Path) -> None:
         edit(bundle, lambda manifest: manifest["precisions"]["int8"].update(sha256="A" * 64))
 
         assert "precisions.int8.sha256" in refusal(load_bundle, bundle, names=MANIFEST)
 
 
-class TestModels:
+class TestModelFiles:
     @pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
-    def test_must_all_be_there(self, bundle: Path, name: str) -> None:
+    def test_a_missing_file_is_refused(self, bundle: Path, name: str) -> None:
         (bundle / name).unlink()
 
         assert "is missing" in refusal(load_bundle, bundle, names=name)
 
-    def test_must_be_the_ones_the_manifest_means(self, bundle: Path) -> None:
+    def test_a_file_that_differs_from_its_checksum_is_refused(self, bundle: Path) -> None:
         model = bundle / "model.fp16.onnx"
         content = bytearray(model.read_bytes())
         content[-1] ^= 1
@@ -157,14 +157,14 @@ class TestModels:
 
         assert "is damaged" in refusal(load_bundle, bundle, names=model.name)
 
-    def test_must_be_files(self, bundle: Path) -> None:
+    def test_a_folder_in_place_of_a_file_is_refused(self, bundle: Path) -> None:
         model = bundle / "model.fp32.onnx"
         model.unlink()
         model.mkdir()
 
         assert "cannot be read" in refusal(load_bundle, bundle, names=model.name)
 
-    def test_are_not_looked_at_for_the_manifest_alone(self, bundle: Path) -> None:
+    def test_reading_only_the_manifest_does_not_check_the_files(self, bundle: Path) -> None:
         (bundle / "model.fp32.onnx").unlink()
 
         assert read_manifest(bundle).labels == list(LABELS)
@@ -201,9 +201,11 @@ manifests = st.builds(
 )
 
 
-class TestWriting:
+class TestWriteManifest:
     @given(manifest=manifests)
-    def test_what_is_written_is_read_again(self, tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> None:
+    def test_a_written_manifest_is_read_back_unchanged(
+        self, tmp_path_factory: pytest.TempPathFactory, manifest: Manifest
+    ) -> None:
         folder = tmp_path_factory.mktemp("bundle")
 
         write_manifest(folder, manifest)
@@ -211,22 +213,20 @@ class TestWriting:
         assert read_manifest(folder) == manifest
         assert [file.name for file in folder.iterdir()] == [MANIFEST]
 
-    def test_the_file_is_json_that_calls_its_schema_so(self, bundle: Path) -> None:
+    def test_the_schema_version_is_called_schema_in_json(self, bundle: Path) -> None:
         manifest = json.loads((bundle / MANIFEST).read_text())
 
         assert manifest["schema"] == 1
         assert "schema_version" not in manifest
 
-    def test_replaces_the_manifest_before(self, bundle: Path) -> None:
+    def test_an_existing_manifest_is_replaced(self, bundle: Path) -> None:
         newer = read_manifest(bundle).model_copy(update={"version": "2"})
 
         write_manifest(bundle, newer)
 
         assert read_manifest(bundle).version == "2"
 
-    def test_a_manifest_that_cannot_be_written_leaves_the_one_before(
-        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_failed_write_leaves_the_existing_manifest(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = (bundle / MANIFEST).read_bytes()
 
         def full_disk(*_: object) -> None:

@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def with_model(path: Path, content: bytes) -> Bundle:
-    """A bundle whose only model is `content`, with a manifest that stands by it."""
+    """A bundle whose only model file is ``content``, with a matching checksum."""
     bundle = load_bundle(write_tiny_bundle(path, precisions=["fp32"]))
     file = path / "model.fp32.onnx"
     file.write_bytes(content)
@@ -37,7 +37,7 @@ def random_clips(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 
 
 class TestRun:
-    def test_answers_each_clip_with_probabilities_and_maps_that_sum_to_one(self, bundle: Bundle) -> None:
+    def test_probabilities_and_attention_maps_of_each_clip_sum_to_one(self, bundle: Bundle) -> None:
         output = Engine(bundle, device="cpu", batch_sizes=(2,)).run(list(random_clips(2)))
 
         assert output.attention is not None
@@ -54,9 +54,7 @@ class TestRun:
         assert output.attention is None
 
     @pytest.mark.parametrize("count", [1, 2, 3, 4])
-    def test_answers_are_those_of_onnx_runtime_alone_whatever_fills_the_batch_up(
-        self, bundle: Bundle, count: int
-    ) -> None:
+    def test_outputs_equal_those_of_onnx_runtime_whatever_the_padding(self, bundle: Bundle, count: int) -> None:
         engine = Engine(bundle, device="cpu", precision="fp32", batch_sizes=(1, 2, 4))
         clips = random_clips(count)
         session = ort.InferenceSession(bundle.model_path("fp32"), providers=["CPUExecutionProvider"])
@@ -69,7 +67,7 @@ class TestRun:
         np.testing.assert_allclose(output.probabilities, probabilities, atol=1e-6)
         np.testing.assert_allclose(output.attention, attention, atol=1e-6)
 
-    def test_an_answer_outlives_the_next_run(self, bundle: Bundle) -> None:
+    def test_outputs_do_not_change_in_the_next_run(self, bundle: Bundle) -> None:
         engine = Engine(bundle, device="cpu")
         first = engine.run(list(random_clips(1)))
         kept = first.probabilities.copy()
@@ -102,13 +100,13 @@ class TestRun:
 
 
 class TestPrecision:
-    def test_the_choice_is_said_once_in_the_log(self, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_chosen_precision_is_logged_once(self, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO, "service.model.engine"):
             engine = Engine(bundle, device="cpu")
 
         assert [record.message.split(":")[0] for record in caplog.records] == [f"precision {engine.precision}"]
 
-    def test_what_is_asked_for_is_taken(self, bundle: Bundle) -> None:
+    def test_a_precision_that_is_asked_for_is_used(self, bundle: Bundle) -> None:
         engine = Engine(bundle, device="cpu", precision="fp16")
 
         assert (engine.precision, engine.provider) == ("fp16", "CPUExecutionProvider")
@@ -121,7 +119,7 @@ class TestPrecision:
 
 
 class TestDevice:
-    def test_cuda_is_an_error_where_onnx_runtime_has_none(
+    def test_cuda_is_an_error_if_onnx_runtime_is_built_without_it(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -131,7 +129,7 @@ class TestDevice:
 
     @pytest.fixture
     def promised_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An ONNX Runtime that lists CUDA and gives a session without it, as one without a driver does."""
+        """ONNX Runtime lists CUDA but opens its sessions on the CPU, as it does without a driver."""
         load = ort.InferenceSession
         monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
         monkeypatch.setattr(ort, "preload_dlls", lambda: None)
@@ -140,12 +138,12 @@ class TestDevice:
         )
 
     @pytest.mark.usefixtures("promised_cuda")
-    def test_cuda_never_falls_back_in_silence(self, bundle: Bundle) -> None:
+    def test_cuda_is_an_error_if_the_session_runs_on_the_cpu(self, bundle: Bundle) -> None:
         with pytest.raises(EngineError, match="LIMELIGHT_DEVICE=cpu"):
             Engine(bundle, device="cuda")
 
     @pytest.mark.usefixtures("promised_cuda")
-    def test_auto_goes_to_the_cpu_and_says_so(self, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    def test_auto_falls_back_to_the_cpu_with_a_warning(self, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
         engine = Engine(bundle, device="auto")
 
         assert engine.provider == "CPUExecutionProvider"
@@ -154,7 +152,7 @@ class TestDevice:
 
 
 class TestCudaPath:
-    """What is done for CUDA, with the CPU standing in for the GPU: no GPU is needed, and none is tested."""
+    """The code for CUDA, run with the CPU provider in place of the GPU."""
 
     @pytest.fixture
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +173,7 @@ class TestCudaPath:
         )
 
     @pytest.mark.usefixtures("stand_in")
-    def test_each_batch_is_copied_to_the_device_and_its_answers_back(self, bundle: Bundle) -> None:
+    def test_each_batch_is_copied_to_the_device_and_its_outputs_back(self, bundle: Bundle) -> None:
         engine = Engine(bundle, device="cuda", batch_sizes=None)
         clips = random_clips(3)
 
@@ -186,7 +184,7 @@ class TestCudaPath:
         assert not np.allclose(answers[0][0], answers[0][1], atol=1e-6)
 
     @pytest.mark.usefixtures("stand_in")
-    def test_an_input_that_cannot_be_pinned_is_said_in_the_log(
+    def test_an_input_buffer_that_cannot_be_pinned_is_logged(
         self, bundle: Bundle, caplog: pytest.LogCaptureFixture
     ) -> None:
         Engine(bundle, device="cuda")
@@ -195,13 +193,13 @@ class TestCudaPath:
 
 
 class TestBadModel:
-    def test_what_is_not_onnx_is_an_error_naming_the_file(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_onnx_is_an_error_naming_the_file(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, b"not a model")
 
         with pytest.raises(EngineError, match=r"model\.fp32\.onnx cannot be loaded .*; export the bundle again"):
             Engine(bundle, device="cpu")
 
-    def test_a_network_without_attention_is_not_the_attention_variant(self, tmp_path: Path) -> None:
+    def test_an_attention_bundle_whose_network_lacks_attention_is_refused(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, tiny_network(len(LABELS), attention=False).SerializeToString())
 
         with pytest.raises(EngineError, match=r"model\.fp32\.onnx lacks the output attention; export"):
@@ -210,16 +208,16 @@ class TestBadModel:
     def test_a_network_with_other_inputs_is_refused(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, _renamed_input().SerializeToString())
 
-        with pytest.raises(EngineError, match="does not take `frames` alone"):
+        with pytest.raises(EngineError, match="must have `frames` as its only input"):
             Engine(bundle, device="cpu")
 
-    def test_as_many_labels_as_classes(self, tmp_path: Path) -> None:
+    def test_a_network_with_another_number_of_classes_than_labels_is_refused(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, tiny_network(3).SerializeToString())
 
-        with pytest.raises(EngineError, match=r"answers 3 classes where manifest\.json has 6 labels"):
+        with pytest.raises(EngineError, match=r"has 3 classes, but manifest\.json has 6 labels"):
             Engine(bundle, device="cpu")
 
-    def test_a_network_that_cannot_run_is_found_while_warming_up(self, tmp_path: Path) -> None:
+    def test_a_network_that_cannot_run_fails_while_warming_up(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, _fixed_batch_of_two().SerializeToString())
 
         with pytest.raises(EngineError, match=r"model\.fp32\.onnx cannot run a batch of 1"):

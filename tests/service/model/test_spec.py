@@ -1,4 +1,4 @@
-"""What an engine is to be: decisions without a GPU, as ONNX Runtime's documentation words its options."""
+"""The choice of device, precision and options for ONNX Runtime, tested without a GPU."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 class TestPrecision:
-    def test_cuda_takes_fp16(self, bundle: Bundle) -> None:
+    def test_auto_is_fp16_on_cuda(self, bundle: Bundle) -> None:
         assert choose_precision(bundle.manifest, on_cuda=True, vnni=True)[0] == "fp16"
 
-    def test_a_processor_with_vnni_takes_int8_that_agrees(self, bundle: Bundle) -> None:
+    def test_auto_is_int8_on_a_processor_with_vnni_if_it_agrees(self, bundle: Bundle) -> None:
         assert choose_precision(bundle.manifest, on_cuda=False, vnni=True)[0] == "int8"
 
-    def test_a_processor_without_vnni_takes_fp32(self, bundle: Bundle) -> None:
+    def test_auto_is_fp32_on_a_processor_without_vnni(self, bundle: Bundle) -> None:
         precision, reason = choose_precision(bundle.manifest, on_cuda=False, vnni=False)
 
         assert precision == "fp32"
@@ -41,7 +41,7 @@ class TestPrecision:
     @pytest.mark.parametrize(
         ("flags", "answer"), [("fma avx2 avx512_vnni", True), ("fma avx_vnni", True), ("avx2 avx512f", False)]
     )
-    def test_vnni_is_read_off_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
+    def test_vnni_is_found_in_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} rdpid\nbugs\t\t: none\n")
 
@@ -56,7 +56,7 @@ class TestBatchSizes:
         ("asked", "on_cuda", "sizes"),
         [(None, False, (1,)), (None, True, (1, 2, 4, 8)), ((4, 1, 4), False, (1, 4)), ((2,), True, (2,))],
     )
-    def test_are_those_asked_for_or_the_devices_own(
+    def test_given_batch_sizes_replace_the_default_of_the_device(
         self, asked: tuple[int, ...] | None, on_cuda: bool, sizes: tuple[int, ...]
     ) -> None:
         assert choose_batch_sizes(asked, on_cuda=on_cuda) == sizes
@@ -67,7 +67,7 @@ def spec(provider: str, *, spinning: bool = False, cuda: CudaOptions = CudaOptio
 
 
 class TestCuda:
-    def test_by_default_convolutions_are_picked_by_heuristic_in_the_layout_of_tensor_cores(self) -> None:
+    def test_by_default_convolutions_are_picked_heuristically_in_nhwc(self) -> None:
         assert CudaOptions().provider_options() == {
             "cudnn_conv_algo_search": "HEURISTIC",
             "prefer_nhwc": "1",
@@ -75,7 +75,7 @@ class TestCuda:
             "arena_extend_strategy": "kSameAsRequested",
         }
 
-    def test_everything_asked_for_reaches_the_provider(self) -> None:
+    def test_every_option_reaches_the_provider(self) -> None:
         options = CudaOptions(conv_search="EXHAUSTIVE", memory_limit_bytes=2**31, graphs=True, prefer_nhwc=False)
 
         assert options.provider_options() == {
@@ -86,22 +86,22 @@ class TestCuda:
             "gpu_mem_limit": "2147483648",
         }
 
-    def test_a_session_on_cuda_has_the_cpu_behind_it_and_one_on_the_cpu_has_nothing(self) -> None:
+    def test_only_a_cuda_session_has_a_fallback_provider(self) -> None:
         assert spec(CUDA).providers() == [(CUDA, CudaOptions().provider_options()), "CPUExecutionProvider"]
         assert spec("CPUExecutionProvider").providers() == ["CPUExecutionProvider"]
 
-    def test_each_batch_size_has_a_graph_of_its_own(self) -> None:
+    def test_each_batch_size_has_a_cuda_graph_of_its_own(self) -> None:
         graphs = spec(CUDA, cuda=CudaOptions(graphs=True))
 
         assert [graphs.run_config(size) for size in (1, 2)] == [{"gpu_graph_id": "1"}, {"gpu_graph_id": "2"}]
 
-    def test_without_graphs_or_without_cuda_no_graph_is_named(self) -> None:
+    def test_no_cuda_graph_is_requested_without_graphs_or_without_cuda(self) -> None:
         assert spec(CUDA).run_config(1) == {}
         assert spec("CPUExecutionProvider", cuda=CudaOptions(graphs=True)).run_config(1) == {}
 
 
 @pytest.mark.parametrize(("spinning", "value"), [(True, "1"), (False, "0")])
-def test_threads_spin_where_they_may(spinning: bool, value: str) -> None:
+def test_the_spinning_setting_reaches_onnx_runtime(spinning: bool, value: str) -> None:
     entries = spec("CPUExecutionProvider", spinning=spinning).session_config()
 
     assert entries == {"session.intra_op.allow_spinning": value}

@@ -1,11 +1,11 @@
-// The sampled frames under their maps: as a strip to click on, and as a picture to take along.
+// The sampled frames under their attention maps: as a strip of buttons, and as a contact sheet to download.
 
 import { element, percent, readable } from "./charts.js";
 
 const THUMBNAIL = 160;
 const SHEET = { columns: 8, cell: 180, gap: 6, margin: 24 };
 
-/** The frames that came with an answer (`frames=jpeg`), as bitmaps. */
+/** Decode the frames of an answer (`frames=jpeg`) into bitmaps. */
 export function picturesOf(frames) {
   return Promise.all(
     frames.map(({ jpeg }) => {
@@ -15,7 +15,7 @@ export function picturesOf(frames) {
   );
 }
 
-/** A frame as wide and high as asked for, and over it a map at an opacity from 0 to 1; null leaves either out. */
+/** Draw a frame into a rectangle, and over it a map at an opacity from 0 to 1. `heat` may be null. */
 export function drawFrame(context, picture, heat, opacity, [x, y, width, height]) {
   context.imageSmoothingQuality = "high";
   context.globalAlpha = 1;
@@ -27,7 +27,7 @@ export function drawFrame(context, picture, heat, opacity, [x, y, width, height]
   }
 }
 
-/** A button a frame; one of them is in the tab order, and the arrow keys go from there. */
+/** One button per frame. One of them is in the tab order, and the arrow keys move from there. */
 export class Strip {
   #buttons;
   #pictures;
@@ -50,7 +50,7 @@ export class Strip {
     this.mark(0);
   }
 
-  /** Draw all frames again, with the painter's maps at this opacity. */
+  /** Redraw all frames with the painter's maps at this opacity. */
   draw(painter, opacity) {
     this.#buttons.forEach((button, k) => {
       const canvas = button.querySelector("canvas");
@@ -59,7 +59,7 @@ export class Strip {
     });
   }
 
-  /** Show that frame number k is on the screen. */
+  /** Mark frame k as the one on the screen. */
   mark(k) {
     const before = this.#buttons[this.#current];
     before.removeAttribute("aria-current");
@@ -68,7 +68,7 @@ export class Strip {
     now.setAttribute("aria-current", "true");
     now.tabIndex = 0;
     this.#current = k;
-    const strip = this.#container; // on a phone it scrolls sideways, and takes the frame along
+    const strip = this.#container; // on narrow screens it scrolls sideways, to keep the frame in view
     if (strip.scrollWidth > strip.clientWidth) {
       strip.scrollLeft = now.offsetLeft - strip.offsetLeft - (strip.clientWidth - now.offsetWidth) / 2;
     }
@@ -76,7 +76,7 @@ export class Strip {
 
   #move(event, onPick) {
     const last = this.#buttons.length - 1;
-    const from = this.#buttons.indexOf(event.target); // a video may still be on its way there
+    const from = this.#buttons.indexOf(event.target); // not #current: the video may still be seeking
     const targets = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: last };
     const columns = this.#buttons.filter((button) => button.offsetTop === this.#buttons[0].offsetTop).length;
     if (columns <= last) {
@@ -94,7 +94,7 @@ export class Strip {
   }
 }
 
-/** All frames with their maps, and above them what was recognised, as a PNG. Resolves to a Blob. */
+/** Draw all frames with their maps below the most likely actions. Resolves to a PNG as a Blob. */
 export function contactSheet({ pictures, painter, opacity, aspect, answer, name }) {
   const { columns, cell, gap, margin } = SHEET;
   const height = Math.round(cell / aspect);
@@ -107,13 +107,16 @@ export function contactSheet({ pictures, painter, opacity, aspect, answer, name 
   const context = canvas.getContext("2d");
   context.fillStyle = "#131510";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const [best, ...others] = answer.predictions.slice(0, 4).map((found) => `${readable(found.label)} ${percent(found.probability)}`);
+  const [best, ...others] = answer.predictions
+    .slice(0, 4)
+    .map((found) => `${readable(found.label)} ${percent(found.probability)}`);
   context.fillStyle = "#f1f3ea";
   context.font = "600 28px system-ui, sans-serif";
   context.fillText(best, margin, 46);
   context.fillStyle = "#a9ad9c";
   context.font = "16px system-ui, sans-serif";
-  context.fillText(`${others.join(" · ")}   —   ${name}, ${answer.model.name} ${answer.model.version}`, margin, 74, canvas.width - 2 * margin);
+  const source = `${name}, ${answer.model.name} ${answer.model.version}`;
+  context.fillText(`${others.join(" · ")}   —   ${source}`, margin, 74, canvas.width - 2 * margin);
   pictures.forEach((picture, k) => {
     const x = margin + (k % columns) * (cell + gap);
     const y = head + Math.floor(k / columns) * (height + gap);

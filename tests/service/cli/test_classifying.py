@@ -1,0 +1,56 @@
+"""``limelight predict --bundle``: what happens in its process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli.classifying import Wanted, in_process
+from service.errors import CommandError
+from service.isolation.processes import DecoderProcesses
+from service.settings import Settings
+from service.video import decoder
+from service.video.decoder import DecodedClip
+
+
+@pytest.fixture
+def settings(tiny_bundle: Path) -> Settings:
+    return Settings(bundle=tiny_bundle, device="cpu")
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> list[DecodedClip]:
+    """What decoder processes decode. Decoding in this process fails the test."""
+    decoded: list[DecodedClip] = []
+    decode = DecoderProcesses.decode
+
+    async def counted(decoders: DecoderProcesses, clip: Any) -> DecodedClip:
+        if isinstance(clip, bytes):  # which calls itself with a file
+            return await decode(decoders, clip)
+        decoded.append(await decode(decoders, clip))
+        return decoded[-1]
+
+    def refuse(*_: object) -> None:
+        pytest.fail("the clip was decoded outside the sandbox")
+
+    monkeypatch.setattr(DecoderProcesses, "decode", counted)
+    monkeypatch.setattr(decoder, "decode_clip", refuse)
+    return decoded
+
+
+def test_an_overlay_is_drawn_from_the_frames_of_the_only_decode(
+    settings: Settings, clip: bytes, decodes: list[DecodedClip]
+) -> None:
+    with in_process(settings, Wanted(overlay=True)) as classify:
+        answer = classify("clip.mp4", clip)
+
+    (decoded,) = decodes
+    assert answer.frames is decoded.frames
+    assert answer.times_s == [frame.time_s for frame in decoded.sampled]
+    assert answer.attention is not None
+    assert answer.json is None
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_in_the_error(settings: Settings) -> None:
+    with in_process(settings, Wanted()) as classify, pytest.raises(CommandError, match=r"^notes\.txt: "):
+        classify("notes.txt", b"no video " * 100)
