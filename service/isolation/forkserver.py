@@ -148,14 +148,17 @@ class ForkServer:
     def serve(self) -> None:
         """Returns when the socket has been shut and every process has ended."""
         while True:
+            asked = False
             for key, _ in self._selector.select():
                 if key.fileobj is self._child_ended:
                     self._reap()
-                elif key.fileobj is not self._control:
+                elif key.fileobj is self._control:
+                    asked = True  # last: a clip that was given up before this one came must be killed before it starts
+                else:
                     self._stop(key.data, done=key.fileobj is key.data.process.channel)
-                elif not self._killed and not self._accept():
-                    self._kill_all()
-                    return
+            if asked and not self._killed and not self._accept():
+                self._kill_all()
+                return
 
     def _accept(self) -> bool:
         """Start on the next clip; False where there is none any more."""

@@ -197,8 +197,8 @@ class TestForkServer:
 
         assert (await decoders.decode(clip)).facts.frames > 0
 
-    async def test_starts_no_clip_while_a_killed_one_has_not_ended(self, start_hostile: Start, clip: bytes) -> None:
-        decoders = start_hostile(60, "tests.service.isolation.reluctant")
+    async def test_no_clip_starts_before_the_process_of_a_cancelled_one_has_ended(self, start_hostile: Start, clip: bytes) -> None:
+        decoders = start_hostile(60, "tests.service.isolation.slow")
         waiting = asyncio.create_task(decoders.decode(ENDLESS))
         await eventually(decoding)
         (killed,) = decoding()
