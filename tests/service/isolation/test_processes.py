@@ -123,8 +123,8 @@ def forged(answer: str, end: str = "os._exit(0)") -> bytes:
     """A clip whose decoder says this and then ends."""
     return take_over(
         f"""
-        room, answer = sys._getframe(3).f_locals["room"], {answer!r}.encode()
-        room[-65536 : len(answer) - 65536] = answer
+        memory, answer = sys._getframe(3).f_locals["memory"], {answer!r}.encode()
+        memory[-65536 : len(answer) - 65536] = answer
         {end}
         """
     )

@@ -135,7 +135,7 @@ def test_each_layer_is_a_wall_of_its_own() -> None:
                 return errno.errorcode[error.errno]
 
         seccomp.install = lambda libc: False
-        grants = sandbox.enter(memory_bytes=2**30, cpu_s=60)
+        grants = sandbox.enter_sandbox(memory_bytes=2**30, cpu_s=60)
         print(grants.missing, refusal(os.pipe), refusal(lambda: np.ones(2**30)))
         print(refusal(lambda: os.mkdir("/tmp/made-by-a-clip")) if grants.landlock else "EACCES")
     """
