@@ -1,7 +1,7 @@
 """The fork server of ``hostile.py`` on a machine that seems slow.
 
-A killed process ends a second late, as one with much memory might. Each fork takes a while, so that a clip can be given
-up and the next one can arrive before the server looks at either.
+A killed process ends a second late, as one with much memory might. Each fork takes a while, so that the cancellation of
+a clip and the next clip both arrive before the server handles either.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def kill_late(pid: int, number: int) -> None:
 
 
 def send(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+    with contextlib.suppress(ProcessLookupError):  # it has ended on its own
         signal.pidfd_send_signal(process, number)
     os.close(process)
 
