@@ -53,14 +53,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "no_frames": Kind(422, "The clip holds no frames", "the video stream holds no frame"),
         "clip_too_long": Kind(422, "The clip is too long", "the clip lasts 912 s, more than the 600 s allowed"),
         "resolution_too_large": Kind(
-            422, "The clip's frames are too large", "frames of 7680×4320 have more than the 9500000 pixels allowed"
+            422, "The clip's frames are too large", "frames of 7680×4320 are more than the 9500000 pixels allowed"
         ),
         "decode_timeout": Kind(422, "The clip took too long to decode", "the clip takes more than 20 s to decode"),
-        "decoder_crashed": Kind(
-            422,
-            "The clip could not be decoded",
-            "the clip's decoder died; the clip may be malformed or need too much memory",
-        ),
+        "decoder_crashed": Kind(422, "The clip could not be decoded", "the clip's decoder died"),
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),

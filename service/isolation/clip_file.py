@@ -39,7 +39,7 @@ class ClipFile:
             left = left[written:]
 
     def seal(self) -> None:
-        """Make the bytes read-only for good, so that a decoder process under attack cannot change them either."""
+        """Make the bytes read-only for good. Not even a compromised decoder process can change them afterwards."""
         if not self._sealed:
             add_seals(self._file, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
             self._sealed = True

@@ -36,7 +36,7 @@ from service.video.sampling import FRAME_COUNT
 START_TIMEOUT_S = 120
 # A killed process ends within milliseconds; a fork server that has not reported it after this time is replaced.
 KILL_TIMEOUT_S = 5
-# The variables that the fork server inherits: where its code is. Others may hold secrets.
+# Environment variables that the fork server inherits to find its code. Others may hold secrets.
 INHERITED_VARIABLES = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 # A decoder process lives so briefly that much of its time goes into new pages; huge pages save a sixth of it.
 ADDED_VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OPENBLAS_NUM_THREADS": "1"}

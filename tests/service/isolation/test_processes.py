@@ -1,4 +1,4 @@
-"""Decoder processes: their answers, and what happens when a process or the fork server dies, hangs or lies."""
+"""Decoder processes: their answers, crashes, timeouts and forged answers, and the end of their fork server."""
 
 import asyncio
 import contextlib
