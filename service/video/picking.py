@@ -55,7 +55,7 @@ class FramePicker:
         reopen: Opens the clip again, with a fresh decoder.
         limits: Limits on the clip.
         check_time: Raises ``DecodeTimeout`` when the time limit has passed.
-        resizer: Converts the frames; knows the size and rotation of the last one.
+        resizer: Converts the frames, and holds the size and rotation of the last one.
     """
 
     presentation: Presentation

@@ -28,8 +28,8 @@ class Presentation:
         time_base: Length of a tick, in seconds.
         duration: From the first frame to the end of the last, in ticks.
         wanted: The slot on screen at each of the sampled instants.
-        timed: Whether every shown packet has a time of its own. Otherwise only the order in which the decoder outputs
-            frames tells when they are shown.
+        timed: Whether every packet has a presentation time, and no two shown packets the same. Otherwise only the order
+            in which the decoder outputs frames tells when they are shown.
         maybe_decode_times: Whether ``times`` may be decode times: the codec reorders frames, but the times are in
             decode order. AVI has no other times.
     """
