@@ -1,7 +1,8 @@
-"""`make fuzz-decoder`: damaged clips without end, each made from its number, decoded in a process of its own kind.
+"""Fuzzes the decoder with damaged clips until time is up (``make fuzz-decoder``).
 
-What counts as a finding: an error that is not the clip's (`ClipError`), a process that dies, one that takes too long or
-more memory than any clip may. A finding is told by its number, and `ARGS="--first NUMBER --count 1"` shows it again.
+Each clip is made from its number, and child processes decode them. A finding is an error other than ``ClipError``, or a
+child process that dies, hangs, or uses more memory than any clip may. It is reported with the clip's number;
+``make fuzz-decoder ARGS="--first NUMBER --count 1"`` reproduces it.
 """
 
 import argparse
@@ -28,23 +29,24 @@ KINDS = (
     *(("mpeg1video", "mpeg"), ("mpeg2video", "mpegts"), ("msmpeg4", "avi"), ("mjpeg", "avi")),
     *(("libvpx-vp9", "webm"), ("libsvtav1", "mp4")),
 )
-LARGEST_REAL = 300_000
+MAX_REAL_BYTES = 300_000  # of a real clip that is fuzzed: larger ones take long to decode
 LIMITS = DecodeLimits(max_frames=2000, timeout_s=20)
-PATIENCE_S = 120.0  # the process has to start, too
-MEMORY = 4 * 2**30
-PER_PROCESS = 500
-HEADER = 4096
-TELLING = (0, 1, 2**7 - 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+HANG_TIMEOUT_S = 120.0  # for one clip; for the first, the child process must start, too
+MEMORY_BYTES = 4 * 2**30
+CLIPS_PER_PROCESS = 500
+HEADER_BYTES = 4096
+# Integers at the limits of common types.
+BOUNDARY_VALUES = (0, 1, 2**7 - 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
 Mutation = Callable[[bytearray, np.random.Generator], None]
 
 
 def main() -> int:
-    """0 without a finding, else 1."""
+    """Run the command line. Returns the exit code: 0 without a finding, 1 otherwise."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=600.0, help="how long to go on (default: 600)")
+    arguments.add_argument("--seconds", type=float, default=600.0, help="stop after this many seconds (default: 600)")
     arguments.add_argument("--first", type=int, default=0, help="number of the first clip (default: 0)")
-    arguments.add_argument("--count", type=int, help="how many clips; default: as many as the time allows")
+    arguments.add_argument("--count", type=int, help="number of clips (default: as many as the time allows)")
     arguments.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.child:
@@ -54,21 +56,27 @@ def main() -> int:
 
 
 def drive(seconds: float, first: int, count: int | None) -> int:
+    """Decode clips in child processes and report findings. Returns the exit code."""
     deadline = time.monotonic() + seconds
     number, end = first, first + count if count else sys.maxsize
     findings = 0
     while number < end and time.monotonic() < deadline:
-        last, trouble = run_child(number, min(PER_PROCESS, end - number), deadline)
-        if trouble:
+        last, finding = run_child(number, min(CLIPS_PER_PROCESS, end - number), deadline)
+        if finding:
             findings += 1
-            say(f"clip {last}: {trouble}")
+            say(f"clip {last}: {finding}")
         number = last + 1
     say(f"{number - first} clips, {findings} findings")
     return int(findings > 0)
 
 
 def run_child(first: int, count: int, deadline: float) -> tuple[int, str]:
-    """The number of the last clip that a child process began, and what went wrong with it, if anything did."""
+    """Decode clips in one child process.
+
+    Returns:
+        The number of the last clip that the child began to decode, and a description of the finding; empty if it has
+        none.
+    """
     command = [
         sys.executable,
         "-W",
@@ -88,23 +96,23 @@ def run_child(first: int, count: int, deadline: float) -> tuple[int, str]:
         assert child.stderr
         ready.register(child.stdout, selectors.EVENT_READ)
         try:
-            while ready.select(PATIENCE_S):
+            while ready.select(HANG_TIMEOUT_S):
                 line = child.stdout.readline()
                 if not line:
-                    complaint = child.stderr.read().decode(errors="replace").strip().splitlines()
+                    errors = child.stderr.read().decode(errors="replace").strip().splitlines()
                     code = child.wait()
-                    return last, f"exit code {code}: {complaint[-1] if complaint else ''}" if code else ""
+                    return last, f"exit code {code}: {errors[-1] if errors else ''}" if code else ""
                 last = int(line)
                 if time.monotonic() > deadline:
                     return last, ""
-            return last, f"takes more than {PATIENCE_S:g} s"
+            return last, f"takes more than {HANG_TIMEOUT_S:g} s"
         finally:
             child.kill()
 
 
 def decode(first: int, count: int) -> None:
-    """In a child process: the number of each clip on standard output, before it is decoded."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """Decode clips in a child process. Prints each clip's number before decoding it."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     originals = list(clips())
     for number in range(first, first + count):
         say(str(number))
@@ -115,17 +123,17 @@ def decode(first: int, count: int) -> None:
 
 
 def clips() -> Iterator[bytes]:
-    """Small clips of every kind, and real ones where there are any."""
+    """Yield small clips of every kind, and the odd real files of ``LIMELIGHT_SHARED`` if there are any."""
     os.environ["SVT_LOG"] = "0"
     for codec, container in KINDS:
         yield numbered_clip(12, codec=codec, container=container)
     for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED", "../shared"), "nasty").rglob("*.*")):
-        if 0 < path.stat().st_size < LARGEST_REAL and path.suffix != ".json":
+        if 0 < path.stat().st_size < MAX_REAL_BYTES and path.suffix != ".json":
             yield path.read_bytes()
 
 
 def damaged(originals: list[bytes], number: int) -> bytes:
-    """A clip with a few mutations, always the same for a number."""
+    """Return a clip with a few mutations, which depend on ``number`` only."""
     rng = np.random.default_rng(number)
     data = bytearray(originals[rng.integers(len(originals))])
     for _ in range(rng.integers(1, 8)):
@@ -133,44 +141,55 @@ def damaged(originals: list[bytes], number: int) -> bytes:
     return bytes(data)
 
 
-def place(data: bytearray, rng: np.random.Generator) -> int:
-    """Anywhere, but mostly near the start or the end, where the headers are."""
-    near = int(rng.integers(min(len(data), HEADER) or 1))
+def choose_offset(data: bytearray, rng: np.random.Generator) -> int:
+    """Choose an offset: two out of three are near the start or the end, where the headers are."""
+    near = int(rng.integers(min(len(data), HEADER_BYTES) or 1))
     return (near, max(0, len(data) - 1 - near), int(rng.integers(len(data) or 1)))[rng.integers(3)]
 
 
 def flip(data: bytearray, rng: np.random.Generator) -> None:
     if data:
-        data[place(data, rng)] ^= 1 << int(rng.integers(8))
+        data[choose_offset(data, rng)] ^= 1 << int(rng.integers(8))
 
 
 def overwrite(data: bytearray, rng: np.random.Generator) -> None:
     size = int(rng.choice([1, 2, 4, 8]))
-    value = TELLING[rng.integers(len(TELLING))] % (1 << 8 * size)
-    start = place(data, rng)
+    value = BOUNDARY_VALUES[rng.integers(len(BOUNDARY_VALUES))] % (1 << 8 * size)
+    start = choose_offset(data, rng)
     data[start : start + size] = value.to_bytes(size, "big" if rng.integers(2) else "little")
 
 
 def remove(data: bytearray, rng: np.random.Generator) -> None:
-    start = place(data, rng)
+    start = choose_offset(data, rng)
     del data[start : start + int(rng.integers(1, 64))]
 
 
 def repeat(data: bytearray, rng: np.random.Generator) -> None:
-    start = place(data, rng)
+    start = choose_offset(data, rng)
     data[start:start] = data[start : start + int(rng.integers(1, 256))]
 
 
-def shuffle(data: bytearray, rng: np.random.Generator) -> None:
-    start, other, size = place(data, rng), place(data, rng), int(rng.integers(1, 64))
+def copy_over(data: bytearray, rng: np.random.Generator) -> None:
+    start, other, size = choose_offset(data, rng), choose_offset(data, rng), int(rng.integers(1, 64))
     data[start : start + size] = data[other : other + size]
 
 
-def cut_off(data: bytearray, rng: np.random.Generator) -> None:
-    del data[max(1, place(data, rng)) :]
+def truncate(data: bytearray, rng: np.random.Generator) -> None:
+    del data[max(1, choose_offset(data, rng)) :]
 
 
-MUTATIONS: tuple[Mutation, ...] = (flip, flip, flip, overwrite, overwrite, overwrite, remove, repeat, shuffle, cut_off)
+MUTATIONS: tuple[Mutation, ...] = (
+    flip,
+    flip,
+    flip,
+    overwrite,
+    overwrite,
+    overwrite,
+    remove,
+    repeat,
+    copy_over,
+    truncate,
+)
 
 
 def say(line: str) -> None:

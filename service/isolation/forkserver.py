@@ -1,15 +1,23 @@
-"""The program that decoder processes are forked from: ``python -m service.isolation.forkserver SOCKET MEMORY LIMITS``.
+"""The fork server: a program from which one decoder process is forked for each clip.
 
-It has done once what every decoder would have to: imported PyAV and decoded a clip, after which FFmpeg's tables are
-filled and nothing is left to import. One process is always forked ahead: it waits for a clip, and no clip for it.
+``processes.DecoderProcesses`` starts it as ``python -m service.isolation.forkserver SOCKET MEMORY_BYTES LIMITS``. It
+imports PyAV and decodes a clip once, which fills FFmpeg's tables, so that a forked process has nothing left to do but
+decode. One process is always forked ahead and waits for the next clip.
 
-``DecoderProcesses`` talks to it over a Unix socket. When it is ready it says, as JSON, what the sandbox is made of
-here. Then it is sent one byte and a descriptor, room for the first clip's answer, and for each clip one byte and three:
-the clip, a socket of its own, and room for the next clip's answer, which the process that waits for that can thus make
-its own beforehand. When a process has closed its channel, which is all that it may do to say so, it is done: it is
-killed, and DONE goes over the clip's socket; then, once it has ended, its wait status in decimal digits. When the other
-side shuts the clip's socket before, the process is killed, too. While one that is killed has not ended no other clip is
-started. When the server's own socket is shut it kills every process and ends.
+The protocol runs over Unix sockets of the type ``SOCK_SEQPACKET``. Descriptors are sent along with a byte that means
+nothing.
+
+1. The service sends a descriptor on the control socket: the file for the first clip's answer.
+2. When the fork server is ready, it sends the layers of the sandbox (``Grants``) as JSON.
+3. For each clip the service sends three descriptors: the clip, a socket for this clip, and the file for the *next*
+   clip's answer. The process that is forked ahead maps that file before its clip arrives.
+4. A decoder process writes its answer into the file and closes its channel to the fork server, which is all that the
+   sandbox allows it to do with the channel. The fork server kills it and sends ``DONE`` on the clip's socket; once the
+   process has ended, it sends the wait status in decimal digits.
+5. When the service shuts the clip's socket down, the fork server kills the process.
+6. When the control socket is closed, the fork server kills every process and ends.
+
+No clip is started while a killed process has not ended, so that no more clips than the service allows are in memory.
 """
 
 import contextlib
@@ -36,104 +44,119 @@ import av
 import numpy as np
 
 from service.errors import ClipError, DecoderCrashed
-from service.isolation.sandbox import die_with, enter
+from service.isolation.sandbox import die_with_parent, enter_sandbox
 from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, Image, decode_clip
 from service.video.sampling import FRAME_COUNT
 
-# An answer: the frames, then a JSON object and zeros.
+# An answer is the frames, then a report: a JSON object, padded with zeros.
 FRAMES_SHAPE = (FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAMES_BYTES = math.prod(FRAMES_SHAPE)
 ANSWER_BYTES = FRAMES_BYTES + 64 * 1024
 DONE = b"done"  # on a clip's socket
-# Four frames of 64×48; the renderer's output, committed so that the service renders nothing.
+# Four frames of 64×48 from `model_export.rendering`, committed because the service itself renders nothing.
 WARM_UP_CLIP = Path(__file__).with_name("warmup.mp4")
-MOST_WORDS = 8000  # of an error's text, each up to six bytes of JSON
+MAX_ERROR_CHARACTERS = 8000  # each takes up to six bytes of JSON, and the report has room for 64 KiB
 
 Decode = Callable[[BinaryIO, DecodeLimits, Image], DecodedClip]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What happens in a forked process, and what it may cost. `exercise` is a clip of our own to warm up with."""
+    """What a forked process runs, and the limits that it runs under.
+
+    Attributes:
+        decode: Decodes a clip; tests replace it with hostile code.
+        limits: Limits on the clip.
+        memory_bytes: Address space that decoding may use.
+        warm_up_clip: A trusted clip that each process decodes before its own clip arrives.
+    """
 
     decode: Decode
     limits: DecodeLimits
     memory_bytes: int
-    exercise: bytes
+    warm_up_clip: bytes
 
-    def fork(self, answer: int) -> "Process":
-        """A new process that waits for its clip, with room for what it will say of it."""
+    def fork(self, answer: int) -> "DecoderProcess":
+        """Fork a process that waits for its clip and will write to the file with the descriptor ``answer``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         with theirs:
-            return Process(os.fork() or self._work(theirs, answer, parent), ours)
+            return DecoderProcess(os.fork() or self._run(theirs, answer, parent), ours)
 
-    def _work(self, channel: socket.socket, answer: int, parent: int) -> NoReturn:
-        """Decode in the sandbox, write the answer, and end."""
+    def _run(self, channel: socket.socket, answer: int, parent: int) -> NoReturn:
+        """Receive a clip, decode it in the sandbox, write the answer, and exit. Runs in the forked process."""
         try:
-            die_with(parent)
+            die_with_parent(parent)
             signal.set_wakeup_fd(-1)
-            room = mmap.mmap(answer, ANSWER_BYTES)
-            frames = np.frombuffer(room, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
-            ours = socket.socket(fileno=_only_open(channel.detach()))
-            # A fresh process copies every page that it writes to for the first time. Better now, while nobody waits.
-            self.decode(io.BytesIO(self.exercise), DecodeLimits(), frames)
-            source = io.FileIO(_await_clip(ours), closefd=False)
-            source.seek(0)
+            memory = mmap.mmap(answer, ANSWER_BYTES)
+            frames = np.frombuffer(memory, np.uint8, FRAMES_BYTES).reshape(FRAMES_SHAPE)
+            channel = socket.socket(fileno=_close_all_but(channel.detach()))
+            # A forked process copies each page when it first writes to it: do so now, while no request waits for it.
+            self.decode(io.BytesIO(self.warm_up_clip), DecodeLimits(), frames)
+            clip = io.FileIO(_receive_clip(channel), closefd=False)
+            clip.seek(0)
             try:
-                found = self._decode(cast(BinaryIO, source), frames)
+                report = self._decode(cast(BinaryIO, clip), frames)
             except ClipError as error:
-                found = {"code": error.code, "detail": str(error)[:MOST_WORDS]}
+                report = {"code": error.code, "detail": str(error)[:MAX_ERROR_CHARACTERS]}
             except MemoryError:
-                found = {"code": DecoderCrashed.code, "detail": "the clip takes more memory to decode than allowed"}
+                report = {"code": DecoderCrashed.code, "detail": "decoding the clip takes more memory than allowed"}
             except BaseException:
-                found = {"failure": traceback.format_exc()[-MOST_WORDS:]}
-            text = json.dumps(found).encode()
-            room[FRAMES_BYTES : FRAMES_BYTES + len(text)] = text
-            ours.close()  # says so: freeing a process's memory takes the kernel longer than an answer has to wait
+                report = {"failure": traceback.format_exc()[-MAX_ERROR_CHARACTERS:]}
+            text = json.dumps(report).encode()
+            memory[FRAMES_BYTES : FRAMES_BYTES + len(text)] = text
+            # The fork server answers the service when the channel is closed, not when this process has ended: the
+            # kernel takes longer to free the process's memory than an answer should be delayed.
+            channel.close()
             os._exit(0)
         finally:
             os._exit(1)
 
-    def _decode(self, source: BinaryIO, frames: Image) -> dict[str, Any]:
-        grants = enter(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
-        clip = self.decode(source, self.limits, frames)
+    def _decode(self, clip: BinaryIO, frames: Image) -> dict[str, Any]:
+        """Enter the sandbox, decode ``clip`` into ``frames``, and return the report."""
+        grants = enter_sandbox(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
+        decoded = self.decode(clip, self.limits, frames)
         return {
-            "facts": asdict(clip.facts),
-            "sampled": [asdict(frame) for frame in clip.sampled],
+            "facts": asdict(decoded.facts),
+            "sampled": [asdict(frame) for frame in decoded.sampled],
             "grants": asdict(grants),
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A forked process, and the socket over which it hears what to decode."""
+class DecoderProcess:
+    """A forked process, as the fork server sees it. The clip is sent to it over ``channel``."""
 
     pid: int
     channel: socket.socket
 
     def start(self, clip: int) -> None:
-        """Hand over its clip. Where it has died, its wait status tells."""
+        """Send the clip's descriptor. If the process has died, its wait status will tell."""
         with contextlib.suppress(OSError):
             socket.send_fds(self.channel, [b"."], [clip])
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """A clip that is decoded: its process, and the socket of who waits for it."""
+class RunningClip:
+    """A clip that is being decoded: its process, and the socket on which the service waits for it."""
 
-    process: Process
+    process: DecoderProcess
     caller: socket.socket
 
 
 class ForkServer:
-    """Gives each clip a process of its own, forked before it came, until its socket is shut."""
+    """Starts the process that is forked ahead for each clip, and forks the next one.
+
+    Args:
+        control: The socket to the service.
+        decoder: What the forked processes run.
+    """
 
     def __init__(self, control: socket.socket, decoder: Decoder) -> None:
         self._control = control
         self._decoder = decoder
-        self._clips: dict[int, Clip] = {}  # by process
-        self._killed: set[int] = set()  # of these
+        self._clips: dict[int, RunningClip] = {}  # by process id
+        self._killed: set[int] = set()  # process ids in _clips that have not ended yet
         self._child_ended, wakeup = socket.socketpair()
         self._child_ended.setblocking(False)
         wakeup.setblocking(False)
@@ -143,60 +166,64 @@ class ForkServer:
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
         _, (self._answer,), _, _ = socket.recv_fds(control, 1, 1)
-        self._ready: Process | None = decoder.fork(self._answer)
+        self._waiting: DecoderProcess | None = decoder.fork(self._answer)
 
     def serve(self) -> None:
-        """Returns when the socket has been shut and every process has ended."""
+        """Serve clips until the control socket is closed. Returns when every process has ended."""
         while True:
+            requested = False
             for key, _ in self._selector.select():
                 if key.fileobj is self._child_ended:
                     self._reap()
-                elif key.fileobj is not self._control:
-                    self._stop(key.data, done=key.fileobj is key.data.process.channel)
-                elif not self._killed and not self._accept():
-                    self._kill_all()
-                    return
+                elif key.fileobj is self._control:
+                    requested = True  # handled last: clips that were cancelled before it came must be killed first
+                else:
+                    self._kill(key.data, done=key.fileobj is key.data.process.channel)
+            if requested and not self._killed and not self._accept():
+                self._kill_all()
+                return
 
     def _accept(self) -> bool:
-        """Start on the next clip; False where there is none any more."""
+        """Start the next clip. Returns False if the control socket is closed."""
         _, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
         if not descriptors:
             return False
         data, caller, next_answer = descriptors
-        process = self._ready or self._decoder.fork(self._answer)
+        process = self._waiting or self._decoder.fork(self._answer)
         process.start(data)
         os.close(data)
         os.close(self._answer)
         self._answer = next_answer
-        clip = self._clips[process.pid] = Clip(process, socket.socket(fileno=caller))
+        clip = self._clips[process.pid] = RunningClip(process, socket.socket(fileno=caller))
         self._selector.register(clip.caller, selectors.EVENT_READ, clip)
         self._selector.register(process.channel, selectors.EVENT_READ, clip)
-        self._ready = self._decoder.fork(self._answer)
+        self._waiting = self._decoder.fork(self._answer)
         return True
 
-    def _stop(self, clip: Clip, *, done: bool) -> None:
-        """The process says that it is done, or its caller does not wait any more."""
+    def _kill(self, clip: RunningClip, *, done: bool) -> None:
+        """Kill a clip's process, because it is done or because the service no longer waits for it."""
         pid = clip.process.pid
         if self._clips.get(pid) is not clip or pid in self._killed:
-            return  # it has just been reaped, and the number may be another's; or both came at once
+            return  # the process has just been reaped, and its id may be reused; or both events came at once
         os.kill(pid, signal.SIGKILL)
         self._unwatch(clip)
         if not self._killed:
-            self._selector.unregister(self._control)  # no further clip until it has ended
+            self._selector.unregister(self._control)  # start no clip until the process has ended
         self._killed.add(pid)
         if done:
             with contextlib.suppress(OSError):
                 clip.caller.send(DONE)
 
     def _reap(self) -> None:
+        """Send the wait status of each process that has ended to the service."""
         self._child_ended.recv(4096)
-        while self._clips or self._ready:
+        while self._clips or self._waiting:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            if self._ready and pid == self._ready.pid:  # killed; another is forked when a clip comes
-                self._ready.channel.close()
-                self._ready = None
+            if self._waiting and pid == self._waiting.pid:  # it was killed; the next clip has another forked
+                self._waiting.channel.close()
+                self._waiting = None
                 continue
             clip = self._clips.pop(pid)
             if pid not in self._killed:
@@ -207,15 +234,16 @@ class ForkServer:
             with contextlib.suppress(OSError), clip.process.channel, clip.caller:
                 clip.caller.send(b"%d" % status)
 
-    def _unwatch(self, clip: Clip) -> None:
+    def _unwatch(self, clip: RunningClip) -> None:
         self._selector.unregister(clip.caller)
         self._selector.unregister(clip.process.channel)
 
     def _kill_all(self) -> None:
-        left = [*self._clips, *([self._ready.pid] if self._ready else [])]
-        for pid in left:
+        """Kill every process and wait for its end."""
+        pids = [*self._clips, *([self._waiting.pid] if self._waiting else [])]
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        for pid in left:
+        for pid in pids:
             os.waitpid(pid, 0)
 
 
@@ -232,13 +260,17 @@ def import_pyav() -> None:
 
 
 def warm_up(decoder: Decoder) -> dict[str, Any]:
-    """Decode here, so that everything is imported; then in the sandbox. Returns what that is made of.
+    """Decode the warm-up clip in this process, so that every module is imported, and then in the sandbox.
 
-    Raises RuntimeError, with the reason, where nothing can be decoded in the sandbox.
+    Returns:
+        The fields of ``Grants``: the layers of the sandbox that the kernel grants.
+
+    Raises:
+        RuntimeError: No clip can be decoded in the sandbox; the message has the reason.
     """
-    clip, frames = decoder.exercise, np.empty(FRAMES_SHAPE, np.uint8)
+    clip, frames = decoder.warm_up_clip, np.empty(FRAMES_SHAPE, np.uint8)
     decoder.decode(io.BytesIO(clip), decoder.limits, frames)
-    with contextlib.suppress(ClipError):  # failing needs code, too
+    with contextlib.suppress(ClipError):  # so that the code that handles errors is loaded, too
         decoder.decode(io.BytesIO(clip[:100]), decoder.limits, frames)
     with os.fdopen(os.memfd_create("clip"), "wb") as source, os.fdopen(os.memfd_create("answer"), "w+b") as answer:
         source.write(clip)
@@ -249,42 +281,50 @@ def warm_up(decoder: Decoder) -> dict[str, Any]:
         with process.channel:
             _, status = os.waitpid(process.pid, 0)
         answer.seek(FRAMES_BYTES)
-        found = answer.read().rstrip(b"\0")
+        report = answer.read().rstrip(b"\0")
     try:
-        grants: dict[str, Any] = json.loads(found)["grants"]
+        grants: dict[str, Any] = json.loads(report)["grants"]
     except (ValueError, KeyError) as error:
-        raise RuntimeError(f"no clip can be decoded in the sandbox: wait status {status}, {found!r}") from error
+        raise RuntimeError(f"no clip can be decoded in the sandbox: wait status {status}, {report!r}") from error
     return grants
 
 
 def main(decode: Decode = decode_clip) -> None:
-    """Serve until the socket is shut. Signals meant for the whole group, as from a terminal, leave it alone."""
+    """Run the fork server until its control socket is closed.
+
+    SIGINT, SIGTERM and SIGHUP are ignored: they may be sent to the whole process group, as by a terminal, and the
+    service decides when decoding ends.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     descriptor, memory_bytes, limits = sys.argv[1:]
     import_pyav()
     decoder = Decoder(decode, DecodeLimits(**json.loads(limits)), int(memory_bytes), WARM_UP_CLIP.read_bytes())
     with socket.socket(fileno=int(descriptor)) as control:
-        grants = warm_up(replace(decoder, limits=DecodeLimits()))  # whatever is asked of strangers' clips
+        grants = warm_up(replace(decoder, limits=DecodeLimits()))  # the configured limits may exclude the warm-up clip
         gc.collect()
-        gc.freeze()  # or every process copies the pages that its collector marks
-        with contextlib.suppress(AttributeError):  # where the C library is not glibc
-            ctypes.CDLL(None).malloc_trim(0)  # or every process copies free memory to write to it
+        gc.freeze()  # otherwise each process copies the pages that its garbage collector marks
+        with contextlib.suppress(AttributeError):  # C libraries other than glibc have no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise each process copies pages of free memory to write to them
         server = ForkServer(control, decoder)
         control.send(json.dumps(grants).encode())
         server.serve()
 
 
-def _await_clip(channel: socket.socket) -> int:
-    """The clip's descriptor, once it comes; then the process has the name of one that decodes."""
+def _receive_clip(channel: socket.socket) -> int:
+    """Wait for the clip's descriptor, then name the process "decoder", which tells it from one that still waits."""
     _, (clip,), _, _ = socket.recv_fds(channel, 1, 1)
-    with contextlib.suppress(OSError):  # where /proc may not be written to
+    with contextlib.suppress(OSError):  # /proc may be read-only
         Path("/proc/self/comm").write_text("decoder")
     return clip
 
 
-def _only_open(descriptor: int) -> int:
-    """Close every descriptor but this, which becomes the one returned; the standard streams lead nowhere."""
+def _close_all_but(descriptor: int) -> int:
+    """Close every descriptor but this one and the standard streams, which are pointed at standard input (/dev/null).
+
+    Returns:
+        The descriptor's new number, 3.
+    """
     os.dup2(descriptor, 3)
     for stream in (1, 2):
         os.dup2(0, stream)

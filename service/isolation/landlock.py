@@ -1,20 +1,25 @@
-"""Landlock: the process gives up every file by name, TCP, and abstract sockets and signals beyond itself.
+"""Landlock: takes from a process all access to files by name, to TCP, and to abstract sockets and signals outside it.
 
-See landlock(7) and linux/landlock.h. A ruleset that handles a right and has no rule denies it everywhere.
+A Landlock ruleset that handles an access right and has no rule for it denies that right everywhere. See landlock(7) and
+``linux/landlock.h``.
 """
 
 import ctypes
 import os
 import struct
 
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same numbers on every machine
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # system call numbers, equal on every architecture
 _CREATE_RULESET_VERSION = 1
 _TCP = 0b11  # bind, connect; since version 4
 _SCOPES = 0b11  # abstract Unix sockets, signals; since version 6
 
 
 def deny_all(libc: ctypes.CDLL) -> int:
-    """Enter such a domain, which needs no_new_privs. The kernel's Landlock version, 0 where it has none."""
+    """Restrict this process by a ruleset without rules. It must have set ``no_new_privs``.
+
+    Returns:
+        The kernel's Landlock version; 0 if it has none or refuses the ruleset.
+    """
     version = libc.syscall(
         ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(_CREATE_RULESET_VERSION)
     )
@@ -32,11 +37,11 @@ def deny_all(libc: ctypes.CDLL) -> int:
 
 
 def _attributes(version: int) -> bytes:
-    """The struct landlock_ruleset_attr, as long as this version knows it."""
-    rights = 13  # reading, writing, executing, making and removing, by name
-    rights += version >= 2  # moving between folders
-    rights += version >= 3  # truncating
-    rights += version >= 5  # ioctl of devices
+    """Return the ``struct landlock_ruleset_attr`` with every right and field that this version knows."""
+    rights = 13  # read, write, execute, create and remove, by name
+    rights += version >= 2  # move between directories
+    rights += version >= 3  # truncate
+    rights += version >= 5  # ioctl on devices
     fields = [(1 << rights) - 1]
     if version >= 4:
         fields.append(_TCP)

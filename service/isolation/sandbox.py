@@ -1,6 +1,6 @@
-"""What a decoder process gives up before it reads the first byte of a stranger's clip: all but computing.
+"""Takes from a decoder process everything but computing, before it reads the first byte of a clip.
 
-docs/sandbox.md says what each layer is for. Linux only.
+``docs/sandbox.md`` says what each layer is for and where it may be missing.
 """
 
 import contextlib
@@ -20,7 +20,14 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """What this kernel gave. ``landlock`` is its version; 0 or False: the layer is missing."""
+    """The layers of the sandbox that this kernel grants.
+
+    Attributes:
+        rlimits: Whether the resource limits are set.
+        no_new_privs: Whether running a program can no longer add privileges.
+        landlock: The kernel's Landlock version; 0 if the layer is missing.
+        seccomp: Whether system calls are filtered.
+    """
 
     rlimits: bool = False
     no_new_privs: bool = False
@@ -29,22 +36,26 @@ class Grants:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the layers that are."""
+        """Names of the layers that are missing."""
         return [layer for layer, granted in asdict(self).items() if not granted]
 
 
-def enter(*, memory_bytes: int, cpu_s: int) -> Grants:
-    """Give up, for good, everything but reading what is open, computing, and ending.
+def enter_sandbox(*, memory_bytes: int, cpu_s: int) -> Grants:
+    """Restrict this process for good to reading what is open, computing and exiting.
 
-    The process has to have one thread only, and everything it will need imported.
+    The process must have one thread only, and must have imported every module that it will need.
 
     Args:
-        memory_bytes: address space that it may take beyond what it has now.
-        cpu_s: seconds of processor time that it may take.
+        memory_bytes: Address space that the process may use beyond its present use.
+        cpu_s: Processor time that the process may use, in seconds.
+
+    Returns:
+        The layers that the kernel grants.
     """
     libc = _libc()
-    # Where memory runs out, the decoder that wants it is to die, not the service. Lost after this: /proc.
-    with contextlib.suppress(OSError):  # where /proc may not be written to
+    # If the machine runs out of memory, the kernel kills this process first, not the service. After the sandbox is
+    # entered, /proc can no longer be opened.
+    with contextlib.suppress(OSError):  # /proc may be read-only
         Path("/proc/self/oom_score_adj").write_text("1000")
     memory_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     no_new_privs = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
@@ -53,19 +64,19 @@ def enter(*, memory_bytes: int, cpu_s: int) -> Grants:
     for limit, value in (
         (resource.RLIMIT_AS, memory_now + memory_bytes),
         (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NPROC, 0),  # no thread either; root is exempt, which leaves it to seccomp
+        (resource.RLIMIT_NPROC, 0),  # threads count too; root is exempt, so seccomp denies both as well
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 0),  # what is open stays open, nothing more is opened
+        (resource.RLIMIT_NOFILE, 0),  # open descriptors stay open, new ones cannot be opened
         (resource.RLIMIT_CORE, 0),
     ):
         _lower(limit, value)
     return Grants(rlimits=True, no_new_privs=no_new_privs, landlock=landlock_version, seccomp=seccomp.install(libc))
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent, of this process id, ends."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, whose process id is ``parent``, ends."""
     _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it was quicker
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
@@ -78,6 +89,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _lower(limit: int, value: int) -> None:
+    """Set a resource limit, soft and hard, to ``value``, or leave it at its hard limit if that is lower."""
     highest = resource.getrlimit(limit)[1]
     if highest != resource.RLIM_INFINITY:
         value = min(value, highest)

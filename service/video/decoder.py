@@ -1,7 +1,7 @@
-"""Decodes a clip: from its bytes to the 40 frames that the network looks at.
+"""Decodes a clip's bytes to the 40 frames that the network needs.
 
-``media`` decides what counts as a clip, ``presentation`` finds out when each frame is shown, ``sampling`` chooses the
-frames, ``picking`` decodes them, and ``resizing`` brings them to the network's size.
+``media`` opens the file, ``presentation`` finds out when each frame is shown, ``sampling`` chooses the frames,
+``picking`` decodes them, and ``resizing`` converts them to the network's size.
 """
 
 import io
@@ -34,7 +34,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ClipFacts:
-    """What the clip is. ``width`` × ``height`` are as coded, before ``rotation`` (degrees clockwise) is applied."""
+    """Properties of a clip's video stream.
+
+    Attributes:
+        container: Short name of the container, for example ``mp4`` (also for MOV and 3GP) or ``matroska``.
+        codec: FFmpeg's name of the codec, for example ``h264``.
+        width: In pixels, as coded: before ``rotation`` is applied.
+        height: In pixels, as coded.
+        frames: Number of frames that are shown.
+        duration_s: From the first frame to the end of the last, in seconds.
+        rotation: Clockwise rotation that shows the frames upright, in degrees.
+        damaged_frames: Number of different sampled frames that could not be decoded and were replaced.
+    """
 
     container: str
     codec: str
@@ -48,7 +59,12 @@ class ClipFacts:
 
 @dataclass(frozen=True, slots=True)
 class SampledFrame:
-    """``index`` in presentation order, and the sampled instant in seconds after the clip's first frame."""
+    """Where a frame was sampled.
+
+    Attributes:
+        index: The frame's index in presentation order.
+        time_s: The sampled instant, in seconds after the clip's first frame.
+    """
 
     index: int
     time_s: float
@@ -56,7 +72,13 @@ class SampledFrame:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """``frames`` is uint8 ``(40, 224, 224, 3)``, RGB, upright; ``sampled`` says where each was taken."""
+    """A clip's sampled frames.
+
+    Attributes:
+        frames: uint8 ``(40, 224, 224, 3)``, RGB, upright.
+        facts: Properties of the clip.
+        sampled: Where each frame was sampled.
+    """
 
     frames: Image
     facts: ClipFacts
@@ -66,16 +88,16 @@ class DecodedClip:
 def decode_clip(
     source: bytes | str | Path | BinaryIO, limits: DecodeLimits | None = None, into: Image | None = None
 ) -> DecodedClip:
-    """Decodes the frames on screen at the 40 sampled instants of the clip's best video stream.
+    """Decode the frames on screen at the 40 sampled instants of a clip's best video stream.
 
     Args:
-        source: the clip's bytes, its path, or a seekable binary file.
-        limits: what the clip may cost; the defaults where ``None``.
-        into: where to put the frames, uint8 ``(40, 224, 224, 3)``; in new memory where ``None``.
+        source: The clip's bytes, its path, or a seekable binary file.
+        limits: Limits on the clip (default: those of ``DecodeLimits``).
+        into: Receives the frames: uint8 ``(40, 224, 224, 3)`` (default: a new array).
 
     Raises:
-        ClipError: the clip cannot be sampled (see ``service.errors``).
-        OSError: the path cannot be read.
+        ClipError: The clip cannot be sampled; ``service.errors`` lists the reasons.
+        OSError: The path cannot be read.
     """
     limits = limits or DecodeLimits()
     if isinstance(source, str | Path):

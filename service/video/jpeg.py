@@ -1,4 +1,4 @@
-"""The sampled frames as small pictures, for people who cannot play the clip."""
+"""Encodes the sampled frames as small JPEG images, for clients that cannot play the clip."""
 
 import io
 from collections.abc import Sequence
@@ -7,15 +7,22 @@ from PIL import Image as PillowImage
 
 from service.video.decoder import Image, SampledFrame
 
-# The 40 pictures of a clip of UCF-101 take 100 to 200 KB as base64 (benchmarks/RESULTS.md).
+# The 40 images of a UCF-101 clip take 100 to 200 KB as base64 (benchmarks/RESULTS.md).
 REDUCTION = 2
 QUALITY = 75
 
 
 def frame_jpegs(frames: Image, sampled: Sequence[SampledFrame]) -> tuple[bytes, ...]:
-    """A JPEG of 112×112 for each of the frames, uint8 (40, 224, 224, 3), RGB; a frame sampled again is encoded once.
+    """Encode each frame as a JPEG image of 112×112 pixels. A frame that was sampled repeatedly is encoded once.
 
-    Takes some 15 ms, for most of which it holds the interpreter: meant for a thread, and for one at a time.
+    Takes about 15 ms and holds the interpreter lock for most of it: run it in a thread, one call at a time.
+
+    Args:
+        frames: uint8 ``(40, 224, 224, 3)``, RGB.
+        sampled: Which frame of the clip each of them is.
+
+    Returns:
+        One JPEG file per frame.
     """
     encoded: dict[int, bytes] = {}
     for frame, pixels in zip(sampled, frames, strict=True):

@@ -1,4 +1,4 @@
-"""What one clip may cost. Each check raises the error that says so."""
+"""Limits on one clip, and the checks that raise the matching error."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,14 @@ from service.errors import ClipTooLong, DecodeTimeout, ResolutionTooLarge
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What one clip may cost: seconds of video, pixels a frame, frames, and seconds of decoding."""
+    """Limits on one clip.
+
+    Attributes:
+        max_duration_s: Length of the video, in seconds.
+        max_pixels: Pixels per frame, width × height.
+        max_frames: Frames in the video stream.
+        timeout_s: Time that decoding may take, in seconds.
+    """
 
     max_duration_s: float = 600.0
     max_pixels: int = 9_500_000
@@ -18,22 +25,26 @@ class DecodeLimits:
     timeout_s: float = 20.0
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises ResolutionTooLarge."""
+        """Raise ``ResolutionTooLarge`` if a frame of this size, in pixels, is too large."""
         if width * height > self.max_pixels:
-            raise ResolutionTooLarge(f"frames of {width}×{height} are more than the {self.max_pixels} pixels allowed")
+            raise ResolutionTooLarge(f"frames of {width}×{height} have more than the {self.max_pixels} pixels allowed")
 
     def check_frames(self, frames: int) -> None:
-        """Raises ClipTooLong."""
+        """Raise ``ClipTooLong`` if a clip has too many frames."""
         if frames > self.max_frames:
             raise ClipTooLong(f"the clip has more than the {self.max_frames} frames allowed")
 
     def check_duration(self, seconds: Fraction) -> None:
-        """Raises ClipTooLong."""
+        """Raise ``ClipTooLong`` if a clip is too long."""
         if seconds > self.max_duration_s:
             raise ClipTooLong(f"the clip lasts {float(seconds):.0f} s, more than the {self.max_duration_s:g} s allowed")
 
     def stopwatch(self) -> Callable[[], None]:
-        """Starts the clock. What is returned raises DecodeTimeout when it is called too late."""
+        """Start the time limit.
+
+        Returns:
+            A function that raises ``DecodeTimeout`` once the time is over. Call it often while decoding.
+        """
         deadline = time.monotonic() + self.timeout_s
 
         def check_time() -> None:

@@ -1,7 +1,8 @@
-"""Which files count as video: the containers and codecs allowed, each with its reason, and the stream that is the clip.
+"""Opens a file as video: allows a list of containers and codecs, each with its reason, and picks the video stream.
 
-Every demuxer and decoder more is code that strangers' bytes can reach, so both are allow-lists, and FFmpeg is told of
-them: it tries no other, not even while it looks into the file. ``docs/media.md`` says the same to users.
+Every further demuxer and decoder is more code that untrusted bytes can reach. Both lists are therefore passed to
+FFmpeg, which uses no other demuxer or decoder, not even while it probes the file. ``docs/media.md`` explains the lists
+to users.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,7 +21,7 @@ from service.video.limits import DecodeLimits
 from service.video.mp4 import is_encrypted, is_image
 from service.video.mpegts import scrambled_pids
 
-# FFmpeg's names, and why each is here. Playlists (hls, dash, concat) are not: they make FFmpeg read what they name.
+# FFmpeg's names, with reasons. Playlists (hls, dash, concat) are left out: they make FFmpeg read the files they name.
 DEMUXERS = {
     "mov,mp4,m4a,3gp,3g2,mj2": "MP4, MOV and 3GP: phones, cameras, editors and most sites",
     "matroska,webm": "WebM from browsers' recorders and sites, MKV from screen recorders",
@@ -34,7 +35,12 @@ DEMUXERS = {
 
 @dataclass(frozen=True, slots=True)
 class AllowedCodec:
-    """``decoder`` is FFmpeg's name for what decodes it."""
+    """A codec on the allow-list.
+
+    Attributes:
+        decoder: FFmpeg's name of the decoder.
+        reason: Which clips use the codec.
+    """
 
     decoder: str
     reason: str
@@ -55,47 +61,52 @@ CODECS = {
     "theora": AllowedCodec("theora", "clips of free archives"),
 }
 
-# First bytes of containers: (offset, magic). A file that begins so and cannot be opened is damaged, any other no video.
+# First bytes of containers, as (offset, bytes). A file that begins with them and cannot be opened is a damaged video;
+# any other file that cannot be opened is not a video.
 SIGNATURES = ((4, b"ftyp"), (4, b"moov"), (0, b"\x1aE\xdf\xa3"), (8, b"AVI "), (0, b"FLV\x01"), (0, b"OggS"))
 
-NO_CLIP = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+NOT_A_CLIP = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
-# Decoders compare widths rounded up to 64 with their limit. This much more lets no frame within ours be refused that is
-# lower than 16,384 pixels; frames are checked exactly when they are decoded.
-ROUNDING = 2**20
+# FFmpeg's decoders round widths up to multiples of 64 before they compare with ``max_pixels``. With this margin they
+# accept every frame within our limit whose height is below 16,384 pixels; decoded frames are checked exactly.
+MAX_PIXELS_MARGIN = 2**20
 
 
 @contextmanager
 def open_video(file: BinaryIO, limits: DecodeLimits) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, whose decoder has seen nothing yet and works in this thread alone.
+    """Open a file and choose its best video stream. The stream's decoder is fresh and uses the calling thread only.
+
+    Args:
+        file: A seekable file.
+        limits: Limits on the clip.
+
+    Yields:
+        The container and the stream.
 
     Raises:
-        UnsupportedMedia: it is not a video of an allowed container and codec.
-        CorruptClip: it begins like one, and cannot be opened.
-        ResolutionTooLarge: its frames are declared larger than allowed.
+        UnsupportedMedia: The file is not a video in an allowed container and codec.
+        CorruptClip: The file begins like a video but cannot be opened.
+        ResolutionTooLarge: The declared frame size is larger than allowed.
     """
     with _open(file, limits) as container:
         scrambled = scrambled_pids(file) if container.format.name == "mpegts" else ()
         stream = _best_stream(container, scrambled)
         context = stream.codec_context
         limits.check_size(context.width, context.height)
-        context.options = {"max_pixels": str(limits.max_pixels + ROUNDING)}
-        context.thread_type, context.thread_count = "NONE", 1  # dav1d heeds the count only
+        context.options = {"max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN)}
+        context.thread_type, context.thread_count = "NONE", 1  # dav1d ignores the type
         yield container, stream
 
 
 def check_decode_error(error: av.error.FFmpegError, context: VideoCodecContext, limits: DecodeLimits) -> None:
-    """Tells frames that the decoder refuses for their size from damage.
+    """Raise ``ResolutionTooLarge`` if a decoder failed because a frame is too large, not because it is damaged.
 
-    Of such frames H.264's and HEVC's decoders tell the size, dav1d says "out of range", the others "invalid argument",
-    and forget the size.
-
-    Raises:
-        ResolutionTooLarge: they are too large.
+    For such a frame, the decoders of H.264 and HEVC report its size. dav1d fails with "out of range", the others with
+    "invalid argument", and they reset the size to zero.
     """
     limits.check_size(context.width, context.height)
     if isinstance(error, av.error.OverflowError) or (isinstance(error, av.error.ArgumentError) and not context.width):
-        raise ResolutionTooLarge(f"frames are more than the {limits.max_pixels} pixels allowed") from error
+        raise ResolutionTooLarge(f"frames have more than the {limits.max_pixels} pixels allowed") from error
 
 
 def _open(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
@@ -109,7 +120,7 @@ def _open(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
             file,
             mode="r",
             metadata_errors="ignore",
-            options={"max_pixels": str(limits.max_pixels + ROUNDING)},
+            options={"max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN)},
             container_options={
                 "format_whitelist": ",".join(DEMUXERS),
                 "codec_whitelist": ",".join(codec.decoder for codec in CODECS.values()),
@@ -124,41 +135,46 @@ def _open(file: BinaryIO, limits: DecodeLimits) -> InputContainer:
 
 
 def _best_stream(container: InputContainer, scrambled: Collection[int]) -> VideoStream:
-    """The default stream with the most pixels, of those that are clips and can be decoded.
+    """Return the stream to decode: a default stream if there is one, and among equals the one with the most pixels.
 
-    `scrambled` are the streams of an MPEG-TS that cannot, by their identifiers.
+    Args:
+        container: The open file.
+        scrambled: Packet identifiers of the scrambled streams of an MPEG transport stream.
+
+    Raises:
+        UnsupportedMedia: No stream can be decoded. The message is about the first video stream.
     """
-    streams = [stream for stream in container.streams.video if not stream.disposition & NO_CLIP]
+    streams = [stream for stream in container.streams.video if not stream.disposition & NOT_A_CLIP]
     if not streams:
-        raise UnsupportedMedia("the file holds no video stream")
-    fit = [stream for stream in streams if not _objection(stream, scrambled)]
-    if not fit:
-        raise UnsupportedMedia(_objection(streams[0], scrambled))
-    return max(fit, key=_rank)
+        raise UnsupportedMedia("the file has no video stream")
+    supported = [stream for stream in streams if not _why_unsupported(stream, scrambled)]
+    if not supported:
+        raise UnsupportedMedia(_why_unsupported(streams[0], scrambled))
+    return max(supported, key=_rank)
 
 
 def _rank(stream: VideoStream) -> tuple[bool, int]:
     return bool(stream.disposition & Disposition.default), stream.codec_context.width * stream.codec_context.height
 
 
-def _objection(stream: VideoStream, scrambled: Collection[int]) -> str | None:
-    """Why a stream is not to be decoded."""
+def _why_unsupported(stream: VideoStream, scrambled: Collection[int]) -> str | None:
+    """Return the reason why a stream is not decoded; ``None`` if it is."""
     context: VideoCodecContext | None = stream.codec_context
     if context is None:
         return "the video's codec is unknown"
-    if "enc_key_id" in stream.metadata or stream.id in scrambled:  # the former is Matroska's name of the key
+    if "enc_key_id" in stream.metadata or stream.id in scrambled:  # enc_key_id names the key in Matroska
         return "the video is encrypted"
     codec, tag = context.codec.canonical_name, _codec_tag(context)
-    # Dolby Vision without a plain base layer (dvh1) would come out in false colours.
+    # Dolby Vision without a plain base layer (dvh1) would be decoded in false colours.
     if codec not in CODECS or tag == "dvh1":
-        return f"the video's codec is {f'{codec} ({tag})' if tag else codec}, not a supported one"
+        return f"the video's codec, {f'{codec} ({tag})' if tag else codec}, is not supported"
     return None
 
 
 def _codec_tag(context: VideoCodecContext) -> str:
-    """The container's own four letters for the codec, or nothing where they are not text."""
+    """Return the container's four-character code for the codec; empty if it is not printable text."""
     try:
         tag = context.codec_tag
-    except UnicodeDecodeError:  # MPEG-TS numbers its codecs, some above 127
+    except UnicodeDecodeError:  # MPEG-TS has numbers instead, some above 127
         return ""
     return tag if tag.isprintable() else ""

@@ -1,6 +1,6 @@
-"""The packets of an MPEG transport stream (ISO/IEC 13818-1), where they say what FFmpeg does not pass on.
+"""Reads the packet headers of an MPEG transport stream (ISO/IEC 13818-1) for facts that FFmpeg does not report.
 
-FFmpeg takes the scrambled packets of a pay-TV recording for damaged ones.
+FFmpeg treats the scrambled packets of a pay-TV recording as damaged ones.
 """
 
 from typing import BinaryIO
@@ -8,19 +8,23 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-# Of 188 bytes; of AVCHD, with a timestamp before each; of broadcasts, with a checksum behind each.
+# Plain packets; AVCHD's, with a timestamp before each; broadcasts', with a checksum after each.
 PACKET_BYTES = (188, 192, 204)
-SYNC = 0x47
-SYNCS = 8  # so many in a row are no chance
-LOOKED_AT = 2**20  # a recording is scrambled from its beginning or not at all
+SYNC_BYTE = 0x47
+MIN_PACKETS = 8  # sync bytes in a row that are not a coincidence
+PROBE_BYTES = 2**20  # a recording is scrambled from its beginning or not at all
 
 
 def scrambled_pids(file: BinaryIO) -> frozenset[int]:
-    """The streams, by packet identifier, most of whose packets are scrambled; none where it is no transport stream."""
-    place = file.tell()  # FFmpeg reads on from there
+    """Return the packet identifiers (PIDs) of the streams most of whose packets are scrambled.
+
+    Leaves the file's position where it was, because FFmpeg goes on reading from there. The result is empty if the file
+    is not a transport stream.
+    """
+    position = file.tell()
     file.seek(0)
-    packets = _packets(np.frombuffer(file.read(LOOKED_AT), np.uint8))
-    file.seek(place)
+    packets = _packets(np.frombuffer(file.read(PROBE_BYTES), np.uint8))
+    file.seek(position)
     pids = (packets[:, 1].astype(np.intp) & 0x1F) << 8 | packets[:, 2]
     scrambled = packets[:, 3] >> 6 != 0  # transport_scrambling_control
     mostly = 2 * np.bincount(pids, scrambled) > np.bincount(pids)
@@ -28,12 +32,17 @@ def scrambled_pids(file: BinaryIO) -> frozenset[int]:
 
 
 def _packets(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The packets one below the other, as far as they are in step with the first; none where there are no eight."""
+    """Split ``data`` into packets.
+
+    Returns:
+        uint8 ``(packets, packet size)``: the packets in step with the first that begin with a sync byte; empty if
+        there are no eight in a row.
+    """
     for size in PACKET_BYTES:
-        for start in np.flatnonzero(data[:size] == SYNC):
+        for start in np.flatnonzero(data[:size] == SYNC_BYTE):
             rows = (len(data) - start) // size
             packets = data[start : start + rows * size].reshape(rows, size)
-            if rows >= SYNCS and (packets[:SYNCS, 0] == SYNC).all():
-                in_step: npt.NDArray[np.uint8] = packets[packets[:, 0] == SYNC]
+            if rows >= MIN_PACKETS and (packets[:MIN_PACKETS, 0] == SYNC_BYTE).all():
+                in_step: npt.NDArray[np.uint8] = packets[packets[:, 0] == SYNC_BYTE]
                 return in_step
     return np.empty((0, PACKET_BYTES[0]), np.uint8)

@@ -1,7 +1,8 @@
 """Decodes the wanted frames of a presentation.
 
-First sparingly: only what they depend on. Where that is not known to be safe, or anything is amiss, thoroughly: every
-frame, by a decoder that has seen nothing before. The frames are those of a naive decode of everything either way.
+The first attempt is sparse: it decodes only the packets that the wanted frames depend on. If that is not known to be
+safe, or anything goes wrong, every frame is decoded with a fresh decoder. Both give the frames that decoding everything
+in order gives, bit for bit.
 """
 
 from bisect import bisect_left
@@ -21,18 +22,24 @@ from service.video.media import check_decode_error
 from service.video.presentation import Presentation
 from service.video.resizing import Image, Resizer
 
-# Codecs whose decoders give identical frames when unwanted non-reference frames are skipped (libdav1d, for one, loses
-# wanted frames).
+# Codecs whose decoders give identical frames when unwanted non-reference frames are skipped. Others may not: libdav1d
+# loses wanted frames.
 SKIPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg4"})
 
 
-class _DecodeTimes(Exception):
-    """Frames come out in another order than their times, which thus are decode times."""
+class _DecodeTimesError(Exception):
+    """Frames are output in another order than their times, so the times are decode times."""
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a decode of everything came upon: slots of wanted and of all decoded frames, packets that failed."""
+class _Pass:
+    """The outcome of decoding every packet.
+
+    Attributes:
+        wanted: Slots of the wanted frames that were decoded.
+        decoded: Slots of all frames that were decoded.
+        failed: Indices of the packets that could not be decoded.
+    """
 
     wanted: set[int] = field(default_factory=set)
     decoded: set[int] = field(default_factory=set)
@@ -41,7 +48,15 @@ class _Found:
 
 @dataclass(slots=True)
 class FramePicker:
-    """Decodes a presentation's wanted frames. ``reopen`` opens the clip's stream again, with a fresh decoder."""
+    """Decodes a presentation's wanted frames.
+
+    Attributes:
+        presentation: The clip's packets and which frames are wanted.
+        reopen: Opens the clip again, with a fresh decoder.
+        limits: Limits on the clip.
+        check_time: Raises ``DecodeTimeout`` when the time limit has passed.
+        resizer: Converts the frames, and holds the size and rotation of the last one.
+    """
 
     presentation: Presentation
     reopen: Callable[[], AbstractContextManager[tuple[InputContainer, VideoStream]]]
@@ -50,32 +65,48 @@ class FramePicker:
     resizer: Resizer = field(default_factory=Resizer)
 
     def pick(self, context: VideoCodecContext, into: Image) -> int:
-        """Fills ``into``, ``(40, 224, 224, 3)``; returns how many frames, equal ones counted once, are damaged.
+        """Decode the wanted frames.
 
-        A frame is damaged if it cannot be decoded; the one shown before it stands in. So it does where a packet holds
-        no picture, as MPEG-4's "not coded" ones, which is no damage: the frame before stays on screen.
+        A frame that cannot be decoded is damaged and is replaced by the one shown before it, or by the first that can
+        be decoded. A packet may also hold no picture, as MPEG-4's "not coded" ones. This is not damage: the frame
+        before it stays on screen.
+
+        Args:
+            context: The decoder of the open stream, not used before.
+            into: Receives the frames: uint8 ``(40, 224, 224, 3)``.
+
+        Returns:
+            The number of damaged frames; one that is wanted repeatedly counts once.
 
         Raises:
-            CorruptClip: more than half of the frames are damaged, or none is whole.
-            ResolutionTooLarge: a frame is larger than allowed.
-            DecodeTimeout: it takes too long.
+            CorruptClip: More than half of the wanted frames are damaged, or no frame can be decoded.
+            ResolutionTooLarge: A frame is larger than allowed.
+            DecodeTimeout: The time limit has passed.
         """
         places = {slot: place for place, slot in enumerate(self.presentation.wanted)}
         wanted = {slot: into[place] for slot, place in places.items()}
         damaged = 0
-        if not self._pick_sparingly(context, wanted):
+        if not self._pick_sparsely(context, wanted):
             try:
                 damaged = self._pick_from_all(wanted, by_output=not self.presentation.timed)
-            except _DecodeTimes:
+            except _DecodeTimesError:
                 damaged = self._pick_from_all(wanted, by_output=True)
         for place, slot in enumerate(self.presentation.wanted):
             if place != places[slot]:
                 into[place] = wanted[slot]
         return damaged
 
-    def _pick_sparingly(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
-        """Puts each wanted frame in its slot's place; False where that does not work or is not known to be safe."""
-        if self.presentation.doubtful or not self.presentation.timed:
+    def _pick_sparsely(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
+        """Decode only what the wanted frames depend on.
+
+        Args:
+            context: The decoder of the open stream, not used before.
+            wanted: The array that receives the frame of each wanted slot.
+
+        Returns:
+            Whether every wanted frame was decoded; False also if a sparse decode is not known to be safe.
+        """
+        if self.presentation.maybe_decode_times or not self.presentation.timed:
             return False
         packets, slots = self.presentation.packets, self.presentation.slots
         can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
@@ -89,7 +120,7 @@ class FramePicker:
                     for frame in context.decode(None if number is None else packets[number]):
                         self.limits.check_size(frame.width, frame.height)
                         if frame.pts is None or (packets[frame.pts].is_keyframe and not frame.key_frame):
-                            return False  # a container without a table of keyframes calls every frame one
+                            return False  # containers without a keyframe table mark every packet as a keyframe
                         slot = slots[frame.pts]
                         if slot is not None and slot in wanted:
                             self.resizer.resize(frame, wanted[slot])
@@ -100,7 +131,12 @@ class FramePicker:
         return len(found) == len(wanted)
 
     def _pick_from_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> int:
-        """As ``_pick_sparingly``, with stand-ins for frames that are missing. Returns how many are damaged."""
+        """Decode every frame, and replace wanted frames that are missing. Returns the number of damaged ones.
+
+        Args:
+            wanted: The array that receives the frame of each wanted slot.
+            by_output: See ``_decode_all``.
+        """
         found = self._decode_all(wanted, by_output=by_output)
         missing = wanted.keys() - found.wanted
         if not missing:
@@ -114,18 +150,24 @@ class FramePicker:
         if 2 * damaged > len(wanted):
             raise CorruptClip(f"{damaged} of {len(wanted)} sampled frames cannot be decoded")
         before = {slot: decoded[max(0, bisect_left(decoded, slot) - 1)] for slot in missing}
-        stand_ins = {before[slot]: wanted[slot] for slot in missing}
-        self._decode_all(stand_ins, by_output=by_output)
+        replacements = {before[slot]: wanted[slot] for slot in missing}
+        self._decode_all(replacements, by_output=by_output)
         for slot in missing:
-            wanted[slot][:] = stand_ins[before[slot]]
+            wanted[slot][:] = replacements[before[slot]]
         return damaged
 
-    def _decode_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> _Found:
-        """Decodes everything until the wanted frames are in their places, passing over what fails.
+    def _decode_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> _Pass:
+        """Decode every packet, skipping those that fail, until all wanted frames are decoded.
 
-        A frame's slot is its packet's, or the next of those whose packets did not fail (``by_output``).
+        Args:
+            wanted: The array that receives the frame of each wanted slot.
+            by_output: Give frames the slots of the packets that did not fail, in the order of output, instead of each
+                frame the slot of its own packet.
+
+        Raises:
+            _DecodeTimesError: The presentation's times turn out to be decode times (only without ``by_output``).
         """
-        found = _Found()
+        found = _Pass()
         slots = self.presentation.slots
         next_slots = (slot for number, slot in enumerate(slots) if slot is not None and number not in found.failed)
         latest = 0
@@ -134,8 +176,8 @@ class FramePicker:
                 number = frame.pts
                 if number is None:
                     continue
-                if self.presentation.doubtful and not by_output and number < latest:
-                    raise _DecodeTimes
+                if self.presentation.maybe_decode_times and not by_output and number < latest:
+                    raise _DecodeTimesError
                 latest = number
                 slot = next(next_slots, None) if by_output else slots[number]
                 if slot is None:
@@ -149,7 +191,7 @@ class FramePicker:
         return found
 
     def _frames(self, context: VideoCodecContext, failed: set[int]) -> Iterator[VideoFrame]:
-        """All frames in the order they come out; adds the packets that cannot be decoded to `failed`."""
+        """Yield all frames as they are output, and add the indices of packets that cannot be decoded to ``failed``."""
         for number, packet in enumerate([*self.presentation.packets, None]):
             self.check_time()
             try:
@@ -164,10 +206,10 @@ class FramePicker:
 
 
 def _runs(presentation: Presentation, wanted: Collection[int]) -> Iterator[list[int]]:
-    """Stretches of packets, in decode order, that together hold all that the wanted frames need.
+    """Yield runs of packets, as indices in decode order, that together hold all that the wanted frames depend on.
 
-    A group of pictures without a wanted frame is left out, and so is the rest of a group after its last one. Frames
-    that are shown before their group's keyframe may depend on the group before it, too.
+    Groups of pictures without a wanted frame are left out, as are the packets of a group after its last wanted frame.
+    Frames that are shown before their group's keyframe may also depend on the group before it.
     """
     slots, times = presentation.slots, presentation.times
     groups: list[list[int]] = []
@@ -176,11 +218,11 @@ def _runs(presentation: Presentation, wanted: Collection[int]) -> Iterator[list[
             groups.append([])
         groups[-1].append(number)
     needed: set[int] = set()
-    opened: set[int] = set()  # by frames that are shown before the keyframe
+    open_groups: set[int] = set()  # those with frames that are shown before their keyframe
     for place, group in enumerate(groups):
         here = [number for number in group if slots[number] in wanted]
         if min(times[number] for number in group) < times[group[0]]:
-            opened.add(place)
+            open_groups.add(place)
         if here:
             needed.add(place)
             if place and min(times[number] for number in here) < times[group[0]]:
@@ -188,7 +230,7 @@ def _runs(presentation: Presentation, wanted: Collection[int]) -> Iterator[list[
     run: list[int] = []
     for place in sorted(needed):
         run += groups[place]
-        if place + 1 in needed and (place + 1 in opened or slots[run[-1]] in wanted):
+        if place + 1 in needed and (place + 1 in open_groups or slots[run[-1]] in wanted):
             continue
         while slots[run[-1]] not in wanted:
             run.pop()

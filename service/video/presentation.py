@@ -1,4 +1,4 @@
-"""When each frame of a stream is shown, and which of them are wanted."""
+"""Finds out when each frame of a video stream is shown, and which frames are sampled."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,36 +16,49 @@ from service.video.sampling import frames_shown, sample_instants
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """The packets of a stream in the order they are decoded, and which of their frames are wanted.
+    """The packets of a stream in decode order, when their frames are shown, and which frames are sampled.
 
-    Times are in ticks of ``time_base``. A frame's slot is its place among all frames in the order they are shown.
+    A frame's slot is its index among all frames in the order in which they are shown.
+
+    Attributes:
+        packets: The stream's packets in decode order. Each one's ``pts`` is set to its index in this list; decoders
+            copy it to the frame, which tells which packet the frame was decoded from.
+        times: When each packet's frame is shown, in ticks of ``time_base``.
+        slots: Each packet's slot; ``None`` if its frame is not shown, for example before the start of an edit list.
+        time_base: Length of a tick, in seconds.
+        duration: From the first frame to the end of the last, in ticks.
+        wanted: The slot on screen at each of the sampled instants.
+        timed: Whether every packet has a presentation time, and no two shown packets the same. Otherwise only the order
+            in which the decoder outputs frames tells when they are shown.
+        maybe_decode_times: Whether ``times`` may be decode times: the codec reorders frames, but the times are in
+            decode order. AVI has no other times.
     """
 
     packets: list[VideoPacket]
-    """Each has its place in this list as its ``pts``, which decoders hand on: a frame tells which packet it is of."""
     times: list[int]
-    """When each packet's frame is shown."""
     slots: list[int | None]
-    """Each packet's slot; None where its frame is not shown, as before the start of an edit list."""
     time_base: Fraction
     duration: Fraction
     wanted: list[int]
-    """The slot on screen at each of the instants that are looked at."""
     timed: bool
-    """Every packet has a time of its own. Else only the order in which frames come out tells when they are shown."""
-    doubtful: bool
-    """The codec reorders frames and the times never do: they may be decode times (AVI holds no others)."""
+    maybe_decode_times: bool
 
     @classmethod
     def read(
         cls, container: InputContainer, stream: VideoStream, limits: DecodeLimits, check_time: Callable[[], None]
     ) -> "Presentation":
-        """Reads all packets of the stream.
+        """Read all packets of a stream.
+
+        Args:
+            container: The open file.
+            stream: Its video stream.
+            limits: Limits on the clip.
+            check_time: Raises ``DecodeTimeout`` when the time limit has passed.
 
         Raises:
-            NoFrames: there are none.
-            ClipTooLong: there are too many, or they last too long.
-            DecodeTimeout: it takes too long.
+            NoFrames: The stream has no packet whose frame is shown.
+            ClipTooLong: The stream has too many frames or is too long.
+            DecodeTimeout: The time limit has passed.
         """
         packets: list[VideoPacket] = []
         for packet in _demux(container, stream):
@@ -79,24 +92,24 @@ class Presentation:
             duration=duration,
             wanted=frames_shown(instants, [times[number] for number in as_shown]),
             timed=timed,
-            doubtful=bool(stream.codec_context.has_b_frames) and as_shown == shown,
+            maybe_decode_times=bool(stream.codec_context.has_b_frames) and as_shown == shown,
         )
 
     @property
     def frames(self) -> int:
-        """How many frames are shown."""
+        """Number of frames that are shown."""
         return sum(slot is not None for slot in self.slots)
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """The stream's packets up to the end or to the first damage that the demuxer cannot pass."""
+    """Yield the stream's packets, up to the end or to the first damage that the demuxer cannot skip."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:
             return
-        except IndexError:  # at the end PyAV trips over streams that an MPEG-TS added on the way
+        except IndexError:  # PyAV raises it at the end of an MPEG-TS to which streams were added on the way
             return
         if packet is None:
             return
@@ -104,7 +117,7 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPack
 
 
 def _usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_base: Fraction) -> Fraction:
-    """Ticks that a frame lasts where its packet does not say."""
+    """Return the duration, in ticks, that is assumed for a frame whose packet has none."""
     known = sorted(filter(None, map(_duration, packets)))
     if known:
         return Fraction(known[len(known) // 2])
@@ -113,14 +126,15 @@ def _usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_ba
 
 
 def _duration(packet: VideoPacket) -> int:
-    """Ticks that a packet says its frame lasts; 0 where it says nothing sensible."""
+    """Return a packet's duration in ticks; 0 if it has no valid one."""
     return max(packet.duration or 0, 0)
 
 
 def _times(packets: Sequence[VideoPacket], usual: Fraction) -> list[int]:
-    """When each packet's frame is shown, in ticks; when it is decoded where that is not said.
+    """Return when each packet's frame is shown, in ticks.
 
-    Where neither is said of every packet (MPEG program streams), the frame rate is taken to be constant.
+    These are the presentation times if every packet has one, else the decode times if every packet has one. Otherwise,
+    as in MPEG program streams, the frame rate is assumed to be constant.
     """
     shown = [packet.pts for packet in packets if packet.pts is not None]
     decoded = [packet.dts for packet in packets if packet.dts is not None]

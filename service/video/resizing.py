@@ -1,4 +1,4 @@
-"""From a decoded frame of any size and format to the small upright RGB picture that the network looks at."""
+"""Converts a decoded frame of any size and pixel format to the small upright RGB image that the network needs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +16,13 @@ Image = npt.NDArray[np.uint8]
 
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
-# Raised when pictures come out otherwise (2: converted to planes): features kept from before expire.
+# Raised when images change, so that features stored before expire. 2: converted to planes first.
 RESIZE_REVISION = 2
-# FFmpeg's conversion of YUV to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average; that to
-# planes takes a third to half of the time and is off by 0.3 (against bilinear resizing and BT.601 in floating point).
-# Packing the planes changes no value.
-PLANES = "gbrp"
-PACKED = "rgb24"
+# FFmpeg's conversion of YUV to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average. Its
+# conversion to planar RGB takes a third to half of the time and is off by 0.3. (The reference is bilinear resizing and
+# BT.601 in floating point.) Packing the planes changes no value.
+PLANAR_FORMAT = "gbrp"
+PACKED_FORMAT = "rgb24"
 
 
 def _unnamed_side_data(cls: type[SideDataType], value: object) -> Any:
@@ -43,9 +43,16 @@ setattr(SideDataType, "_missing_", classmethod(_unnamed_side_data))  # noqa: B01
 
 @dataclass(slots=True)
 class Resizer:
-    """Resizes frames. ``width``, ``height`` (as coded) and ``rotation`` (degrees clockwise) are those of the last."""
+    """Converts and resizes frames. Use one for all frames of a clip: a new one for each takes eight times as long.
 
-    # One for all frames: a new one for each takes eight times as long.
+    Attributes:
+        scaler: Resizes a frame and converts it to planar RGB.
+        packer: Converts the result to packed RGB.
+        width: Width of the last frame as coded, in pixels.
+        height: Height of the last frame as coded, in pixels.
+        rotation: Rotation of the last frame, in degrees clockwise.
+    """
+
     scaler: VideoReformatter = field(default_factory=VideoReformatter)
     packer: VideoReformatter = field(default_factory=VideoReformatter)
     width: int = 0
@@ -53,29 +60,34 @@ class Resizer:
     rotation: int = 0
 
     def resize(self, frame: VideoFrame, into: Image) -> None:
-        """Fills ``into``, uint8 ``(224, 224, 3)``: stretched, bilinear, in RGB without alpha, turned upright.
+        """Stretch a frame bilinearly to 224×224, convert it to RGB without alpha, and rotate it upright.
+
+        Args:
+            frame: The decoded frame.
+            into: Receives the image: uint8 ``(224, 224, 3)``.
 
         Raises:
-            CorruptClip: the frame's format cannot be converted.
+            CorruptClip: The frame's pixel format cannot be converted.
         """
         try:
             small = self.scaler.reformat(
-                frame, IMAGE_SIZE, IMAGE_SIZE, PLANES, interpolation=Interpolation.BILINEAR, threads=1
+                frame, IMAGE_SIZE, IMAGE_SIZE, PLANAR_FORMAT, interpolation=Interpolation.BILINEAR, threads=1
             )
-            packed = self.packer.reformat(small, format=PACKED, threads=1)
+            packed = self.packer.reformat(small, format=PACKED_FORMAT, threads=1)
         except av.error.FFmpegError as error:
-            raise CorruptClip(f"frames of the format {frame.format.name} cannot be converted") from error
+            raise CorruptClip(f"frames in the pixel format {frame.format.name} cannot be converted to RGB") from error
         self.width, self.height, self.rotation = frame.width, frame.height, -frame.rotation % 360
         rows = np.frombuffer(memoryview(packed.planes[0]), np.uint8).reshape(IMAGE_SIZE, -1)
-        _as_coded(into, frame)[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+        _view_as_coded(into, frame)[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
-def _as_coded(image: Image, frame: VideoFrame) -> Image:
-    """A view of an upright square image that is turned and mirrored as the frame is coded (multiples of 90° only).
+def _view_as_coded(image: Image, frame: VideoFrame) -> Image:
+    """Return a view of an upright square image that is rotated and mirrored as the frame is coded.
 
-    The display matrix is nine integers ``a b u c d v x y w``: a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
+    Only multiples of 90° are supported. The display matrix is nine integers ``a b u c d v x y w``: a pixel at (x, y) is
+    shown at (a·x + c·y, b·x + d·y).
     """
-    if not frame.side_data:  # PyAV takes its time to find nothing
+    if not frame.side_data:  # looking up a missing type is slow in PyAV
         return image
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,7 +1,7 @@
-"""Which instants of a clip are looked at, and which frames are on screen then.
+"""Chooses the instants at which a clip is sampled, and finds the frame on screen at each.
 
-Rule ``segment-center``: the clip is cut into ``FRAME_COUNT`` equal segments and the middle of each is looked at. All
-arithmetic is on integers and exact fractions, so that training and serving can never disagree by a rounding.
+The rule is called ``segment-center``: the clip is cut into ``FRAME_COUNT`` equal segments and sampled in the middle of
+each. All arithmetic is on integers and exact fractions, so that rounding cannot make training and serving differ.
 """
 
 from bisect import bisect_right
@@ -17,30 +17,38 @@ SAMPLING_REVISION = 4
 
 
 def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:
-    """Middles of ``count`` equal segments: ``t_k = start + (k + 1/2) * duration / count``, in the unit given.
+    """Return the middles of ``count`` equal segments: ``t_k = start + (k + 1/2) * duration / count``.
+
+    Args:
+        start: When the clip begins, in any unit.
+        duration: How long the clip is, in the same unit.
+        count: Number of segments.
 
     Raises:
-        ValueError: ``duration`` is not positive, or ``count`` is not.
+        ValueError: ``duration`` or ``count`` is not positive.
     """
     if duration <= 0 or count <= 0:
         raise ValueError(f"a clip of duration {duration} cannot be cut into {count} segments")
     half = duration / (2 * count)
-    # Over one denominator: sums of fractions would be a fiftieth of the time that a short clip takes to decode.
+    # One denominator for all: adding fractions would take a fiftieth of the time that decoding a short clip takes.
     first, step = start.numerator * half.denominator, half.numerator * start.denominator
     return [Fraction(first + (2 * k + 1) * step, start.denominator * half.denominator) for k in range(count)]
 
 
 def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> list[int]:
-    """Index of the frame on screen at each instant.
+    """Find the frame on screen at each instant.
 
-    A frame is shown from half a tick before its timestamp (containers that count milliseconds round) until the next
-    frame is; the first is shown before that, too. Where frames usually come one tick apart, as in an AVI, timestamps
-    count frames and nothing was rounded: there a frame is shown from its timestamp on, and a clip of constant frame
-    rate gives the same frames whatever container it is in. Of frames with equal timestamps the last is shown.
+    A frame is on screen from half a tick before its timestamp, because containers that count milliseconds round, until
+    the next frame is. The first frame is also on screen before that. If frames usually come one tick apart, as in an
+    AVI, timestamps count frames and were not rounded: a frame is then on screen from its timestamp on. Thus a clip of
+    constant frame rate gives the same frames in every container. Of frames with equal timestamps the last is on screen.
 
     Args:
-        instants: in ticks of the stream's time base.
-        timestamps: of every frame in presentation order (not decreasing), in ticks; at least one.
+        instants: In ticks of the stream's time base.
+        timestamps: Of every frame in presentation order (not decreasing), in ticks; at least one.
+
+    Returns:
+        Indices into ``timestamps``, one per instant.
 
     Raises:
         ValueError: ``timestamps`` is empty.

@@ -2,7 +2,8 @@
 
 import io
 import os
-import sys
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +14,11 @@ from model_export.rendering.figure import ACTIONS, render_clip
 
 # What an encoder may change of a still pixel: well under an actor moving, well over its own noise.
 MOVED = 40
+# Of 255, averaged over a frame: above what two versions of an encoder differ by, below a figure in another pose.
+MEAN_DIFFERENCE = 1.0
+
+
+SERVICE = Path(__file__).resolve().parents[3] / "service"
 
 
 def decode(data: bytes) -> npt.NDArray[np.uint8]:
@@ -42,8 +48,7 @@ def test_each_codec_and_container_holds_the_frames_asked_for(codec: str, contain
     assert clip.boxes.shape == (7, 4)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how it schedules")
-def test_what_encodes_is_no_more_urgent_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_leaves_the_process_at_its_scheduling_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SVT_LOG", "0")
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     render_clip(frames=2, codec="libsvtav1", container="mp4", width=96, height=72)
@@ -175,3 +180,22 @@ def test_impossible_sizes_are_refused(frames: int, width: int, height: int, fps:
 def test_an_audio_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="does not encode video"):
         render_clip(frames=1, codec="aac")
+
+
+def frame_times(data: bytes) -> list[float | None]:
+    """When each frame is shown, in seconds."""
+    with av.open(io.BytesIO(data), "r") as clip:
+        return [frame.time for frame in clip.decode(video=0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("web/sample.mp4", {}), ("isolation/warmup.mp4", {"frames": 4, "width": 64, "height": 48})],
+)
+def test_a_committed_clip_has_the_frames_that_the_renderer_draws(name: str, options: dict[str, Any]) -> None:
+    """Pixels may differ a little, because another version of the encoder may have written the file."""
+    committed, rendered = (SERVICE / name).read_bytes(), render_clip(**options).data
+
+    assert frame_times(committed) == frame_times(rendered)
+    difference = np.abs(decode(committed).astype(int) - decode(rendered))
+    assert difference.mean(axis=(1, 2, 3)).max() < MEAN_DIFFERENCE

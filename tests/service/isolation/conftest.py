@@ -12,7 +12,10 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def start_hostile() -> Iterator[Callable[..., DecoderProcesses]]:
-    """Start decoders that a clip can take over (see `hostile.py`), in the real sandbox, for so many seconds a clip."""
+    """Return a function that starts decoders in the real sandbox that a clip can take over (see ``hostile.py``).
+
+    Its first argument is the time limit of a clip, in seconds. The decoders are closed after the module's tests.
+    """
     with pytest.MonkeyPatch.context() as patch, ExitStack() as started:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("LIMELIGHT_API_KEY", "a secret")
@@ -26,4 +29,5 @@ def start_hostile() -> Iterator[Callable[..., DecoderProcesses]]:
 
 @pytest.fixture(scope="module")
 def hostile(start_hostile: Callable[..., DecoderProcesses]) -> DecoderProcesses:
+    """Decoders that a clip can take over, shared by the tests of a module."""
     return start_hostile(60)

@@ -1,6 +1,7 @@
-"""A fork server whose decoders can be taken over: a clip that begins with TAKE_OVER is a program, and they run it.
+"""A fork server whose decoder processes a clip can take over: a clip that begins with ``TAKE_OVER`` is run as Python.
 
-What becomes of the program comes back as a CorruptClip: "done", what it was refused with, or what it chose to say.
+The program's outcome is the text of a ``CorruptClip``: the name of the error that it failed with, for example EPERM, or
+"done". The program may also raise ``CorruptClip`` itself, with any text.
 """
 
 import ctypes
@@ -29,13 +30,13 @@ TAKE_OVER = b"#!python\n"
 
 
 def refuse(result: int) -> None:
-    """Raise what the C library's function that gave this failed with, if it did."""
+    """Raise the C library's last error if ``result`` is -1, which its functions return when they fail."""
     if result == -1:
         raise OSError(ctypes.get_errno(), "")
 
 
 def _getpid_32() -> Callable[[], int]:
-    """The machine code of getpid() by way of the 32-bit system calls, on x86-64."""
+    """Return a function that calls getpid by its 32-bit system call number. It is machine code for x86-64."""
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
     return ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
@@ -45,8 +46,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_ssize_t
 LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-socket.getaddrinfo("127.0.0.1", 9)  # imports an encoding
-# Whatever a program may want: in the sandbox nothing can be imported any more.
+socket.getaddrinfo("127.0.0.1", 9)  # imports a text encoding, which the sandbox would not allow
+# The names that a program can use, because nothing can be imported in the sandbox.
 TOOLS = {
     "SERVER": os.getpid(),
     "CorruptClip": CorruptClip,
@@ -61,10 +62,12 @@ TOOLS = {
 
 
 def take_over(program: str) -> bytes:
+    """Return a clip that makes its decoder run ``program``."""
     return TAKE_OVER + textwrap.dedent(program).encode()
 
 
 def decode(source: BinaryIO, limits: DecodeLimits, into: Image) -> DecodedClip:
+    """Decode a clip, or run it if it is a program. Takes the place of ``decode_clip``."""
     if source.read(len(TAKE_OVER)) != TAKE_OVER:
         source.seek(0)
         return decode_clip(source, limits, into)

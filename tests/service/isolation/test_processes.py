@@ -1,4 +1,4 @@
-"""One process a clip: what it answers, and what becomes of the service when it does not."""
+"""Decoder processes: their answers, crashes, timeouts and forged answers, and the end of their fork server."""
 
 import asyncio
 import contextlib
@@ -25,16 +25,17 @@ pytestmark = pytest.mark.anyio
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Start = Callable[..., DecoderProcesses]
-Lone = tuple[DecoderProcesses, Callable[[], int]]
+DecodersAndServer = tuple[DecoderProcesses, Callable[[], int]]
 ENDLESS = take_over("while True: pass")
 
 
 def fork_servers() -> list[int]:
+    """The process ids of this process's children, which are fork servers."""
     return [child for children in descendants(os.getpid())[:1] for child in children]
 
 
 def decoding() -> list[int]:
-    """The processes that are decoding now."""
+    """The process ids of the decoder processes that have a clip."""
     return decoders(os.getpid())
 
 
@@ -44,7 +45,7 @@ def open_descriptors() -> int:
 
 @pytest.fixture(autouse=True)
 def idle() -> None:
-    """Clips that have been answered may leave processes behind that are about to end."""
+    """Wait until no process of an earlier test is left: a clip is answered before its process has ended."""
     until(lambda: decoding() == [])
 
 
@@ -52,12 +53,14 @@ async def eventually(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(until, condition)
 
 
-class TestAnswer:
+class TestAnswers:
     @pytest.mark.parametrize(
         ("codec", "container"),
         [("libx264", "mp4"), ("libx265", "matroska"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libsvtav1", "mp4")],
     )
-    async def test_is_what_decoding_here_gives(self, hostile: DecoderProcesses, codec: str, container: str) -> None:
+    async def test_a_process_decodes_a_clip_as_decode_clip_does(
+        self, hostile: DecoderProcesses, codec: str, container: str
+    ) -> None:
         data = render_clip(frames=50, width=160, height=120, codec=codec, container=container).data
         there, here = await hostile.decode(data), decode_clip(data)
 
@@ -65,7 +68,9 @@ class TestAnswer:
         assert (there.facts, there.sampled) == (here.facts, here.sampled)
 
     @pytest.mark.parametrize("data", [b"no video " * 100, b"\0\0\0\x18ftypmp42", b""])
-    async def test_is_the_refusal_that_decoding_here_gives(self, hostile: DecoderProcesses, data: bytes) -> None:
+    async def test_a_process_refuses_a_clip_with_the_error_of_decode_clip(
+        self, hostile: DecoderProcesses, data: bytes
+    ) -> None:
         with pytest.raises(ClipError) as there:
             await hostile.decode(data)
         with pytest.raises(ClipError) as here:
@@ -73,25 +78,25 @@ class TestAnswer:
 
         assert (type(there.value), str(there.value)) == (type(here.value), str(here.value))
 
-    async def test_is_each_clips_own_when_many_are_decoded_at_once(self, hostile: DecoderProcesses) -> None:
+    async def test_each_of_many_concurrent_clips_gets_its_own_answer(self, hostile: DecoderProcesses) -> None:
         clips = [render_clip(frames=frames, width=64, height=48).data for frames in range(41, 49)]
         answers = await asyncio.gather(*map(hostile.decode, clips))
 
         assert [answer.facts.frames for answer in answers] == list(range(41, 49))
 
 
-class TestEnd:
-    """Of a process, before its clip was decoded."""
-
+class TestProcessesThatDoNotAnswer:
     @pytest.mark.parametrize("program", ["while True: pass", "time.sleep(1000)"])
-    async def test_comes_in_time(self, start_hostile: Start, program: str) -> None:
+    async def test_a_clip_that_takes_too_long_times_out_and_its_process_is_killed(
+        self, start_hostile: Start, program: str
+    ) -> None:
         decoders = start_hostile(1)
         with pytest.raises(DecodeTimeout, match="1 s"):
             await decoders.decode(take_over(program))
 
         assert decoding() == []
 
-    async def test_comes_when_nobody_waits_any_more(self, hostile: DecoderProcesses) -> None:
+    async def test_cancelling_kills_the_process(self, hostile: DecoderProcesses) -> None:
         waiting = asyncio.create_task(hostile.decode(ENDLESS))
         await eventually(decoding)
         waiting.cancel()
@@ -99,7 +104,7 @@ class TestEnd:
         await eventually(lambda: decoding() == [])
 
     @pytest.mark.parametrize("program", ["ctypes.string_at(0)", "os._exit(0)", "os._exit(3)", "os.abort()", "1 / 0"])
-    async def test_of_its_own_making_is_the_clips_fault(
+    async def test_a_clip_that_crashes_its_decoder_is_refused_and_the_next_is_decoded(
         self, hostile: DecoderProcesses, program: str, clip: bytes
     ) -> None:
         with pytest.raises(DecoderCrashed):
@@ -107,7 +112,7 @@ class TestEnd:
 
         assert (await hostile.decode(clip)).facts.frames == 50
 
-    async def test_by_another_hand_is_that_clips_alone(self, hostile: DecoderProcesses, clip: bytes) -> None:
+    async def test_killing_a_process_fails_its_own_clip_only(self, hostile: DecoderProcesses, clip: bytes) -> None:
         killed = asyncio.create_task(hostile.decode(ENDLESS))
         await eventually(decoding)
         (victim,) = decoding()
@@ -119,33 +124,35 @@ class TestEnd:
         assert (await other).facts.frames == 50
 
 
-def forged(answer: str, end: str = "os._exit(0)") -> bytes:
-    """A clip whose decoder says this and then ends."""
+def forged(report: str, end: str = "os._exit(0)") -> bytes:
+    """A clip that makes its decoder write ``report`` behind the frames and then run ``end``."""
     return take_over(
         f"""
-        room, answer = sys._getframe(3).f_locals["room"], {answer!r}.encode()
-        room[-65536 : len(answer) - 65536] = answer
+        memory, report = sys._getframe(3).f_locals["memory"], {report!r}.encode()
+        memory[-65536 : len(report) - 65536] = report
         {end}
         """
     )
 
 
-class TestForgedAnswer:
+class TestForgedReports:
     FACTS = (
         '{"container": "mp4", "codec": "h264", "width": 64, "height": 48, "frames": 50, "duration_s": %s,'
         ' "rotation": 0, "damaged_frames": 0}'
     )
     SAMPLED = '[{"index": 0, "time_s": 0.5}' + ', {"index": 0, "time_s": 0.5}' * 39 + "]"
 
-    TRUE = f'{{"facts": {FACTS % 2.0}, "sampled": {SAMPLED}}}'
+    VALID = f'{{"facts": {FACTS % 2.0}, "sampled": {SAMPLED}}}'
 
-    async def test_is_believed_where_it_could_be_true(self, hostile: DecoderProcesses) -> None:
-        assert (await hostile.decode(forged(self.TRUE))).facts.duration_s == 2
+    async def test_a_valid_report_is_accepted(self, hostile: DecoderProcesses) -> None:
+        assert (await hostile.decode(forged(self.VALID))).facts.duration_s == 2
 
-    @pytest.mark.parametrize("answer", [TRUE, "nonsense", ""])
-    async def test_is_the_end_of_who_says_that_it_is_done(self, hostile: DecoderProcesses, answer: str) -> None:
-        clip = forged(answer, "os.close(3); time.sleep(1000)")
-        if answer == self.TRUE:
+    @pytest.mark.parametrize("report", [VALID, "nonsense", ""])
+    async def test_a_process_that_closes_its_channel_is_killed_even_if_it_goes_on(
+        self, hostile: DecoderProcesses, report: str
+    ) -> None:
+        clip = forged(report, "os.close(3); time.sleep(1000)")
+        if report == self.VALID:
             assert (await hostile.decode(clip)).facts.duration_s == 2
         else:
             with pytest.raises(DecoderCrashed):
@@ -154,14 +161,14 @@ class TestForgedAnswer:
         await eventually(lambda: decoding() == [])
 
     @pytest.mark.parametrize(
-        "answer",
+        "report",
         [
             "",
             "[" * 60000,
             "{}",
-            '{"code": "internal_error", "detail": "a code that no clip has"}',
+            '{"code": "internal_error", "detail": "not a code of a ClipError"}',
             '{"code": "corrupt_clip", "detail": "\\ud800"}',
-            '{"failure": "as if it had been ours"}',
+            '{"failure": "not a traceback of the service"}',
             f'{{"facts": {FACTS % 2.0}, "sampled": []}}',
             f'{{"facts": {FACTS % "NaN"}, "sampled": {SAMPLED}}}',
             f'{{"facts": {FACTS % "1e999"}, "sampled": {SAMPLED}}}',
@@ -170,35 +177,49 @@ class TestForgedAnswer:
             f'{{"facts": {FACTS % 2.0}, "sampled": {SAMPLED}}}'.replace("50", '"50"'),
         ],
     )
-    async def test_is_refused_where_it_could_not(self, hostile: DecoderProcesses, answer: str) -> None:
+    async def test_an_invalid_report_is_refused_as_a_crash(self, hostile: DecoderProcesses, report: str) -> None:
         with pytest.raises(DecoderCrashed):
-            await hostile.decode(forged(answer))
+            await hostile.decode(forged(report))
 
 
 @pytest.fixture
-def lone(start_hostile: Start) -> Lone:
-    """Decoders of a test's own, and the process id of their fork server."""
-    others = set(fork_servers())
-    decoders = start_hostile(3)
+def start_own(start_hostile: Start) -> Callable[[float], DecodersAndServer]:
+    """Return a function that starts decoders for one test, and returns their fork server's process id too."""
 
-    def pid() -> int:
-        (server,) = set(fork_servers()) - others
-        return server
+    def start(timeout_s: float) -> DecodersAndServer:
+        others = set(fork_servers())
+        decoders = start_hostile(timeout_s)
 
-    return decoders, pid
+        def pid() -> int:
+            (server,) = set(fork_servers()) - others
+            return server
+
+        return decoders, pid
+
+    return start
+
+
+@pytest.fixture
+def own(start_own: Callable[[float], DecodersAndServer]) -> DecodersAndServer:
+    """Decoders for one test, with a time limit that no busy machine reaches, and their fork server's process id."""
+    return start_own(60)
 
 
 class TestForkServer:
-    async def test_has_a_process_wait_whose_end_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
-        decoders, pid = lone
+    async def test_a_clip_is_decoded_although_the_process_forked_ahead_was_killed(
+        self, own: DecodersAndServer, clip: bytes
+    ) -> None:
+        decoders, pid = own
         (waiting,) = descendants(pid())[0]
         os.kill(waiting, signal.SIGKILL)
         await eventually(lambda: not Path(f"/proc/{waiting}").exists())
 
         assert (await decoders.decode(clip)).facts.frames > 0
 
-    async def test_starts_no_clip_while_a_killed_one_has_not_ended(self, start_hostile: Start, clip: bytes) -> None:
-        decoders = start_hostile(60, "tests.service.isolation.reluctant")
+    async def test_no_clip_starts_before_the_process_of_a_cancelled_one_has_ended(
+        self, start_hostile: Start, clip: bytes
+    ) -> None:
+        decoders = start_hostile(60, "tests.service.isolation.slow")
         waiting = asyncio.create_task(decoders.decode(ENDLESS))
         await eventually(decoding)
         (killed,) = decoding()
@@ -209,54 +230,79 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames == 50
         assert not Path(f"/proc/{killed}").exists()
 
-    async def test_starts_whatever_is_asked_of_clips(self, clip: bytes) -> None:
+    async def test_the_fork_server_starts_even_if_the_limits_exclude_its_warm_up_clip(self, clip: bytes) -> None:
         limits = DecodeLimits(max_pixels=1, max_frames=1, max_duration_s=0.01)
         processes = DecoderProcesses(limits, memory_bytes=2**31)
         with contextlib.closing(processes), pytest.raises(ResolutionTooLarge):
             await processes.decode(clip)
 
-    async def test_that_dies_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
-        decoders, pid = lone
-        slow = asyncio.create_task(decoders.decode(take_over("time.sleep(2)")))
-        await eventually(decoding)
+    async def test_a_clip_is_decoded_again_when_the_fork_server_dies(self, own: DecodersAndServer, clip: bytes) -> None:
+        decoders, pid = own
         first = pid()
+        interrupted = take_over(f"if SERVER == {first}: time.sleep(1000)")  # sleeps at the first attempt only
+        waiting = asyncio.create_task(decoders.decode(interrupted))
+        await eventually(decoding)
         os.kill(first, signal.SIGKILL)
 
         with pytest.raises(CorruptClip, match="done"):
-            await slow
+            await waiting
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
         await eventually(lambda: decoding() == [])
 
-    async def test_that_dies_when_idle_is_replaced(self, lone: Lone, clip: bytes) -> None:
-        decoders, pid = lone
+    async def test_a_clip_whose_fork_server_dies_twice_is_refused(self, own: DecodersAndServer) -> None:
+        decoders, pid = own
+        killed: list[int] = []
+
+        def next_server_is_decoding() -> bool:
+            """One child decodes and one waits. While a fork server starts, it has one child at most."""
+            with contextlib.suppress(ValueError, IndexError):  # it is being replaced
+                return pid() not in killed and len(descendants(pid())[0]) == 2
+            return False
+
+        waiting = asyncio.create_task(decoders.decode(ENDLESS))
+        for _ in range(2):
+            await eventually(next_server_is_decoding)
+            killed.append(pid())
+            os.kill(killed[-1], signal.SIGKILL)
+
+        with pytest.raises(DecoderCrashed, match="died twice"):
+            await waiting
+
+    async def test_a_fork_server_that_dies_while_idle_is_replaced(self, own: DecodersAndServer, clip: bytes) -> None:
+        decoders, pid = own
         os.kill(pid(), signal.SIGKILL)
 
         assert (await decoders.decode(clip)).facts.frames == 50
 
-    async def test_that_hangs_is_replaced(self, lone: Lone, clip: bytes) -> None:
-        decoders, pid = lone
+    async def test_a_fork_server_that_hangs_is_replaced(
+        self, start_own: Callable[[float], DecodersAndServer], clip: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.isolation.processes.KILL_TIMEOUT_S", 0.5)
+        decoders, pid = start_own(5)
         os.kill(pid(), signal.SIGSTOP)
         with pytest.raises(DecodeTimeout):
             await decoders.decode(clip)
 
         assert (await decoders.decode(clip)).facts.frames == 50
 
-    async def test_is_left_alone_by_signals_to_the_whole_group(self, lone: Lone, clip: bytes) -> None:
-        decoders, pid = lone
+    async def test_signals_to_the_process_group_do_not_end_the_fork_server(
+        self, own: DecodersAndServer, clip: bytes
+    ) -> None:
+        decoders, pid = own
         server = pid()
-        assert os.getpgid(server) == server  # out of the terminal's reach from the start
+        assert os.getpgid(server) == server  # not in the terminal's process group, from the start
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(server, number)
 
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() == server
 
-    async def test_that_cannot_start_says_so(self) -> None:
+    async def test_an_error_names_the_fork_server_that_cannot_start(self) -> None:
         with pytest.raises(DecodersError, match="no_such_program"):
             DecoderProcesses(DecodeLimits(), memory_bytes=2**30, program="service.video.no_such_program")
 
-    def test_ends_with_the_service_and_so_do_its_processes(self, tmp_path: Path) -> None:
+    def test_killing_the_service_ends_the_fork_server_and_its_processes(self, tmp_path: Path) -> None:
         program = f"""
             import asyncio
             from service.video.decoder import DecodeLimits
@@ -273,8 +319,10 @@ class TestForkServer:
 
 
 class TestClose:
-    async def test_leaves_nothing_behind(self, start_hostile: Start, clip: bytes) -> None:
-        gc.collect()  # what earlier tests left for it must not go meanwhile and be taken for ours
+    async def test_closing_fails_waiting_clips_and_leaves_no_process_and_no_descriptor(
+        self, start_hostile: Start, clip: bytes
+    ) -> None:
+        gc.collect()  # otherwise descriptors of earlier tests could be closed meanwhile and hide a leak
         servers, descriptors = fork_servers(), open_descriptors()
         decoders = start_hostile(3)
         for data in (clip, b"no video", take_over("os.abort()"), ENDLESS):
@@ -290,7 +338,10 @@ class TestClose:
         assert open_descriptors() <= descriptors
         assert decoding() == []
 
-    def test_comes_at_once_where_a_required_layer_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_service_does_not_start_without_a_required_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(DecoderProcesses, "grants", Grants(rlimits=True, no_new_privs=True, seccomp=True))
+        servers = fork_servers()
         with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set, but this system lacks landlock"):
             start_decoders(DecodeLimits(), memory_bytes=2**30, require_sandbox=True)
+
+        assert fork_servers() == servers

@@ -1,4 +1,4 @@
-"""What hostile code can do inside a decoder process: it runs in the real sandbox, and is refused."""
+"""The sandbox, tested from inside: hostile code runs in a real decoder process, and each thing it tries is refused."""
 
 import platform
 import subprocess
@@ -16,16 +16,16 @@ pytestmark = pytest.mark.anyio
 
 FILES = {
     "read a file": "open('/etc/passwd')",
-    "read a file of its folder": "open('LICENSE')",
-    "read what the kernel knows of it": "open('/proc/self/environ')",
+    "read a file in its working directory": "open('LICENSE')",
+    "read its environment in /proc": "open('/proc/self/environ')",
     "make a file": "os.open('made', os.O_CREAT | os.O_WRONLY)",
     "make a file without a name": "os.open('/tmp', os.O_TMPFILE | os.O_WRONLY)",
     "make a file in memory": "os.memfd_create('made')",
-    "list a folder": "os.listdir('.')",
-    "look at a file": "os.stat('/')",
+    "list a directory": "os.listdir('.')",
+    "stat a file": "os.stat('/')",
     "remove a file": "os.unlink('made')",
-    "make a folder": "os.mkdir('made')",
-    "go elsewhere": "os.chdir('/')",
+    "make a directory": "os.mkdir('made')",
+    "change its working directory": "os.chdir('/')",
 }
 DESCRIPTORS = {
     "write to the standard output": "os.write(1, b'x')",
@@ -34,22 +34,22 @@ DESCRIPTORS = {
     "send to its fork server": "refuse(libc.send(3, b'x', 1, 0))",
     "shut half of its channel": "refuse(libc.shutdown(3, 1))",
     "write to its clip": "os.write(4, b'x')",
-    "write to one that is not its own": "os.write(5, b'x')",
-    "map its clip as code": "refuse(libc.mmap(None, 4096, 5, 2, 4, 0))",
+    "write to another descriptor": "os.write(5, b'x')",
+    "map its clip as executable": "refuse(libc.mmap(None, 4096, 5, 2, 4, 0))",
     "make a pipe": "os.pipe()",
-    "copy one": "os.dup(3)",
-    "wait at several": "select.epoll()",
+    "copy a descriptor": "os.dup(3)",
+    "make an epoll instance": "select.epoll()",
 }
 NETWORK = {
     "connect": "socket.create_connection(('127.0.0.1', 9))",
-    "make a socket of the Internet": "socket.socket()",
-    "make a socket of Unix": "socket.socket(socket.AF_UNIX)",
+    "make an Internet socket": "socket.socket()",
+    "make a Unix socket": "socket.socket(socket.AF_UNIX)",
     "make a pair of sockets": "socket.socketpair()",
-    "make a socket to the kernel": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "make a netlink socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
 }
 PROCESSES = {
     "fork": "os.fork()",
-    "become a program": "os.execv('/bin/true', ['true'])",
+    "replace itself with a program": "os.execv('/bin/true', ['true'])",
     "start a program": "subprocess.run(['/bin/true'])",
     "spawn a program": "os.posix_spawn('/bin/true', ['true'], {})",
     "kill its parent": "os.kill(SERVER, signal.SIGTERM)",
@@ -57,32 +57,33 @@ PROCESSES = {
     "trace its parent": "refuse(libc.ptrace(16, SERVER, None, None))",
     "read its parent's memory": "refuse(libc.process_vm_readv(SERVER, None, 0, None, 0, 0))",
     "raise its limits": "refuse(libc.setrlimit(resource.RLIMIT_FSIZE, b'\\1' * 16))",
-    "be traced again": "refuse(libc.prctl(4, 1, 0, 0, 0))",
-    "be favoured": "os.nice(-5)",
+    "allow itself to be traced": "refuse(libc.prctl(4, 1, 0, 0, 0))",
+    "raise its priority": "os.nice(-5)",
     "leave its namespace": "refuse(libc.unshare(0x10000000))",
-    "make memory code": "memory = libc.mmap(None, 4096, 3, 0x22, -1, 0); refuse(libc.mprotect(memory, 4096, 5))",
-    "map memory as code": "refuse(libc.mmap(None, 4096, 7, 0x22, -1, 0))",
+    "make memory executable": "memory = libc.mmap(None, 4096, 3, 0x22, -1, 0); refuse(libc.mprotect(memory, 4096, 5))",
+    "map executable memory": "refuse(libc.mmap(None, 4096, 7, 0x22, -1, 0))",
 }
 
 
 async def outcome(decoders: DecoderProcesses, program: str) -> str:
+    """Run a program in a decoder process, and return its outcome (see ``hostile.py``)."""
     if decoders.grants.missing:
         pytest.skip(f"this kernel lacks {', '.join(decoders.grants.missing)}")
-    with pytest.raises(CorruptClip) as told:
+    with pytest.raises(CorruptClip) as error:
         await decoders.decode(take_over(program))
-    return str(told.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("act", [*FILES, *DESCRIPTORS, *NETWORK, *PROCESSES])
-async def test_a_decoder_cannot(hostile: DecoderProcesses, act: str) -> None:
+async def test_a_decoder_is_denied(hostile: DecoderProcesses, act: str) -> None:
     assert await outcome(hostile, {**FILES, **DESCRIPTORS, **NETWORK, **PROCESSES}[act]) == "EPERM"
 
 
-async def test_a_decoder_cannot_take_8_gib(hostile: DecoderProcesses) -> None:
+async def test_a_decoder_cannot_allocate_8_gib(hostile: DecoderProcesses) -> None:
     assert await outcome(hostile, "numpy.ones(2**30)") == "ENOMEM"
 
 
-async def test_a_decoder_has_nothing_open_but_its_clip_its_channel_and_dead_ends(hostile: DecoderProcesses) -> None:
+async def test_a_decoder_has_only_its_clip_its_channel_and_the_standard_streams_open(hostile: DecoderProcesses) -> None:
     program = """
         def is_open(descriptor):
             try:
@@ -94,7 +95,7 @@ async def test_a_decoder_has_nothing_open_but_its_clip_its_channel_and_dead_ends
     assert await outcome(hostile, program) == "[0, 1, 2, 3, 4]"
 
 
-async def test_a_decoder_does_not_know_the_services_secrets(hostile: DecoderProcesses) -> None:
+async def test_a_decoder_does_not_inherit_the_services_secrets(hostile: DecoderProcesses) -> None:
     assert "PATH" in await outcome(hostile, "raise CorruptClip(str(dict(os.environ)))")
     assert "LIMELIGHT" not in await outcome(hostile, "raise CorruptClip(str(dict(os.environ)))")
 
@@ -109,24 +110,24 @@ async def test_a_decoder_cannot_start_a_thread(hostile: DecoderProcesses) -> Non
     assert await outcome(hostile, program) == "can't start new thread"
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the machine code of x86-64")
-async def test_a_system_call_by_its_32_bit_number_kills_the_decoder(hostile: DecoderProcesses) -> None:
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="runs machine code for x86-64")
+async def test_a_32_bit_system_call_kills_the_decoder(hostile: DecoderProcesses) -> None:
     with pytest.raises(DecoderCrashed):
         await hostile.decode(take_over("getpid_32()"))
 
 
-async def test_honest_work_goes_on(hostile: DecoderProcesses, clip: bytes) -> None:
+async def test_a_decoder_can_compute_and_decode_in_the_sandbox(hostile: DecoderProcesses, clip: bytes) -> None:
     assert await outcome(hostile, "sum(range(10))") == "done"
     assert (await hostile.decode(clip)).facts.frames == 50
 
 
-def test_each_layer_is_a_wall_of_its_own() -> None:
+def test_the_other_layers_deny_files_and_memory_without_seccomp() -> None:
     program = """
         import errno, os
         import numpy as np
         from service.isolation import sandbox, seccomp
 
-        def refusal(act):
+        def error_of(act):
             try:
                 act()
             except MemoryError:
@@ -135,14 +136,14 @@ def test_each_layer_is_a_wall_of_its_own() -> None:
                 return errno.errorcode[error.errno]
 
         seccomp.install = lambda libc: False
-        grants = sandbox.enter(memory_bytes=2**30, cpu_s=60)
-        print(grants.missing, refusal(os.pipe), refusal(lambda: np.ones(2**30)))
-        print(refusal(lambda: os.mkdir("/tmp/made-by-a-clip")) if grants.landlock else "EACCES")
+        grants = sandbox.enter_sandbox(memory_bytes=2**30, cpu_s=60)
+        print(grants.missing, error_of(os.pipe), error_of(lambda: np.ones(2**30)))
+        print(error_of(lambda: os.mkdir("/tmp/made-by-a-clip")) if grants.landlock else "EACCES")
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
 
     assert ended.stdout == "['seccomp'] EMFILE ENOMEM\nEACCES\n"
 
 
-def test_the_filter_is_written_for_both_machines() -> None:
+def test_the_filter_exists_for_x86_64_and_aarch64() -> None:
     assert {name for name in seccomp.MACHINES if len(seccomp.program(name)) % 8 == 0} == {"x86_64", "aarch64"}

@@ -1,4 +1,4 @@
-"""Small clips made by code: they number their frames, and can be made odd in every way."""
+"""Encodes small test clips whose frames show their number, with any oddity of packets, timestamps or tracks."""
 
 import io
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
 Image = npt.NDArray[np.uint8]
 Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
 
-# Tens are in the grey of the left half, units in that of the right.
+# The left half's grey level is the number's tens, the right half's its units.
 GREY_STEP = 24
 QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
 # A picture of MPEG-4 that is not coded: start code, "P", no whole second, marker, time, marker, "not coded", stuffing.
@@ -34,12 +34,14 @@ DATA_CODECS = {"klv", "timed_id3"}
 
 
 def numbered(number: int, width: int = 64, height: int = 48) -> Image:
+    """A picture that shows ``number``, from 0 to 99."""
     picture = np.empty((height, width, 3), np.uint8)
     picture[:, : width // 2], picture[:, width // 2 :] = GREY_STEP * (number // 10), GREY_STEP * (number % 10)
     return picture
 
 
 def read_number(picture: Image) -> int:
+    """The number that a decoded frame of 224×224 shows."""
     tens, units = (round(float(half.mean()) / GREY_STEP) for half in (picture[80:140, 30:80], picture[80:140, 140:190]))
     return 10 * tens + units
 
@@ -66,7 +68,20 @@ def encode(
     prepare: Callable[[VideoStream], None] = lambda stream: None,
     change: Change = lambda number, packet: packet,
 ) -> bytes:
-    """A clip of these pictures; `pts` in frames of `rate`, `change` sees each packet before it is muxed."""
+    """Encode pictures as a clip.
+
+    Args:
+        pictures: uint8 ``(height, width, 3)``, RGB, all of one size.
+        codec: FFmpeg's name of the encoder.
+        container: FFmpeg's name of the muxer.
+        rate: Frames per second.
+        pts: When each frame is shown, in units of ``1 / rate`` seconds (default: one after the other).
+        options: Options of the encoder.
+        muxing: Options of the muxer.
+        pix_fmt: Pixel format (default: 8-bit 4:2:0).
+        prepare: Called with the stream before anything is encoded.
+        change: Called with each packet's index and the packet; returns the packet that is written.
+    """
     file = io.BytesIO()
     pictures = list(pictures)
     height, width = pictures[0].shape[:2]
@@ -102,7 +117,7 @@ def numbered_clip(
 
 
 def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50) -> bytes:
-    """A numbered clip with a second track, of any kind, that holds one packet."""
+    """A numbered clip with a second track of another kind, which holds one packet with ``content``."""
     tracks: list[Stream] = []
 
     def add_track(video: VideoStream) -> None:
@@ -173,12 +188,12 @@ def _picture_type(picture: bytes) -> int:
 
 
 def middle_frames(frames: int) -> list[int]:
-    """The rule on constant frame rate: ⌊(k + ½)·N/40⌋."""
+    """Indices that are sampled of ``frames`` frames at a constant frame rate: ⌊(k + ½)·frames/40⌋."""
     return [(2 * k + 1) * frames // 80 for k in range(40)]
 
 
 def with_content(packet: "Packet[VideoStream]", content: bytes) -> "Packet[VideoStream]":
-    """A keyframe's packet of other bytes, in the place of this one."""
+    """A keyframe packet with other bytes and the times of ``packet``."""
     other = cast("Packet[VideoStream]", Packet(content))
     other.stream, other.time_base, other.is_keyframe = packet.stream, packet.time_base, True
     other.pts, other.dts, other.duration = packet.pts, packet.dts, packet.duration
@@ -186,9 +201,10 @@ def with_content(packet: "Packet[VideoStream]", content: bytes) -> "Packet[Video
 
 
 def refusal(source: bytes, limits: DecodeLimits | None = None) -> ClipError:
+    """The error with which ``decode_clip`` refuses a clip. Its text must be one printable line."""
     with pytest.raises(ClipError) as refused:
         decode_clip(source, limits)
-    sentence = str(refused.value)
-    assert sentence
-    assert sentence.isprintable()
+    text = str(refused.value)
+    assert text
+    assert text.isprintable()
     return refused.value

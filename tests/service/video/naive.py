@@ -1,4 +1,4 @@
-"""A naive decode of everything, in plain PyAV: what the decoder has to agree with, pixel for pixel."""
+"""A naive decoder in plain PyAV, which decodes every frame. The real decoder must agree with it pixel for pixel."""
 
 import io
 from collections.abc import Sequence
@@ -22,7 +22,13 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A frame that a naive decode shows: its timestamp and duration in ticks (0: unknown), upright and resized."""
+    """A frame that the naive decoder shows.
+
+    Attributes:
+        pts: Timestamp, in ticks.
+        duration: Duration, in ticks; 0 if unknown.
+        image: The frame, upright and resized: uint8 ``(224, 224, 3)``, RGB.
+    """
 
     pts: int
     duration: int
@@ -30,6 +36,7 @@ class Shown:
 
 
 def naive_decode(source: bytes | Path) -> list[Shown]:
+    """Decode every frame of a clip, in the order in which they are shown."""
     reformatter = VideoReformatter()
     frames: list[Shown] = []
     times: list[int | None] = []
@@ -49,18 +56,18 @@ def naive_decode(source: bytes | Path) -> list[Shown]:
                 times.append(frame.pts)
                 frames.append(Shown(0, frame.duration, image))
     known = [time for time in times if time is not None]
-    if len(known) < len(frames):  # MPEG program streams: frames at a constant rate
+    if len(known) < len(frames):  # MPEG program streams: assume a constant rate
         return [replace(frame, pts=number, duration=1) for number, frame in enumerate(frames)]
-    # Frames come out as they are shown. Times that are not in this order are decode times, of which AVI has no others.
+    # Frames are output in the order in which they are shown. Times in another order are decode times, as AVI's are.
     return [replace(frame, pts=time) for frame, time in zip(frames, sorted(known), strict=True)]
 
 
 def naive_sample(frames: Sequence[Shown]) -> list[Image]:
-    """The 40 images that DESIGN §3 asks for, found by looking at every frame for every instant."""
+    """Sample 40 images: for each instant, look at every frame to find the one on screen (rule ``segment-center``)."""
     start, last = frames[0].pts, frames[-1]
     steps = [later.pts - earlier.pts for earlier, later in pairwise(frames)]
     duration = last.pts + (last.duration or median_high(steps)) - start
-    rounding = Fraction(1, 2) if steps and median_high(steps) > 1 else 0  # ticks that count frames are not rounded
+    rounding = Fraction(1, 2) if steps and median_high(steps) > 1 else 0  # ticks that count frames are exact
     images = []
     for k in range(40):
         instant = start + (k + Fraction(1, 2)) * duration / 40
@@ -69,6 +76,7 @@ def naive_sample(frames: Sequence[Shown]) -> list[Image]:
 
 
 def assert_same_as_naive(clip: DecodedClip, source: bytes | Path) -> None:
+    """Assert that a decoded clip is undamaged and has the frames of a naive decode of ``source``."""
     naive = naive_decode(source)
     assert clip.facts.frames == len(naive)
     assert clip.facts.damaged_frames == 0

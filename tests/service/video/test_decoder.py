@@ -1,4 +1,7 @@
-"""What the decoder takes of a clip, shown by clips that number their frames."""
+"""The decoder: which frames it samples, which facts it reports, and how it handles damage and limits.
+
+The frames of the test clips show their number.
+"""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +44,7 @@ from tests.service.video.naive import assert_same_as_naive, naive_decode
 class TestSampledFrames:
     @pytest.mark.parametrize("frames", [1, 2, 7, 39, 40, 41, 80, 100])
     @pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("mpeg4", "mov")])
-    def test_are_the_middles_of_forty_segments(self, frames: int, codec: str, container: str) -> None:
+    def test_the_middles_of_forty_segments_are_sampled(self, frames: int, codec: str, container: str) -> None:
         clip = decode_clip(numbered_clip(frames, codec=codec, container=container))
 
         assert clip.frames.shape == (40, 224, 224, 3)
@@ -49,7 +52,7 @@ class TestSampledFrames:
         assert indices(clip) == middle_frames(frames)
         assert numbers(clip) == middle_frames(frames)
 
-    def test_carry_their_instants_in_seconds_after_the_first_frame(self) -> None:
+    def test_sampled_times_are_in_seconds_after_the_first_frame(self) -> None:
         clip = decode_clip(numbered_clip(50, pts=range(30, 80)))
 
         assert [frame.time_s for frame in clip.sampled] == pytest.approx([(k + 0.5) * 2 / 40 for k in range(40)])
@@ -58,7 +61,7 @@ class TestSampledFrames:
     @pytest.mark.parametrize(
         "options", [{"bf": "3"}, {"bf": "3", "g": "10"}, {"x264-params": "open-gop=1:keyint=8:bframes=3"}]
     )
-    def test_come_in_presentation_order_from_a_clip_with_b_frames(
+    def test_a_clip_with_b_frames_is_sampled_in_presentation_order(
         self, container: str, options: Mapping[str, str]
     ) -> None:
         clip = decode_clip(numbered_clip(100, container=container, options=options))
@@ -66,18 +69,18 @@ class TestSampledFrames:
         assert numbers(clip) == middle_frames(100)
 
     @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-    def test_come_in_presentation_order_from_an_avi_whose_timestamps_are_decode_times(self, codec: str) -> None:
+    def test_an_avi_whose_timestamps_are_decode_times_is_sampled_in_presentation_order(self, codec: str) -> None:
         clip = decode_clip(numbered_clip(80, codec=codec, container="avi", options={"bf": "2", "b_strategy": "0"}))
 
         assert numbers(clip) == middle_frames(80)
         assert indices(clip) == numbers(clip)
 
     @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "flv", "avi"])
-    def test_do_not_depend_on_the_container(self, container: str) -> None:
+    def test_the_container_does_not_change_the_sampled_frames(self, container: str) -> None:
         assert numbers(decode_clip(numbered_clip(100, container=container))) == middle_frames(100)
 
     @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
-    def test_follow_a_variable_frame_rate(self, container: str) -> None:
+    def test_a_variable_frame_rate_is_followed(self, container: str) -> None:
         pts = [*range(10), *range(20, 100, 10), *range(100, 120)]  # quick, slow, quick
         clip = decode_clip(numbered_clip(len(pts), container=container, pts=pts))
 
@@ -86,13 +89,13 @@ class TestSampledFrames:
         assert indices(clip) == on_screen
 
     @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "flv", "avi"])
-    def test_do_not_depend_on_when_the_clip_starts(self, container: str) -> None:
+    def test_a_late_start_does_not_change_the_sampled_frames(self, container: str) -> None:
         late = decode_clip(numbered_clip(60, container=container, pts=range(1000, 1060)))
 
         assert numbers(late) == numbers(decode_clip(numbered_clip(60, container=container)))
         assert late.facts.duration_s == pytest.approx(2.4)
 
-    def test_may_have_negative_timestamps(self) -> None:
+    def test_negative_timestamps_do_not_change_the_sampled_frames(self) -> None:
         data = numbered_clip(
             60, container="mpegts", pts=range(-30, 30), options={"bf": "2"}, muxing={"avoid_negative_ts": "disabled"}
         )
@@ -100,36 +103,36 @@ class TestSampledFrames:
         assert naive_decode(data)[0].pts < 0
         assert numbers(decode_clip(data)) == middle_frames(60)
 
-    def test_are_those_shown_then_where_the_timestamps_of_frames_are_in_no_order(self) -> None:
+    def test_frames_with_shuffled_timestamps_are_sampled_in_the_order_of_their_timestamps(self) -> None:
         shuffled = [int(place) for place in np.random.default_rng(3).permutation(40)]
 
         def shuffle(number: int, packet: "Packet[VideoStream]") -> "Packet[VideoStream]":
             other = with_content(packet, bytes(packet))
-            other.pts = 40 + shuffled[number]  # never before it is decoded
+            other.pts = 40 + shuffled[number]  # never before its decode time
             return other
 
         clip = decode_clip(numbered_clip(40, codec="mjpeg", container="matroska", change=shuffle))
 
         assert [shuffled[number] for number in numbers(clip)] == list(range(40))
 
-    def test_begin_where_an_edit_list_does(self) -> None:
+    def test_sampling_begins_at_the_start_of_an_edit_list(self) -> None:
         clip = decode_clip(numbered_clip(60, pts=range(-20, 40)))
 
         assert clip.facts.frames == 40
         assert numbers(clip) == list(range(20, 60))
 
-    def test_are_right_where_the_container_calls_every_frame_a_keyframe(self) -> None:
-        def call_it_a_keyframe(_: int, packet: "Packet[VideoStream]") -> "Packet[VideoStream]":
+    def test_frames_are_right_if_the_container_marks_every_packet_as_a_keyframe(self) -> None:
+        def mark_as_keyframe(_: int, packet: "Packet[VideoStream]") -> "Packet[VideoStream]":
             packet.is_keyframe = True
             return packet
 
         for codec, container in (("mpeg4", "mp4"), ("msmpeg4", "avi"), ("h263", "3gp"), ("libx264", "mp4")):
             pictures = [numbered(number, 176, 144) for number in range(80)]
-            data = encode(pictures, codec=codec, container=container, options={"g": "80"}, change=call_it_a_keyframe)
+            data = encode(pictures, codec=codec, container=container, options={"g": "80"}, change=mark_as_keyframe)
 
             assert_same_as_naive(decode_clip(data), data)
 
-    def test_are_the_same_of_bytes_a_path_and_an_open_file(self, tmp_path: Path) -> None:
+    def test_bytes_a_path_and_an_open_file_give_the_same_clip(self, tmp_path: Path) -> None:
         data = numbered_clip(45)
         path = tmp_path / "clip.mp4"
         path.write_bytes(data)
@@ -142,14 +145,14 @@ class TestSampledFrames:
             assert (clip.facts, clip.sampled) == (clips[0].facts, clips[0].sampled)
 
 
-# -- turned clips ------------------------------------------------------------------------------------------------------
+# -- rotated clips -----------------------------------------------------------------------------------------------------
 
 
 class TestDisplayMatrix:
     @pytest.mark.parametrize(
         ("counter_clockwise", "hflip", "vflip", "corners", "clockwise"),
         [
-            # corners as shown: top left, top right, bottom left, bottom right of a picture stored as 0 1 / 2 3
+            # corners as shown (top left, top right, bottom left, bottom right) of a picture stored as 0 1 / 2 3
             (0, False, False, [0, 1, 2, 3], 0),
             (90, False, False, [1, 3, 0, 2], 270),
             (180, False, False, [3, 2, 1, 0], 180),
@@ -161,7 +164,7 @@ class TestDisplayMatrix:
             (90, False, True, [0, 2, 1, 3], None),
         ],
     )
-    def test_turns_and_mirrors(
+    def test_frames_are_rotated_and_mirrored_as_the_display_matrix_says(
         self, counter_clockwise: int, hflip: bool, vflip: bool, corners: list[int], clockwise: int | None
     ) -> None:
         picture = np.repeat(np.repeat(np.array([[0, 80], [160, 240]], np.uint8), 24, 0), 48, 1)
@@ -179,7 +182,7 @@ class TestDisplayMatrix:
             assert clip.facts.rotation == clockwise
 
 
-# -- what the clip is --------------------------------------------------------------------------------------------------
+# -- facts about the clip ----------------------------------------------------------------------------------------------
 
 
 class TestFacts:
@@ -194,7 +197,7 @@ class TestFacts:
             ("mpeg2video", "mpegts", ("mpegts", "mpeg2video")),
         ],
     )
-    def test_name_the_container_and_the_codec(self, codec: str, container: str, called: tuple[str, str]) -> None:
+    def test_facts_name_the_container_and_the_codec(self, codec: str, container: str, called: tuple[str, str]) -> None:
         facts = decode_clip(numbered_clip(10, codec=codec, container=container)).facts
 
         assert (facts.container, facts.codec) == called
@@ -202,7 +205,7 @@ class TestFacts:
         assert facts.duration_s == pytest.approx(0.4, abs=0.001)
         assert (facts.rotation, facts.damaged_frames) == (0, 0)
 
-    def test_count_the_last_frame_s_own_duration(self) -> None:
+    def test_the_duration_includes_the_last_frame(self) -> None:
         assert decode_clip(numbered_clip(1)).facts.duration_s == pytest.approx(0.04)
 
 
@@ -210,7 +213,7 @@ class TestFacts:
 
 
 def break_packets(broken: Iterable[int]) -> Change:
-    """Makes these packets of an intra-only clip undecodable."""
+    """Return a change that makes these packets of an intra-only clip undecodable."""
     damaged = set(broken)
     return lambda number, packet: with_content(packet, b"no picture") if number in damaged else packet
 
@@ -222,7 +225,7 @@ def small_clips() -> list[bytes]:
 
 
 class TestDamage:
-    def test_a_packet_without_a_picture_repeats_the_frame_before_and_is_no_damage(self) -> None:
+    def test_a_packet_without_a_picture_repeats_the_frame_before_and_is_not_damage(self) -> None:
         data = numbered_clip(
             80,
             codec="mpeg4",
@@ -237,7 +240,7 @@ class TestDamage:
         assert numbers(clip) == [{21: 19, 61: 60}.get(number, number) for number in middle_frames(80)]
         assert clip.facts.damaged_frames == 0
 
-    def test_the_frame_before_is_the_one_that_was_shown_last_not_the_one_that_was_sampled_last(self) -> None:
+    def test_a_damaged_frame_is_replaced_by_the_frame_shown_before_not_by_the_one_sampled_before(self) -> None:
         data = numbered_clip(80, codec="mjpeg", container="matroska", change=break_packets([21, 50, 51]))
 
         clip = decode_clip(data)
@@ -245,7 +248,7 @@ class TestDamage:
         assert numbers(clip) == [{21: 20, 51: 49}.get(number, number) for number in middle_frames(80)]
         assert clip.facts.damaged_frames == 2
 
-    def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_one_before_and_counted(self) -> None:
+    def test_damaged_frames_are_replaced_by_the_frame_before_and_counted(self) -> None:
         data = numbered_clip(40, codec="mjpeg", container="matroska", change=break_packets([10, 11, 30]))
 
         clip = decode_clip(data)
@@ -254,13 +257,15 @@ class TestDamage:
         assert numbers(clip) == [*range(10), 9, 9, *range(12, 30), 29, *range(31, 40)]
         assert clip.facts.damaged_frames == 3
 
-    def test_the_first_frames_are_replaced_by_the_first_that_can_be_decoded(self) -> None:
+    def test_damaged_first_frames_are_replaced_by_the_first_that_can_be_decoded(self) -> None:
         data = numbered_clip(40, codec="mjpeg", container="matroska", change=break_packets([0, 1]))
 
         assert numbers(decode_clip(data)) == [2, 2, *range(2, 40)]
 
     @pytest.mark.parametrize(("broken", "refused"), [(20, False), (21, True), (40, True)])
-    def test_a_clip_is_corrupt_if_more_than_half_of_its_sampled_frames_are(self, broken: int, refused: bool) -> None:
+    def test_a_clip_is_corrupt_if_more_than_half_of_its_sampled_frames_are_damaged(
+        self, broken: int, refused: bool
+    ) -> None:
         data = numbered_clip(40, codec="mjpeg", container="matroska", change=break_packets(range(broken)))
 
         if refused:
@@ -269,7 +274,7 @@ class TestDamage:
             assert decode_clip(data).facts.damaged_frames == broken
 
     @pytest.mark.parametrize("container", ["matroska", "mpegts", "flv", "avi"])
-    def test_a_clip_cut_off_is_sampled_as_far_as_it_goes(self, container: str) -> None:
+    def test_a_truncated_clip_is_sampled_up_to_where_it_ends(self, container: str) -> None:
         data = numbered_clip(80, container=container, codec="mpeg4" if container == "avi" else "libx264")
 
         clip = decode_clip(data[: len(data) * 6 // 10])
@@ -279,17 +284,17 @@ class TestDamage:
         assert max(numbers(clip)) < clip.facts.frames
 
     @pytest.mark.parametrize("codec", ["libx264", "libx265"])
-    def test_a_clip_that_has_lost_its_only_keyframe_is_corrupt(self, codec: str) -> None:
+    def test_a_clip_without_its_only_keyframe_is_corrupt(self, codec: str) -> None:
         data = encode([numbered(7)] * 80, codec=codec, container="mpegts", options=QUIET[codec] | {"g": "80"})
 
         assert isinstance(refusal(data[len(data) // 2 :]), CorruptClip)
 
-    def test_an_mp4_cut_off_before_its_index_is_corrupt(self) -> None:
+    def test_an_mp4_that_is_truncated_before_its_index_is_corrupt(self) -> None:
         data = numbered_clip(80)
 
         assert isinstance(refusal(data[: data.index(b"moov") - 4]), CorruptClip)
 
-    def test_frames_may_change_size_on_the_way(self) -> None:
+    def test_a_clip_whose_frames_change_size_is_sampled(self) -> None:
         large = keyframe(numbered(7, 160, 120), codec="mjpeg", container="avi")
         data = numbered_clip(
             40,
@@ -302,7 +307,7 @@ class TestDamage:
 
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
-    def test_whatever_is_overwritten_the_clip_is_sampled_or_refused(
+    def test_a_clip_with_overwritten_bytes_is_sampled_or_refused(
         self, small_clips: Sequence[bytes], data: st.DataObject
     ) -> None:
         clip = bytearray(data.draw(st.sampled_from(small_clips)))
@@ -320,12 +325,13 @@ class TestDamage:
 
 
 def keyframe(picture: npt.NDArray[np.uint8], *, codec: str, container: str) -> bytes:
+    """The bytes of a packet that holds ``picture``."""
     with av.open(io.BytesIO(encode([picture], codec=codec, container=container)), "r") as clip:
         return bytes(next(clip.demux(video=0)))
 
 
 class TestLimits:
-    def test_a_clip_without_frames_says_so(self) -> None:
+    def test_a_clip_without_frames_is_refused(self) -> None:
         fragmented = numbered_clip(30, muxing={"movflags": "frag_keyframe+empty_moov"})
         error = refusal(fragmented[: fragmented.index(b"moof") - 4])
 
@@ -341,7 +347,7 @@ class TestLimits:
             (DecodeLimits(timeout_s=0.0), DecodeTimeout, "decode_timeout"),
         ],
     )
-    def test_a_clip_beyond_a_limit_is_refused_and_at_the_limit_taken(
+    def test_a_clip_beyond_a_limit_is_refused_and_one_at_the_limit_is_decoded(
         self, limits: DecodeLimits, error: type[ClipError], code: str
     ) -> None:
         data = numbered_clip(100)
@@ -354,12 +360,14 @@ class TestLimits:
             decode_clip(data, DecodeLimits(max_duration_s=4.0, max_frames=100, max_pixels=64 * 48)).facts.frames == 100
         )
 
-    def test_frames_as_large_as_allowed_are_taken_whatever_their_width(self) -> None:
+    def test_frames_as_large_as_allowed_are_decoded_whatever_their_width(self) -> None:
         data = encode([numbered(number, 100, 50) for number in range(5)])
 
         assert decode_clip(data, DecodeLimits(max_pixels=100 * 50)).facts.damaged_frames == 0
 
-    @pytest.mark.parametrize(("width", "height"), [(160, 120), (1600, 1200)], ids=["seen by us", "seen by FFmpeg"])
+    @pytest.mark.parametrize(
+        ("width", "height"), [(160, 120), (1600, 1200)], ids=["noticed by the service", "noticed by FFmpeg"]
+    )
     @pytest.mark.parametrize(
         ("codec", "container"),
         [
@@ -373,12 +381,12 @@ class TestLimits:
             ("libsvtav1", "webm"),
         ],
     )
-    def test_frames_may_not_grow_beyond_the_limit_on_the_way(
+    def test_a_clip_whose_frames_grow_beyond_the_limit_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, codec: str, container: str, width: int, height: int
     ) -> None:
         monkeypatch.setenv("SVT_LOG", "0")
         large = numbered(7, width, height)
-        if container == "mpegts":  # one is a stream after another is
+        if container == "mpegts":  # two streams, one after the other, are one stream
             data = numbered_clip(30, codec=codec, container=container)
             data += encode([large] * 30, codec=codec, container=container, pts=range(30, 60))
         else:
@@ -392,6 +400,6 @@ class TestLimits:
 
         assert isinstance(refusal(data, DecodeLimits(max_pixels=64 * 64)), ResolutionTooLarge)
 
-    def test_a_path_that_cannot_be_read_is_the_caller_s_own_matter(self, tmp_path: Path) -> None:
+    def test_a_path_that_cannot_be_read_raises_an_os_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             decode_clip(tmp_path / "nothing.mp4")

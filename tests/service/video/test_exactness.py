@@ -1,4 +1,4 @@
-"""Short cuts change no pixel: what the decoder takes is what a naive decode of everything shows at those instants."""
+"""Exactness: the decoder's shortcuts change no pixel compared with a naive decode of every frame."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ from tests.service.video.clips import (
 )
 from tests.service.video.naive import assert_same_as_naive, naive_decode, naive_sample
 
-# Every allowed codec that FFmpeg can encode here, in every allowed container that takes it.
+# Every allowed codec that FFmpeg can encode here, with the allowed containers that can hold it.
 CONTAINERS = {
     "libx264": "mp4 mov 3gp matroska avi mpegts mpeg vob flv",
     "libx265": "mp4 mov matroska mpegts mpeg flv",
@@ -40,33 +40,33 @@ CONTAINERS = {
     "mjpeg": "mp4 mov matroska avi",
 }
 
-
-# The one that it cannot: `numbered` 0 to 79, drawn by our code, encoded by `ffmpeg -c:v libtheora -g 12 -q:v 7`.
+# PyAV's FFmpeg cannot encode Theora: `numbered` 0 to 79, encoded by `ffmpeg -c:v libtheora -g 12 -q:v 7`.
 THEORA = Path(__file__).with_name("theora.ogv")
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence the log of the AV1 encoder."""
     monkeypatch.setenv("SVT_LOG", "0")
 
 
 def panned(frames: int, width: int = 96, height: int = 64) -> list[npt.NDArray[np.uint8]]:
-    """Pictures of noise that moves by a pixel a frame: one that is not the right one differs a lot."""
+    """Pictures of noise that moves by one pixel per frame, so that a wrong frame differs a lot."""
     scene = np.random.default_rng(0).integers(0, 256, (height, width + frames, 3), np.uint8)
     return [np.ascontiguousarray(scene[:, n : n + width]) for n in range(frames)]
 
 
-class TestMadeClips:
+class TestEncodedClips:
     @pytest.mark.parametrize(
         ("codec", "container"),
         [(codec, container) for codec, containers in CONTAINERS.items() for container in containers.split()],
     )
-    def test_of_every_codec_and_container(self, codec: str, container: str) -> None:
+    def test_every_codec_in_every_container_decodes_as_a_naive_decode_does(self, codec: str, container: str) -> None:
         data = encode(panned(50, 176, 144), codec=codec, container=container)
 
         assert_same_as_naive(decode_clip(data), data)
 
-    def test_of_theora(self) -> None:
+    def test_theora_decodes_as_a_naive_decode_does(self) -> None:
         clip = decode_clip(THEORA)
 
         assert (clip.facts.container, clip.facts.codec) == ("ogg", "theora")
@@ -91,12 +91,14 @@ class TestMadeClips:
             ("libvpx-vp9", "webm", "gbrp", 64, 48),
         ],
     )
-    def test_of_other_pixels_and_sizes(self, codec: str, container: str, pix_fmt: str, width: int, height: int) -> None:
+    def test_other_pixel_formats_and_sizes_decode_as_a_naive_decode_does(
+        self, codec: str, container: str, pix_fmt: str, width: int, height: int
+    ) -> None:
         data = encode(panned(45, width, height), codec=codec, container=container, pix_fmt=pix_fmt)
 
         assert_same_as_naive(decode_clip(data), data)
 
-    def test_of_transparent_pictures(self) -> None:
+    def test_transparent_pictures_decode_as_a_naive_decode_does(self) -> None:
         options = {"auto-alt-ref": "0"}
         data = encode(panned(45), codec="libvpx", container="webm", pix_fmt="yuva420p", options=options)
 
@@ -115,12 +117,14 @@ class TestMadeClips:
         ],
     )
     @pytest.mark.parametrize("container", ["mp4", "mpegts"])
-    def test_of_groups_of_pictures(self, codec: str, options: Mapping[str, str], container: str) -> None:
+    def test_groups_of_pictures_of_any_structure_decode_as_a_naive_decode_does(
+        self, codec: str, options: Mapping[str, str], container: str
+    ) -> None:
         data = encode(panned(200), codec=codec, container=container, options=options)
 
         assert_same_as_naive(decode_clip(data), data)
 
-    def test_of_groups_most_of_which_are_left_out(self) -> None:
+    def test_clips_with_groups_that_are_skipped_decode_as_a_naive_decode_does(self) -> None:
         data = encode((numbered(n // 5) for n in range(480)), options={"g": "5", "bf": "2"})
 
         assert_same_as_naive(decode_clip(data), data)
@@ -128,7 +132,9 @@ class TestMadeClips:
     @pytest.mark.parametrize(
         ("codec", "options"), [("libx264", {"bf": "2", "b_strategy": "0"}), ("mpeg4", {"bf": "2"})]
     )
-    def test_of_an_avi_whose_timestamps_are_decode_times(self, codec: str, options: Mapping[str, str]) -> None:
+    def test_an_avi_whose_timestamps_are_decode_times_decodes_as_a_naive_decode_does(
+        self, codec: str, options: Mapping[str, str]
+    ) -> None:
         data = encode(panned(100), codec=codec, container="avi", options=options)
 
         assert_same_as_naive(decode_clip(data), data)
@@ -142,14 +148,14 @@ class TestMadeClips:
             [*range(500, 540), 900],
             [*range(-13, 50)],
         ],
-        ids=["a slow part", "ever slower", "a long last but one", "from before zero"],
+        ids=["slow part", "slowing down", "long frame before the last", "from before zero"],
     )
-    def test_of_variable_frame_rates(self, container: str, pts: Sequence[int]) -> None:
+    def test_variable_frame_rates_decode_as_a_naive_decode_does(self, container: str, pts: Sequence[int]) -> None:
         data = numbered_clip(len(pts), container=container, pts=pts, options={"bf": "2"})
 
         assert_same_as_naive(decode_clip(data), data)
 
-    def test_a_hundred_times_in_a_row_though_decoding_stops_early(self) -> None:
+    def test_decoding_a_clip_a_hundred_times_gives_the_same_frames(self) -> None:
         data = numbered_clip(99, options={"bf": "3"})
         first = decode_clip(data).frames
 
@@ -253,7 +259,7 @@ MANY_FRAMES = 2000  # a naive decode of more costs too much time
 
 
 class TestRealFiles:
-    def test_every_nasty_file_that_can_be_decoded(self, shared: Path) -> None:
+    def test_every_odd_file_that_can_be_decoded_decodes_as_a_naive_decode_does(self, shared: Path) -> None:
         patient = DecodeLimits(max_frames=MANY_FRAMES, timeout_s=120)
         files = [path for path in sorted((shared / "nasty").rglob("*")) if path.is_file() and path.suffix != ".json"]
         sampled = 0

@@ -1,6 +1,6 @@
-"""Real odd files, gathered from the test suites of players and decoders: what the sender of each should be told.
+"""Odd files from the test suites of players and decoders, with the answer that each should get.
 
-The answers were decided by looking at what each file is, not taken from what the decoder says.
+The answers were decided by examining each file, not copied from the decoder's output.
 """
 
 from dataclasses import astuple, dataclass
@@ -13,11 +13,13 @@ from service.errors import ClipError
 from service.http.problems import KINDS
 from service.video.decoder import DecodeLimits, decode_clip
 
-PATIENT = DecodeLimits(timeout_s=240)  # a busy machine is not the clips' fault
+PATIENT = DecodeLimits(timeout_s=240)  # so that a busy machine does not change an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
+    """The facts about a clip that is decoded; ``seconds`` is rounded to hundredths."""
+
     container: str
     codec: str
     width: int
@@ -30,6 +32,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """The HTTP answer to a file that is refused."""
+
     status: int
     code: str
 
@@ -40,7 +44,7 @@ CORRUPT = Problem(422, "corrupt_clip")
 TOO_LONG = Problem(422, "clip_too_long")
 
 ANSWERS: dict[str, Facts | Problem] = {
-    # -- ordinary clips, if small, of every kind that people send ------------------------------------------------------
+    # -- ordinary small clips of every kind that people send -----------------------------------------------------------
     "Zulko+moviepy/big_buck_bunny_432_433.webm": Facts("matroska", "vp8", 1280, 720, 24, 1.0),
     "Zulko+moviepy/chaplin.mp4": Facts("mp4", "h264", 640, 360, 241, 9.64),
     "Zulko+moviepy/example2.mp4": Facts("mp4", "h264", 1280, 720, 48, 2.0),
@@ -63,7 +67,7 @@ ANSWERS: dict[str, Facts | Problem] = {
     "imageio+imageio-binaries/realshort.mp4": Facts("mp4", "h264", 320, 240, 36, 1.2),
     "pytorch+torchcodec/av1_video.mkv": Facts("matroska", "av1", 640, 360, 125, 5.0),
     "pytorch+torchcodec/h265_video.mp4": Facts("mp4", "hevc", 128, 128, 10, 1.0),
-    # -- pixels: one of them, 4:4:4, 10 bits, HDR, not square ----------------------------------------------------------
+    # -- pixels: a single one, 4:4:4, 10 bits, HDR, not square ---------------------------------------------------------
     "Zulko+moviepy/-video-with-dash-.mp4": Facts("mp4", "h264", 1, 1, 5, 5.0),
     "Zulko+moviepy/test_video.mp4": Facts("mp4", "h264", 1, 1, 5, 5.0),
     "imageio+imageio-binaries/cockatoo.mp4": Facts("mp4", "h264", 1280, 720, 280, 14.0),
@@ -71,14 +75,14 @@ ANSWERS: dict[str, Facts | Problem] = {
     "androidx+media/hdr10-av1.mp4": Facts("mp4", "av1", 720, 1280, 127, 4.24),
     "androidx+media/hlg10-color-test.mp4": Facts("mp4", "hevc", 1920, 1080, 9, 0.3),
     "mozilla+mp4parse-rust/h264_white_frame_sar_16_9.mp4": Facts("mp4", "h264", 640, 480, 1, 0.04),
-    # -- held sideways: the rotation is clockwise ----------------------------------------------------------------------
+    # -- rotated; the rotation is clockwise ----------------------------------------------------------------------------
     "androidx+media/internal_emulator_transformer_output_270_rotated.mp4": Facts(
         "mp4", "h264", 1280, 720, 149, 4.97, rotation=270
     ),
     "androidx+media/portrait_4k60.mp4": Facts("mp4", "h264", 3840, 2160, 18, 0.3, rotation=90),
     "dmlc+decord/video_180.mov": Facts("mp4", "h264", 568, 320, 3, 0.1, rotation=180),
     "dmlc+decord/video_90.mov": Facts("mp4", "h264", 568, 320, 3, 0.1, rotation=90),
-    # -- time: edit lists that shift and that start between keyframes, frames in no order, a slow-motion part ----------
+    # -- time: edit lists that shift or start between keyframes, shuffled frames, a slow-motion part -------------------
     "androidx+media/edit_list_positive_shift.mp4": Facts("mp4", "h264", 1920, 1080, 270, 9.0),
     "androidx+media/sample_edit_list_no_sync_frame_before_edit.mp4": Facts(
         "mp4", "hevc", 1920, 1080, 68, 2.37, rotation=90
@@ -87,7 +91,7 @@ ANSWERS: dict[str, Facts | Problem] = {
     "androidx+media/sample_with_increasing_timestamps_320w_240h_5s.mp4": Facts("mp4", "h264", 320, 240, 300, 5.0),
     "dmlc+decord/unordered.mov": Facts("mp4", "h264", 50, 50, 4, 0.12),
     "mozilla+mp4parse-rust/bbb_sunflower_QCIF_30fps_h263_noaudio_1f.3gp": Facts("mp4", "h263", 176, 144, 1, 0.03),
-    # -- containers with something missing or wrong that does not concern the video ------------------------------------
+    # -- containers with defects that do not concern the video ---------------------------------------------------------
     "Zulko+moviepy/video_with_failing_audio.mp4": Facts("mp4", "h264", 640, 360, 280, 11.2),
     "abema+go-mp4/sample_fragmented.mp4": Facts("mp4", "h264", 1280, 720, 10, 1.0),
     "androidx+media/sample.avi": Facts("avi", "mpeg4", 960, 400, 96, 4.09),
@@ -98,23 +102,23 @@ ANSWERS: dict[str, Facts | Problem] = {
     "androidx+media/sample_missing_stsd.mp4": Facts("mp4", "h264", 1080, 720, 30, 1.0),
     "androidx+media/sample_with_fake_auxiliary_tracks.mp4": Facts("mp4", "h264", 10, 12, 5, 0.04),
     "mozilla+mp4parse-rust/metadata.mp4": Facts("mp4", "h264", 320, 240, 1, 0.04),  # the other video is a cover
-    # -- long and small: within the limits, and beyond them ------------------------------------------------------------
+    # -- small files of long clips: within the limits, and beyond them -------------------------------------------------
     "androidx+media/long_1080p_lowbitrate.mp4": Facts("mp4", "h264", 1920, 1080, 10_883, 362.77),
     "androidx+media/long_4k_av1.mp4": TOO_LONG,  # 21,766 frames in 1.1 MB
-    # -- damage: one frame of 50 and every one of 3 cannot be decoded; a box of 3 bytes --------------------------------
+    # -- damage: 1 of 50 frames, all of 3 frames; a box of 3 bytes -----------------------------------------------------
     "dmlc+decord/corrupted.mp4": Facts("mp4", "h264", 1280, 720, 50, 5.0, damaged=1),
     "mozilla+mp4parse-rust/test_case_1185230.mp4": CORRUPT,
     "androidx+media/sample_malformed_free_box.mp4": CORRUPT,
-    # -- video streams without a frame: the heads of segmented clips, a file that only declares frames -----------------
+    # -- video streams without a frame: initialisation segments, a file that only declares frames ----------------------
     "androidx+media/init.mp4": NO_FRAMES,
     "androidx+media/video_init.mp4": NO_FRAMES,
     "androidx+media/sample_with_sdt.ts": NO_FRAMES,
     "mozilla+mp4parse-rust/invalid_userdata.mp4": NO_FRAMES,
-    # -- encrypted, which is said before that there are no frames ------------------------------------------------------
+    # -- encrypted: reported even if there are no frames ---------------------------------------------------------------
     "abema+go-mp4/sample_init.encv.mp4": UNSUPPORTED,
     "androidx+media/sample_fragmented_widevine.mp4": UNSUPPORTED,
     "mozilla+mp4parse-rust/bipbop_480wp_1001kbps-cenc-video-key1-init.mp4": UNSUPPORTED,
-    # -- no video: nothing at all, images that may move, sound, subtitles, a program for MPEG-4's scenes; Indeo --------
+    # -- not a video: empty, animated images, sound, subtitles, an MPEG-4 scene description; Indeo ---------------------
     "Zulko+moviepy/result.webm": UNSUPPORTED,
     "Zulko+moviepy/pigs_in_a_polka.gif": UNSUPPORTED,
     "imageio+imageio-binaries/imageio_issue245.gif": UNSUPPORTED,
@@ -135,6 +139,7 @@ def nasty(shared: Path) -> Path:
 
 
 def answer(path: Path) -> Facts | Problem:
+    """The answer that the decoder gives for a file."""
     try:
         facts = decode_clip(path, PATIENT).facts
     except ClipError as error:
@@ -143,37 +148,37 @@ def answer(path: Path) -> Facts | Problem:
     return Facts(container, codec, width, height, frames, round(seconds, 2), rotation, damaged)
 
 
-def assert_sampled_or_refused(data: bytes, said: str) -> None:
-    """Whatever the bytes: 40 frames, or one of the errors that are the clip's fault."""
+def assert_sampled_or_refused(data: bytes, description: str) -> None:
+    """Assert that the bytes give 40 frames or a ``ClipError``, and no other error."""
     try:
         frames = decode_clip(data, DecodeLimits(max_frames=2000, timeout_s=120)).frames
     except ClipError:
         return
-    assert frames.shape == (40, 224, 224, 3), said
+    assert frames.shape == (40, 224, 224, 3), description
 
 
-def test_every_file_has_its_answer(nasty: Path) -> None:
-    there = {path.relative_to(nasty).as_posix() for path in nasty.rglob("*.*") if path.name != "index.json"}
+def test_every_file_of_the_folder_has_an_expected_answer(nasty: Path) -> None:
+    present = {path.relative_to(nasty).as_posix() for path in nasty.rglob("*.*") if path.name != "index.json"}
 
-    assert there == ANSWERS.keys()
+    assert present == ANSWERS.keys()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_sender_is_told_what_the_file_is(nasty: Path, name: str) -> None:
+def test_a_file_gets_its_expected_answer(nasty: Path, name: str) -> None:
     assert answer(nasty / name) == ANSWERS[name]
 
 
 @pytest.mark.timeout(1800)
-def test_a_file_may_be_cut_off_anywhere(nasty: Path) -> None:
+def test_a_truncated_file_is_sampled_or_refused(nasty: Path) -> None:
     for name in ANSWERS:
         data = (nasty / name).read_bytes()
         for tenths in range(1, 10):
-            assert_sampled_or_refused(data[: len(data) * tenths // 10], f"{name} cut off at {tenths}0 %")
+            assert_sampled_or_refused(data[: len(data) * tenths // 10], f"{name} truncated to {tenths}0 %")
 
 
 @pytest.mark.timeout(1800)
-def test_any_bits_of_a_file_may_be_flipped(nasty: Path) -> None:
-    """Half of the time in the first 4 KiB, where most headers are."""
+def test_a_file_with_flipped_bits_is_sampled_or_refused(nasty: Path) -> None:
+    """In half of the variants, all flipped bits are in the first 4 KiB, where most headers are."""
     rng = np.random.default_rng(200)
     files = [(nasty / name).read_bytes() for name in ANSWERS if (nasty / name).stat().st_size]
     for variant in range(200):

@@ -1,4 +1,4 @@
-"""The sampling rule, against its words in DESIGN §3 written out as loops over every frame."""
+"""The sampling rule, compared with a plain version that looks at every frame for every instant."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from service.video.sampling import FRAME_COUNT, frames_shown, sample_instants
 
 ticks = st.integers(-(10**6), 10**6)
-timelines = st.lists(ticks, min_size=1, max_size=90).map(sorted)
+timestamp_lists = st.lists(ticks, min_size=1, max_size=90).map(sorted)
 durations = st.fractions(min_value=Fraction(1, 1000), max_value=10**6, max_denominator=1000)
 
 
 def frame_on_screen(instant: Fraction, timestamps: Sequence[int]) -> int:
-    """A frame is shown from its timestamp until the next one; the first also before that.
+    """The index of the frame on screen at an instant.
 
-    From half a tick before its timestamp where timestamps were rounded: where frames usually lie further apart.
+    A frame is on screen from its timestamp until the next one; the first also before that. If frames usually lie more
+    than a tick apart, timestamps may have been rounded, and a frame is on screen from half a tick earlier.
     """
     steps = [later - earlier for earlier, later in pairwise(timestamps)]
     rounded = bool(steps) and median_high(steps) > 1
@@ -32,22 +33,22 @@ def frame_on_screen(instant: Fraction, timestamps: Sequence[int]) -> int:
 
 
 @given(start=st.fractions(max_denominator=1000), duration=durations)
-def test_the_middles_of_forty_equal_segments_are_looked_at(start: Fraction, duration: Fraction) -> None:
+def test_the_instants_are_the_middles_of_forty_equal_segments(start: Fraction, duration: Fraction) -> None:
     expected = [start + (k + Fraction(1, 2)) * duration / 40 for k in range(40)]
 
     assert sample_instants(start, duration) == expected
 
 
-@given(timestamps=timelines, end=st.integers(1, 10**4))
-def test_the_frame_on_screen_at_each_instant_is_taken(timestamps: list[int], end: int) -> None:
+@given(timestamps=timestamp_lists, end=st.integers(1, 10**4))
+def test_the_frame_on_screen_at_each_instant_is_found(timestamps: list[int], end: int) -> None:
     start = Fraction(timestamps[0])
     instants = sample_instants(start, timestamps[-1] + end - start)
 
     assert frames_shown(instants, timestamps) == [frame_on_screen(instant, timestamps) for instant in instants]
 
 
-@given(timestamps=timelines, instants=st.lists(st.fractions(-(10**6), 10**6, max_denominator=4), max_size=20))
-def test_any_instant_has_its_frame_even_before_the_first_and_after_the_last(
+@given(timestamps=timestamp_lists, instants=st.lists(st.fractions(-(10**6), 10**6, max_denominator=4), max_size=20))
+def test_instants_before_the_first_and_after_the_last_frame_have_a_frame_too(
     timestamps: list[int], instants: list[Fraction]
 ) -> None:
     assert frames_shown(instants, timestamps) == [frame_on_screen(instant, timestamps) for instant in instants]
@@ -55,7 +56,7 @@ def test_any_instant_has_its_frame_even_before_the_first_and_after_the_last(
 
 @given(frames=st.integers(1, 2000), step=st.just(1) | st.integers(41, 4000), start=ticks)
 def test_a_constant_frame_rate_gives_the_middle_frame_of_each_segment(frames: int, step: int, start: int) -> None:
-    """Where ticks count frames, or a frame lasts more than 40: of a shorter one, half a tick reaches the next."""
+    """If ticks count frames or a frame lasts over 40 ticks; with fewer, half a tick can reach the next frame."""
     timestamps = range(start, start + frames * step, step)
 
     shown = frames_shown(sample_instants(Fraction(start), Fraction(frames * step)), timestamps)
@@ -64,7 +65,7 @@ def test_a_constant_frame_rate_gives_the_middle_frame_of_each_segment(frames: in
 
 
 @given(frames=st.integers(1, 39))
-def test_fewer_frames_than_instants_are_repeated_and_none_is_left_out(frames: int) -> None:
+def test_fewer_frames_than_instants_are_repeated_and_each_is_sampled(frames: int) -> None:
     timestamps = range(0, frames * 512, 512)
 
     shown = frames_shown(sample_instants(Fraction(0), Fraction(frames * 512)), timestamps)
@@ -74,21 +75,21 @@ def test_fewer_frames_than_instants_are_repeated_and_none_is_left_out(frames: in
     assert set(shown) == set(range(frames))
 
 
-def test_a_single_frame_is_taken_forty_times() -> None:
+def test_a_single_frame_is_sampled_forty_times() -> None:
     assert frames_shown(sample_instants(Fraction(7), Fraction(1)), [7]) == [0] * 40
 
 
-def test_a_frame_is_shown_from_half_a_tick_before_its_timestamp() -> None:
+def test_a_frame_is_on_screen_from_half_a_tick_before_its_timestamp() -> None:
     just_before = Fraction(19, 2) - Fraction(1, 10**9)
 
     assert frames_shown([just_before, Fraction(19, 2), Fraction(10)], [0, 10, 20]) == [0, 1, 1]
 
 
-def test_of_frames_with_one_timestamp_the_last_is_shown() -> None:
+def test_the_last_of_several_frames_with_equal_timestamps_is_on_screen() -> None:
     assert frames_shown([Fraction(0), Fraction(5), Fraction(9)], [0, 5, 5, 5, 9]) == [0, 3, 4]
 
 
-def test_negative_timestamps_are_timestamps() -> None:
+def test_negative_timestamps_are_handled_like_others() -> None:
     assert frames_shown([Fraction(-30), Fraction(-20), Fraction(-1), Fraction(0)], [-20, -10, 0]) == [0, 0, 1, 2]
 
 
@@ -99,17 +100,17 @@ def test_a_long_pause_repeats_the_frame_before_it() -> None:
 
 
 @pytest.mark.parametrize("duration", [0, -1])
-def test_a_clip_without_duration_has_no_instants(duration: int) -> None:
+def test_a_duration_that_is_not_positive_is_refused(duration: int) -> None:
     with pytest.raises(ValueError, match="duration"):
         sample_instants(Fraction(0), Fraction(duration))
 
 
 @pytest.mark.parametrize("count", [0, -40])
-def test_there_is_at_least_one_instant(count: int) -> None:
+def test_a_count_that_is_not_positive_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match="segments"):
         sample_instants(Fraction(0), Fraction(1), count)
 
 
-def test_without_timestamps_no_frame_is_shown() -> None:
+def test_an_empty_list_of_timestamps_is_refused() -> None:
     with pytest.raises(ValueError, match="timestamp"):
         frames_shown([Fraction(0)], [])
