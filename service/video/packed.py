@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 
-# User data that marks a packed stream by its last letter, as in "DivX503b1393p". FFmpeg's decoder heeds it, too.
+# User data that marks a packed stream by its last letter, as in "DivX503b1393p". FFmpeg's decoder checks it, too.
 MARKER = re.compile(rb"DivX\d+(?:b|Build)\d+p")
 PICTURE_START = b"\0\0\1\xb6"  # ISO/IEC 14496-2, vop_start_code; the next two bits are the picture's type
 I_FRAME, B_FRAME = 0, 2

@@ -168,7 +168,9 @@ class TestPackedBFrames:
     @pytest.mark.parametrize("bf", ["1", "2", "3"])
     @pytest.mark.parametrize("g", ["12", "25", "200"])
     @pytest.mark.parametrize(("width", "height"), [(320, 240), (64, 48)], ids=["large", "small"])
-    def test_are_shown_in_their_turn(self, bf: str, g: str, width: int, height: int) -> None:
+    def test_packed_b_frames_are_sampled_at_the_instants_they_are_shown(
+        self, bf: str, g: str, width: int, height: int
+    ) -> None:
         """In small clips B-frames may be hardly larger than placeholders."""
         clip = decode_clip(packed_clip(96, options={"bf": bf, "g": g}, width=width, height=height))
 
@@ -177,17 +179,17 @@ class TestPackedBFrames:
         assert clip.facts.damaged_frames == 0
         assert indices(clip) == numbers(clip) == middle_frames(96)
 
-    def test_are_found_without_decoding_every_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_packed_b_frames_are_decoded_sparsely(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(FramePicker, "_pick_from_all", None)
 
         assert numbers(decode_clip(packed_clip(96, options={"bf": "2", "g": "12"}))) == middle_frames(96)
 
-    def test_may_be_absent_from_a_stream_that_is_marked_as_packed(self) -> None:
+    def test_a_stream_marked_as_packed_may_hold_no_packed_b_frames(self) -> None:
         packed = packed_clip(96, options={"bf": "0"})
 
         assert_same_as_naive(decode_clip(packed), packed)
 
-    def test_are_left_packed_where_the_stream_is_not_marked(self) -> None:
+    def test_packets_of_a_stream_not_marked_as_packed_are_left_alone(self) -> None:
         """FFmpeg's decoder shows the first picture of each packet of such a stream, and so do we."""
         packed = packed_clip(96, options={"bf": "2", "g": "12"}, marked=False)
 
@@ -196,7 +198,7 @@ class TestPackedBFrames:
     @pytest.mark.parametrize(
         "left_out", [(), (3, 7), (0, 1), range(40, 70), (94, 95)], ids=["nowhere", "two", "first", "many", "last"]
     )
-    def test_are_those_that_ffmpeg_shows_where_ticks_are_left_out(
+    def test_packed_b_frames_between_missing_ticks_are_those_that_ffmpeg_shows(
         self, left_out: Container[int], tmp_path: Path
     ) -> None:
         path = tmp_path / "packed.avi"
@@ -208,7 +210,7 @@ class TestPackedBFrames:
         assert clip.facts.frames == len(times) == 96
         assert indices(clip) == numbers(clip) == sampled_at(times)
 
-    def test_of_xvid_are_those_that_ffmpeg_shows(self, tmp_path: Path) -> None:
+    def test_packed_b_frames_of_xvid_are_those_that_ffmpeg_shows(self, tmp_path: Path) -> None:
         path = tmp_path / "xvid.avi"
         source = tmp_path / "source.mkv"
         source.write_bytes(numbered_clip(96, codec="ffv1", container="matroska"))
@@ -273,14 +275,14 @@ class TestRealFiles:
         assert sampled > len(files) / 2
 
     @pytest.mark.parametrize("kind", ["avi", "mp4"])
-    def test_clips_of_ucf101(self, shared: Path, kind: str) -> None:
+    def test_ucf101_clips_decode_as_a_naive_decode_does(self, shared: Path, kind: str) -> None:
         for folder in sorted((shared / "clips" / "ucf101").iterdir()):
             paths = sorted(folder.glob(f"*.{kind}"))
             whole = [path for path in paths if f"{folder.name}/{path.stem}" not in WITH_EMPTY_PACKETS]
             for path in whole if kind == "avi" else whole[:1]:  # the few original files, and one copy of each class
                 assert_same_as_naive(decode_clip(path), path)
 
-    def test_counted_clip_with_packed_b_frames(self, shared: Path) -> None:
+    def test_the_counted_clip_with_packed_b_frames_is_sampled_at_its_known_frames(self, shared: Path) -> None:
         path = shared / "faults" / "packed_counted.avi"
         if not path.is_file():
             pytest.skip(f"needs {path}")
@@ -290,7 +292,7 @@ class TestRealFiles:
         assert [read_count(frame) for frame in clip.frames] == indices(clip) == sampled_at(ffmpeg_times(path))
 
     @pytest.mark.parametrize("name", WITH_EMPTY_PACKETS)
-    def test_clips_of_ucf101_with_packets_that_hold_no_picture(self, shared: Path, name: str) -> None:
+    def test_ucf101_clips_with_empty_packets_decode_as_a_naive_decode_does(self, shared: Path, name: str) -> None:
         path = shared / "clips" / "ucf101" / f"{name}.avi"
 
         clip = decode_clip(path)
