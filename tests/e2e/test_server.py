@@ -182,7 +182,7 @@ class TestBadStart:
             port = taken.getsockname()[1]
             said = self.complaint(tmp_path, f"--port={port}")
 
-        assert said.startswith(f"limelight: 127.0.0.1:{port} cannot be listened on")
+        assert said.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
         assert "--port" in said
 
     def complaint(self, bundle: Path, *options: str) -> str:
