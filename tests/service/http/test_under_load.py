@@ -323,7 +323,7 @@ class TestReload:
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             old = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(3)]
             await until(lambda: brake.begun == 1 and waiting(app) == 2)
-            brake.pass_on(1)  # the warm-up of the new bundle
+            brake.pass_on(1)  # the first inference of the new bundle
             write_tiny_bundle(tmp_path, LABELS[:3], version="2")
             reloading = asyncio.create_task(app.state.serving.reload(app.state.serving.pipeline))
             await until(lambda: model_version(app) == "2")
