@@ -175,7 +175,7 @@ class TestBadStart:
     def test_a_bad_setting(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
 
-        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES cannot be used: ")
+        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
 
     def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

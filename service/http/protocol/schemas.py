@@ -20,14 +20,14 @@ class _Message(BaseModel):
 
 
 class RequestedOutput(_Message):
-    """A requested output. Its parameter `binary_data` asks for the numbers as bytes after the JSON."""
+    """A requested output. Its parameter ``binary_data`` asks for the numbers as bytes after the JSON."""
 
     name: Name
     parameters: Parameters = {}
 
 
 class InputTensor(_Message):
-    """An input tensor. `data` is true if an array of numbers was cut out of the JSON (see `tensors`)."""
+    """An input tensor. ``data`` is true if an array of numbers was cut out of the JSON (see ``tensors``)."""
 
     name: Name
     shape: Shape
@@ -37,7 +37,7 @@ class InputTensor(_Message):
 
 
 class InferenceRequest(_Message):
-    """The JSON part of an inference request. Without `outputs`, all outputs are requested."""
+    """The JSON part of an inference request. Without ``outputs``, all outputs are requested."""
 
     id: str | None = None
     parameters: Parameters = {}
