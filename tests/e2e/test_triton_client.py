@@ -132,9 +132,7 @@ class TestErrorsReadWell:
         )
 
     def test_of_another_output(self, triton: InferenceServerClient, frames: Image) -> None:
-        with pytest.raises(
-            InferenceServerException, match="the model has no output `logits`; it has `probabilities`"
-        ):
+        with pytest.raises(InferenceServerException, match="the model has no output `logits`; it has `probabilities`"):
             triton.infer("tiny", [tensor(frames[np.newaxis])], outputs=[InferRequestedOutput("logits")])
 
     def test_of_a_missing_key(self, server: Server, frames: Image) -> None:
