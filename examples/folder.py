@@ -1,7 +1,8 @@
-"""What is done in each clip of a folder, as CSV: python examples/folder.py clips results.csv
+"""Classify each clip of a folder and write a CSV file: python examples/folder.py clips results.csv
 
-LIMELIGHT_URL says where the service is, LIMELIGHT_API_KEY is sent if it is set. Exit status 1 where a clip was refused,
-which its row explains; 2 where the service does not answer or wants another key.
+Set ``LIMELIGHT_URL`` to the service's address (default: ``http://127.0.0.1:8000``) and ``LIMELIGHT_API_KEY`` to its API
+key, if it requires one. Exits with 1 if a clip was refused (its row has the reason), and with 2 if the service cannot
+be reached or refuses the key.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from rich.progress import track
 URL = os.environ.get("LIMELIGHT_URL", "http://127.0.0.1:8000")
 KEY = os.environ.get("LIMELIGHT_API_KEY")
 COLUMNS = ("clip", "label", "probability", "problem", "detail")
-AT_A_TIME = 4  # some are decoded while the network is busy with another
-TRIES = 20
+CONCURRENCY = 4  # clips are decoded while the model is busy with another one
+ATTEMPTS = 20
 
 
 def main() -> None:
-    """Asks for each clip and writes its row."""
-    parser = argparse.ArgumentParser(description="Name the action in each clip of a folder.")
-    parser.add_argument("folder", type=Path)
+    """Classify each clip and write its row."""
+    parser = argparse.ArgumentParser(description="Recognise the action in each clip of a folder and write a CSV file.")
+    parser.add_argument("folder", type=Path, help="folder of clips; its subfolders are searched, too")
     parser.add_argument("results", type=Path, help="CSV file to write")
     options = parser.parse_args()
     results = options.results.resolve()
@@ -35,7 +36,7 @@ def main() -> None:
     with (
         options.results.open("w", newline="") as file,
         httpx.Client(base_url=URL, headers=headers, timeout=httpx.Timeout(120, connect=10)) as client,
-        ThreadPoolExecutor(AT_A_TIME) as threads,
+        ThreadPoolExecutor(CONCURRENCY) as threads,
     ):
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
@@ -46,13 +47,20 @@ def main() -> None:
                 refused += "problem" in answer
         except httpx.HTTPError as error:
             parser.exit(2, f"{URL}: {error}\n")
-    console.print(f"{len(clips) - refused} named, {refused} refused: {options.results}")
+    console.print(f"{len(clips) - refused} classified, {refused} refused: {options.results}")
     parser.exit(min(refused, 1))
 
 
 def predict(client: httpx.Client, clip: Path) -> dict[str, object]:
-    """The likeliest action, or the problem. Raises httpx.HTTPError where the clip is not at fault."""
-    for _ in range(TRIES):
+    """Classify one clip, waiting and trying again if the service is overloaded.
+
+    Returns:
+        ``label`` and ``probability`` of the most likely action, or ``problem`` and ``detail`` if the clip was refused.
+
+    Raises:
+        httpx.HTTPError: The service cannot be reached, refuses the key, or the answer is not its own.
+    """
+    for _ in range(ATTEMPTS):
         with clip.open("rb") as file:
             answer = client.post("/predict", params={"attention": False}, content=file)
         if "Retry-After" not in answer.headers:

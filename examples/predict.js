@@ -1,8 +1,8 @@
-// What is done in a clip. In Node 20 or newer: node examples/predict.js clip.mp4
-// LIMELIGHT_URL says where the service is, LIMELIGHT_API_KEY is sent if it is set.
-// In a page of the service's own origin: predict(input.files[0]), for an <input type="file">.
+// Classify a clip. With Node 20 or newer: node examples/predict.js clip.mp4
+// Set LIMELIGHT_URL to the service's address (default: http://127.0.0.1:8000) and LIMELIGHT_API_KEY to its API key, if
+// it requires one. In a page on the service's own origin, call predict(input.files[0]) for an <input type="file">.
 
-/** The answer for a clip, a Blob or File. Throws an Error that says why it was refused. */
+/** Classify a clip (a Blob or File) and return the answer. Throws an Error with the problem if the clip is refused. */
 async function predict(clip, { url = "", key, topK = 5 } = {}) {
   const answer = await fetch(`${url}/predict?top_k=${topK}&attention=false`, {
     method: "POST",

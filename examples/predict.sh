@@ -1,9 +1,10 @@
 #!/bin/sh
-# What is done in a clip, as JSON:  examples/predict.sh clip.mp4 | jq .predictions
-# LIMELIGHT_URL says where the service is, LIMELIGHT_API_KEY is sent if it is set. Exit status 22 where the clip is
-# refused; the problem is printed then.
+# Classify a clip and print the answer as JSON:  examples/predict.sh clip.mp4 | jq .predictions
+# Set LIMELIGHT_URL to the service's address (default: http://127.0.0.1:8000) and LIMELIGHT_API_KEY to its API key, if
+# it requires one. If the clip is refused, the script prints the problem and exits with 22.
 set -eu
 
 curl --silent --show-error --fail-with-body \
   --header 'Content-Type: application/octet-stream' ${LIMELIGHT_API_KEY:+--header "X-API-Key: $LIMELIGHT_API_KEY"} \
-  --data-binary "@${1:?name a clip}" "${LIMELIGHT_URL:-http://127.0.0.1:8000}/predict?top_k=5&attention=false"
+  --data-binary "@${1:?usage: predict.sh CLIP}" \
+  "${LIMELIGHT_URL:-http://127.0.0.1:8000}/predict?top_k=5&attention=false"

@@ -1,4 +1,4 @@
-"""The web application: routes, middleware, and their start-up and shutdown."""
+"""The web application: routes, middleware, error handlers, start-up and shutdown."""
 
 import asyncio
 import contextlib
@@ -14,63 +14,78 @@ from starlette.responses import Response
 from service.assembly import load_pipeline
 from service.http.middleware.access_log import AccessLog, record_of
 from service.http.middleware.admission import AdmissionCheck
-from service.http.middleware.api_keys import OPEN, ApiKeys
+from service.http.middleware.api_keys import OPEN_PATHS, ApiKeys
 from service.http.middleware.body_limits import BodyLimits
 from service.http.openapi import DescribedAPI
 from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.protocol.routes import router as protocol_router
-from service.http.routes import CLIENT_GONE, router
+from service.http.routes import router
 from service.http.serving import Serving
 from service.metrics import Metrics
 from service.settings import Settings
 
-# Paths whose requests are predictions.
+# Paths whose requests are predictions: they are subject to admission and counted in the metrics.
 PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+# Status of requests whose client disconnected before the answer. nginx uses this number too; only the access log and
+# the metrics show it.
+CLIENT_CLOSED_REQUEST = 499
 
 logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | None = None) -> FastAPI:
-    """The web application. It listens at once, and is ready when the bundle is loaded and warmed up.
+    """Create the web application.
 
-    `on_failure` hears why that did not work (BundleError, EngineError, DecodersError), so that the process can end;
-    without it the reason is logged and the application stays alive and not ready.
+    It answers requests at once and becomes ready when the bundle has been loaded and warmed up.
+
+    Args:
+        settings: Every setting of the service.
+        on_failure: Called with the error (``BundleError``, ``EngineError`` or ``DecodersError``) if the bundle cannot
+            be served. By default the error is logged, and the application stays up without becoming ready.
     """
     serving = Serving(settings, Metrics())
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_start(serving, on_failure or _log_failure))
-        yield
-        await loading
-        if serving.pipeline is not None:
-            await asyncio.to_thread(serving.pipeline.close)
-
     app = DescribedAPI(
-        guarded=bool(settings.api_keys),
+        requires_key=bool(settings.api_keys),
         title="Limelight",
         summary="Recognises human actions in video clips and shows where the network looked.",
         version=version("limelight"),
-        lifespan=lifespan,
+        lifespan=_lifespan(serving, on_failure or _log_failure),
         redirect_slashes=False,
     )
     app.state.serving = serving
     app.include_router(router)
     app.include_router(protocol_router)
-    for error in EXPECTED:
-        app.add_exception_handler(error, _refuse)
-    app.add_exception_handler(ClientDisconnect, _note_absence)
     page = page_routes() if settings.ui else []
     app.router.routes.extend(page)
+    for error in EXPECTED:
+        app.add_exception_handler(error, _answer_problem)
+    app.add_exception_handler(ClientDisconnect, _answer_disconnect)
+    # Starlette puts each middleware around those added before it: a request meets the last one first.
     app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
-    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN.union(route.path for route in page))
-    app.add_middleware(AccessLog, metrics=serving.metrics, measured=PREDICTIONS)
+    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN_PATHS.union(route.path for route in page))
+    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS)
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
     return app
 
 
-async def _start(serving: Serving, on_failure: Callable[[Exception], None]) -> None:
+def _lifespan(
+    serving: Serving, on_failure: Callable[[Exception], None]
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """Return a lifespan that loads the pipeline in the background and closes it at shutdown."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(serving, on_failure))
+        yield
+        await loading
+        if serving.pipeline is not None:
+            await asyncio.to_thread(serving.pipeline.close)
+
+    return lifespan
+
+
+async def _load(serving: Serving, on_failure: Callable[[Exception], None]) -> None:
     try:
         serving.open(await asyncio.to_thread(load_pipeline, serving.settings, serving.metrics))
     except Exception as error:
@@ -81,12 +96,12 @@ def _log_failure(error: Exception) -> None:
     logger.error("startup failed: %s", error)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     record = record_of(request)
     record.code = problem.code
     return problem_response(problem, record.request_id, request.scope["path"])
 
 
-async def _note_absence(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)
+async def _answer_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

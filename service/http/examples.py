@@ -1,4 +1,4 @@
-"""Answers as the API's description shows them: whole in shape, short in their lists."""
+"""Example answers for the OpenAPI document: complete in structure, with shortened lists."""
 
 PREDICTION = {
     "model": {

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard output."""
+"""Logging: one JSON object per line on standard output."""
 
 import json
 import logging
@@ -6,17 +6,17 @@ import logging.config
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-# The request being answered, for every line logged meanwhile.
+# The id of the request being answered; it is added to every line logged meanwhile.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a JSON object: time, level, logger, message, request_id, what `extra` brought, the traceback."""
+    """Formats a record as a JSON object: time, level, logger, message, request id, fields of ``extra``, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter`."""
+        """Return the record as one line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -32,7 +32,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Send everything, uvicorn's lines too, through one handler. `level` as in LIMELIGHT_LOG_LEVEL."""
+    """Log everything, uvicorn's records included, through one handler.
+
+    Args:
+        level: The lowest level to log: ``debug``, ``info``, ``warning`` or ``error``.
+    """
     logging.config.dictConfig(
         {
             "version": 1,
@@ -43,8 +47,10 @@ def configure_logging(level: str) -> None:
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
-                "uvicorn": {"level": "WARNING"},  # its start and end are ours, which are told already
-                "python_multipart": {"level": "ERROR"},  # it warns of every bad form, which the access line names
+                "uvicorn": {"level": "WARNING"},  # its messages about start and stop repeat ours
+                "python_multipart": {
+                    "level": "ERROR"
+                },  # it warns about each malformed form; the access line has the problem's code
             },
         }
     )

@@ -1,11 +1,11 @@
-"""What the service tells of itself at /openapi.json, beyond what FastAPI sees: problems, examples, keys."""
+"""The OpenAPI document: adds problems, examples, security schemes and common headers to what FastAPI generates."""
 
 from collections import defaultdict
 from typing import Any
 
 from fastapi import FastAPI
 
-from service.http.middleware.api_keys import HEADER, OPEN
+from service.http.middleware.api_keys import HEADER, OPEN_PATHS
 from service.http.problems import KINDS, MEDIA_TYPE, is_protocol, problem_body
 from service.http.schemas import ProblemAnswer, ProtocolProblemAnswer
 
@@ -18,32 +18,42 @@ SECURITY = {
     "header": {"type": "apiKey", "in": "header", "name": HEADER},
 }
 _SCHEMAS = "#/components/schemas/{model}"
-_ADDED = (ProblemAnswer, ProtocolProblemAnswer)
-_NEVER_SENT = ("HTTPValidationError", "ValidationError")  # FastAPI's own, in whose place problems are answered
+_PROBLEM_MODELS = (ProblemAnswer, ProtocolProblemAnswer)
+_UNUSED_MODELS = ("HTTPValidationError", "ValidationError")  # FastAPI's; the service answers with problems instead
 
 
-def problems(*codes: str, under: str = "/") -> Responses:
-    """The answers by problems of these codes, for a route `under` a path: by status, with an example a code."""
+def problem_responses(*codes: str, under: str = "/") -> Responses:
+    """Describe the problems that a route may answer with: one response per status, one example per code.
+
+    Args:
+        codes: Keys of ``KINDS``.
+        under: The route's path or its prefix. Problems under ``/v2`` have one field more.
+    """
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for code in codes:
         by_status[KINDS[code].status].append(code)
-    return {status: _problem_answer(of_status, under) for status, of_status in by_status.items()}
+    return {status: _problem_response(of_status, under) for status, of_status in by_status.items()}
 
 
-def answered(example: Any, media_type: str = "application/json") -> Responses:
-    """An example of the answer where all is well."""
+def example_response(example: Any, media_type: str = "application/json") -> Responses:
+    """Describe the answer of a successful request by an example."""
     return {200: {"content": {media_type: {"example": example}}}}
 
 
 class DescribedAPI(FastAPI):
-    """FastAPI with the whole description. `guarded`: whether API keys are asked for."""
+    """A FastAPI application with a complete OpenAPI document.
 
-    def __init__(self, *, guarded: bool, **options: Any) -> None:
+    Args:
+        requires_key: Whether the document asks for an API key on every path that is not open.
+        options: The arguments of ``FastAPI``.
+    """
+
+    def __init__(self, *, requires_key: bool, **options: Any) -> None:
         super().__init__(**options)
-        self._guarded = guarded
+        self._requires_key = requires_key
 
     def openapi(self) -> Document:
-        """The OpenAPI document."""
+        """Return the OpenAPI document."""
         if self.openapi_schema is None:
             self.openapi_schema = self._complete(super().openapi())
         return self.openapi_schema
@@ -51,10 +61,10 @@ class DescribedAPI(FastAPI):
     def _complete(self, document: Document) -> Document:
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        schemas |= {model.__name__: model.model_json_schema(ref_template=_SCHEMAS) for model in _ADDED}
-        for name in _NEVER_SENT:
+        schemas |= {model.__name__: model.model_json_schema(ref_template=_SCHEMAS) for model in _PROBLEM_MODELS}
+        for name in _UNUSED_MODELS:
             schemas.pop(name, None)
-        if self._guarded:
+        if self._requires_key:
             components["securitySchemes"] = SECURITY
         for path, operations in document["paths"].items():
             for operation in operations.values():
@@ -62,23 +72,24 @@ class DescribedAPI(FastAPI):
         return document
 
     def _complete_operation(self, path: str, operation: Document) -> None:
-        answers = operation["responses"]
-        if "HTTPValidationError" in str(answers.get("422")):
-            del answers["422"]
+        responses = operation["responses"]
+        if "HTTPValidationError" in str(responses.get("422")):
+            del responses["422"]
         codes = ["internal_error"]
-        if self._guarded and path not in OPEN:
+        if self._requires_key and path not in OPEN_PATHS:
             operation["security"] = [{name: []} for name in SECURITY]
             codes.append("unauthorized")
-        answers |= {str(status): answer for status, answer in problems(*codes, under=path).items()}
-        for answer in answers.values():
-            answer.setdefault("headers", {})["X-Request-ID"] = {
-                "description": "The request's own, or a new one; the log has it, too.",
+        responses |= {str(status): response for status, response in problem_responses(*codes, under=path).items()}
+        for response in responses.values():
+            response.setdefault("headers", {})["X-Request-ID"] = {
+                "description": "The id that the request sent, or a new one. Log lines about the request carry it.",
                 "schema": {"type": "string"},
                 "required": True,
             }
 
 
-def _problem_answer(codes: list[str], path: str) -> Document:
+def _problem_response(codes: list[str], path: str) -> Document:
+    """Describe the response of one status."""
     model = ProtocolProblemAnswer if is_protocol(path) else ProblemAnswer
     kinds = {code: KINDS[code] for code in codes}
     content = {
@@ -88,11 +99,15 @@ def _problem_answer(codes: list[str], path: str) -> Document:
             for code, kind in kinds.items()
         },
     }
-    answer: Document = {
+    response: Document = {
         "description": "; ".join(f"`{code}`: {kind.title}" for code, kind in kinds.items()),
         "content": {MEDIA_TYPE: content},
     }
     if all(kind.retry_after_s is not None for kind in kinds.values()):
-        retry = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}, "required": True}
-        answer["headers"] = {"Retry-After": retry}
-    return answer
+        retry = {
+            "description": "Seconds to wait before trying again.",
+            "schema": {"type": "integer", "minimum": 1},
+            "required": True,
+        }
+        response["headers"] = {"Retry-After": retry}
+    return response

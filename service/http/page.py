@@ -1,4 +1,4 @@
-"""The page: the files of ``service/web``, kept in memory."""
+"""Serves the web page: the files of ``service/web``, kept in memory."""
 
 import hashlib
 from importlib.resources import files
@@ -15,14 +15,15 @@ MEDIA_TYPES = {
     ".mp4": "video/mp4",
     ".svg": "image/svg+xml",
 }
-# Nothing from elsewhere, nothing inline, nothing made of text: what a clip or an answer holds can only be shown.
+# Nothing from other hosts, nothing inline, no markup made from strings: text from a clip or an answer can be displayed
+# but never executed.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked for by its ETag: a new version is seen at once
+    "Cache-Control": "no-cache",  # browsers keep a copy and revalidate it by its ETag: a new version shows at once
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -30,18 +31,18 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """Routes for ``/`` and, under ``/web/``, for what the page loads. They hold no data and are not part of the API."""
+    """Return routes for ``/`` and for the files that the page loads under ``/web/``. They are not part of the API."""
     routes = []
     for file in (files("service") / "web").iterdir():
         media_type = MEDIA_TYPES.get(PurePath(file.name).suffix)
-        if media_type:  # not what an editor may have left there
+        if media_type:  # skips Python modules and files that an editor may have left behind
             path = "/" if file.name == "index.html" else f"/web/{file.name}"
-            routes.append(Route(path, _Document(file.read_bytes(), media_type).answer))
+            routes.append(Route(path, _StaticFile(file.read_bytes(), media_type).answer))
     return routes
 
 
-class _Document:
-    """Something that stays as it is."""
+class _StaticFile:
+    """A file that does not change while the service runs."""
 
     def __init__(self, content: bytes, media_type: str) -> None:
         self._content = content
@@ -49,7 +50,7 @@ class _Document:
         self._headers = HEADERS | {"ETag": f'"{hashlib.sha256(content).hexdigest()[:20]}"'}
 
     async def answer(self, request: Request) -> Response:
-        """All of it, or that the client's copy is current (RFC 9110, section 13.1.2)."""
+        """Answer with the file, or with 304 if the client's copy is current (RFC 9110, section 13.1.2)."""
         if self._headers["ETag"] in request.headers.get("If-None-Match", ""):
             return Response(status_code=304, headers=self._headers)
         return Response(self._content, media_type=self._media_type, headers=self._headers)

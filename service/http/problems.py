@@ -1,4 +1,4 @@
-"""Every way a request is refused, as RFC 9457 problem details."""
+"""Problems: every way in which a request is refused, as RFC 9457 problem details."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,20 @@ from starlette.responses import JSONResponse
 from service.errors import ClipError, DeadlineExceeded, LimelightError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
+METHOD_DETAIL = "this path does not support the request's method; the Allow header lists the methods that it supports"
+INTERNAL_DETAIL = "an unexpected error occurred; the service's log has its cause under this request id"
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the error table: the HTTP status, a title that is the same every time, and an example of a detail."""
+    """A kind of problem: one row of the error table.
+
+    Attributes:
+        status: The HTTP status.
+        title: A summary that is the same for every problem of this kind.
+        example: An example of a detail, for the OpenAPI document.
+        retry_after_s: Seconds after which to try again, or None if trying again makes no sense.
+    """
 
     status: int
     title: str
@@ -26,55 +35,81 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "empty_body": Kind(400, "The request holds no clip", "the clip is empty"),
+        "empty_body": Kind(
+            400,
+            "The request contains no clip",
+            "the clip is empty; send it as the file `file` of a multipart form (curl -F file=@clip.mp4)",
+        ),
         "malformed_multipart": Kind(
-            400, "The multipart body cannot be read", "the form ends before its closing boundary"
+            400,
+            "The multipart form is malformed",
+            "the form cannot be parsed: it ends before its closing boundary",
         ),
         "missing_file": Kind(
             400,
-            "The form has no file named `file`",
+            "The form contains no file named `file`",
             "send the clip as the file `file` of a multipart form (curl -F file=@clip.mp4)",
         ),
         "invalid_tensor": Kind(
-            400, "The tensors are not what the model takes", "`frames` holds 0 clips; a request may hold 1 to 17"
+            400, "The inference request is not valid", "`frames` contains 0 clips; a request may contain 1 to 17"
         ),
-        "unauthorized": Kind(401, "An API key is needed", "this service asks for an API key"),
-        "not_found": Kind(404, "There is nothing here", "no resource has this address"),
+        "unauthorized": Kind(
+            401,
+            "An API key is required",
+            "the API key is missing or not valid; send one as `Authorization: Bearer …` or `X-API-Key: …`",
+        ),
+        "not_found": Kind(404, "Not found", "this path does not exist; /docs lists those that do"),
         "unknown_model": Kind(
-            404, "There is no such model", "the model huge is not here, only limelight-ucf13, version 0.1.0"
+            404,
+            "The model does not exist",
+            "this service does not serve the model huge; it serves limelight-ucf13, version 0.1.0",
         ),
-        "method_not_allowed": Kind(
-            405, "This method is not allowed here", "the Allow header lists the methods that are"
+        "method_not_allowed": Kind(405, "Method not allowed", METHOD_DETAIL),
+        "upload_timeout": Kind(
+            408,
+            "The upload timed out",
+            "the request's body did not arrive in time (1000 bytes received); try again, or send less",
         ),
-        "upload_timeout": Kind(408, "The upload took too long", "the clip did not arrive in time"),
-        "body_too_large": Kind(413, "The upload is too large", "a request may carry 67108864 bytes"),
+        "body_too_large": Kind(
+            413, "The upload is too large", "the request's body exceeds the limit of 67108864 bytes; send a smaller one"
+        ),
         "unsupported_media": Kind(415, "This is not a supported video", "this is an image, not a video"),
         "corrupt_clip": Kind(422, "The clip is damaged", "the clip is damaged: its container cannot be read"),
-        "no_frames": Kind(422, "The clip holds no frames", "the video stream holds no frame"),
+        "no_frames": Kind(422, "The clip contains no frames", "the video stream holds no frame"),
         "clip_too_long": Kind(422, "The clip is too long", "the clip lasts 912 s, more than the 600 s allowed"),
         "resolution_too_large": Kind(
-            422, "The clip's frames are too large", "frames of 7680×4320 are more than the 9500000 pixels allowed"
+            422,
+            "The clip's resolution is too high",
+            "frames of 7680×4320 have more than the 9500000 pixels allowed",
         ),
         "decode_timeout": Kind(422, "The clip took too long to decode", "the clip takes more than 20 s to decode"),
-        "decoder_crashed": Kind(422, "The clip could not be decoded", "the clip's decoder died"),
+        "decoder_crashed": Kind(
+            422,
+            "The clip could not be decoded",
+            "the clip's decoder returned an invalid answer; the clip may be malformed",
+        ),
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
         "overloaded": Kind(
-            429, "Too many clips are waiting", "17 clips are waiting or being worked on, no more are accepted", 1
+            429, "The service is overloaded", "17 clips are waiting or being worked on, no more are accepted", 1
         ),
-        "internal_error": Kind(500, "The service failed", "the service's log has the rest under this request id"),
+        "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
-        "draining": Kind(503, "The service is shutting down", "the service is shutting down; ask another", 2),
-        "deadline_exceeded": Kind(504, "The prediction took too long", "the answer was not ready in time"),
+        "draining": Kind(503, "The service is shutting down", "the service is shutting down; try another instance", 2),
+        "deadline_exceeded": Kind(504, "The prediction timed out", "the answer was not ready in time"),
     }
 )
 
 
 class Problem(LimelightError):
-    """A refusal: `code` is a key of KINDS, `detail` one sentence about this very request.
+    """A request is refused.
 
-    `retry_after_s` is when trying again makes sense; without it, what KINDS says.
+    Args:
+        code: A key of ``KINDS``.
+        detail: What is wrong with this request and what to do, as one sentence without a capital and a full stop.
+        headers: Headers that the answer needs besides ``Retry-After``.
+        retry_after_s: Seconds after which to try again; the kind's own by default.
     """
 
     def __init__(
@@ -93,12 +128,12 @@ class Problem(LimelightError):
         self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
 
-# What `problem_of` knows. Anything else is a bug: the middleware answers `internal_error` and logs it.
+# The errors that ``problem_of`` translates. Any other is a bug: ``AccessLog`` logs it and answers ``internal_error``.
 EXPECTED = (Problem, ClipError, Overloaded, DeadlineExceeded, RequestValidationError, HTTPException)
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that an error raised while answering amounts to."""
+    """Translate an error that was raised while a request was answered into a problem."""
     match error:
         case Problem():
             return error
@@ -111,28 +146,26 @@ def problem_of(error: Exception) -> Problem:
         case RequestValidationError():
             code, detail = "invalid_parameter", "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
         case HTTPException(status_code=404):
-            code, detail = "not_found", "no resource has this address; /docs lists those there are"
+            code, detail = "not_found", "this path does not exist; /docs lists those that do"
         case HTTPException(status_code=405):
-            return Problem(
-                "method_not_allowed", "the Allow header lists the methods that are", headers=error.headers or {}
-            )
+            return Problem("method_not_allowed", METHOD_DETAIL, headers=error.headers or {})
         case _:
-            code, detail = "internal_error", "the service's log has the rest under this request id"
+            code, detail = "internal_error", INTERNAL_DETAIL
     return Problem(code, detail)
 
 
 def problem_response(problem: Problem, request_id: str, path: str) -> JSONResponse:
-    """The answer that carries a problem, with `Retry-After` where trying again makes sense."""
+    """Return the response that reports a problem, with ``Retry-After`` if trying again makes sense."""
     body = problem_body(problem.code, problem.detail, request_id, path)
-    # RFC 9110 wants whole seconds; less than one would say "at once".
+    # RFC 9110 asks for whole seconds; rounding less than one down to 0 would mean "at once".
     retry = {} if problem.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(problem.retry_after_s)))}
     return JSONResponse(body, problem.kind.status, {**problem.headers, **retry}, media_type=MEDIA_TYPE)
 
 
 def problem_body(code: str, detail: str, request_id: str, path: str) -> dict[str, str | int]:
-    """The problem's fields, as RFC 9457 and we name them.
+    """Return a problem's fields: those of RFC 9457, ``code`` and ``request_id``.
 
-    Clients of the Open Inference Protocol read the text from `error`, so paths under /v2 have that, too.
+    Clients of the Open Inference Protocol read the text from ``error``, so problems under ``/v2`` have that field, too.
     """
     kind = KINDS[code]
     body: dict[str, str | int] = {
@@ -149,5 +182,5 @@ def problem_body(code: str, detail: str, request_id: str, path: str) -> dict[str
 
 
 def is_protocol(path: str) -> bool:
-    """Whether a path is the Open Inference Protocol's."""
+    """Return whether a path belongs to the Open Inference Protocol."""
     return path == "/v2" or path.startswith("/v2/")

@@ -1,4 +1,4 @@
-"""The answers, as documented in OpenAPI."""
+"""The bodies of answers. Their docstrings and descriptions go into the OpenAPI document, so they are Markdown."""
 
 from base64 import b64encode
 from typing import Any, Self
@@ -18,7 +18,7 @@ class _Answer(BaseModel):
 
 
 class ModelFacts(_Answer):
-    """Which network answered, in which precision, on what."""
+    """The model that answered, its precision, and the execution provider that ran it."""
 
     name: str
     version: str
@@ -28,7 +28,7 @@ class ModelFacts(_Answer):
 
     @classmethod
     def of(cls, model: Model) -> Self:
-        """The facts of this network."""
+        """Return the facts of a model."""
         manifest = model.manifest
         return cls(
             name=manifest.name,
@@ -40,7 +40,7 @@ class ModelFacts(_Answer):
 
 
 class ClipAnswer(_Answer):
-    """What the clip was. Width and height in pixels as coded, before the rotation in degrees clockwise."""
+    """Facts of the clip. Width and height are in pixels as coded, before the rotation in degrees clockwise."""
 
     container: str
     codec: str
@@ -49,11 +49,13 @@ class ClipAnswer(_Answer):
     frames: int
     duration_s: float
     rotation: int
-    damaged_frames: int = Field(description="Sampled frames that could not be decoded and repeat the one before.")
+    damaged_frames: int = Field(
+        description="Number of sampled frames that could not be decoded; each is replaced by the frame before it."
+    )
 
 
 class RankedLabel(_Answer):
-    """One of the likeliest classes."""
+    """One of the most likely classes."""
 
     label: str
     index: int
@@ -61,26 +63,26 @@ class RankedLabel(_Answer):
 
 
 class Attention(_Answer):
-    """Where the network looked: one map a sampled frame, rows from the top, each map summing to 1."""
+    """Where the network looked: one map per sampled frame, rows from the top; each map sums to 1."""
 
     grid: tuple[int, int]
     maps: list[list[list[float]]]
 
 
 class FrameAnswer(_Answer):
-    """A sampled frame: its index in presentation order, and its time after the first frame."""
+    """A sampled frame: its index in presentation order, and its time in seconds after the first frame."""
 
     index: int
     time_s: float
     jpeg: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="The frame, 112×112, in base64; only there where it was asked for by `frames=jpeg`.",
+        description="The frame at 112×112 pixels, base64-encoded; only present with `frames=jpeg`.",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/jpeg"},
     )
 
 
 class Timings(_Answer):
-    """Milliseconds by stage; the rest of the total is waiting for a decoder and bookkeeping."""
+    """Milliseconds spent in each stage. The total also includes waiting for a decoder and bookkeeping."""
 
     receive: float
     decode: float
@@ -94,19 +96,27 @@ class PredictionAnswer(_Answer):
 
     model: ModelFacts
     clip: ClipAnswer
-    predictions: list[RankedLabel] = Field(description="The `top_k` likeliest classes, likeliest first.")
-    probabilities: list[float] = Field(description="One a class, in index order.")
-    attention: Attention | None = Field(description="Null where not wanted, or where the network has none.")
-    frames: list[FrameAnswer] = Field(description="The sampled frames, in the order of the attention's maps.")
+    predictions: list[RankedLabel] = Field(description="The `top_k` most likely classes, most likely first.")
+    probabilities: list[float] = Field(description="One per class, in index order.")
+    attention: Attention | None = Field(description="Null with `attention=false`, or if the network has no attention.")
+    frames: list[FrameAnswer] = Field(description="The sampled frames, in the order of the attention maps.")
     timings_ms: Timings
 
 
 def answer_json(
     prediction: Prediction, *, model: ModelFacts, labels: list[str], top_k: int, attention: bool, timings_ms: Timings
 ) -> bytes:
-    """A PredictionAnswer as JSON. `top_k` may be more than there are classes.
+    """Serialise a prediction as the JSON of a ``PredictionAnswer``.
 
-    The numbers go from the arrays straight to text; as Python objects they would take longer than all the rest.
+    Numbers go straight from arrays to text: as Python objects they would take longer than everything else.
+
+    Args:
+        prediction: The prediction.
+        model: Facts of the model that answered.
+        labels: The name of each class, in index order.
+        top_k: Number of most likely classes to list; all of them if there are fewer.
+        attention: Whether to include the attention maps.
+        timings_ms: Milliseconds of each stage.
     """
     probabilities = prediction.outputs.probabilities.astype(np.float64)
     ranking = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
@@ -133,12 +143,12 @@ def _frames(prediction: Prediction) -> Any:
 
 
 def _rounded(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    # Seven decimals are all that float32 knows of a share of 1, and halve the answer.
+    # float32 holds no more than seven decimals of a fraction of 1; rounding to them halves the answer's size.
     return maps.astype(np.float64).round(7)
 
 
 class ProblemAnswer(_Answer):
-    """RFC 9457 problem details, with a stable `code` and the request's id."""
+    """RFC 9457 problem details with a stable `code` and the request's id."""
 
     type: str
     title: str
@@ -149,12 +159,12 @@ class ProblemAnswer(_Answer):
 
 
 class ProtocolProblemAnswer(ProblemAnswer):
-    """Problem details under /v2, with the text once more where clients of the Open Inference Protocol look for it."""
+    """Problem details under `/v2`: clients of the Open Inference Protocol read the text from `error`."""
 
     error: str
 
 
 class Health(_Answer):
-    """The answer of the health checks."""
+    """The answer of a health check."""
 
     status: str

@@ -1,11 +1,12 @@
-"""What the routes serve from, and the dependencies by which they get it."""
+"""The application's state, and what routes share: dependencies that give them a pipeline, and cancelling work."""
 
 import asyncio
 import logging
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.assembly import load_model
 from service.http.problems import Problem
@@ -15,6 +16,8 @@ from service.model.model import Model
 from service.pipeline import Pipeline
 from service.settings import Settings
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +26,7 @@ class Serving:
 
     Attributes:
         pipeline: None until the bundle is loaded and warmed up.
-        draining: Whether shutdown has begun: readiness is refused, predictions are still served.
+        draining: Whether shutdown has begun: the service reports that it is not ready, but still serves predictions.
         closed: Whether predictions are refused, too.
         reading_tensors: Held while the tensors of a v2 request are parsed, because parsing can take much memory.
     """
@@ -39,26 +42,26 @@ class Serving:
 
     @property
     def ready(self) -> bool:
-        """Whether more requests may be sent here."""
+        """Whether gateways may send further requests to this instance."""
         return self.pipeline is not None and self.pipeline.alive and not self.draining
 
     def open(self, pipeline: Pipeline) -> None:
         """Serve from this pipeline from now on."""
         self.pipeline = pipeline
-        self.announce("ready", pipeline.model)
+        self._announce("ready", pipeline.model)
 
     async def reload(self, pipeline: Pipeline) -> None:
-        """Load the bundle again and serve it once it is warm. If it cannot be used, the old one stays."""
+        """Load the bundle again and serve it once it is warmed up. If it cannot be used, keep the old one."""
         try:
             model = await asyncio.to_thread(load_model, self.settings, self.metrics)
         except Exception as error:
             logger.error("reload failed, the old bundle stays in service: %s", error)
             return
-        self.announce("the bundle has been replaced", model)
+        self._announce("bundle reloaded", model)
         await pipeline.replace(model)
 
-    def announce(self, message: str, model: Model) -> None:
-        """Log a message with the facts of the model that answers from now on, and put them into the metrics."""
+    def _announce(self, message: str, model: Model) -> None:
+        """Put the facts of the model that answers from now on into the log and the metrics."""
         facts = ModelFacts.of(model).model_dump()
         self.metrics.model.info(facts)
         logger.info(message, extra={"model": facts})
@@ -69,33 +72,71 @@ async def _serving(request: Request) -> Serving:
     return serving
 
 
-async def _warm_pipeline(serving: Annotated[Serving, Depends(_serving)]) -> Pipeline:
+ServingState = Annotated[Serving, Depends(_serving)]
+"""The application's state."""
+
+
+async def _warm_pipeline(serving: ServingState) -> Pipeline:
     if serving.pipeline is None:
         raise Problem("not_ready", "the model is being loaded; poll /health/ready")
     if not serving.pipeline.alive:
-        raise Problem("not_ready", "the engine has stopped; the service has to be restarted")
+        raise Problem("not_ready", "the engine has stopped; restart the service")
     return serving.pipeline
 
 
-Served = Annotated[Serving, Depends(_serving)]
-"""The application's state, for a route."""
-Warm = Annotated[Pipeline, Depends(_warm_pipeline)]
-"""The pipeline, for a route that answers during shutdown, too."""
+WarmPipeline = Annotated[Pipeline, Depends(_warm_pipeline)]
+"""The pipeline, for routes that are also served during shutdown."""
 
 
-async def _ready_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+async def _ready_pipeline(serving: ServingState, pipeline: WarmPipeline) -> Pipeline:
     if serving.draining:
-        raise Problem("draining", "the service is shutting down; try another instance")
+        raise _shutting_down()
     return pipeline
 
 
-async def _open_pipeline(serving: Served, pipeline: Warm) -> Pipeline:
+ReadyPipeline = Annotated[Pipeline, Depends(_ready_pipeline)]
+"""The pipeline, for routes that are refused as soon as shutdown begins."""
+
+
+async def _open_pipeline(serving: ServingState, pipeline: WarmPipeline) -> Pipeline:
     if serving.closed:
-        raise Problem("draining", "the service is shutting down; try another instance")
+        raise _shutting_down()
     return pipeline
 
 
-Ready = Annotated[Pipeline, Depends(_ready_pipeline)]
-"""The pipeline, for a route that is refused as soon as shutdown begins."""
-Open = Annotated[Pipeline, Depends(_open_pipeline)]
-"""The pipeline, for a route that is served until connections are no longer accepted."""
+OpenPipeline = Annotated[Pipeline, Depends(_open_pipeline)]
+"""The pipeline, for routes that are served until the server stops listening."""
+
+
+def _shutting_down() -> Problem:
+    return Problem("draining", "the service is shutting down; try another instance")
+
+
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await work for a client, and cancel it if the client disconnects.
+
+    Args:
+        request: The request, whose body has been read completely.
+        work: The coroutine to run.
+
+    Returns:
+        The result of ``work``.
+
+    Raises:
+        ClientDisconnect: The client disconnected first.
+    """
+    task = asyncio.create_task(work)
+    disconnected = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        disconnected.cancel()
+        await asyncio.gather(task, disconnected, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    await request.receive()  # after the body, a disconnect is all that can arrive

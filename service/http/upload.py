@@ -1,4 +1,4 @@
-"""A clip's bytes out of a request, multipart form or raw body: each is stored once, as it arrives."""
+"""Receives a clip from a multipart form or a raw body, storing each byte once, as it arrives."""
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -8,17 +8,19 @@ from starlette.requests import Request
 from service.http.problems import Problem
 from service.isolation.clip_file import ClipFile
 
-MOST_PARTS = 16  # of a form; a body full of tiny ones would keep the parser busy for long
-_HINT = (
+MAX_PARTS = 16  # of a form: parsing a body full of tiny parts would take long
+_HOW_TO_SEND = (
     "send the clip as the file `file` of a multipart form (curl -F file=@clip.mp4), or as the body with the content "
     "type video/* or application/octet-stream"
 )
 
 
 async def receive_clip(request: Request, clip: ClipFile) -> None:
-    """Write the clip that a request carries to `clip`.
+    """Write the clip that a request carries to ``clip``.
 
-    Raises Problem, and starlette's ClientDisconnect.
+    Raises:
+        Problem: The request does not contain a clip in a form that the service understands.
+        ClientDisconnect: The client disconnected.
     """
     content_type = request.headers.get("Content-Type", "application/octet-stream")
     media_type, parameters = parse_options_header(content_type)
@@ -28,14 +30,14 @@ async def receive_clip(request: Request, clip: ClipFile) -> None:
         async for chunk in request.stream():
             clip.write(chunk)
     else:
-        raise Problem("unsupported_media", f"the content type is {content_type}; {_HINT}")
+        raise Problem("unsupported_media", f"the content type {content_type} is not supported; {_HOW_TO_SEND}")
     if not clip.size:
-        raise Problem("empty_body", f"the clip is empty; {_HINT}")
+        raise Problem("empty_body", f"the clip is empty; {_HOW_TO_SEND}")
 
 
 async def _receive_form(request: Request, boundary: bytes, clip: ClipFile) -> None:
     if not boundary:
-        raise _malformed("its content type names no boundary")
+        raise _malformed("its content type has no boundary")
     form = _Form(clip)
     try:
         parser = MultipartParser(
@@ -57,24 +59,29 @@ async def _receive_form(request: Request, boundary: bytes, clip: ClipFile) -> No
     if not form.complete:
         raise _malformed("it ends before its closing boundary")
     if not form.has_file:
-        raise Problem("missing_file", _HINT)
+        raise Problem("missing_file", _HOW_TO_SEND)
 
 
 class _Form:
-    """What python-multipart's parser finds: the part `file` is written to the clip, others are passed over."""
+    """Callbacks of python-multipart's parser: they write the file ``file`` to the clip and ignore other parts.
+
+    Attributes:
+        has_file: Whether the form contains the file.
+        complete: Whether the closing boundary has been seen.
+    """
 
     def __init__(self, clip: ClipFile) -> None:
+        self.has_file = False
+        self.complete = False
         self._clip = clip
         self._parts = 0
         self._name = self._value = self._disposition = b""
         self._in_file = False
-        self.has_file = False
-        self.complete = False
 
     def begin_part(self) -> None:
         self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise _malformed(f"it has more than {MOST_PARTS} parts")
+        if self._parts > MAX_PARTS:
+            raise _malformed(f"it has more than {MAX_PARTS} parts")
         self._disposition = b""
 
     def extend_name(self, data: bytes, start: int, end: int) -> None:
@@ -91,10 +98,10 @@ class _Form:
     def end_headers(self) -> None:
         _, parameters = parse_options_header(self._disposition)
         if b"name" not in parameters:
-            raise _malformed("a part has no name")
+            raise _malformed("one of its parts has no name")
         self._in_file = parameters[b"name"] == b"file" and b"filename" in parameters
         if self._in_file and self.has_file:
-            raise _malformed("it has more than one file `file`")
+            raise _malformed("it has more than one file named `file`")
         self.has_file |= self._in_file
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
@@ -105,5 +112,5 @@ class _Form:
         self.complete = True
 
 
-def _malformed(what: str) -> Problem:
-    return Problem("malformed_multipart", f"the form cannot be read: {what}; {_HINT}")
+def _malformed(reason: str) -> Problem:
+    return Problem("malformed_multipart", f"the form cannot be parsed: {reason}; {_HOW_TO_SEND}")

@@ -47,7 +47,7 @@ class TestServe:
         ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=keyboard, timeout=PATIENCE_S, check=False)
 
         assert ended.returncode == 2
-        assert re.match(rb"The page: http://127\.0\.0\.1:\d+/\r\n", os.read(screen, 4096))
+        assert re.match(rb"Open http://127\.0\.0\.1:\d+/ in a browser\r\n", os.read(screen, 4096))
 
 
 class TestPredict:

@@ -118,7 +118,7 @@ class TestFolder:
         assert (bad["clip"], bad["label"], bad["problem"]) == ("d.mp4", "", "unsupported_media")
         assert "video" in bad["detail"]
         assert ended.returncode == 1
-        assert "2 named, 1 refused" in ended.stderr
+        assert "2 classified, 1 refused" in ended.stderr
 
     def test_ends_well_where_all_are_named(self, server: Server, tmp_path: Path, clip: bytes) -> None:
         (tmp_path / "a.mp4").write_bytes(clip)

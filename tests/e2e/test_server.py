@@ -175,14 +175,14 @@ class TestBadStart:
     def test_a_bad_setting(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
 
-        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES cannot be used: ")
+        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
 
     def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             said = self.complaint(tmp_path, f"--port={port}")
 
-        assert said.startswith(f"limelight: 127.0.0.1:{port} cannot be listened on")
+        assert said.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
         assert "--port" in said
 
     def complaint(self, bundle: Path, *options: str) -> str:

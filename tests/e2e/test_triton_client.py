@@ -120,7 +120,7 @@ class TestErrorsReadWell:
             triton.infer("huge", [tensor(frames[np.newaxis])])
 
         assert refused.value.status() == "404"
-        assert refused.value.message() == "the model huge is not here, only tiny, version 1"
+        assert refused.value.message() == "this service does not serve the model huge; it serves tiny, version 1"
 
     def test_of_another_shape(self, triton: InferenceServerClient, frames: Image) -> None:
         with pytest.raises(InferenceServerException) as refused:
@@ -128,20 +128,18 @@ class TestErrorsReadWell:
 
         assert refused.value.status() == "400"
         assert refused.value.message() == (
-            "`frames` is of shape [40, 224, 224, 3]; the model takes [clips, 40, 224, 224, 3]"
+            "`frames` has the shape [40, 224, 224, 3]; the model requires [clips, 40, 224, 224, 3]"
         )
 
     def test_of_another_output(self, triton: InferenceServerClient, frames: Image) -> None:
-        with pytest.raises(
-            InferenceServerException, match="there is no output `logits`; the model has `probabilities`"
-        ):
+        with pytest.raises(InferenceServerException, match="the model has no output `logits`; it has `probabilities`"):
             triton.infer("tiny", [tensor(frames[np.newaxis])], outputs=[InferRequestedOutput("logits")])
 
     def test_of_a_missing_key(self, server: Server, frames: Image) -> None:
         client = InferenceServerClient(f"127.0.0.1:{server.port}", network_timeout=PATIENCE_S)
         try:
             assert client.is_server_ready()
-            with pytest.raises(InferenceServerException, match="asks for an API key"):
+            with pytest.raises(InferenceServerException, match="API key is missing"):
                 client.infer("tiny", [tensor(frames[np.newaxis])])
         finally:
             client.close()

@@ -322,7 +322,7 @@ class TestProblem:
         with stopped_decoder(server):
             visitor.drop(clip)
             visitor.await_state("problem")
-            expect(visitor.page.get_by_role("heading", name="Too many clips are waiting")).to_be_visible()
+            expect(visitor.page.get_by_role("heading", name="The service is overloaded")).to_be_visible()
         until(lambda: metric(server, "in_flight_requests") == 0)
         again = visitor.page.get_by_role("button", name="Try again", exact=True)
         expect(again).to_be_enabled()
@@ -440,7 +440,7 @@ class TestAccessibility:
         visitor.await_state("working")
         found += serious(visitor)
         visitor.page.unroute("**/predict?*")
-        unauthorized = json.dumps({"title": "An API key is needed", "detail": "none", "code": "unauthorized"})
+        unauthorized = json.dumps({"title": "An API key is required", "detail": "none", "code": "unauthorized"})
         visitor.page.route("**/predict?*", lambda route: route.fulfill(status=401, body=unauthorized))
         visitor.drop(light)
         visitor.await_state("problem")

@@ -1,4 +1,4 @@
-"""What every request gets: an id, an access line, its place in the metrics, and an answer even when we fail."""
+"""Gives every request an id, an access line, its place in the metrics, and an answer even if the service fails."""
 
 import logging
 import re
@@ -15,68 +15,89 @@ from service.http.problems import EXPECTED, problem_of, problem_response
 from service.metrics import Metrics
 from service.pipeline import Stages
 
-# What may be echoed into a header and a log without a second thought.
-_CLEAN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-_CHATTER = ("/health/", "/metrics", "/v2/health/")
+# Request ids of clients that are safe to repeat in a header and in the log.
+_SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+# Probes and scrapes come every few seconds; their access lines are logged at level ``debug``.
+_PROBES = ("/health/", "/metrics", "/v2/health/")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of one request. The routes add to it; the middleware logs and counts it in the end.
+    """What is known about one request. Routes fill it in; ``AccessLog`` logs and counts it at the end.
 
-    Times are in seconds on the clock of `time.monotonic()`; `stages` holds durations.
+    Attributes:
+        request_id: The id that the client sent, or a new one.
+        arrived: When the request arrived, on the clock of ``time.monotonic()``.
+        stages: Seconds spent in each stage.
+        answered: When the answer was complete and only had to be sent, on the same clock.
+        status: The answer's HTTP status.
+        code: The problem's code, if the request was refused.
     """
 
     request_id: str
     arrived: float = field(default_factory=time.monotonic)
     stages: Stages = field(default_factory=Stages)
-    answered: float | None = None  # when the answer was complete and only its sending was left
+    answered: float | None = None
     status: int | None = None
-    code: str | None = None  # of the problem, if it is one
+    code: str | None = None
 
     def end_receive(self, metrics: Metrics) -> None:
-        """Note that the request's body has been read: the end of the stage ``receive``."""
+        """End the stage ``receive``: the request's body has been read."""
         self.stages.receive = time.monotonic() - self.arrived
         metrics.stage_seconds.labels("receive").observe(self.stages.receive)
 
+    def server_timing(self) -> str:
+        """Return the value of the Server-Timing header: the stages so far in milliseconds (W3C Server Timing)."""
+        return ", ".join(f"{stage};dur={duration:.3f}" for stage, duration in self.stages.milliseconds().items())
+
 
 def record_of(request: Request) -> RequestRecord:
-    """The record that ``AccessLog`` opened for this request."""
+    """Return the record that ``AccessLog`` opened for this request."""
     record: RequestRecord = request.state.record
     return record
 
 
 class AccessLog:
-    """Pure ASGI middleware around the app. Requests to `measured` paths are predictions and count in the metrics."""
+    """Pure ASGI middleware that records every request, logs it, and counts predictions in the metrics.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, measured: re.Pattern[str]) -> None:
+    It also answers errors that no route handled, as problems.
+
+    Args:
+        app: The application.
+        metrics: Where predictions are counted.
+        predictions: Matches the paths of predictions.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, predictions: re.Pattern[str]) -> None:
         self._app = app
         self._metrics = metrics
-        self._measured = measured
+        self._predictions = predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Open a record, let the application answer, then log and count the record."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         record = RequestRecord(_request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["record"] = record
-        measured = self._measured.fullmatch(scope["path"]) is not None
+        counted = self._predictions.fullmatch(scope["path"]) is not None
         token = current_request_id.set(record.request_id)
-        if measured:
+        if counted:
             self._metrics.in_flight_requests.inc()
         try:
             await self._answer(scope, receive, send, record)
         finally:
-            if measured:
+            if counted:
                 self._metrics.in_flight_requests.dec()
                 self._count(record)
             _log(scope, record)
             current_request_id.reset(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        """Call the application; if it raises before it has answered, answer with a problem."""
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
@@ -89,7 +110,7 @@ class AccessLog:
             if not isinstance(error, EXPECTED):
                 logger.exception("unhandled error")
             if record.status is not None:
-                raise  # half an answer is out: the server has to cut the connection
+                raise  # part of an answer has been sent, so the server has to close the connection
             problem = problem_of(error)
             record.code = problem.code
             await problem_response(problem, record.request_id, scope["path"])(scope, receive, send_with_id)
@@ -105,7 +126,7 @@ class AccessLog:
 
 def _request_id(headers: Headers) -> str:
     sent = headers.get("X-Request-ID", "")
-    return sent if _CLEAN_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _log(scope: Scope, record: RequestRecord) -> None:
@@ -118,6 +139,5 @@ def _log(scope: Scope, record: RequestRecord) -> None:
     }
     if record.code is not None:
         facts["code"] = record.code
-    # Probes and scrapes come every few seconds and say nothing.
-    level = logging.DEBUG if scope["path"].startswith(_CHATTER) else logging.INFO
+    level = logging.DEBUG if scope["path"].startswith(_PROBES) else logging.INFO
     logger.log(level, "request", extra=facts)

@@ -1,4 +1,4 @@
-"""Predictions for which there is no place: refused at their head."""
+"""Refuses predictions early if the service has no room for another clip."""
 
 import re
 
@@ -10,10 +10,18 @@ from service.http.serving import Serving
 
 
 class AdmissionCheck:
-    """Pure ASGI middleware: where no more clips are let in, POSTs to `predictions` go no further.
+    """Pure ASGI middleware that refuses a prediction by its head if no further clip is admitted.
 
-    So a refusal costs neither routing nor the body, at the very time when others need the processor. A clip takes its
-    place only once it is here. Raises the pipeline's Overloaded.
+    A refusal then costs neither routing nor reading the body, at a time when other requests need the processor. The
+    check reserves no place: the pipeline admits a clip once it has arrived completely.
+
+    Args:
+        app: The application to call if a clip would be admitted.
+        serving: The application's state.
+        predictions: Matches the paths of predictions.
+
+    Raises:
+        Overloaded: No further clip is admitted.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving, predictions: re.Pattern[str]) -> None:
@@ -22,7 +30,7 @@ class AdmissionCheck:
         self._predictions = predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Check POST requests to predictions while the service is open, and pass everything else on."""
         if scope["type"] == "http" and scope["method"] == "POST" and self._predictions.fullmatch(scope["path"]):
             pipeline = self._serving.pipeline
             if pipeline is not None and pipeline.alive and not self._serving.closed:

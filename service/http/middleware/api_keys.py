@@ -1,4 +1,4 @@
-"""API keys: who may ask for anything but health, metrics and the page."""
+"""API keys: required for every path except health, metrics and the page."""
 
 import hashlib
 import hmac
@@ -11,15 +11,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.http.problems import Problem
 
 HEADER = "X-API-Key"
-# What probes and scrapers ask for, who are configured by other people than those who hold keys.
-OPEN = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
+# Probes and scrapers ask for these. Whoever configures them need not hold a key.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class ApiKeys:
-    """Pure ASGI middleware: requests without one of `keys` go no further, and nothing of their body is read.
+    """Pure ASGI middleware that refuses requests without a valid key before their body is read.
 
-    They raise Problem. Every path but `open_paths` is guarded, so that no route can be forgotten. Without keys
-    everybody may ask.
+    Every path but the open ones requires a key, so that a new route cannot be forgotten.
+
+    Args:
+        app: The application to call for requests with a valid key.
+        keys: The valid keys. If there are none, requests are not authenticated.
+        open_paths: Paths that require no key.
+
+    Raises:
+        Problem: The key is missing or not valid (``unauthorized``).
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
@@ -28,28 +35,28 @@ class ApiKeys:
         self._digests = [_digest(key.get_secret_value().encode("ascii")) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        guarded = scope["type"] == "http" and self._digests and scope["path"] not in self._open_paths
-        if guarded and not self._admits(scope):
+        """Check the request's key if its path requires one."""
+        requires_key = scope["type"] == "http" and self._digests and scope["path"] not in self._open_paths
+        if requires_key and not self._has_valid_key(scope):
             raise Problem(
                 "unauthorized",
-                f"this service asks for an API key: send `Authorization: Bearer …` or `{HEADER}: …`",
+                f"the API key is missing or not valid; send one as `Authorization: Bearer …` or `{HEADER}: …`",
                 headers={"WWW-Authenticate": 'Bearer realm="limelight"'},
             )
         await self._app(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    def _has_valid_key(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
-        presented = headers.getlist(HEADER)
+        sent = headers.getlist(HEADER)
         for credentials in headers.getlist("Authorization"):
             scheme, _, token = credentials.partition(" ")
             if scheme.lower() == "bearer":
-                presented.append(token.strip())
-        # Every pair is compared, in constant time: how long it takes tells nothing of which key is near.
-        digests = [_digest(key.encode("latin-1")) for key in presented]  # as Starlette decodes headers
+                sent.append(token.strip())
+        digests = [_digest(key.encode("latin-1")) for key in sent]  # the encoding that Starlette decodes headers with
+        # Compare every pair in constant time, so that the time taken does not tell which key nearly matched.
         return sum(hmac.compare_digest(digest, key) for digest in digests for key in self._digests) > 0
 
 
 def _digest(key: bytes) -> bytes:
-    """Of one length whatever the key's, which a comparison would tell otherwise."""
+    """Hash a key, because comparing keys of different lengths would reveal their lengths."""
     return hashlib.sha256(key).digest()

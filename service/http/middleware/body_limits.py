@@ -1,4 +1,4 @@
-"""What holds for the body of every request, whatever is done with it: how much may come, and for how long."""
+"""Limits on request bodies, whichever route reads them: size, time, and memory of all uploads together."""
 
 import asyncio
 import contextlib
@@ -11,108 +11,132 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.problems import Problem
 from service.settings import Settings
 
-# The ASGI extension by which a server closes a connection on which the client still sends: a function.
+# The ASGI extension (a function without arguments) that closes a connection on which the client is still sending.
 LINGER = "limelight.linger"
 
 
 class BodyLimits:
-    """Pure ASGI middleware, the outermost, so that nothing reads a body but through it.
+    """Pure ASGI middleware that limits what requests may send. It is the outermost, so that every body passes it.
 
-    Reading raises Problem: `body_too_large` before the first byte where Content-Length says so, else with the byte that
-    is one too many; `upload_timeout` where the client falls silent or the request's time is over; `overloaded` where
-    what arrives just now would take too much memory. An answer that comes before the whole body has, or while
-    `closing()`, is the connection's last; after the former the server lingers, where it can.
+    Reading a body raises ``Problem``: ``body_too_large`` before the first byte if Content-Length exceeds the limit,
+    otherwise at the first byte beyond it; ``upload_timeout`` if the client pauses too long or the request's time is
+    over; ``overloaded`` if the bodies that are arriving would take too much memory.
+
+    An answer before the end of the body, or while the service is shutting down, closes its connection. In the former
+    case the close lingers if the server supports it (``LINGER``).
+
+    Args:
+        app: The application.
+        settings: The limits.
+        closing: Returns whether the service is shutting down.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, closing: Callable[[], bool]) -> None:
         self._app = app
         self._settings = settings
         self._closing = closing
-        self._memory = _Memory(max(settings.upload_memory_bytes, settings.max_body_bytes))
+        self._budget = _MemoryBudget(max(settings.upload_memory_bytes, settings.max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Call the application with a limited ``receive``, and close the connection after an early answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, Headers(scope=scope), self._settings, self._memory)
+        body = _Body(receive, Headers(scope=scope), self._settings, self._budget)
         linger = scope.get("extensions", {}).get(LINGER)
         lingering = False
 
-        async def send_knowing_the_body(message: Message) -> None:
+        async def send_and_close(message: Message) -> None:
             nonlocal lingering
             if message["type"] == "http.response.start":
                 if body.arriving or self._closing():
                     MutableHeaders(scope=message)["Connection"] = "close"
             elif body.arriving and linger is not None and not message.get("more_body", False):
                 lingering = True
-                message = {**message, "more_body": True}  # at the end the server would close the connection
+                message = {**message, "more_body": True}  # otherwise the server closes the connection at once
             await send(message)
 
         with contextlib.closing(body):
-            await self._app(scope, body.receive, send_knowing_the_body)
+            await self._app(scope, body.receive, send_and_close)
         if lingering:
             linger()
 
 
-class _Memory:
-    """Bytes of the bodies that are just arriving, all together."""
+class _MemoryBudget:
+    """The memory that all bodies that are arriving may take together, in bytes."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken = 0
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reserved = 0
 
-    def take(self, size: int) -> None:
-        """Raises Problem where there is not so much."""
-        if self._taken + size > self._most:
-            raise Problem("overloaded", "too much is being uploaded at this moment")
-        self._taken += size
+    def reserve(self, size: int) -> None:
+        """Reserve memory for a part of a body.
 
-    def free(self, size: int) -> None:
-        self._taken -= size
+        Raises:
+            Problem: The limit would be exceeded (``overloaded``).
+        """
+        if self._reserved + size > self._limit:
+            raise Problem("overloaded", "the uploads in progress use all the memory reserved for them; try again later")
+        self._reserved += size
+
+    def release(self, size: int) -> None:
+        self._reserved -= size
 
 
 class _Body:
-    """The body of one request. `arriving`: whether more of it is to come, as far as is known."""
+    """The body of one request.
 
-    def __init__(self, receive: Receive, headers: Headers, settings: Settings, memory: _Memory) -> None:
-        self._receive = receive
-        self._most = settings.max_body_bytes
-        self._silence_s = settings.upload_timeout_s
-        self._deadline = time.monotonic() + settings.request_timeout_s
-        self._memory = memory
-        self._received = 0
-        self._over = False
+    Attributes:
+        arriving: Whether more of the body may arrive, as far as is known.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, settings: Settings, budget: _MemoryBudget) -> None:
         length = headers.get("Content-Length", "")
+        self._receive = receive
+        self._limit = settings.max_body_bytes
+        self._pause_s = settings.upload_timeout_s
+        self._deadline = time.monotonic() + settings.request_timeout_s
+        self._budget = budget
+        self._received = 0
+        self._closed = False
         self._declared = int(length) if length.isdecimal() else 0
         self.arriving = self._declared > 0 or "Transfer-Encoding" in headers
 
     async def receive(self) -> Message:
-        """The next part of the body, or after its end that the client has gone. See the ASGI specification."""
-        if self._over:
+        """Receive the next part of the body; after its end, wait for the client to disconnect.
+
+        Raises:
+            Problem: The body exceeds a limit.
+        """
+        if self._closed:
             return await self._receive()
-        if self._declared > self._most:
+        if self._declared > self._limit:
             raise self._too_large()
         try:
-            async with asyncio.timeout(min(self._silence_s, self._deadline - time.monotonic())):
+            async with asyncio.timeout(min(self._pause_s, self._deadline - time.monotonic())):
                 message = await self._receive()
         except TimeoutError as error:
-            raise Problem("upload_timeout", f"the rest did not come after {self._received} bytes") from error
+            raise Problem(
+                "upload_timeout",
+                f"the request's body did not arrive in time ({self._received} bytes received); try again, or send less",
+            ) from error
         size = len(message.get("body", b""))
-        self.arriving = message.get("more_body", False)  # nor is anything to come if the client has gone
-        if self._received + size > self._most:
+        self.arriving = message.get("more_body", False)  # absent, thus False, if the client has disconnected
+        if self._received + size > self._limit:
             raise self._too_large()
-        self._memory.take(size)
+        self._budget.reserve(size)
         self._received += size
         if not self.arriving:
             self.close()
         return message
 
     def close(self) -> None:
-        """Nothing more comes, or is asked for."""
-        if not self._over:
-            self._memory.free(self._received)
-        self._over, self.arriving = True, False
+        """Release the memory: the body is complete, or the application does not need the rest of it."""
+        if not self._closed:
+            self._budget.release(self._received)
+        self._closed, self.arriving = True, False
 
     def _too_large(self) -> Problem:
-        return Problem("body_too_large", f"a request may carry {self._most} bytes")
+        return Problem(
+            "body_too_large", f"the request's body exceeds the limit of {self._limit} bytes; send a smaller one"
+        )

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2 (JSON over HTTP), with Triton's binary tensors and model configuration."""

@@ -1,7 +1,7 @@
-"""Messages of the Open Inference Protocol as the API's description shows them, and the schemas of two.
+"""Example messages of the Open Inference Protocol for the OpenAPI document, and the schemas of inference messages.
 
-The tensors' numbers are too many to show. The schemas here are of what is sent; those of `schemas` are of what is left
-when the numbers have been cut out.
+The examples shorten the tensors' numbers. The schemas describe messages as they are sent, whereas the models in
+``schemas`` describe what remains of them after the numbers have been cut out.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ _PARAMETERS: dict[str, Any] = {"parameters": {"type": "object"}}
 _SHAPE = _array({"type": "integer", "minimum": 1}, minItems=5, maxItems=5)
 _NUMBERS: dict[str, Any] = {
     "type": "array",
-    "description": "Whole numbers from 0 to 255, flat or nested as the shape is.",
+    "description": "Integers from 0 to 255, flat or nested like the shape.",
 }
 
 REQUEST_SCHEMA = _object(

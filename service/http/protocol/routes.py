@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over the same network as /predict, for clients that decode their clips themselves."""
+"""Routes of the Open Inference Protocol v2: the model of ``/predict`` for clients that decode clips themselves."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.errors import DeadlineExceeded
 from service.http.middleware.access_log import record_of
-from service.http.openapi import Document, Responses, answered, problems
+from service.http.openapi import Document, Responses, example_response, problem_responses
 from service.http.problems import Problem
 from service.http.protocol import examples, schemas
 from service.http.protocol.tensors import (
@@ -26,18 +26,25 @@ from service.http.protocol.tensors import (
     read_request,
     write_answer,
 )
-from service.http.routes import server_timing, while_client_waits
-from service.http.serving import Open, Ready, Served, Serving, Warm
+from service.http.serving import (
+    OpenPipeline,
+    ReadyPipeline,
+    Serving,
+    ServingState,
+    WarmPipeline,
+    cancel_on_disconnect,
+)
+from service.model.bundle import Manifest, Outputs
 from service.model.model import Model
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-PLATFORM = "onnxruntime_onnx"  # Triton's name for it
+PLATFORM = "onnxruntime_onnx"  # Triton's name for ONNX Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_problems = partial(problems, under="/v2")
-_KNOWN = _problems("unknown_model", "not_ready")
-_INFERRED: Responses = {
+_problems = partial(problem_responses, under="/v2")
+_MODEL_PROBLEMS = _problems("unknown_model", "not_ready")
+_INFER_RESPONSES: Responses = {
     200: {
         "content": {
             "application/json": {"schema": examples.RESPONSE_SCHEMA, "example": examples.RESPONSE},
@@ -50,12 +57,12 @@ _INFERRED: Responses = {
     ),
 }  # fmt: skip
 _VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
-_REQUEST: Document = {
+_INFER_REQUEST: Document = {
     "parameters": [
         {
             "name": HEADER_LENGTH,
             "in": "header",
-            "description": "Length of the JSON, where bytes of tensors follow it.",
+            "description": "Length of the JSON in bytes; required if binary tensors follow it.",
             "schema": {"type": "integer", "minimum": 0},
         }
     ],
@@ -70,24 +77,33 @@ _REQUEST: Document = {
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
+# The docstrings of routes go into the OpenAPI document, so they are Markdown.
 
-async def _named_model(pipeline: Warm, request: Request, name: str) -> Model:
-    """The model, which has to be of the path's name and version. Raises Problem `unknown_model`."""
+
+async def _named_model(pipeline: WarmPipeline, request: Request, name: str) -> Model:
+    """Return the model in service if the path has its name and, if any, its version.
+
+    Raises:
+        Problem: It has another name or version (``unknown_model``).
+    """
     manifest = pipeline.model.manifest
     version = request.path_params.get("version")
     if name != manifest.name or version not in {None, manifest.version}:
         asked = name if version is None else f"{name}, version {version}"
         raise Problem(
-            "unknown_model", f"the model {asked} is not here, only {manifest.name}, version {manifest.version}"
+            "unknown_model",
+            f"this service does not serve the model {asked}; it serves {manifest.name}, version {manifest.version}",
         )
     return pipeline.model
 
 
-Named = Annotated[Model, Depends(_named_model)]
+NamedModel = Annotated[Model, Depends(_named_model)]
 
 
-def _of_model(method: str, suffix: str, *, openapi_extra: Document | None = None, **options: Any) -> Callable[[F], F]:
-    """Route what is asked of a model, with its version in the path or without."""
+def _model_route(
+    method: str, suffix: str, *, openapi_extra: Document | None = None, **options: Any
+) -> Callable[[F], F]:
+    """Add a route under a model's path, once without and once with the version in the path."""
     extra = openapi_extra or {}
     versioned = extra | {"parameters": [*extra.get("parameters", ()), _VERSION]}
 
@@ -100,29 +116,29 @@ def _of_model(method: str, suffix: str, *, openapi_extra: Document | None = None
     return register
 
 
-@router.get("", responses=answered(examples.SERVER))
+@router.get("", responses=example_response(examples.SERVER))
 async def server_metadata() -> schemas.ServerMetadata:
-    """Name, version and protocol extensions of this server."""
+    """Get name, version and protocol extensions of this server."""
     return schemas.ServerMetadata(
         name="limelight", version=version_of("limelight"), extensions=["binary_tensor_data", "model_configuration"]
     )
 
 
-@router.get("/health/live", responses=answered({"live": True}))
+@router.get("/health/live", responses=example_response({"live": True}))
 async def server_live() -> schemas.Live:
-    """Whether the process answers at all."""
+    """Check whether the process responds."""
     return schemas.Live(live=True)
 
 
-@router.get("/health/ready", responses=answered({"ready": True}) | _problems("not_ready", "draining"))
-async def server_ready(_: Ready) -> schemas.Ready:
-    """Whether inference is served."""
+@router.get("/health/ready", responses=example_response({"ready": True}) | _problems("not_ready", "draining"))
+async def server_ready(_: ReadyPipeline) -> schemas.Ready:
+    """Check whether inference is served."""
     return schemas.Ready(ready=True)
 
 
-@_of_model("GET", "", responses=answered(examples.MODEL) | _KNOWN)
-async def model_metadata(model: Named) -> schemas.ModelMetadata:
-    """The model's tensors."""
+@_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
+async def model_metadata(model: NamedModel) -> schemas.ModelMetadata:
+    """Get names, data types and shapes of the model's tensors."""
     return schemas.ModelMetadata(
         name=model.manifest.name,
         versions=[model.manifest.version],
@@ -135,15 +151,15 @@ async def model_metadata(model: Named) -> schemas.ModelMetadata:
     )
 
 
-@_of_model("GET", "/ready", responses=answered(examples.READY) | _KNOWN)
-async def model_ready(model: Named) -> schemas.ModelReady:
-    """Whether the model answers."""
+@_model_route("GET", "/ready", responses=example_response(examples.READY) | _MODEL_PROBLEMS)
+async def model_ready(model: NamedModel) -> schemas.ModelReady:
+    """Check whether the model is ready for inference."""
     return schemas.ModelReady(name=model.manifest.name, ready=True)
 
 
-@_of_model("GET", "/config", responses=answered(examples.CONFIG) | _KNOWN)
-async def model_config(model: Named) -> schemas.ModelConfig:
-    """The model's tensors in the words of Triton's model configuration extension."""
+@_model_route("GET", "/config", responses=example_response(examples.CONFIG) | _MODEL_PROBLEMS)
+async def model_config(model: NamedModel) -> schemas.ModelConfig:
+    """Get the model's tensors in the form of Triton's model configuration extension."""
     return schemas.ModelConfig(
         name=model.manifest.name,
         platform=PLATFORM,
@@ -156,51 +172,46 @@ async def model_config(model: Named) -> schemas.ModelConfig:
     )
 
 
-@_of_model(
+@_model_route(
     "POST",
     "/infer",
-    dependencies=[Depends(_named_model)],  # before the body is read, and once more when it is here
+    dependencies=[Depends(_named_model)],  # before the body is read; ``infer`` checks again when it has arrived
     response_class=Response,
-    responses=_INFERRED,
-    openapi_extra=_REQUEST,
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_REQUEST,
 )
-async def infer(request: Request, serving: Served, pipeline: Open, name: str) -> Response:
-    """Classify clips whose 40 frames each are decoded and resized already."""
+async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline, name: str) -> Response:
+    """Classify clips that are already decoded: 40 frames each, resized to 224×224 RGB."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
-    body = bytearray()  # grows in place; `request.body()` would copy all of it at the end
-    async for chunk in request.stream():
-        body += chunk
+    body = await _receive(request)
     serving.metrics.upload_bytes.observe(len(body))
     model = await _named_model(pipeline, request, name)
     with model.held():
-        asked = await _understand(request, serving, body, _spec(model), deadline)
+        tensors = await _read_tensors(request, serving, body, _spec(model), deadline)
         record.end_receive(serving.metrics)
-        work = pipeline.infer(model, asked.frames, deadline=deadline, stages=record.stages)
-        found = await while_client_waits(request, work)
+        work = pipeline.infer(model, tensors.frames, deadline=deadline, stages=record.stages)
+        outputs = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
-    arrays = {"probabilities": found.probabilities}
-    if found.attention is not None:
-        arrays["attention"] = found.attention
-    answer, header_length = write_answer(
-        arrays,
-        asked.outputs,
-        model=model.manifest.name,
-        version=model.manifest.version,
-        request_id=asked.id,
-    )
-    headers = server_timing(record)
-    if header_length is None:
-        return Response(answer, media_type="application/json", headers=headers)
-    return Response(
-        answer, media_type="application/octet-stream", headers={**headers, HEADER_LENGTH: str(header_length)}
-    )
+    return _answer(outputs, tensors, model.manifest, record.server_timing())
 
 
-async def _understand(
+async def _receive(request: Request) -> bytearray:
+    body = bytearray()  # grows in place, whereas ``request.body()`` would copy all of it at the end
+    async for chunk in request.stream():
+        body += chunk
+    return body
+
+
+async def _read_tensors(
     request: Request, serving: Serving, body: Body, spec: TensorSpec, deadline: float
 ) -> TensorRequest:
-    """What is asked for. In a thread, for it may take long; one at a time, for it may take much memory."""
+    """Parse the body in a thread, because that may take long, and one at a time, because it may take much memory.
+
+    Raises:
+        Problem: The body cannot be parsed, or does not match the model.
+        DeadlineExceeded: The body was not parsed before the deadline.
+    """
     encoding, header_length = request.headers.get("Content-Encoding", ""), request.headers.get(HEADER_LENGTH)
 
     def read() -> TensorRequest:
@@ -210,7 +221,23 @@ async def _understand(
         async with asyncio.timeout(deadline - time.monotonic()), serving.reading_tensors:
             return await asyncio.to_thread(read)
     except TimeoutError as error:
-        raise DeadlineExceeded("the tensors were not read in time") from error
+        raise DeadlineExceeded(
+            "the tensors were not parsed in time; send fewer clips, or send binary tensors"
+        ) from error
+
+
+def _answer(outputs: Outputs, request: TensorRequest, manifest: Manifest, server_timing: str) -> Response:
+    arrays = {"probabilities": outputs.probabilities}
+    if outputs.attention is not None:
+        arrays["attention"] = outputs.attention
+    content, header_length = write_answer(
+        arrays, request.outputs, model=manifest.name, version=manifest.version, request_id=request.id
+    )
+    headers = {"Server-Timing": server_timing}
+    if header_length is None:
+        return Response(content, media_type="application/json", headers=headers)
+    headers[HEADER_LENGTH] = str(header_length)
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def _spec(model: Model) -> TensorSpec:

@@ -1,14 +1,15 @@
-"""The messages of the Open Inference Protocol v2 (JSON over HTTP), as far as this service speaks it.
+"""Messages of the Open Inference Protocol v2 (JSON over HTTP) that the service understands and sends.
 
-The protocol: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol; its binary tensors and
-model configuration: Triton's extensions of these names. What a message holds beyond these fields is ignored.
+The protocol: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. Binary tensors and
+model configuration are Triton's extensions of these names. Unknown fields of requests are ignored. Docstrings and
+descriptions of answers go into the OpenAPI document, so they are Markdown.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Bounded, since they are repeated in what is said of them.
+# Bounded, because the details of problems repeat them.
 Name = Annotated[str, Field(max_length=256)]
 Shape = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)]], Field(max_length=16)]
 Parameters = dict[str, Any]
@@ -19,14 +20,14 @@ class _Message(BaseModel):
 
 
 class RequestedOutput(_Message):
-    """An output that is wanted; the parameter `binary_data` says whether after the JSON, as bytes."""
+    """A requested output. Its parameter ``binary_data`` asks for the numbers as bytes after the JSON."""
 
     name: Name
     parameters: Parameters = {}
 
 
 class InputTensor(_Message):
-    """A tensor that was sent: `data` is true where numbers were cut out of the JSON (see `tensors`)."""
+    """An input tensor. ``data`` is true if an array of numbers was cut out of the JSON (see ``tensors``)."""
 
     name: Name
     shape: Shape
@@ -36,7 +37,7 @@ class InputTensor(_Message):
 
 
 class InferenceRequest(_Message):
-    """The JSON part of a request for inference; without `outputs` all are wanted."""
+    """The JSON part of an inference request. Without ``outputs``, all outputs are requested."""
 
     id: str | None = None
     parameters: Parameters = {}
@@ -53,7 +54,7 @@ class ServerMetadata(_Message):
 
 
 class TensorMetadata(_Message):
-    """A tensor of the model; -1 in its shape is the number of clips."""
+    """A tensor of the model; -1 in its shape stands for the number of clips."""
 
     name: str
     datatype: str
@@ -71,7 +72,7 @@ class ModelMetadata(_Message):
 
 
 class TensorConfig(_Message):
-    """A tensor in Triton's words: `dims` without the number of clips."""
+    """A tensor in Triton's model configuration: `dims` is its shape without the number of clips."""
 
     name: str
     data_type: str
@@ -79,11 +80,11 @@ class TensorConfig(_Message):
 
 
 class ModelConfig(_Message):
-    """The answer of `GET /v2/models/{name}/config`, which Triton's tools ask for."""
+    """The answer of `GET /v2/models/{name}/config`, which Triton's tools request."""
 
     name: str
     platform: str
-    max_batch_size: int = Field(description="Most clips that one request may hold.")
+    max_batch_size: int = Field(description="Largest number of clips in one request.")
     input: list[TensorConfig]
     output: list[TensorConfig]
 

@@ -1,8 +1,8 @@
-"""Requests for inference to arrays, and arrays to answers: JSON, and Triton's binary tensors after it.
+"""Parses inference requests into arrays and writes arrays as answers: JSON, and Triton's binary tensors after it.
 
-A clip is 6 MB of numbers, about 20 MB as JSON. Parsed at once they would be millions of Python objects, up to twenty
-times the text's size. So they are cut out of the JSON and parsed in pieces. Nothing that takes long is done to all of
-the text in one call, for the interpreter would be locked meanwhile, and the event loop with it.
+A clip is 6 MB of numbers, or about 20 MB of JSON. Parsing that at once would make millions of Python objects, up to
+twenty times the text's size, so the numbers are cut out of the JSON and parsed in pieces. No single call works through
+all of the text for long, because it would hold the interpreter lock and stall the event loop.
 """
 
 import math
@@ -23,7 +23,7 @@ from service.http.protocol.schemas import InferenceRequest, InputTensor
 INPUT, DATATYPE = "frames", "UINT8"
 MAX_HEADER_BYTES = 2**20
 PIECE_BYTES = 2**16
-# zlib's name for "gzip or zlib, whichever it is"; the latter is what HTTP calls deflate.
+# Makes zlib detect gzip and zlib headers; HTTP calls the zlib format "deflate".
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _DATA = re.compile(rb'"data"\s*:\s*(?=\[)')
 _BLANKS, _DIGITS = b" \t\r\n", b"0123456789"
@@ -33,12 +33,18 @@ _MEMORY = "shared_memory_region"
 
 Body = bytes | bytearray
 Frames = npt.NDArray[np.uint8]
-Outputs = dict[str, npt.NDArray[np.float32]]
+Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What the model takes: clips of shape `clip`, at most `max_clips` a request; and the `outputs` that it has."""
+    """What the model accepts and returns.
+
+    Attributes:
+        clip: Shape of one clip, ``(frames, height, width, 3)``.
+        max_clips: Largest number of clips in one request.
+        outputs: Names of the model's outputs.
+    """
 
     clip: tuple[int, ...]
     max_clips: int
@@ -47,7 +53,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorRequest:
-    """`frames` is uint8 (n, *clip). `outputs` maps each output that is wanted to whether it is wanted as bytes."""
+    """A parsed inference request.
+
+    Attributes:
+        id: The request's id, to be repeated in the answer.
+        frames: uint8 ``(clips, *clip)``, RGB.
+        outputs: The requested outputs, each with whether it is requested as bytes.
+    """
 
     id: str | None
     frames: Frames
@@ -55,60 +67,92 @@ class TensorRequest:
 
 
 def inflate(body: Body, encodings: str, max_bytes: int) -> Body:
-    """The body without its Content-Encoding, of gzip, deflate or none.
+    """Decompress a body.
 
-    Raises Problem: `unsupported_media`, `invalid_tensor` where it is damaged, `body_too_large`.
+    Args:
+        body: The body as it was sent.
+        encodings: The Content-Encoding header: gzip, deflate or none.
+        max_bytes: Largest size of the decompressed body.
+
+    Raises:
+        Problem: The encoding is unknown (``unsupported_media``), the body is damaged (``invalid_tensor``) or the
+            decompressed body is too large (``body_too_large``).
     """
     encoding = encodings.strip().lower()
     if encoding in {"", "identity"}:
         return body
     if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise Problem("unsupported_media", f"the content encoding is {encoding}; gzip, deflate and none are understood")
+        raise Problem(
+            "unsupported_media", f"the content encoding {encoding} is not supported; use gzip, deflate or none"
+        )
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         inflated = inflater.decompress(body, max_bytes + 1)
     except zlib.error as error:
-        raise Problem("invalid_tensor", f"the body is not {encoding}, as its Content-Encoding says") from error
+        raise Problem(
+            "invalid_tensor", f"the body is not valid {encoding}, which its Content-Encoding declares"
+        ) from error
     if len(inflated) > max_bytes:
-        raise Problem("body_too_large", f"a request may carry {max_bytes} bytes, inflated")
+        raise Problem(
+            "body_too_large", f"the decompressed body exceeds the limit of {max_bytes} bytes; send fewer clips"
+        )
     if not inflater.eof or inflater.unused_data:
-        raise Problem("invalid_tensor", f"the {encoding} body is cut off, or followed by something else")
+        raise Problem("invalid_tensor", f"the {encoding} body is truncated, or has extra bytes after its end")
     return inflated
 
 
 def read_request(body: Body, header_length: str | None, spec: TensorSpec) -> TensorRequest:
-    """What a body asks for; `header_length` is the Inference-Header-Content-Length of bodies with binary tensors.
+    """Parse the body of an inference request.
 
-    Raises Problem `invalid_tensor`.
+    Args:
+        body: The decompressed body.
+        header_length: The Inference-Header-Content-Length header, or None if no binary tensors follow the JSON.
+        spec: What the model accepts.
+
+    Raises:
+        Problem: The body cannot be parsed, or does not match the model (``invalid_tensor``).
     """
     if header_length is None:
-        header, numbers = _cut(body)
+        header, numbers = _cut_numbers(body)
         binary = memoryview(b"")
     else:
         size = _header_length(header_length, len(body))
         header, numbers = body[:size], None
         binary = memoryview(body)[size:]
     if len(header) > MAX_HEADER_BYTES:
-        raise _invalid(f"more than {MAX_HEADER_BYTES} bytes of JSON are left without the tensor's numbers")
+        raise _invalid(f"the JSON exceeds {MAX_HEADER_BYTES} bytes, not counting the tensor's numbers")
     request = _parse(header)
     tensor, shape = _check_input(request, spec)
-    outputs = _wanted(request, spec.outputs)
+    outputs = _requested_outputs(request, spec.outputs)
     if (binary_size := tensor.parameters.get("binary_data_size")) is not None:
         frames = _from_bytes(binary, binary_size, shape)
     elif numbers is None or tensor.data is None:
-        raise _invalid(f"`{INPUT}` has neither an array `data` nor a `binary_data_size` with bytes after the JSON")
+        raise _invalid(
+            f"`{INPUT}` has neither an array `data` nor a `binary_data_size` with bytes after the JSON; send one"
+        )
     else:
         frames = _from_json(body, numbers, shape)
     return TensorRequest(request.id, frames, outputs)
 
 
 def write_answer(
-    outputs: Outputs, wanted: dict[str, bool], *, model: str, version: str, request_id: str | None
+    outputs: Arrays, requested: dict[str, bool], *, model: str, version: str, request_id: str | None
 ) -> tuple[bytes, int | None]:
-    """The body with the `wanted` outputs; and the length of its JSON, where bytes follow that."""
+    """Write the body of an answer.
+
+    Args:
+        outputs: The model's outputs by name, float32.
+        requested: The requested outputs, each with whether it is requested as bytes.
+        model: The model's name.
+        version: The model's version.
+        request_id: The request's id, if it has one.
+
+    Returns:
+        The body, and the length of its JSON in bytes, or None if no binary tensors follow the JSON.
+    """
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for name, as_bytes in wanted.items():
+    for name, as_bytes in requested.items():
         array = np.ascontiguousarray(outputs[name], np.dtype("<f4"))
         tensor: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": array.shape}
         if as_bytes:
@@ -124,13 +168,13 @@ def write_answer(
     return b"".join([header, *binary]), len(header) if binary else None
 
 
-def _cut(body: Body) -> tuple[Body, range | None]:
-    """The JSON with `true` for the first array called `data`, and where that array's text is, unless there is none."""
+def _cut_numbers(body: Body) -> tuple[Body, range | None]:
+    """Replace the first array named ``data`` by ``true``. Return the JSON and the array's place in the body, if any."""
     found = _DATA.search(body, 0, MAX_HEADER_BYTES)
     if found is None:
         return body, None
     start = found.end()
-    # In an array of numbers is neither a quote nor a brace, so it ends before the next of either.
+    # An array of numbers contains neither quotes nor braces, so it ends before the next of either.
     limits = [at for at in (body.find(b'"', start), body.find(b"}", start)) if at >= 0]
     end = body.rfind(b"]", start, min(limits, default=len(body))) + 1
     if not end:
@@ -144,109 +188,111 @@ def _parse(header: Body) -> InferenceRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise _invalid(f"the request's JSON cannot be used: {where}{': ' if where else ''}{first['msg']}") from error
+        raise _invalid(f"the request's JSON is not valid: {where}{': ' if where else ''}{first['msg']}") from error
 
 
 def _header_length(text: str, body_length: int) -> int:
-    # The length of the text is limited because int() is slow on, or refuses, thousands of digits.
+    # The length of the text is limited because ``int()`` is slow on thousands of digits, or refuses them.
     if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) <= body_length):
         raise _invalid(
-            f"Inference-Header-Content-Length has to be the length of the JSON, 0 to {body_length} for this body"
+            f"Inference-Header-Content-Length must be the length of the JSON in bytes, 0 to {body_length} for this body"
         )
     return int(text)
 
 
 def _check_input(request: InferenceRequest, spec: TensorSpec) -> tuple[InputTensor, tuple[int, ...]]:
-    """The one input, with its shape."""
+    """Return the request's only input and its shape, once both match the model."""
     names = [tensor.name for tensor in request.inputs]
     if names != [INPUT]:
-        raise _invalid(f"the inputs are {_listed(names)}; the model takes one, `{INPUT}`")
+        raise _invalid(f"the request's inputs are {_listed(names)}; send exactly one, `{INPUT}`")
     tensor = request.inputs[0]
     if tensor.datatype != DATATYPE:
-        raise _invalid(f"`{INPUT}` is of datatype {tensor.datatype}; the model takes {DATATYPE}")
+        raise _invalid(f"`{INPUT}` has the datatype {tensor.datatype}; the model requires {DATATYPE}")
     clips, *clip = tensor.shape or [0]
     if tuple(clip) != spec.clip:
         raise _invalid(
-            f"`{INPUT}` is of shape {tensor.shape}; the model takes [clips, {', '.join(map(str, spec.clip))}]"
+            f"`{INPUT}` has the shape {tensor.shape}; the model requires [clips, {', '.join(map(str, spec.clip))}]"
         )
     if not 1 <= clips <= spec.max_clips:
-        raise _invalid(f"`{INPUT}` holds {clips} clips; a request may hold 1 to {spec.max_clips}")
+        raise _invalid(f"`{INPUT}` contains {clips} clips; a request may contain 1 to {spec.max_clips}")
     if _MEMORY in tensor.parameters:
-        raise _invalid("tensors in shared memory are not supported")
+        raise _invalid("tensors in shared memory are not supported; send `data` or bytes after the JSON")
     return tensor, (clips, *clip)
 
 
-def _wanted(request: InferenceRequest, there: Sequence[str]) -> dict[str, bool]:
-    """Each output that is wanted, and whether as bytes."""
+def _requested_outputs(request: InferenceRequest, available: Sequence[str]) -> dict[str, bool]:
+    """Return each requested output, with whether it is requested as bytes."""
     by_default = request.parameters.get("binary_data_output", False)
-    wanted: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
     for output in request.outputs:
-        if output.name not in there:
-            raise _invalid(f"there is no output `{output.name}`; the model has {_listed(there)}")
-        if output.name in wanted:
-            raise _invalid(f"the output `{output.name}` is asked for twice")
+        if output.name not in available:
+            raise _invalid(f"the model has no output `{output.name}`; it has {_listed(available)}")
+        if output.name in requested:
+            raise _invalid(f"the output `{output.name}` is requested twice; request it once")
         unsupported = {"classification", _MEMORY} & output.parameters.keys()
         if unsupported:
-            raise _invalid(f"the parameter `{unsupported.pop()}` of outputs is not supported")
-        wanted[output.name] = output.parameters.get("binary_data", by_default)
-    wanted = wanted or dict.fromkeys(there, by_default)
-    if not all(isinstance(as_bytes, bool) for as_bytes in wanted.values()):
-        raise _invalid("`binary_data` and `binary_data_output` have to be true or false")
-    return wanted
+            raise _invalid(f"the parameter `{unsupported.pop()}` of outputs is not supported; leave it out")
+        requested[output.name] = output.parameters.get("binary_data", by_default)
+    requested = requested or dict.fromkeys(available, by_default)
+    if not all(isinstance(as_bytes, bool) for as_bytes in requested.values()):
+        raise _invalid("`binary_data` and `binary_data_output` must be true or false")
+    return requested
 
 
 def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames:
     expected = math.prod(shape)
     if type(size) is not int or size != expected or len(binary) != expected:
         raise _invalid(
-            f"`{INPUT}` takes {expected} bytes after the JSON, which `binary_data_size` says; {len(binary)} are there"
+            f"`{INPUT}` requires {expected} bytes after the JSON and a `binary_data_size` of that number; "
+            f"the body has {len(binary)}"
         )
     return np.frombuffer(binary, np.uint8).reshape(shape)
 
 
 def _from_json(body: Body, text: range, shape: tuple[int, ...]) -> Frames:
-    """The numbers in the text of a JSON array, which lies there in the body, flat or nested in row-major order."""
+    """Parse a JSON array in the body, flat or nested in row-major order, piece by piece."""
     size = math.prod(shape)
     outline = b",".join(piece.translate(None, _DIGITS + _BLANKS) for piece in _pieces(body, text))
-    astray = any(_astray(piece) for piece in _pieces(body, text))
-    if astray or all(outline != _outline(expected) for expected in ((size,), shape)):
-        raise _invalid(f"the `data` of `{INPUT}` are not the whole numbers that its shape needs, flat or nested")
+    misplaced = any(_has_misplaced_number(piece) for piece in _pieces(body, text))
+    if misplaced or all(outline != _outline(expected) for expected in ((size,), shape)):
+        raise _invalid(f"`data` of `{INPUT}` must be integers, as many as its shape requires, flat or nested")
     numbers = bytearray()
     for piece in _pieces(body, text):
         try:
             numbers += bytes(orjson.loads(b"[" + piece.translate(_BRACKETS_TO_BLANKS) + b"]"))
         except (TypeError, ValueError) as error:
-            raise _invalid(f"the `data` of `{INPUT}` are not all from 0 to 255") from error
+            raise _invalid(f"`data` of `{INPUT}` must be integers from 0 to 255") from error
     if len(numbers) != size:
-        raise _invalid(f"the `data` of `{INPUT}` are {len(numbers)} numbers; its shape needs {size}")
+        raise _invalid(f"`data` of `{INPUT}` has {len(numbers)} numbers; its shape requires {size}")
     return np.frombuffer(numbers, np.uint8).reshape(shape)
 
 
 def _outline(shape: Iterable[int]) -> bytes:
-    """The brackets and commas of JSON in this shape."""
+    """Return the brackets and commas of a JSON array of this shape."""
     text = b""
     for size in reversed(tuple(shape)):
         text = b"[" + (text + b",") * (size - 1) + text + b"]"
     return text
 
 
-def _astray(piece: Body) -> bool:
-    """Whether a number lies on the wrong side of a bracket, or is missing, which the outline does not tell."""
+def _has_misplaced_number(piece: Body) -> bool:
+    """Return whether a number is missing or on the wrong side of a bracket, which the outline does not show."""
     marks = b"," + piece.translate(_DIGITS_TO_ZERO, _BLANKS) + b","
     return any(wrong in marks for wrong in (b"0[", b"]0", b"[,", b",]"))
 
 
 def _pieces(body: Body, text: range) -> Iterator[Body]:
-    """The text in pieces of which each takes a millisecond or so, parted at commas, which are left out.
+    """Split the text at commas, which are left out, into pieces that take about a millisecond each.
 
-    Raises Problem where the commas are too far apart for that.
+    Raises:
+        Problem: Two commas are too far apart (``invalid_tensor``).
     """
     start = text.start
     while start <= text.stop:
         end = body.find(b",", start + PIECE_BYTES, text.stop)
         end = text.stop if end < 0 else end
         if end - start > 2 * PIECE_BYTES:
-            raise _invalid(f"between two commas in the `data` of `{INPUT}` is much more than a number")
+            raise _invalid(f"`data` of `{INPUT}` contains more than a number between two commas")
         yield body[start:end]
         start = end + 1
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every answer is there, with an example that is what the schema says."""
+"""The OpenAPI document: every answer is described, with an example that matches its schema."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def document() -> Document:
 
 
 def answers(document: Document) -> Iterator[tuple[str, str, str, Document]]:
-    """Path, status, media type and what is said of it, for every answer."""
+    """Yield path, status, media type and description of every answer."""
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -28,10 +28,10 @@ def answers(document: Document) -> Iterator[tuple[str, str, str, Document]]:
                     yield path, status, media_type, content
 
 
-def test_every_answer_has_an_example_that_fits_its_schema(document: Document) -> None:
+def test_every_answer_has_an_example_that_matches_its_schema(document: Document) -> None:
     for path, status, media_type, content in answers(document):
         if media_type == "application/octet-stream":
-            continue  # bytes, after the JSON that is shown for the other media type
+            continue  # bytes; the JSON before them is described for the other media type
         examples = [example["value"] for example in content.get("examples", {}).values()]
         examples += [content["example"]] if "example" in content else []
         assert examples, f"{path} {status} {media_type}"
@@ -40,7 +40,7 @@ def test_every_answer_has_an_example_that_fits_its_schema(document: Document) ->
             jsonschema_rs.Draft202012Validator(schema).validate(json.loads(json.dumps(example)))
 
 
-def test_requests_have_examples_that_fit_their_schemas(document: Document) -> None:
+def test_requests_have_examples_that_match_their_schemas(document: Document) -> None:
     content = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
 
     jsonschema_rs.Draft202012Validator(content["schema"]).validate(content["example"])
@@ -57,7 +57,7 @@ def test_pictures_of_the_frames_are_described(document: Document) -> None:
     assert "jpeg" not in described["required"]
 
 
-def test_problems_are_shown_as_they_are_sent(document: Document) -> None:
+def test_examples_of_problems_have_the_fields_of_real_ones(document: Document) -> None:
     for path, status, media_type, content in answers(document):
         if not status.startswith("2"):
             assert media_type == "application/problem+json"
@@ -68,22 +68,22 @@ def test_problems_are_shown_as_they_are_sent(document: Document) -> None:
                 assert ("error" in value) == path.startswith("/v2")
 
 
-def test_every_code_is_described_but_those_of_what_is_not_there(document: Document) -> None:
+def test_every_code_is_described_except_those_of_unknown_paths_and_methods(document: Document) -> None:
     described = {code for *_, content in answers(document) for code in content.get("examples", {})}
 
     assert KINDS.keys() - described == {"not_found", "method_not_allowed"}
 
 
-def test_a_key_is_asked_for_on_everything_but_health_and_metrics(document: Document) -> None:
+def test_everything_except_health_and_metrics_requires_a_key(document: Document) -> None:
     assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"http", "apiKey"}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            guarded = not (path == "/metrics" or "/health/" in path)
-            assert [*map(list, operation.get("security", []))] == ([["bearer"], ["header"]] if guarded else [])
-            assert ("401" in operation["responses"]) == guarded
+            requires_key = not (path == "/metrics" or "/health/" in path)
+            assert [*map(list, operation.get("security", []))] == ([["bearer"], ["header"]] if requires_key else [])
+            assert ("401" in operation["responses"]) == requires_key
 
 
-def test_without_keys_none_is_asked_for() -> None:
+def test_nothing_requires_a_key_if_none_are_set() -> None:
     document = create_app(Settings()).openapi()
 
     assert "securitySchemes" not in document["components"]
@@ -92,7 +92,7 @@ def test_without_keys_none_is_asked_for() -> None:
     )
 
 
-def test_it_holds_no_more_than_is_used(document: Document) -> None:
+def test_every_schema_is_referenced(document: Document) -> None:
     text = json.dumps(document)
 
     for name in document["components"]["schemas"]:

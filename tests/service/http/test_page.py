@@ -1,4 +1,4 @@
-"""The page's files, as the service sends them; `tests/web` looks at them in a browser."""
+"""The page's files as the service sends them; ``tests/web`` tests them in a browser."""
 
 import re
 import zipfile
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.anyio
 REPOSITORY = Path(__file__).parents[3]
 FILES = sorted(file for file in (REPOSITORY / "service" / "web").iterdir() if file.suffix in page.MEDIA_TYPES)
 PATHS = ["/", *(f"/web/{file.name}" for file in FILES if file.name != "index.html")]
-MOST_BYTES = 150_000
+MAX_BYTES = 150_000
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a service that asks for a key, which the page does not."""
+    """A client without a key, of a service that requires one everywhere but for the page."""
     app = create_app(Settings(bundle=tmp_path / "none", api_keys="s3cret"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         yield client
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_each_file_is_open_to_all(client: httpx.AsyncClient, path: str) -> None:
+async def test_every_file_is_served_without_a_key(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     head = await client.head(path)
 
@@ -40,7 +40,7 @@ async def test_each_file_is_open_to_all(client: httpx.AsyncClient, path: str) ->
     assert answer.headers["X-Request-ID"]
 
 
-async def test_a_copy_is_asked_for_and_not_sent_again(client: httpx.AsyncClient) -> None:
+async def test_a_current_copy_is_revalidated_and_not_sent_again(client: httpx.AsyncClient) -> None:
     first = await client.get("/")
     again = await client.get("/", headers={"If-None-Match": first.headers["ETag"]})
     other = await client.get("/", headers={"If-None-Match": '"another"'})
@@ -50,7 +50,7 @@ async def test_a_copy_is_asked_for_and_not_sent_again(client: httpx.AsyncClient)
     assert other.status_code == 200
 
 
-async def test_the_browser_is_told_to_take_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_the_content_security_policy_allows_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/")).headers["Content-Security-Policy"]
 
     assert "default-src 'none'" in policy
@@ -58,16 +58,16 @@ async def test_the_browser_is_told_to_take_nothing_from_elsewhere(client: httpx.
     assert not re.search(r"https?:|\*|data:", policy)
 
 
-async def test_the_page_names_no_other_host_and_only_files_that_are_there(client: httpx.AsyncClient) -> None:
+async def test_the_page_refers_to_no_other_host_and_only_to_existing_files(client: httpx.AsyncClient) -> None:
     texts = {path: (await client.get(path)).text for path in PATHS if not path.endswith(".mp4")}
     named = {name for text in texts.values() for name in re.findall(r"""["'](/web/[\w.]+|\./[\w.]+)["']""", text)}
 
     hosts = {host for text in texts.values() for host in re.findall(r"https?://([\w.]+)", text)}
-    assert hosts <= {"www.w3.org"}  # SVG's name, which nobody asks
+    assert hosts <= {"www.w3.org"}  # the XML namespace of SVG, which is not requested
     assert {name.replace("./", "/web/") for name in named} == {*PATHS} - {"/"}
 
 
-async def test_other_paths_below_are_not_there(client: httpx.AsyncClient) -> None:
+async def test_other_paths_under_web_do_not_exist_and_require_a_key(client: httpx.AsyncClient) -> None:
     for path in ("/web/", "/web/index.html", "/web/../settings.py", "/web/%2e%2e/settings.py"):
         answer = await client.get(path, headers={"X-API-Key": "s3cret"})
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
@@ -81,7 +81,7 @@ async def test_the_sample_clip_is_served_as_mp4(client: httpx.AsyncClient) -> No
     assert answer.content == sample_clip()
 
 
-async def test_it_can_be_left_out(tmp_path: Path) -> None:
+async def test_the_page_can_be_turned_off(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none", ui=False))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         answers = [await client.get(path) for path in PATHS]
@@ -89,15 +89,15 @@ async def test_it_can_be_left_out(tmp_path: Path) -> None:
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "not_found")}
 
 
-def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in FILES if file.suffix != ".mp4") < MOST_BYTES
+def test_the_page_is_small() -> None:
+    assert sum(file.stat().st_size for file in FILES if file.suffix != ".mp4") < MAX_BYTES
 
 
-def test_it_is_no_part_of_the_api() -> None:
+def test_the_page_is_not_part_of_the_openapi_document() -> None:
     assert not {*PATHS} & create_app(Settings()).openapi()["paths"].keys()
 
 
-def test_it_comes_with_the_package(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_page(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(REPOSITORY)).build(directory=str(tmp_path), versions=["standard"])
 
     assert {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}

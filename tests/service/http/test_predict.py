@@ -50,7 +50,7 @@ async def until_ready(client: httpx.AsyncClient) -> None:
 
 
 async def metrics_of(client: httpx.AsyncClient) -> dict[str, float]:
-    """Sample names with their labels, as `name{label="value"}`, and their values."""
+    """Map samples, named like ``name{label="value"}``, to their values."""
     families = text_string_to_metric_families((await client.get("/metrics")).text)
     return {
         sample.name + "".join(f'{{{key}="{value}"}}' for key, value in sample.labels.items()): sample.value
@@ -75,7 +75,7 @@ def picture(frame: dict[str, Any]) -> Image.Image:
 
 
 class TestAnswer:
-    async def test_holds_what_the_contract_says(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_the_answer_has_the_documented_fields(self, client: httpx.AsyncClient, clip: bytes) -> None:
         body = (await client.post("/predict", content=clip)).json()
 
         assert list(body) == [
@@ -109,7 +109,7 @@ class TestAnswer:
         assert body["frames"][1] == {"index": 1, "time_s": pytest.approx(0.075)}
         assert list(body["timings_ms"]) == ["receive", "decode", "queue", "inference", "total"]
 
-    async def test_is_what_its_schema_says_with_maps_of_seven_decimals(
+    async def test_the_answer_matches_its_schema_and_maps_have_seven_decimals(
         self, client: httpx.AsyncClient, clip: bytes
     ) -> None:
         answer = PredictionAnswer.model_validate_json(
@@ -121,7 +121,7 @@ class TestAnswer:
         assert cells.shape == (40, 7, 7)
         np.testing.assert_array_equal(cells, cells.round(7))
 
-    async def test_ranks_the_likeliest_classes_first(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_the_most_likely_classes_come_first(self, client: httpx.AsyncClient, clip: bytes) -> None:
         body = (await client.post("/predict", content=clip)).json()
 
         ranking = sorted(range(len(LABELS)), key=lambda index: -body["probabilities"][index])[:5]
@@ -130,24 +130,26 @@ class TestAnswer:
         ]
 
     @pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (100, len(LABELS))])
-    async def test_lists_top_k_of_them(self, client: httpx.AsyncClient, clip: bytes, top_k: int, listed: int) -> None:
+    async def test_top_k_classes_are_listed(
+        self, client: httpx.AsyncClient, clip: bytes, top_k: int, listed: int
+    ) -> None:
         body = (await client.post("/predict", params={"top_k": top_k}, content=clip)).json()
 
         assert len(body["predictions"]) == listed
 
-    async def test_leaves_the_attention_out_where_not_wanted(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_attention_is_null_with_attention_false(self, client: httpx.AsyncClient, clip: bytes) -> None:
         body = (await client.post("/predict", params={"attention": "false"}, content=clip)).json()
 
         assert body["attention"] is None
 
-    async def test_is_the_same_for_form_and_raw_body(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_form_and_raw_body_get_the_same_answer(self, client: httpx.AsyncClient, clip: bytes) -> None:
         raw = await client.post("/predict", content=clip, headers={"Content-Type": "video/mp4"})
         form = await client.post("/predict", files={"file": ("clip.mp4", clip, "video/mp4")})
 
         for part in ("clip", "predictions", "probabilities", "attention", "frames"):
             assert raw.json()[part] == form.json()[part]
 
-    async def test_shows_the_sampled_frames_where_asked_for(self, client: httpx.AsyncClient) -> None:
+    async def test_frames_jpeg_adds_pictures_of_the_sampled_frames(self, client: httpx.AsyncClient) -> None:
         clip = encode(numbered(number) for number in range(60))
         body = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()
 
@@ -157,21 +159,21 @@ class TestAnswer:
             frame["index"] for frame in body["frames"]
         ]
 
-    async def test_shows_them_as_the_network_saw_them(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_pictures_show_what_the_network_saw(self, client: httpx.AsyncClient, clip: bytes) -> None:
         body = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()
 
         for frame, seen in zip(body["frames"], decode_clip(clip).frames, strict=True):
             halved = seen.reshape(112, 2, 112, 2, 3).mean(axis=(1, 3))
-            assert np.abs(np.asarray(picture(frame)) - halved).mean() < 4  # of 255, what JPEG loses
+            assert np.abs(np.asarray(picture(frame)) - halved).mean() < 4  # of 255: the loss of JPEG
 
-    async def test_repeats_the_picture_of_a_frame_that_was_sampled_again(self, client: httpx.AsyncClient) -> None:
+    async def test_a_frame_that_is_sampled_twice_has_the_same_picture_twice(self, client: httpx.AsyncClient) -> None:
         clip = encode(numbered(number) for number in range(7))
         frames = (await client.post("/predict", params={"frames": "jpeg"}, content=clip)).json()["frames"]
 
         assert len(frames) == 40
         assert len({(frame["index"], frame["jpeg"]) for frame in frames}) == 7
 
-    async def test_is_otherwise_the_same_with_pictures(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_pictures_change_nothing_else_in_the_answer(self, client: httpx.AsyncClient, clip: bytes) -> None:
         plain = (await client.post("/predict", content=clip)).json()
         answer = await client.post("/predict", params={"frames": "jpeg"}, content=clip)
         PredictionAnswer.model_validate_json(answer.content, strict=True)
@@ -184,20 +186,20 @@ class TestAnswer:
         for part in plain.keys() - {"timings_ms"}:
             assert plain[part] == with_pictures[part]
 
-    async def test_tells_the_stages_in_a_server_timing_header(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_the_server_timing_header_lists_the_stages(self, client: httpx.AsyncClient, clip: bytes) -> None:
         header = (await client.post("/predict", content=clip)).headers["Server-Timing"]
 
         assert re.findall(r"(\w+);dur=\d+\.\d{3}", header) == ["receive", "decode_wait", "decode", "queue", "inference"]
 
 
 class TestRefusal:
-    async def test_of_an_empty_body(self, client: httpx.AsyncClient) -> None:
+    async def test_an_empty_body_is_refused(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.post("/predict"), 400, "empty_body")
 
-    async def test_of_an_empty_file(self, client: httpx.AsyncClient) -> None:
+    async def test_an_empty_file_is_refused(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.post("/predict", files={"file": b""}), 400, "empty_body")
 
-    async def test_of_a_form_without_the_file(self, client: httpx.AsyncClient) -> None:
+    async def test_a_form_without_the_file_is_refused(self, client: httpx.AsyncClient) -> None:
         body = assert_problem(await client.post("/predict", files={"video": b"x"}), 400, "missing_file")
 
         assert "curl -F file=@clip.mp4" in body["detail"]
@@ -210,37 +212,41 @@ class TestRefusal:
             b"--b\r\nContent-Disposition: form-data\r\n\r\nnameless\r\n--b--\r\n",
         ],
     )
-    async def test_of_a_broken_form(self, client: httpx.AsyncClient, body: bytes) -> None:
+    async def test_a_malformed_form_is_refused(self, client: httpx.AsyncClient, body: bytes) -> None:
         answer = await client.post(
             "/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"}
         )
 
         assert_problem(answer, 400, "malformed_multipart")
 
-    async def test_of_another_content_type(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_an_unsupported_content_type_is_refused(self, client: httpx.AsyncClient, clip: bytes) -> None:
         answer = await client.post("/predict", content=clip, headers={"Content-Type": "text/plain"})
 
         assert "text/plain" in assert_problem(answer, 415, "unsupported_media")["detail"]
 
-    async def test_of_a_file_that_is_no_video(self, client: httpx.AsyncClient) -> None:
+    async def test_a_file_that_is_not_a_video_is_refused(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.post("/predict", content=b"just text " * 100), 415, "unsupported_media")
 
-    async def test_of_a_damaged_clip(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_a_damaged_clip_is_refused(self, client: httpx.AsyncClient, clip: bytes) -> None:
         assert_problem(await client.post("/predict", content=clip[: len(clip) // 2]), 422, "corrupt_clip")
 
     @pytest.mark.parametrize("query", ["top_k=0", "top_k=many", "attention=perhaps", "frames=png", "frames="])
-    async def test_of_a_bad_parameter(self, client: httpx.AsyncClient, clip: bytes, query: str) -> None:
+    async def test_an_invalid_query_parameter_is_refused(
+        self, client: httpx.AsyncClient, clip: bytes, query: str
+    ) -> None:
         body = assert_problem(await client.post(f"/predict?{query}", content=clip), 422, "invalid_parameter")
 
         assert body["detail"].startswith(query.split("=", maxsplit=1)[0])
 
-    async def test_of_an_upload_that_declares_to_be_too_large(self, client: httpx.AsyncClient) -> None:
+    async def test_an_upload_whose_declared_length_is_too_large_is_refused(self, client: httpx.AsyncClient) -> None:
         body = assert_problem(await client.post("/predict", content=bytes(200_001)), 413, "body_too_large")
 
         assert "200000" in body["detail"]
 
     @pytest.mark.parametrize("head", [b"", b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'])
-    async def test_of_an_upload_as_soon_as_it_is_too_large(self, client: httpx.AsyncClient, head: bytes) -> None:
+    async def test_a_streamed_upload_is_refused_as_soon_as_it_is_too_large(
+        self, client: httpx.AsyncClient, head: bytes
+    ) -> None:
         sent = 0
 
         async def endless() -> AsyncIterator[bytes]:
@@ -255,19 +261,19 @@ class TestRefusal:
 
         assert_problem(answer, 413, "body_too_large")
         assert answer.headers["Connection"] == "close"
-        assert sent <= 500_000  # once as much as allowed, and once thrown away while the answer reaches the client
+        assert sent <= 500_000  # the limit, and what is discarded until the answer reaches the client
 
-    async def test_of_what_is_not_there(self, client: httpx.AsyncClient) -> None:
+    async def test_an_unknown_path_is_refused(self, client: httpx.AsyncClient) -> None:
         assert_problem(await client.get("/nothing"), 404, "not_found")
         assert_problem(await client.post("/predict/"), 404, "not_found")
 
-    async def test_of_another_method(self, client: httpx.AsyncClient) -> None:
+    async def test_an_unsupported_method_is_refused(self, client: httpx.AsyncClient) -> None:
         answer = await client.get("/predict")
 
         assert_problem(answer, 405, "method_not_allowed")
         assert answer.headers["Allow"] == "POST"
 
-    async def test_of_an_upload_that_stalls(self, tiny_bundle: Path) -> None:
+    async def test_a_stalled_upload_times_out(self, tiny_bundle: Path) -> None:
         async def stalling() -> AsyncIterator[bytes]:
             yield b"begun"
             await asyncio.sleep(PATIENCE_S)
@@ -279,8 +285,10 @@ class TestRefusal:
 
 
 class TestHealth:
-    async def test_alive_but_not_ready_before_the_model_is_loaded(self, tiny_bundle: Path, clip: bytes) -> None:
-        async with connect(create_app(Settings(bundle=tiny_bundle))) as client:  # whose life has not begun
+    async def test_the_service_is_live_but_not_ready_before_the_model_is_loaded(
+        self, tiny_bundle: Path, clip: bytes
+    ) -> None:
+        async with connect(create_app(Settings(bundle=tiny_bundle))) as client:  # not started
             alive, ready = await client.get("/health/live"), await client.get("/health/ready")
             predicted = await client.post("/predict", content=clip)
 
@@ -289,7 +297,7 @@ class TestHealth:
         assert_problem(predicted, 503, "not_ready")
         assert int(predicted.headers["Retry-After"]) > 0
 
-    async def test_a_bad_bundle_is_reported_and_never_ready(self, tmp_path: Path) -> None:
+    async def test_a_missing_bundle_is_reported_and_the_service_does_not_become_ready(self, tmp_path: Path) -> None:
         failures: list[Exception] = []
         app = create_app(Settings(bundle=tmp_path / "none"), on_failure=failures.append)
         async with app.router.lifespan_context(app), connect(app) as client:
@@ -300,7 +308,7 @@ class TestHealth:
 
         assert str(tmp_path / "none" / "manifest.json") in str(failures[0])
 
-    async def test_the_model_is_described_by_its_manifest(self, client: httpx.AsyncClient) -> None:
+    async def test_model_returns_the_manifest(self, client: httpx.AsyncClient) -> None:
         manifest = (await client.get("/model")).json()
 
         assert manifest["schema"] == 1
@@ -318,7 +326,7 @@ class TestHealth:
 
 
 class TestMetrics:
-    async def test_count_predictions_by_status_and_stage(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_predictions_are_counted_by_status_and_stage(self, client: httpx.AsyncClient, clip: bytes) -> None:
         await client.post("/predict", content=clip)
         await client.post("/predict", content=b"text")
         metrics = await metrics_of(client)
@@ -334,12 +342,12 @@ class TestMetrics:
         assert metrics["limelight_upload_bytes_sum"] == len(clip) + 4
         assert metrics["limelight_batch_size_sum"] == 1
 
-    async def test_time_the_making_of_pictures(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_encoding_pictures_is_measured_as_a_stage(self, client: httpx.AsyncClient, clip: bytes) -> None:
         await client.post("/predict", params={"frames": "jpeg"}, content=clip)
 
         assert (await metrics_of(client))['limelight_stage_seconds_count{stage="encode"}'] == 1
 
-    async def test_show_what_is_going_on(self, client: httpx.AsyncClient) -> None:
+    async def test_gauges_describe_the_current_state(self, client: httpx.AsyncClient) -> None:
         metrics = await metrics_of(client)
 
         assert metrics["limelight_ready"] == 1
@@ -352,17 +360,21 @@ class TestMetrics:
         for part in ('name="tiny"', 'version="1"', 'variant="attention"', 'provider="CPUExecutionProvider"'):
             assert part in model
 
-    async def test_reach_from_a_millisecond_to_a_minute(self, client: httpx.AsyncClient, clip: bytes) -> None:
+    async def test_histograms_of_seconds_range_from_a_millisecond_to_a_minute(
+        self, client: httpx.AsyncClient, clip: bytes
+    ) -> None:
         await client.post("/predict", content=clip)
         text = (await client.get("/metrics")).text
 
         bounds = re.findall(r'request_seconds_bucket{le="([\d.]+)",status="200"}', text)
         assert (float(bounds[0]), float(bounds[-1])) == (0.001, 60)
 
-    async def test_of_two_apps_are_apart(self, client: httpx.AsyncClient, tiny_bundle: Path, clip: bytes) -> None:
+    async def test_two_applications_do_not_share_metrics(
+        self, client: httpx.AsyncClient, tiny_bundle: Path, clip: bytes
+    ) -> None:
         await client.post("/predict", content=clip)
         other = create_app(Settings(bundle=tiny_bundle))
-        async with connect(other) as stranger:
-            metrics = await metrics_of(stranger)
+        async with connect(other) as other_client:
+            metrics = await metrics_of(other_client)
 
         assert metrics["limelight_batch_size_count"] == 0

@@ -1,4 +1,4 @@
-"""The error table of the design: each code has its status, is documented, and comes when it should."""
+"""Problems: each code has its status and is answered when it should be."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.service.http.test_predict import assert_problem, connect, until_ready
 
 pytestmark = pytest.mark.anyio
 
-# DESIGN §4
+# The statuses and codes that docs/api.md promises.
 TABLE = {
     400: {"empty_body", "malformed_multipart", "missing_file", "invalid_tensor"},
     401: {"unauthorized"},
@@ -35,9 +35,9 @@ TABLE = {
 }  # fmt: skip
 STATUS = {code: status for status, codes in TABLE.items() for code in codes}
 
-Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
+Send = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
-ASKED: dict[str, Ask] = {
+REFUSED: dict[str, Send] = {
     "empty_body": lambda client: client.post("/predict"),
     "malformed_multipart": lambda client: client.post("/predict", content=b"--b", headers=FORM),
     "missing_file": lambda client: client.post("/predict", files={"video": b"x"}),
@@ -54,7 +54,7 @@ RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
     "internal_error": RuntimeError("secret"),
 }
-# They need a server of their own making: test_auth, test_predict and test_life have them.
+# These need an application with other settings; test_api_keys, test_predict and test_under_load test them.
 ELSEWHERE = {"unauthorized", "upload_timeout", "not_ready", "draining"}
 
 
@@ -66,18 +66,18 @@ async def client(tiny_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def test_the_table_is_the_designs() -> None:
+def test_every_code_has_its_status_and_a_test() -> None:
     assert {code: kind.status for code, kind in KINDS.items()} == STATUS
-    assert STATUS.keys() == ASKED.keys() | RAISED.keys() | ELSEWHERE
+    assert STATUS.keys() == REFUSED.keys() | RAISED.keys() | ELSEWHERE
 
 
-@pytest.mark.parametrize("code", ASKED)
-async def test_what_a_client_does_wrong_has_its_code(client: httpx.AsyncClient, code: str) -> None:
-    assert_problem(await ASKED[code](client), STATUS[code], code)
+@pytest.mark.parametrize("code", REFUSED)
+async def test_bad_requests_are_answered_with_their_code(client: httpx.AsyncClient, code: str) -> None:
+    assert_problem(await REFUSED[code](client), STATUS[code], code)
 
 
 @pytest.mark.parametrize("code", RAISED)
-async def test_what_happens_on_the_way_has_its_code(
+async def test_errors_of_the_pipeline_are_answered_with_their_code(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes, code: str
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -92,14 +92,16 @@ async def test_what_happens_on_the_way_has_its_code(
 
 
 @pytest.mark.parametrize(("method", "path"), [("OPTIONS", "/predict"), ("BREW", "/model"), ("POST", "/health/live")])
-async def test_other_methods_are_problems_too(client: httpx.AsyncClient, method: str, path: str) -> None:
+async def test_unsupported_methods_are_answered_with_a_problem(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
     answer = await client.request(method, path)
 
     assert_problem(answer, 405, "method_not_allowed")
     assert answer.headers["Allow"]
 
 
-async def test_head_is_refused_without_a_body(client: httpx.AsyncClient) -> None:
+async def test_unsupported_head_requests_are_answered_without_a_body(client: httpx.AsyncClient) -> None:
     answer = await client.head("/predict")
 
     assert (answer.status_code, answer.content) == (405, b"")
@@ -107,7 +109,7 @@ async def test_head_is_refused_without_a_body(client: httpx.AsyncClient) -> None
 
 
 @pytest.mark.parametrize("query", ["top_k=2&top_k=1", "top_k=1&colour=blue", "top_k=1&%ff=%00", "&&top_k=1"])
-async def test_of_a_parameter_given_twice_the_last_counts_and_unknown_ones_do_not(
+async def test_the_last_of_repeated_parameters_counts_and_unknown_ones_are_ignored(
     client: httpx.AsyncClient, clip: bytes, query: str
 ) -> None:
     answer = await client.post(f"/predict?{query}", content=clip)
@@ -115,7 +117,7 @@ async def test_of_a_parameter_given_twice_the_last_counts_and_unknown_ones_do_no
     assert len(answer.json()["predictions"]) == 1
 
 
-async def test_only_protocol_clients_get_the_text_as_error(client: httpx.AsyncClient) -> None:
+async def test_only_problems_under_v2_have_the_field_error(client: httpx.AsyncClient) -> None:
     of_protocol = (await client.get("/v2/models/huge")).json()
     of_others = (await client.get("/nothing")).json()
 
@@ -124,7 +126,7 @@ async def test_only_protocol_clients_get_the_text_as_error(client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (3.1, "4"), (None, "1")])
-async def test_a_problem_may_know_itself_when_to_try_again(
+async def test_a_problem_can_set_its_own_retry_after(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clip: bytes, seconds: float | None, header: str
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -136,5 +138,5 @@ async def test_a_problem_may_know_itself_when_to_try_again(
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "x" * 1000])
-async def test_an_odd_host_is_no_matter(client: httpx.AsyncClient, host: str) -> None:
+async def test_malformed_host_headers_are_ignored(client: httpx.AsyncClient, host: str) -> None:
     assert_problem(await client.get("/nothing", headers={"Host": host}), 404, "not_found")

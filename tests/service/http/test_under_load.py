@@ -1,4 +1,4 @@
-"""What becomes of requests when the engine is slow or broken: the engine here waits for a word."""
+"""Requests when the engine is slow or fails, with an engine whose inferences the test holds back."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Brake:
-    """Holds every inference until released, then lets it happen or fails it."""
+    """Holds every inference back until ``released`` is set; then runs it, or raises ``error``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.released = threading.Event()
@@ -52,7 +52,7 @@ class Brake:
         monkeypatch.setattr(Engine, "run", braked)
 
     def pass_on(self, inferences: int) -> None:
-        """Let so many happen that begin from now on, whatever holds the others."""
+        """Let the next inferences, this many, run even if the brake is on."""
         self._passing = inferences
 
 
@@ -63,7 +63,7 @@ def brake(monkeypatch: pytest.MonkeyPatch) -> Brake:
 
 @asynccontextmanager
 async def serving(brake: Brake, settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    """The app, warmed up, with the brake on."""
+    """Yield the application, warmed up, with the brake on, and a client of it."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
@@ -83,20 +83,20 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def in_flight(app: FastAPI) -> float | None:
-    """Predictions being received or answered."""
+    """Return the number of predictions being received or answered."""
     value: float | None = app.state.serving.metrics.registry.get_sample_value("limelight_in_flight_requests")
     return value
 
 
 def waiting(app: FastAPI) -> float | None:
-    """Clips that wait for the engine."""
+    """Return the number of clips that wait for the engine."""
     value: float | None = app.state.serving.metrics.registry.get_sample_value(
         "limelight_queue_depth", {"queue": "inference"}
     )
     return value
 
 
-async def test_more_than_the_queue_holds_is_refused_at_once(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+async def test_a_clip_beyond_the_queue_is_refused_at_once(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
     settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=1)
     async with serving(brake, settings) as (app, client):
         accepted = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(2)]
@@ -110,7 +110,7 @@ async def test_more_than_the_queue_holds_is_refused_at_once(brake: Brake, tiny_b
     assert [answer.status_code for answer in answers] == [200, 200]
 
 
-async def test_where_there_is_no_place_the_clip_need_not_be_sent(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+async def test_a_full_queue_refuses_a_clip_before_it_is_sent(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
     async def unsent() -> AsyncIterator[bytes]:
         await asyncio.sleep(3600)
         yield clip
@@ -128,7 +128,7 @@ async def test_where_there_is_no_place_the_clip_need_not_be_sent(brake: Brake, t
     assert (stalled.status_code, stalled.json()["code"]) == (408, "upload_timeout")
 
 
-async def test_who_has_no_key_is_not_told_that_there_is_no_place(
+async def test_a_full_queue_is_reported_only_to_requests_with_a_key(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonFormatter())
@@ -138,7 +138,7 @@ async def test_who_has_no_key_is_not_told_that_there_is_no_place(
     async with serving(brake, settings) as (app, client):
         accepted = asyncio.create_task(client.post("/predict", content=clip, headers=key))
         await until(lambda: brake.begun == 1)
-        stranger = await client.post("/predict", content=clip)
+        without_key = await client.post("/predict", content=clip)
         refused = await client.post("/predict", content=clip, headers=key)
         refused_tensors = await client.post("/v2/models/tiny/infer", headers=key)
         brake.released.set()
@@ -147,7 +147,7 @@ async def test_who_has_no_key_is_not_told_that_there_is_no_place(
             "limelight_rejected_total", {"code": "overloaded"}
         )
 
-    assert [answer.status_code for answer in (stranger, refused, refused_tensors)] == [401, 429, 429]
+    assert [answer.status_code for answer in (without_key, refused, refused_tensors)] == [401, 429, 429]
     assert refused.json()["request_id"] == refused.headers["X-Request-ID"]
     assert refused_tensors.json()["error"] == refused_tensors.json()["detail"]
     assert rejected == 2
@@ -155,7 +155,7 @@ async def test_who_has_no_key_is_not_told_that_there_is_no_place(
     assert ("/predict", 429, "overloaded") in lines
 
 
-async def test_uploads_that_stall_take_no_places(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+async def test_stalled_uploads_take_no_place_in_the_queue(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
     async def stalling() -> AsyncIterator[bytes]:
         yield clip[:1000]
         await asyncio.sleep(3600)
@@ -172,7 +172,7 @@ async def test_uploads_that_stall_take_no_places(brake: Brake, tiny_bundle: Path
     assert answer.status_code == 200
 
 
-async def test_what_takes_too_long_is_given_up(
+async def test_a_prediction_is_cancelled_at_its_deadline(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonFormatter())
@@ -184,10 +184,12 @@ async def test_what_takes_too_long_is_given_up(
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
     (line,) = (line for line in log_lines(caplog) if line["message"] == "request")
     assert (line["status"], line["code"]) == (504, "deadline_exceeded")
-    assert line["stages_ms"].keys() >= {"receive", "decode_wait", "decode"}  # where its time went
+    assert line["stages_ms"].keys() >= {"receive", "decode_wait", "decode"}  # the stages that it reached
 
 
-async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+async def test_a_prediction_is_cancelled_if_its_client_disconnects(
+    brake: Brake, tiny_bundle: Path, clip: bytes
+) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
         patient = asyncio.create_task(client.post("/predict", content=clip))
         await until(lambda: brake.begun == 1)
@@ -206,7 +208,7 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
     assert lost == 1
 
 
-async def test_a_client_that_goes_away_in_mid_upload_leaves_one_line(
+async def test_a_client_that_disconnects_during_its_upload_is_logged_once(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonFormatter())
@@ -234,7 +236,7 @@ async def post_until(
     headers: Mapping[str, str] = MappingProxyType({}),
     more_body: bool = False,
 ) -> None:
-    """POST as a client that closes its connection when `gone` is set."""
+    """Send a POST request as a client that disconnects when ``gone`` is set."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": more_body}]
 
     async def receive() -> Message:
@@ -253,7 +255,7 @@ async def post_until(
     await app(scope, receive, send)
 
 
-async def test_a_failed_inference_is_a_500_with_its_reason_in_the_log(
+async def test_a_failed_inference_is_answered_with_500_and_its_cause_is_logged(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonFormatter())
@@ -273,7 +275,7 @@ async def test_a_failed_inference_is_a_500_with_its_reason_in_the_log(
     assert next_answer.status_code == 200
 
 
-async def test_without_its_engine_the_service_is_not_ready(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+async def test_the_service_is_not_ready_after_the_engine_died(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
         brake.error = SystemExit()
         brake.released.set()
@@ -285,10 +287,8 @@ async def test_without_its_engine_the_service_is_not_ready(brake: Brake, tiny_bu
     assert (ready.status_code, later.status_code, later.json()["code"]) == (503, 503, "not_ready")
 
 
-class TestEnd:
-    """What a service that has been told to end answers."""
-
-    async def test_predictions_are_still_served_while_gateways_look_away(
+class TestShutdown:
+    async def test_predictions_are_still_served_while_the_service_is_draining(
         self, brake: Brake, tiny_bundle: Path, clip: bytes
     ) -> None:
         async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
@@ -304,7 +304,9 @@ class TestEnd:
         assert (before.status_code, before.headers.get("Connection")) == (200, None)
         assert (answer.status_code, answer.headers.get("Connection")) == (200, "close")
 
-    async def test_then_they_are_refused(self, brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    async def test_predictions_are_refused_once_the_service_is_closed(
+        self, brake: Brake, tiny_bundle: Path, clip: bytes
+    ) -> None:
         async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
             app.state.serving.draining = app.state.serving.closed = True
             answer = await client.post("/predict", content=clip)
@@ -313,15 +315,15 @@ class TestEnd:
         assert int(answer.headers["Retry-After"]) >= 1
 
 
-class TestNewBundle:
-    async def test_answers_what_comes_after_it_while_the_old_one_finishes(
+class TestReload:
+    async def test_new_requests_get_the_new_bundle_while_the_old_one_finishes(
         self, brake: Brake, tmp_path: Path, clip: bytes
     ) -> None:
         bundle = write_tiny_bundle(tmp_path, version="1")
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             old = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(3)]
             await until(lambda: brake.begun == 1 and waiting(app) == 2)
-            brake.pass_on(1)  # the first of the new one
+            brake.pass_on(1)  # the first inference of the new bundle
             write_tiny_bundle(tmp_path, LABELS[:3], version="2")
             reloading = asyncio.create_task(app.state.serving.reload(app.state.serving.pipeline))
             await until(lambda: model_version(app) == "2")
@@ -335,7 +337,7 @@ class TestNewBundle:
         ] * 3
         assert (new.json()["model"]["version"], len(new.json()["probabilities"])) == ("2", 3)
 
-    async def test_that_is_bad_changes_nothing(
+    async def test_the_old_bundle_stays_in_service_if_the_new_one_is_damaged(
         self, brake: Brake, tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
     ) -> None:
         bundle = write_tiny_bundle(tmp_path)
@@ -351,7 +353,7 @@ class TestNewBundle:
 
 
 def model_version(app: FastAPI) -> str:
-    """Of the model that the metrics name."""
+    """Return the version of the model that the metrics name."""
     samples = (sample for family in app.state.serving.metrics.registry.collect() for sample in family.samples)
     version: str
     (version,) = (sample.labels["version"] for sample in samples if sample.name == "limelight_model_info")
@@ -360,11 +362,11 @@ def model_version(app: FastAPI) -> str:
 
 class TestRequestId:
     @pytest.mark.parametrize("sent", ["7f3a-1", "Root=1-67891233-abcdef012345678912345678"])
-    async def test_is_kept(self, tiny_bundle: Path, sent: str) -> None:
+    async def test_the_id_of_the_request_is_kept(self, tiny_bundle: Path, sent: str) -> None:
         assert await self.echoed(tiny_bundle, sent) == sent
 
     @pytest.mark.parametrize("sent", ["", 'a"b', "x" * 129, "a b"])
-    async def test_is_made_where_it_is_missing_or_odd(self, tiny_bundle: Path, sent: str) -> None:
+    async def test_a_missing_or_unsafe_id_is_replaced_by_a_new_one(self, tiny_bundle: Path, sent: str) -> None:
         echoed = await self.echoed(tiny_bundle, sent)
 
         assert len(echoed) == 32
@@ -376,7 +378,7 @@ class TestRequestId:
             return (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["X-Request-ID"]
 
 
-async def test_each_request_leaves_one_line_with_its_stages(
+async def test_each_request_is_logged_once_with_its_stages(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(JsonFormatter())

@@ -1,4 +1,4 @@
-"""A clip out of a form or a raw body, however its bytes are cut."""
+"""Receiving a clip from a form or a raw body, whatever chunks it arrives in."""
 
 import os
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def form(*parts: bytes) -> bytes:
 
 
 def received(content_type: str, chunks: Sequence[bytes]) -> bytes:
-    """The clip of a request whose body comes in these chunks."""
+    """Return the clip of a request whose body arrives in these chunks."""
     left = list(chunks)
 
     async def receive() -> Message:
@@ -36,7 +36,7 @@ def received(content_type: str, chunks: Sequence[bytes]) -> bytes:
     request = Request({"type": "http", "headers": [(b"content-type", content_type.encode())]}, receive)
     with ClipFile() as clip:
         run = receive_clip(request, clip)
-        with pytest.raises(StopIteration):  # nothing is waited for, so that no event loop is needed
+        with pytest.raises(StopIteration):  # it never waits, so no event loop is needed
             run.send(None)
         return os.pread(clip.fileno(), clip.size, 0)
 
@@ -49,18 +49,18 @@ def problem(content_type: str, body: bytes) -> str:
 
 @st.composite
 def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
-    """The body in pieces."""
+    """Draw a way to split the body into chunks."""
     places = sorted(draw(st.lists(st.integers(0, len(body)), max_size=12)))
     return [body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)]
 
 
-# Clips full of what ends them in a form.
+# Clips full of bytes that could end a part of a form.
 CONTENT = st.lists(st.sampled_from([b"\r\n", b"--", b"limit", b"\r\n--limi", b"x", b"\0"]), min_size=1).map(b"".join)
 
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT.filter(lambda content: b"\r\n--limit" not in content))
-def test_a_form_gives_its_file_as_it_was_sent(data: st.DataObject, content: bytes) -> None:
+def test_the_file_of_a_form_is_received_unchanged(data: st.DataObject, content: bytes) -> None:
     body = form(part("title", b"Diving", filename=None), part("file", content), part("more", b"of it"))
 
     assert received(FORM, data.draw(cut(body))) == content
@@ -68,7 +68,7 @@ def test_a_form_gives_its_file_as_it_was_sent(data: st.DataObject, content: byte
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT)
-def test_so_does_a_raw_body(data: st.DataObject, content: bytes) -> None:
+def test_a_raw_body_is_received_unchanged(data: st.DataObject, content: bytes) -> None:
     assert received("video/mp4", data.draw(cut(content))) == content
 
 
@@ -85,10 +85,10 @@ def test_so_does_a_raw_body(data: st.DataObject, content: bytes) -> None:
         (form(part("file", b"")), "empty_body"),
     ],
 )
-def test_a_form_that_cannot_be_used_is_refused(body: bytes, code: str) -> None:
+def test_a_form_without_a_usable_clip_is_refused(body: bytes, code: str) -> None:
     assert problem(FORM, body) == code
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", f"multipart/form-data; boundary={'x' * 1000}"])
-def test_a_form_needs_a_boundary(content_type: str) -> None:
+def test_a_form_without_a_valid_boundary_is_refused(content_type: str) -> None:
     assert problem(content_type, form(part("file", b"clip"))) == "malformed_multipart"

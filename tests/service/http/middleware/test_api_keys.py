@@ -1,4 +1,4 @@
-"""API keys: what is asked of whom, and that nothing is read or told before."""
+"""API keys: which requests require one, and that nothing is read or revealed without it."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ def app(tmp_path: Path) -> FastAPI:
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Of an application that is not ready, so a request that is let in is answered by 503."""
+    """A client of an application that is not ready: it answers authenticated requests with 503."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         yield client
 
@@ -43,7 +43,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         {"X-API-Key": "autumn-9c1d", "Authorization": "Basic dXNlcjpwYXNz"},
     ],
 )
-async def test_a_request_with_any_of_the_keys_is_let_in(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_requests_with_any_of_the_keys_are_accepted(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     assert (await client.post("/predict", headers=headers)).json()["code"] == "not_ready"
 
 
@@ -63,7 +63,9 @@ async def test_a_request_with_any_of_the_keys_is_let_in(client: httpx.AsyncClien
 @pytest.mark.parametrize(
     "path", ["/predict", "/model", "/v2", "/v2/models/tiny/ready", "/docs", "/openapi.json", "/no"]
 )
-async def test_a_request_without_one_is_refused(client: httpx.AsyncClient, headers: dict[str, str], path: str) -> None:
+async def test_requests_without_a_valid_key_are_refused(
+    client: httpx.AsyncClient, headers: dict[str, str], path: str
+) -> None:
     answer = await client.get(path, headers=headers)
 
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
@@ -73,15 +75,15 @@ async def test_a_request_without_one_is_refused(client: httpx.AsyncClient, heade
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"])
-async def test_health_and_metrics_are_open_to_all(client: httpx.AsyncClient, path: str) -> None:
+async def test_health_and_metrics_require_no_key(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).status_code != 401
 
 
-async def test_nothing_is_read_of_a_body_without_a_key(app: FastAPI) -> None:
+async def test_the_body_of_a_request_without_a_key_is_not_read(app: FastAPI) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
-        pytest.fail("the body was asked for")
+        pytest.fail("the body was read")
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -91,13 +93,13 @@ async def test_nothing_is_read_of_a_body_without_a_key(app: FastAPI) -> None:
     assert sent[0]["status"] == 401
 
 
-async def test_without_keys_everybody_may_ask(tmp_path: Path) -> None:
+async def test_requests_are_not_authenticated_if_no_keys_are_set(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         assert (await client.get("/model")).status_code == 503
 
 
-async def test_a_key_is_told_to_nobody(
+async def test_keys_appear_neither_in_logs_nor_in_answers_nor_in_settings(
     client: httpx.AsyncClient, app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -114,13 +116,13 @@ class TestSetting:
     @pytest.mark.parametrize(
         ("text", "keys"), [("", []), (" ", []), ("one", ["one"]), ("one, two ", ["one", "two"]), ("a=b!", ["a=b!"])]
     )
-    def test_keys_are_parted_by_commas(self, monkeypatch: pytest.MonkeyPatch, text: str, keys: list[str]) -> None:
+    def test_keys_are_separated_by_commas(self, monkeypatch: pytest.MonkeyPatch, text: str, keys: list[str]) -> None:
         monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
 
         assert [key.get_secret_value() for key in Settings().api_keys] == keys
 
     @pytest.mark.parametrize("text", [",", "s3cret,,more", "s3cret,", "s3cret words", "s3crét", "s3cret\ttab"])
-    def test_what_anybody_or_nobody_could_send_is_refused_and_not_shown(
+    def test_empty_keys_and_keys_that_headers_cannot_carry_are_rejected_without_being_shown(
         self, monkeypatch: pytest.MonkeyPatch, text: str
     ) -> None:
         monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
@@ -135,7 +137,7 @@ class TestSetting:
     keys=st.lists(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1), min_size=1, max_size=3),
     presented=st.binary(max_size=20),
 )
-def test_no_other_bytes_are_let_in(keys: list[str], presented: bytes) -> None:
+def test_a_request_is_accepted_only_if_it_sends_the_exact_bytes_of_a_key(keys: list[str], presented: bytes) -> None:
     app = create_app(Settings(api_keys=tuple(map(SecretStr, keys))))
     statuses: list[int] = []
 

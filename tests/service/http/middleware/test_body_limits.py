@@ -1,4 +1,4 @@
-"""The guard of request bodies, around a small application."""
+"""``BodyLimits`` around a small application."""
 
 import asyncio
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ MOST = 1000
 
 
 class Reader:
-    """An application that reads the whole body, and then answers."""
+    """An application that reads the whole body and then answers."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -32,13 +32,13 @@ class Reader:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that answers at once."""
+    """An application that answers without reading the body."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
 
 class Client:
-    """Sends its parts one by one, then is silent for ever or goes away."""
+    """Sends its parts one by one, then ends the body, falls silent or disconnects."""
 
     def __init__(self, parts: Iterable[bytes], *, length: int | None = None, then: str = "end") -> None:
         declared = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
@@ -65,26 +65,26 @@ class Client:
         return (b"connection", b"close") in self.heard[0]["headers"]
 
 
-def guard(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyLimits:
+def limited(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyLimits:
     return BodyLimits(app, Settings(max_body_bytes=MOST, **settings), closing=lambda: closing)
 
 
 async def problem(client: Client, app: ASGIApp | None = None, **settings: Any) -> str:
-    """The code of the problem that reading this client's body comes to."""
+    """Return the code of the problem that reading this client's body raises."""
     with pytest.raises(Problem) as refused:
-        await guard(app or Reader(), **settings)(client.scope, client.receive, client.send)
+        await limited(app or Reader(), **settings)(client.scope, client.receive, client.send)
     return refused.value.code
 
 
 async def test_a_body_within_the_limits_passes_unchanged() -> None:
     reader, client = Reader(), Client([b"a" * 400, b"b" * 600])
-    await guard(reader)(client.scope, client.receive, client.send)
+    await limited(reader)(client.scope, client.receive, client.send)
 
     assert reader.body == b"a" * 400 + b"b" * 600
     assert not client.told_to_close
 
 
-async def test_a_length_that_is_too_large_is_refused_before_anything_is_read() -> None:
+async def test_a_content_length_beyond_the_limit_is_refused_before_the_body_is_read() -> None:
     client = Client([b"a"] * 2000, length=2000)
 
     assert await problem(client) == "body_too_large"
@@ -92,7 +92,7 @@ async def test_a_length_that_is_too_large_is_refused_before_anything_is_read() -
 
 
 @pytest.mark.parametrize("length", [None, 5])
-async def test_no_more_than_the_limit_gets_in_whatever_the_length_says(length: int | None) -> None:
+async def test_a_body_is_refused_at_the_limit_whatever_its_content_length_says(length: int | None) -> None:
     reader, client = Reader(), Client([b"a" * 300] * 100, length=length)
 
     assert await problem(client, reader) == "body_too_large"
@@ -100,11 +100,11 @@ async def test_no_more_than_the_limit_gets_in_whatever_the_length_says(length: i
     assert client.asked == 4
 
 
-async def test_silence_is_not_waited_for() -> None:
+async def test_a_client_that_stops_sending_times_out() -> None:
     assert await problem(Client([b"a"], then="silence"), upload_timeout_s=0.05) == "upload_timeout"
 
 
-async def test_a_trickle_ends_with_the_requests_time() -> None:
+async def test_a_body_that_trickles_in_times_out_with_the_request() -> None:
     class Trickle(Client):
         async def receive(self) -> Message:
             await asyncio.sleep(0.02)
@@ -113,33 +113,33 @@ async def test_a_trickle_ends_with_the_requests_time() -> None:
     assert await problem(Trickle([b"a"] * 900), request_timeout_s=0.2) == "upload_timeout"
 
 
-async def test_what_arrives_at_a_time_is_bounded_over_all_requests() -> None:
-    guarded = guard(Reader(), upload_memory_bytes=MOST)
+async def test_the_memory_of_all_uploads_together_is_limited() -> None:
+    limits = limited(Reader(), upload_memory_bytes=MOST)
     stalled = Client([b"a" * 600], then="silence")
-    uploading = asyncio.create_task(guarded(stalled.scope, stalled.receive, stalled.send))
+    uploading = asyncio.create_task(limits(stalled.scope, stalled.receive, stalled.send))
     while stalled.asked < 2:
         await asyncio.sleep(0)
 
     small, large = Client([b"b" * 400]), Client([b"c" * 300, b"c" * 300])
-    await guarded(small.scope, small.receive, small.send)  # there is room, also after it
+    await limits(small.scope, small.receive, small.send)  # there is room for it, and its memory is released
     with pytest.raises(Problem) as refused:
-        await guarded(large.scope, large.receive, large.send)
+        await limits(large.scope, large.receive, large.send)
     uploading.cancel()
     await asyncio.wait([uploading])
     again = Client([b"c" * 300, b"c" * 300])
-    await guarded(again.scope, again.receive, again.send)
+    await limits(again.scope, again.receive, again.send)
 
     assert refused.value.code == "overloaded"
     assert again.heard
 
 
-async def test_an_answer_before_the_end_of_the_body_is_the_last_and_is_not_cut_off() -> None:
-    def linger() -> None:  # the server's: closing the connection at once would reset it
+async def test_an_early_answer_closes_the_connection_with_a_lingering_close() -> None:
+    def linger() -> None:
         client.heard.append({"type": "linger"})
 
     client = Client([b"a" * 300] * 3)
     client.scope["extensions"] = {LINGER: linger}
-    await guard(answer)(client.scope, client.receive, client.send)
+    await limited(answer)(client.scope, client.receive, client.send)
 
     assert client.told_to_close
     assert client.asked == 0
@@ -147,22 +147,22 @@ async def test_an_answer_before_the_end_of_the_body_is_the_last_and_is_not_cut_o
     assert client.heard[1] == {"type": "http.response.body", "body": b"ok", "more_body": True}
 
 
-async def test_a_server_that_cannot_linger_closes_at_once() -> None:
+async def test_an_early_answer_closes_the_connection_at_once_if_the_server_cannot_linger() -> None:
     client = Client([b"a" * 300] * 3)
-    await guard(answer)(client.scope, client.receive, client.send)
+    await limited(answer)(client.scope, client.receive, client.send)
 
     assert client.told_to_close
     assert not client.heard[-1].get("more_body", False)
 
 
-async def test_every_answer_of_a_service_that_ends_is_the_connections_last() -> None:
+async def test_every_answer_during_shutdown_closes_its_connection() -> None:
     client = Client([b"a"])
-    await guard(Reader(), closing=True)(client.scope, client.receive, client.send)
+    await limited(Reader(), closing=True)(client.scope, client.receive, client.send)
 
     assert client.told_to_close
 
 
-async def test_after_the_body_the_client_may_be_silent() -> None:
+async def test_the_upload_timeout_ends_with_the_body() -> None:
     async def wait_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "http.request"
         assert (await receive())["type"] == "http.disconnect"
@@ -174,6 +174,6 @@ async def test_after_the_body_the_client_may_be_silent() -> None:
             return await super().receive()
 
     client = Patient([b"a"])
-    await guard(wait_for_the_end, upload_timeout_s=0.05)(client.scope, client.receive, client.send)
+    await limited(wait_for_the_end, upload_timeout_s=0.05)(client.scope, client.receive, client.send)
 
     assert client.asked == 2

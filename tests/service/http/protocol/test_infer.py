@@ -1,4 +1,4 @@
-"""What becomes of v2 requests when the engine is slow or there is no room: as with /predict."""
+"""v2 inference requests when the engine is slow, the queue is full, or the bundle is replaced."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ URL = "/v2/models/tiny/infer"
 
 
 def message(clips: int, **wanted: Any) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request for so many black clips, with further fields of its JSON."""
+    """Return body and headers of a request with this many black clips, and further fields for its JSON."""
     size = clips * 40 * 224 * 224 * 3
     tensor = {"name": "frames", "shape": [clips, 40, 224, 224, 3], "datatype": "UINT8"}
     header = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}]} | wanted).encode()
@@ -44,7 +44,7 @@ async def infer(client: httpx.AsyncClient, clips: int = 1) -> httpx.Response:
     return await client.post(URL, content=content, headers=headers)
 
 
-async def test_the_clips_of_a_batch_take_their_turns_and_come_back_in_order(brake: Brake, tiny_bundle: Path) -> None:
+async def test_the_clips_of_a_request_are_answered_in_order(brake: Brake, tiny_bundle: Path) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (_, client):
         brake.released.set()
         answer = await infer(client, 3)
@@ -56,7 +56,7 @@ async def test_the_clips_of_a_batch_take_their_turns_and_come_back_in_order(brak
     np.testing.assert_array_equal(rows, rows[[0, 0, 0]])
 
 
-async def test_the_base_variant_has_no_attention(brake: Brake, tmp_path: Path) -> None:
+async def test_the_base_variant_has_no_attention_output(brake: Brake, tmp_path: Path) -> None:
     async with serving(brake, Settings(bundle=write_tiny_bundle(tmp_path, variant="base"), device="cpu")) as (
         _,
         client,
@@ -69,7 +69,7 @@ async def test_the_base_variant_has_no_attention(brake: Brake, tmp_path: Path) -
     assert [output["name"] for output in metadata["outputs"]] == ["probabilities"]
 
 
-async def test_a_batch_is_accepted_as_a_whole_or_not_at_all(brake: Brake, tiny_bundle: Path) -> None:
+async def test_the_clips_of_a_request_are_admitted_all_or_not_at_all(brake: Brake, tiny_bundle: Path) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=2)) as (app, client):
         accepted = asyncio.create_task(infer(client, 2))
         await until(lambda: brake.begun == 1 and waiting(app) == 1)
@@ -84,7 +84,7 @@ async def test_a_batch_is_accepted_as_a_whole_or_not_at_all(brake: Brake, tiny_b
     assert brake.begun == 2
 
 
-async def test_what_takes_too_long_is_given_up(brake: Brake, tiny_bundle: Path) -> None:
+async def test_a_request_is_cancelled_at_its_deadline(brake: Brake, tiny_bundle: Path) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", request_timeout_s=1)) as (app, client):
         answer = await infer(client, 2)
         left = waiting(app)
@@ -94,7 +94,7 @@ async def test_what_takes_too_long_is_given_up(brake: Brake, tiny_bundle: Path) 
     assert left == 0
 
 
-async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bundle: Path) -> None:
+async def test_a_request_is_cancelled_if_its_client_disconnects(brake: Brake, tiny_bundle: Path) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
         patient = asyncio.create_task(infer(client))
         await until(lambda: brake.begun == 1)
@@ -112,8 +112,8 @@ async def test_a_client_that_went_away_costs_no_inference(brake: Brake, tiny_bun
     assert brake.begun == 1
 
 
-async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) -> None:
-    app = create_app(Settings(bundle=tiny_bundle))  # whose life has not begun
+async def test_inference_is_refused_before_the_model_is_loaded(tiny_bundle: Path) -> None:
+    app = create_app(Settings(bundle=tiny_bundle))  # not started
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         live, ready = await client.get("/v2/health/live"), await client.get("/v2/health/ready")
         inferred = await client.post(URL)
@@ -127,14 +127,14 @@ async def test_nothing_is_inferred_before_the_model_is_there(tiny_bundle: Path) 
     assert inferred.status_code == 503
 
 
-class TestNewBundle:
-    """It has no attention, which the requests ask for."""
+class TestReload:
+    """The new bundle has no attention output, which the requests ask for."""
 
-    async def test_leaves_the_old_one_what_has_arrived_already(self, brake: Brake, tmp_path: Path) -> None:
+    async def test_a_request_that_has_arrived_is_answered_by_the_old_bundle(self, brake: Brake, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path, version="1")
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             brake.released.set()
-            async with app.state.serving.reading_tensors:  # so that it is read after the old one could have been closed
+            async with app.state.serving.reading_tensors:  # delays parsing until the bundle has been replaced
                 content, headers = message(1, outputs=[{"name": "attention"}])
                 asked = asyncio.create_task(client.post(URL, content=content, headers=headers))
                 await until(lambda: arrived(app) == 1)
@@ -151,13 +151,13 @@ class TestNewBundle:
         ("url", "status", "code"),
         [(URL, 400, "invalid_tensor"), ("/v2/models/tiny/versions/1/infer", 404, "unknown_model")],
     )
-    async def test_is_what_counts_for_what_arrives_later(
+    async def test_a_request_that_is_still_arriving_must_match_the_new_bundle(
         self, brake: Brake, tmp_path: Path, url: str, status: int, code: str
     ) -> None:
         content, headers = message(1, outputs=[{"name": "attention"}])
         replaced = asyncio.Event()
 
-        async def hesitating() -> AsyncIterator[bytes]:
+        async def paused() -> AsyncIterator[bytes]:
             yield content[:1000]
             await replaced.wait()
             yield content[1000:]
@@ -165,7 +165,7 @@ class TestNewBundle:
         bundle = write_tiny_bundle(tmp_path, version="1")
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             brake.released.set()
-            asked = asyncio.create_task(client.post(url, content=hesitating(), headers=headers))
+            asked = asyncio.create_task(client.post(url, content=paused(), headers=headers))
             await until(lambda: in_flight(app) == 1)
             write_tiny_bundle(tmp_path, version="2", variant="base")
             await app.state.serving.reload(app.state.serving.pipeline)
@@ -176,6 +176,6 @@ class TestNewBundle:
 
 
 def arrived(app: FastAPI) -> float | None:
-    """Requests whose body is here."""
+    """Return the number of requests whose body has arrived."""
     value: float | None = app.state.serving.metrics.registry.get_sample_value("limelight_upload_bytes_count")
     return value

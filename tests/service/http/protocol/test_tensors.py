@@ -1,4 +1,4 @@
-"""Bodies of the Open Inference Protocol: what is understood, and what is refused."""
+"""Parsing inference requests and writing answers of the Open Inference Protocol."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ def refusal(body: bytes, header_length: str | None = None) -> str:
 
 class TestJson:
     @given(frames, st.booleans(), st.sampled_from([None, 1, 3]))
-    def test_flat_and_nested_numbers_are_the_frames(
+    def test_frames_are_read_from_flat_and_nested_numbers(
         self, array: npt.NDArray[np.uint8], nested: bool, indent: int | None
     ) -> None:
         data = (array if nested else array.ravel()).tolist()
@@ -56,7 +56,7 @@ class TestJson:
         np.testing.assert_array_equal(asked.frames, array)
 
     @pytest.mark.parametrize("nested", [True, False])
-    def test_so_are_many(self, nested: bool) -> None:
+    def test_arrays_longer_than_a_piece_are_read(self, nested: bool) -> None:
         spec = TensorSpec(clip=(40, 50, 50, 3), max_clips=1, outputs=("probabilities",))
         array = np.random.default_rng(0).integers(0, 256, (1, *spec.clip), np.uint8)
         message = request(array.shape, data=array if nested else array.ravel())
@@ -65,7 +65,7 @@ class TestJson:
         np.testing.assert_array_equal(asked.frames, array)
 
     @given(st.data())
-    def test_numbers_are_read_exactly_where_they_are_json_of_the_shape(self, data: st.DataObject) -> None:
+    def test_numbers_are_read_if_and_only_if_they_are_json_of_the_right_shape(self, data: st.DataObject) -> None:
         text = data.draw(st.sampled_from([json.dumps(FRAMES.tolist()), json.dumps(FRAMES.ravel().tolist())]))
         for _ in range(data.draw(st.integers(1, 3))):
             at = data.draw(st.integers(0, len(text) - 1))
@@ -87,7 +87,7 @@ class TestJson:
     def test_a_number_on_the_wrong_side_of_a_bracket_is_refused(self, text: str) -> None:
         refusal(json.dumps(request(data="HERE")).replace('"HERE"', text).encode())
 
-    def test_numbers_far_apart_are_refused(self) -> None:
+    def test_much_whitespace_between_numbers_is_refused(self) -> None:
         body = json.dumps(request()).replace("10,", "10," + 2**18 * " ").encode()
 
         assert "more than a number" in refusal(body)
@@ -130,9 +130,9 @@ class TestJson:
             (request(data=True), "neither"),
             (request(data=[256] * 12), "0 to 255"),
             (request(data=[1000] * 12), "0 to 255"),
-            (request(data=[-1] * 12), "whole numbers"),
-            (request(data=[1.0] * 12), "whole numbers"),
-            (request(data=[]), "whole numbers"),
+            (request(data=[-1] * 12), "as its shape requires"),
+            (request(data=[1.0] * 12), "as its shape requires"),
+            (request(data=[]), "as its shape requires"),
             (request(parameters={"shared_memory_region": "x"}), "shared memory"),
             (request(parameters=[]), "parameters"),
             (request() | {"id": 7}, "id"),
@@ -143,28 +143,30 @@ class TestJson:
             (request() | {"parameters": {"binary_data_output": "yes"}}, "true or false"),
         ],
     )
-    def test_what_does_not_fit_is_refused_and_named(self, message: Any, said: str) -> None:
+    def test_a_request_that_does_not_match_the_model_is_refused_with_its_reason(self, message: Any, said: str) -> None:
         assert said in refusal(json.dumps(message).encode())
 
     @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"inputs": [{"data": [1, 2'])
-    def test_what_is_no_json_is_refused(self, body: bytes) -> None:
+    def test_a_body_that_is_not_json_is_refused(self, body: bytes) -> None:
         assert "JSON" in refusal(body)
 
-    def test_much_json_without_numbers_is_not_parsed(self) -> None:
-        assert "bytes of JSON" in refusal(json.dumps(request() | {"x": [[]] * 400_000}).encode())
+    def test_json_beyond_the_size_limit_is_refused(self) -> None:
+        assert "the JSON exceeds" in refusal(json.dumps(request() | {"x": [[]] * 400_000}).encode())
 
     @pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "1e999", "NaN"])
     @pytest.mark.parametrize("field", [{"shape": ["HERE", 2, 3]}, {"parameters": {"binary_data_size": "HERE"}}])
-    def test_a_number_out_of_all_bounds_is_refused(self, field: dict[str, Any], number: str) -> None:
+    def test_huge_numbers_in_shapes_and_parameters_are_refused_briefly(
+        self, field: dict[str, Any], number: str
+    ) -> None:
         assert len(refusal(json.dumps(request(**field)).replace('"HERE"', number).encode())) < 1000
 
     @given(st.binary())
-    def test_nothing_but_a_refusal_comes_of_garbage(self, body: bytes) -> None:
+    def test_any_other_bytes_are_refused(self, body: bytes) -> None:
         refusal(body)
 
 
 def reference(text: str) -> npt.NDArray[np.uint8] | None:
-    """What Python's parser makes of the text, where that is the shape of FRAMES and bytes."""
+    """Parse the text with Python's parser; None unless it has the shape of ``FRAMES`` and values of a byte."""
     try:
         array = np.array(json.loads(text))
     except ValueError:
@@ -175,7 +177,7 @@ def reference(text: str) -> npt.NDArray[np.uint8] | None:
 
 
 class TestBinary:
-    def test_the_bytes_after_the_json_are_the_frames(self) -> None:
+    def test_frames_are_read_from_the_bytes_after_the_json(self) -> None:
         asked = read_binary(request(data=None, parameters={"binary_data_size": 12}), FRAMES.tobytes())
 
         np.testing.assert_array_equal(asked.frames, FRAMES)
@@ -193,35 +195,37 @@ class TestBinary:
             ({}, 12),
         ],
     )
-    def test_as_many_as_the_shape_takes(self, parameters: dict[str, Any], tail: int) -> None:
+    def test_a_number_of_bytes_that_does_not_match_the_shape_is_refused(
+        self, parameters: dict[str, Any], tail: int
+    ) -> None:
         header = json.dumps(request(data=None, parameters=parameters)).encode()
 
         assert "binary_data_size" in refusal(header + bytes(tail), str(len(header)))
 
     @pytest.mark.parametrize("length", ["", "-1", "1e2", "999", "9" * 5000, "٣", " 4"])
-    def test_the_length_of_the_json_lies_within_the_body(self, length: str) -> None:
+    def test_a_json_length_that_is_not_within_the_body_is_refused(self, length: str) -> None:
         assert "Inference-Header-Content-Length" in refusal(b"{}" + bytes(12), length)
 
 
 class TestOutputs:
-    def test_all_are_wanted_where_none_is_named(self) -> None:
+    def test_all_outputs_are_returned_if_none_is_requested(self) -> None:
         assert read(request()).outputs == {"probabilities": False, "attention": False}
         assert read(request() | {"outputs": []}).outputs == {"probabilities": False, "attention": False}
 
-    def test_those_that_are_named_are_wanted_in_their_order_and_each_in_its_form(self) -> None:
+    def test_requested_outputs_keep_their_order_and_their_form(self) -> None:
         outputs = [{"name": "attention", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
 
         asked = read(request() | {"outputs": outputs})
 
         assert list(asked.outputs.items()) == [("attention", True), ("probabilities", False)]
 
-    def test_the_request_may_want_all_as_bytes(self) -> None:
+    def test_a_request_can_ask_for_all_outputs_as_bytes(self) -> None:
         outputs = [{"name": "attention", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
         message = request() | {"parameters": {"binary_data_output": True}, "outputs": outputs}
 
         assert read(message).outputs == {"attention": False, "probabilities": True}
 
-    def test_an_answer_holds_numbers_as_json_and_bytes_after_it(self) -> None:
+    def test_an_answer_contains_numbers_as_json_and_bytes_after_it(self) -> None:
         probabilities = np.array([[0.1, 0.9]], np.float32)
         attention = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
 
@@ -250,7 +254,7 @@ class TestInflate:
         ("encoding", "body"),
         [("", b"abc"), ("identity", b"abc"), ("gzip", gzip.compress(b"abc")), ("Deflate", zlib.compress(b"abc"))],
     )
-    def test_gives_the_body_itself(self, encoding: str, body: bytes) -> None:
+    def test_supported_encodings_are_decompressed(self, encoding: str, body: bytes) -> None:
         assert inflate(body, encoding, 3) == b"abc"
 
     @pytest.mark.parametrize(
@@ -265,7 +269,9 @@ class TestInflate:
             ("deflate", zlib.compress(bytes(10**7)), "body_too_large"),
         ],
     )
-    def test_refuses_what_is_damaged_too_large_or_unknown(self, encoding: str, body: bytes, code: str) -> None:
+    def test_damaged_bodies_large_bodies_and_unknown_encodings_are_refused(
+        self, encoding: str, body: bytes, code: str
+    ) -> None:
         with pytest.raises(Problem) as refused:
             inflate(body, encoding, 1000)
 
