@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from model_export.datasets import Clip, DatasetError, class_names, find_clips, read_official_split
+from model_export.data.datasets import Clip, DatasetError, class_names, find_clips, read_official_split
 from model_export.weights import WeightsError, fetch_weights
 from service.model.bundle import BundleError, Precision, Variant, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
@@ -26,7 +26,7 @@ from service.video.errors import ClipError
 
 if TYPE_CHECKING:
     from model_export.experiment import Protocol
-    from model_export.gathering import Gathered
+    from model_export.data.gathering import Gathered
     from model_export.head import TrainedHead
     from model_export.report import Experiment
     from model_export.training import LogLine, Recipe, TrainingResult
@@ -123,7 +123,7 @@ def _command() -> Iterator[None]:
     _start_tensorflow()
     from model_export.evaluation import EvaluationError
     from model_export.export import ExportError
-    from model_export.features import FeatureError
+    from model_export.data.features import FeatureError
     from model_export.head import HeadError
     from model_export.report import ReportError
     from model_export.training import TrainingError
@@ -321,7 +321,7 @@ def evaluate(
             recipes,
             split_protocol,
         )
-        from model_export.gathering import Encoder
+        from model_export.data.gathering import Encoder
         from model_export.report import Experiment, Run, write_report
 
         started = dt.datetime.now(dt.UTC)
@@ -402,7 +402,7 @@ def verify(
 ) -> None:
     """Compare a bundle's variants with Keras over many clips; the agreement goes into the manifest."""
     with _command():
-        from model_export.gathering import choose_clips
+        from model_export.data.gathering import choose_clips
         from model_export.head import PRETRAINED, HeadError, load_head
         from model_export.verify import agreement, compare
 
@@ -449,7 +449,7 @@ def _gather(
     least: int = 2,
 ) -> "Gathered":
     """Clips of at least so many classes and their features, with progress; tells what was left out."""
-    from model_export.gathering import choose_clips, gather
+    from model_export.data.gathering import choose_clips, gather
 
     clips = choose_clips(videos, classes, clips_a_class)
     if len(labels := class_names(clips)) < least:
@@ -563,7 +563,7 @@ def _training_facts(
 def _calibrate(head: "TrainedHead", vgg19: Path, clips: Sequence[Clip]) -> None:
     """Measures the int8 ranges on one clip of each class, and keeps them with the head."""
     from model_export.export import convert
-    from model_export.features import OFFLINE_LIMITS
+    from model_export.data.features import OFFLINE_LIMITS
     from model_export.network.vgg19 import build_encoder
     from model_export.quantize import quantize
 
@@ -583,8 +583,8 @@ def _reference(
     """Frames of a clip and what Keras computes for them, from kept float32 features where there are some."""
     import numpy as np
 
-    from model_export.encoding import keras_encode
-    from model_export.features import OFFLINE_LIMITS, FeatureCache, FeatureError
+    from model_export.data.encoders import keras_encode
+    from model_export.data.features import OFFLINE_LIMITS, FeatureCache, FeatureError
     from model_export.network.vgg19 import build_encoder
     from model_export.verify import head_outputs
 

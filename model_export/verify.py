@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 from scipy.stats import binomtest
 
-from model_export.encoding import Cuboids, keras_encode
+from model_export.data.encoders import Cuboids, keras_encode
 from service.model.bundle import Agreement, Bundle, Precision
 
 # Two classes this close are a tie: naming the one or the other is no disagreement.

@@ -108,7 +108,7 @@ def make_videos(tmp_path: Path, vgg19: Path) -> MakeVideos:
     """Makes ``tmp_path/videos`` with clips of the given names, whose features lie in ``tmp_path/features`` already."""
 
     def make(*names: str) -> Path:
-        from model_export.features import FeatureCache
+        from model_export.data.features import FeatureCache
 
         kept = FeatureCache(tmp_path / "features", file_sha256(vgg19))
         for name in names:

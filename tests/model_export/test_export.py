@@ -81,7 +81,7 @@ def test_int8_quantises_input_and_kernel_of_every_convolution(narrow_bundle: Pat
 def test_fp32_computes_what_keras_does_for_any_batch(
     narrow_bundle: Path, narrow_head: Path, narrow_encoder: object, rendered_frames: list[npt.NDArray[np.uint8]]
 ) -> None:
-    from model_export.encoding import keras_encode
+    from model_export.data.encoders import keras_encode
 
     network = OnnxNetwork(narrow_bundle / "model.fp32.onnx")
     head = load_head(narrow_head).build()

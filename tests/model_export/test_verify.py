@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model_export.encoding import keras_encode
+from model_export.data.encoders import keras_encode
 from model_export.head import load_head
 from model_export.verify import Comparison, Frames, OnnxNetwork, Outputs, agreement, compare, head_outputs
 from service.model.bundle import load_bundle

@@ -26,7 +26,7 @@ from model_export.evaluation import (
     random_folds,
     split_fold,
 )
-from model_export.examples import Example
+from model_export.data.examples import Example
 
 LABELS = ("Diving", "PullUps", "Surfing")
 

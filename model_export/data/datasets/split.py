@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 
-from model_export.datasets.clips import Clip, DatasetError
+from model_export.data.datasets.clips import Clip, DatasetError
 
 
 class Side(StrEnum):

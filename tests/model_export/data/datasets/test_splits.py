@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.datasets import Clip, DatasetError, Side, Split, find_clips, hmdb51, ucf101
+from model_export.data.datasets import Clip, DatasetError, Side, Split, find_clips, hmdb51, ucf101
 
 UCF_FILES = {
     "classInd.txt": "1 Diving\n2 Punch\n",

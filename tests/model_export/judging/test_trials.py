@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.datasets import Clip, Side, Split
+from model_export.data.datasets import Clip, Side, Split
 from model_export.evaluation import EvaluationError
-from model_export.examples import Example
+from model_export.data.examples import Example
 from model_export.experiment import (
     HeadTrials,
     accuracy_facts,
@@ -20,7 +20,7 @@ from model_export.experiment import (
     recipes,
     split_protocol,
 )
-from model_export.gathering import Gathered
+from model_export.data.gathering import Gathered
 from model_export.training import LogLine, Recipe
 
 QUICK = Recipe(epochs=1, batch_size=4, holdout=0)

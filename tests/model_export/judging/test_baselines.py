@@ -8,7 +8,7 @@ import pytest
 
 from model_export.baselines import baselines, logistic_regression, plain_lstm, pool_cells
 from model_export.evaluation import Contender, EvaluationError, Results, cross_validate, grouped_folds
-from model_export.examples import Example
+from model_export.data.examples import Example
 
 CHANNELS = 8
 LABELS = ("Diving", "PullUps", "Surfing")

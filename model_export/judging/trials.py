@@ -18,10 +18,10 @@ from model_export.attention_quality import (
     deletion,
     map_statistics,
 )
-from model_export.datasets import Partition, Split
+from model_export.data.datasets import Partition, Split
 from model_export.evaluation import Contender, Fold, Probabilities, grouped_folds, random_folds, split_fold
-from model_export.examples import Example
-from model_export.gathering import Gathered, clip_name
+from model_export.data.examples import Example
+from model_export.data.gathering import Gathered, clip_name
 from model_export.network.attention import AttentionScores
 from model_export.network.classifier import Variant
 from model_export.report import DataFacts, FoldKind, Section

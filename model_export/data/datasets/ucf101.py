@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_export.datasets.split import Line, Side, Split, read_lines
+from model_export.data.datasets.split import Line, Side, Split, read_lines
 
 CLIP_NAME = re.compile(r"(?P<video>v_.+_g\d+)_c\d+", re.IGNORECASE)
 LIST_LINE = re.compile(r"(?P<label>[^/\s]+)/(?P<file>[^/\s]+)(?:\s+(?P<index>\d+))?")

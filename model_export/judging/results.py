@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from model_export.examples import Example
+from model_export.data.examples import Example
 
 Probabilities = npt.NDArray[np.float64]
 # Trains on the first clips, answers probabilities (clips, classes) of the second.

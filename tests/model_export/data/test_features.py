@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.encoding import Engine, keras_encode
-from model_export.features import FeatureCache, FeatureError
+from model_export.data.encoders import Engine, keras_encode
+from model_export.data.features import FeatureCache, FeatureError
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 from service.video.rendering import render_clip
@@ -90,7 +90,7 @@ def test_the_names_of_features_tell_what_made_them(
 
     names = [name("one", "sha"), name("of another VGG19", "sha 2"), name("float32", "sha", "float32")]
     assert name("same", "sha") == names[0]
-    monkeypatch.setattr("model_export.features.SAMPLING_REVISION", 99)
+    monkeypatch.setattr("model_export.data.features.SAMPLING_REVISION", 99)
     names.append(name("of other frames", "sha"))
     assert len(set(names)) == 4
 

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model_export.evaluation import Contender, Probabilities, hold_out_groups
-from model_export.examples import Example
+from model_export.data.examples import Example
 
 Labels = npt.NDArray[np.int64]
 # Features (40, channels) of an example or, where told so, of its mirrored view.

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from model_export.datasets import hmdb51, ucf101
-from model_export.datasets.clips import Clip, DatasetError
+from model_export.data.datasets import hmdb51, ucf101
+from model_export.data.datasets.clips import Clip, DatasetError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.datasets import Clip, clips_per_class
+from model_export.data.datasets import Clip, clips_per_class
 
 
 def clips_of(label: str, *sizes: int) -> list[Clip]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from model_export.datasets import Clip, DatasetError, class_names, clips_per_class, find_clips
-from model_export.encoding import Engine, FeatureDtype, choose_encode
-from model_export.examples import Example
-from model_export.features import FeatureCache, View
+from model_export.data.datasets import Clip, DatasetError, class_names, clips_per_class, find_clips
+from model_export.data.encoders import Engine, FeatureDtype, choose_encode
+from model_export.data.examples import Example
+from model_export.data.features import FeatureCache, View
 from model_export.network.vgg19 import build_encoder
 from service.model.bundle import file_sha256
 from service.video.errors import ClipError

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from model_export.encoding import bfloat16_encode, choose_encode, keras_encode, winograd_encode
+from model_export.data.encoders import bfloat16_encode, choose_encode, keras_encode, winograd_encode
 from model_export.network.vgg19 import build_encoder
 
 needs_mnn = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN has no wheel for this processor")

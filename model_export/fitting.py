@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.evaluation import EvaluationError, hold_out_groups
-from model_export.examples import Example
+from model_export.data.examples import Example
 from model_export.network.attention import AttentionScores, DoublyStochastic
 from model_export.network.classifier import Readout, Variant, average_heads, build_head
 from model_export.network.scaling import FeatureScaling

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.datasets import DatasetError, Side, read_official_split
+from model_export.data.datasets import DatasetError, Side, read_official_split
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

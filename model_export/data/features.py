@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from model_export.encoding import Encode, FeatureDtype
+from model_export.data.encoders import Encode, FeatureDtype
 from service.video.decoder import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import FRAME_COUNT, SAMPLING_REVISION, SAMPLING_RULE
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from model_export.datasets import hmdb51, ucf101
-from model_export.datasets.clips import DatasetError
-from model_export.datasets.split import Split
+from model_export.data.datasets import hmdb51, ucf101
+from model_export.data.datasets.clips import DatasetError
+from model_export.data.datasets.split import Split
 
 
 def read_official_split(folder: Path, number: int) -> Split:

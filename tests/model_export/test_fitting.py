@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.examples import Example
+from model_export.data.examples import Example
 from model_export.training import LogLine, Recipe, TrainingError, TrainingResult, predict, train
 
 CHANNELS = 8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.datasets import Clip, DatasetError, class_names, find_clips
+from model_export.data.datasets import Clip, DatasetError, class_names, find_clips
 
 MakeFolder = Callable[..., Path]
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_export.datasets.clips import DatasetError
-from model_export.datasets.split import Line, Side, Split, read_lines
+from model_export.data.datasets.clips import DatasetError
+from model_export.data.datasets.split import Line, Side, Split, read_lines
 
 # Visible body parts, camera motion, number of people, viewpoint, quality, and the clip's number within the video.
 CODES = re.compile(r"(?P<subject>.+)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+")
