@@ -1,14 +1,14 @@
-"""VGG19 features of clips, computed once and kept on disk.
+"""A cache of VGG19 features on disk.
 
-Encoding a clip takes seconds and every epoch would need it again, so the cuboids X_t (40 × 7 × 7 × 512) are cached:
-one ``.npy`` file a clip and view. It is named after the SHA-256 of what made it and of the clip's bytes: a moved or
-renamed clip is still found and a changed one is not, and whatever is kept by the names of features, such as checkpoints
-and predictions, never outlives them. ``cache.json`` says what made them; an interrupted run goes on where it stopped.
+Encoding a clip takes seconds and every epoch needs the result, so the cuboids X_t (40 × 7 × 7 × 512) are cached, in one
+``.npy`` file per clip and view. The file is named by the SHA-256 of the encoder's facts and the clip's bytes: a moved or
+renamed clip is found again, a changed one is encoded again, and anything that is kept by the names of features, such as
+checkpoints and predictions, is never reused for other features. ``cache.json`` holds the encoder's facts. A run that
+was interrupted continues with the first clip that is not cached.
 """
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,29 +16,28 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from model_export.data.encoders import Encode, FeatureDtype
-from service.video.decoder import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
-from service.video.sampling import FRAME_COUNT, SAMPLING_REVISION, SAMPLING_RULE
+from model_export.errors import FeatureError
+from model_export.files import write_atomically
+from model_export.network.arrays import Cuboids, FeatureDtype, Frames
+from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE
+from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
+from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
 
 View = Literal["plain", "flipped"]
-"""A clip as it is, or its mirror image, left and right exchanged."""
+"""A clip as it is, or mirrored left to right."""
 
-# Nobody waits for an answer here, and a busy machine must not make a clip undecodable.
+# No client is waiting, and a busy machine must not make a clip undecodable.
 OFFLINE_LIMITS = DecodeLimits(timeout_s=600.0)
 
 
-class FeatureError(Exception):
-    """A feature cache cannot be used. One sentence that names it and the remedy."""
-
-
 class FeatureCache:
-    """Features by clip, kept in one folder, all made by one encoder from frames of one sampling and resize rule.
+    """A folder of features, all made by one encoder from frames of one sampling and resize rule.
 
     Args:
-        directory: made where it does not exist.
-        encoder_sha256: of the weights file that the encoder was built from.
-        dtype: that features are stored in; float16 halves the space, float32 is what ``verify`` compares with. A
-            folder that already holds features keeps its own.
+        directory: the folder; created if missing.
+        encoder_sha256: SHA-256 of the weights file that the encoder is built from.
+        dtype: type that features are stored in: float16 takes half the space, float32 is what ``verify`` compares with.
+            A folder that already holds features keeps its own.
 
     Raises:
         FeatureError: the folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
@@ -65,13 +64,13 @@ class FeatureCache:
             )
         self._made_by = hashlib.sha256(json.dumps({**facts, "dtype": self.dtype}, sort_keys=True).encode())
 
-    def get(self, clip: Path, encode: Callable[[], Encode], view: View = "plain") -> Path:
-        """Path of one clip's features, ``.npy`` ``(40, 7, 7, channels)``; encoded where they are not there yet.
+    def get(self, clip: Path, encode: Callable[[], Callable[[Frames], Cuboids]], view: View = "plain") -> Path:
+        """Return the ``.npy`` file of one clip's features ``(40, 7, 7, channels)``; encode the clip if it is missing.
 
         Args:
             clip: video file.
-            encode: gives what encodes frames; called only where that is needed, for it takes seconds to build.
-            view: of the clip. Mirrored are its frames, not its features: VGG19 is not symmetric.
+            encode: returns the encoder; called only if the clip has to be encoded, since it takes seconds to build.
+            view: which view of the clip. The frames are mirrored, not the features: VGG19 is not symmetric.
 
         Raises:
             ClipError: the clip cannot be decoded.
@@ -84,26 +83,26 @@ class FeatureCache:
             frames = decode_clip(data, OFFLINE_LIMITS).frames
             cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
             with self._errors():
-                _write_atomically(path, lambda file: np.save(file, cuboids))
+                write_atomically(path, lambda part: np.save(part, cuboids))
         return path
 
     def path_of(self, data: bytes, view: View = "plain") -> Path:
-        """Where the features of a clip of these bytes are, or will be."""
+        """Return the file that holds, or will hold, the features of a clip with these bytes."""
         identity = self._made_by.copy()
         identity.update(data)
         suffix = "" if view == "plain" else f".{view}"
         return self.directory / f"{identity.hexdigest()}{suffix}.npy"
 
     def _is_whole(self, path: Path) -> bool:
-        """Whether the file is there in full: a copy made onto a full disk is not."""
+        """Check that the file exists and is complete, which a copy onto a full disk is not."""
         try:
             features = np.lib.format.open_memmap(path, mode="r")
         except (FileNotFoundError, ValueError):
             return False
-        return features.dtype == self.dtype and features.shape[:-1] == (FRAME_COUNT, 7, 7)
+        return features.dtype == self.dtype and features.shape[:-1] == (FRAME_COUNT, GRID, GRID)
 
     def _read_facts(self) -> dict[str, Any] | None:
-        """What made the features in the folder; None where it holds none."""
+        """Return the facts of the features in the folder, or ``None`` if it holds none."""
         path = self.directory / "cache.json"
         try:
             found = json.loads(path.read_text())
@@ -115,12 +114,12 @@ class FeatureCache:
         except (KeyError, TypeError, ValueError):
             pass
         raise FeatureError(
-            f"{path} does not say what made the features beside it; choose another folder, or remove this one"
+            f"{path} does not say how the features beside it were made; choose another folder, or remove this one"
         )
 
     def _write_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(facts, indent=1)
-        _write_atomically(self.directory / "cache.json", lambda file: file.write(text.encode()))
+        write_atomically(self.directory / "cache.json", lambda part: part.write_text(text))
         return facts
 
     @contextmanager
@@ -129,16 +128,6 @@ class FeatureCache:
             yield
         except OSError as error:
             raise FeatureError(
-                f"{self.directory} cannot hold features ({error.strerror}); mend that, or choose another folder"
+                f"features cannot be written to {self.directory} ({error.strerror}); correct that, or choose another "
+                "folder"
             ) from error
-
-
-def _write_atomically(path: Path, write: Callable[..., object]) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
-            write(file)
-            file.flush()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise

@@ -1,121 +1,143 @@
-"""From folders of clips to examples: which clips, their features, and which of them had to be left out."""
+"""From folders of clips to examples: selects clips, computes missing features, sets aside clips that cannot be used."""
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
-from model_export.data.datasets import Clip, DatasetError, class_names, clips_per_class, find_clips
-from model_export.data.encoders import Engine, FeatureDtype, choose_encode
+from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
+from model_export.data.encoders import FrameEncoder, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
-from model_export.network.vgg19 import build_encoder
+from model_export.errors import DatasetError
+from model_export.network.arrays import FeatureDtype
+from model_export.reporter import SILENT, Reporter
 from service.model.bundle import file_sha256
 from service.video.errors import ClipError
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """The clips a command works on and their features.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which clips a command uses.
 
     Attributes:
-        videos: the folder they came from.
+        videos: folder of class folders.
+        classes: only these classes; ``None``: all.
+        count: at most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
+    """
+
+    videos: Path
+    classes: Sequence[str] | None = None
+    count: int | None = None
+
+    def labels(self) -> list[str]:
+        """Return the class names, in index order.
+
+        Raises:
+            DatasetError: see ``find_clips``.
+        """
+        return class_names(find_clips(self.videos, self.classes))
+
+    def clips(self) -> list[LabelledClip]:
+        """Return the selected clips, sorted.
+
+        Raises:
+            DatasetError: see ``find_clips``.
+        """
+        clips = find_clips(self.videos, self.classes)
+        return clips_per_class(clips, self.count) if self.count else clips
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Clips and their features.
+
+    Attributes:
+        videos: folder that the clips came from.
         labels: class names, in index order.
-        clips: all that were chosen.
-        examples: those that could be decoded, in the same order.
-        undecodable: the others, and why.
-        encoded: how many clips' views were encoded now; the features of the others were there.
-        engine_name: the library that encoded them.
+        clips: all selected clips.
+        examples: the clips that could be decoded, in the same order.
+        undecodable: the other clips, with the reason.
+        encoder_name: library that encoded the clips; ``None`` if all features were cached.
     """
 
     videos: Path
     labels: tuple[str, ...]
-    clips: tuple[Clip, ...]
+    clips: tuple[LabelledClip, ...]
     examples: tuple[Example, ...]
-    undecodable: dict[Clip, str]
-    encoded: int
-    engine_name: str | None
+    undecodable: dict[LabelledClip, str]
+    encoder_name: str | None = None
 
     @property
-    def decodable(self) -> list[Clip]:
+    def decodable(self) -> list[LabelledClip]:
         """The clips of ``examples``."""
         return [clip for clip in self.clips if clip not in self.undecodable]
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """VGG19 with the weights in a file, built when it is first needed."""
-
-    weights: Path
-    dtype: FeatureDtype
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The fastest there is for features of this type."""
-        return choose_encode(build_encoder(self.weights), self.dtype)
-
-
-def choose_clips(videos: Path, classes: Sequence[str] | None = None, clips_a_class: int | None = None) -> list[Clip]:
-    """The clips under ``videos`` of all or some classes; all of them, or so many a class (see ``clips_per_class``)."""
-    clips = find_clips(videos, classes)
-    return clips_per_class(clips, clips_a_class) if clips_a_class else clips
-
-
-def gather(
-    clips: Sequence[Clip],
-    videos: Path,
-    features: Path,
+def gather_features(
+    selection: Selection,
     weights: Path,
+    cache_folder: Path,
     *,
     flip: bool = False,
     dtype: FeatureDtype = "float16",
-    track: Callable[[Iterable[Clip]], Iterable[Clip]] = lambda clips: clips,
-) -> Gathered:
-    """Computes what features are missing, and leaves out what cannot be decoded.
+    least_classes: int = 1,
+    reporter: Reporter = SILENT,
+) -> FeatureSet:
+    """Compute the VGG19 features of the selected clips that are not cached yet.
 
     Args:
-        clips: of at least one class.
-        videos: the folder they came from, for messages.
-        features: folder of kept features.
-        weights: VGG19's.
-        flip: features of the mirrored views, too.
-        dtype: to keep features in; a folder that holds some keeps its own.
-        track: shows progress.
+        selection: which clips.
+        weights: VGG19's weights file.
+        cache_folder: folder of cached features; created if missing.
+        flip: also compute features of the mirrored clips.
+        dtype: type to store features in; a folder that holds features already keeps its own.
+        least_classes: number of classes that are needed.
+        reporter: receives progress and the clips that were left out.
 
     Raises:
-        DatasetError: none of a class's clips can be decoded.
-        FeatureError: ``features`` holds those of another encoder or sampling rule, or cannot be written.
+        DatasetError: there are too few classes, or no clip of a class can be decoded.
+        FeatureError: ``cache_folder`` holds features of another encoder or sampling rule, or cannot be written.
         OSError: a clip cannot be read.
     """
-    kept = FeatureCache(features, file_sha256(weights), dtype)
-    encoder = Encoder(weights, kept.dtype)
+    clips = selection.clips()
     labels = class_names(clips)
+    if len(labels) < least_classes:
+        raise DatasetError(
+            f"{selection.videos}: there is nothing to learn from the class {labels[0]} alone; add clips of another class"
+        )
+    cached = FeatureCache(cache_folder, file_sha256(weights), dtype)
+    load = cache(lambda: load_encoder(weights, cached.dtype))
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
     examples: list[Example] = []
-    undecodable: dict[Clip, str] = {}
+    undecodable: dict[LabelledClip, str] = {}
     encoded = 0
+    began = time.monotonic()
 
-    def encode() -> Engine:
+    def encode() -> FrameEncoder:
         nonlocal encoded
         encoded += 1
-        return encoder.engine
+        return load()
 
-    for clip in track(clips):
-        try:
-            plain, *flipped = (kept.get(clip.path, encode, view) for view in views)
-        except ClipError as error:
-            undecodable[clip] = str(error)
-        else:
-            examples.append(Example(plain, labels.index(clip.label), clip.group, clip_name(clip), *flipped))
+    with reporter.track(clips, "VGG19 features") as tracked:
+        for clip in tracked:
+            try:
+                plain, *flipped = (cached.get(clip.path, encode, view) for view in views)
+            except ClipError as error:
+                undecodable[clip] = str(error)
+            else:
+                examples.append(Example(plain, labels.index(clip.label), clip.group, clip.name, *flipped))
     if lost := sorted({clip.label for clip in clips} - {clip.label for clip in clips if clip not in undecodable}):
         why = next(reason for clip, reason in undecodable.items() if clip.label == lost[0])
         raise DatasetError(
-            f"{videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
+            f"{selection.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
         )
-    engine = encoder.engine.name if encoded else None
-    return Gathered(videos, tuple(labels), tuple(clips), tuple(examples), undecodable, encoded, engine)
-
-
-def clip_name(clip: Clip) -> str:
-    """``class/file``, as examples and reports call it."""
-    return f"{clip.label}/{clip.path.name}"
+    name = load().name if encoded else None
+    reporter.table(("skipped clip", "reason"), [(str(clip.path), reason) for clip, reason in undecodable.items()])
+    rate = 60 * encoded / max(time.monotonic() - began, 1e-9)
+    source = f"computed by {name}, {rate:.1f} {'views' if flip else 'clips'} per minute" if name else "already cached"
+    reporter.say(
+        f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
+    )
+    return FeatureSet(selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, name)

@@ -1,6 +1,6 @@
-"""Two baselines that attention has to beat: neither knows where in a frame anything is, and one not even when.
+"""Two baselines that attention has to beat: neither sees where in a frame anything is, and one does not see when.
 
-Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads they stand beside.
+Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,20 +13,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from model_export.evaluation import Contender, Probabilities, hold_out_groups
 from model_export.data.examples import Example
+from model_export.data.folds import hold_out_groups
+from model_export.judging.cross_validation import Contender
+from model_export.network.arrays import Probabilities
 
-Labels = npt.NDArray[np.int64]
-# Features (40, channels) of an example or, where told so, of its mirrored view.
 Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
+"""Returns features ``(40, channels)`` of an example or, if the second argument is true, of its mirrored view."""
 
 
 def baselines(
     classes: int, *, flip: bool, epochs: int = 40, patience: int = 6, holdout: float = 0.25, seed: int = 0
 ) -> list[Contender]:
-    """Both baselines; they share what they read, so that each clip's features are read from disk only once.
+    """Build both baselines, sharing the pooled features, so that each clip is read from disk only once.
 
-    That takes 40 KB a clip and view of 512 channels: half a gigabyte for UCF-101. Arguments as of `plain_lstm`.
+    The pooled features take 40 KB per clip and view of 512 channels: half a gigabyte for UCF-101. The arguments are
+    those of ``plain_lstm``.
     """
     pooling = cache(pool_cells)
     return [
@@ -36,7 +38,7 @@ def baselines(
 
 
 def pool_cells(example: Example, flipped: bool = False) -> npt.NDArray[np.float16]:
-    """Mean over the cells of each frame, float16 ``(40, channels)``."""
+    """Average over the cells of each frame; return float16 ``(40, channels)``."""
     means: npt.NDArray[np.float32] = example.load(flipped=flipped).mean(axis=(1, 2))
     return means.astype(np.float16)
 
@@ -44,15 +46,15 @@ def pool_cells(example: Example, flipped: bool = False) -> npt.NDArray[np.float1
 def logistic_regression(
     classes: int, *, flip: bool, C: float = 0.01, seed: int = 0, pooling: Pooling = pool_cells
 ) -> Contender:
-    """Multinomial logistic regression on the mean over frames and cells, standardised.
+    """Multinomial logistic regression on the standardised mean over frames and cells.
 
     Args:
         classes: number of classes.
-        flip: train on the mirrored views too.
-        C: inverse strength of the L2 penalty. A strong one: with 512 numbers a clip and a few dozen clips a class,
-            training clips can always be told apart.
-        seed: of the solver's shuffling.
-        pooling: replaces `pool_cells` where its answers are kept.
+        flip: also train on the mirrored views.
+        C: inverse strength of the L2 penalty. The default is a strong penalty: with 512 numbers per clip and a few
+            dozen clips per class, training clips can always be separated.
+        seed: seed of the solver's shuffling.
+        pooling: replaces ``pool_cells``, for example by a cached one.
     """
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
@@ -79,22 +81,22 @@ def plain_lstm(
     seed: int = 0,
     pooling: Pooling = pool_cells,
 ) -> Contender:
-    """An LSTM as wide as the sLSTM on the mean over cells of each frame, standardised; dropout 0.5, dense, softmax.
+    """An LSTM as wide as the sLSTM on the standardised mean over cells of each frame; then dropout 0.5 and softmax.
 
-    It is trained twice, as the heads are: first without a share of the training side's groups, to find the epoch of
-    the least loss on them, then on the whole training side for so many epochs.
+    Like the heads, it is trained twice: first without a share of the training side's groups, to find the epoch with
+    the lowest loss on them, then on the whole training side for that many epochs.
 
     Args:
         classes: number of classes.
-        flip: train on the mirrored views too; epochs are chosen by plain views.
-        units: of the LSTM.
-        epochs: the most.
-        patience: epochs without a smaller held-out loss before the search is over.
-        batch_size: clips a step.
-        learning_rate: of RMSprop.
+        flip: also train on the mirrored views; epochs are chosen by plain views.
+        units: units of the LSTM.
+        epochs: largest number of epochs.
+        patience: number of epochs without a lower held-out loss after which the search ends.
+        batch_size: clips per step.
+        learning_rate: learning rate of RMSprop.
         holdout: share of each class's groups that is held out; 0: no search, all epochs.
-        seed: of weights, dropout, order and groups held out.
-        pooling: replaces `pool_cells` where its answers are kept.
+        seed: seed of weights, dropout, order and held-out groups.
+        pooling: replaces ``pool_cells``, for example by a cached one.
     """
 
     def learn(train: Sequence[Example], hold: Sequence[Example], epochs: int) -> tuple[keras.Model, list[float]]:
@@ -129,8 +131,8 @@ def plain_lstm(
 
 
 def _lstm(X: npt.NDArray[np.float32], units: int, classes: int) -> keras.Model:
-    """The untrained network for features like ``X (clips, 40, channels)``, which it standardises by."""
-    # It gives a channel that never varies the scale 1: a test clip that uses it is not blown up.
+    """Build the untrained network; it standardises features by those of ``X (clips, 40, channels)``."""
+    # StandardScaler gives a channel that never varies the scale 1, so a test clip that uses it is not blown up.
     scaler = StandardScaler().fit(X.reshape(-1, X.shape[-1]))
     return keras.Sequential(
         [
@@ -145,8 +147,8 @@ def _lstm(X: npt.NDArray[np.float32], units: int, classes: int) -> keras.Model:
 
 def _clips(
     examples: Sequence[Example], pooling: Pooling, *, flip: bool = False
-) -> tuple[npt.NDArray[np.float32], Labels]:
-    """Pooled features, float32 ``(clips, 40, channels)``, and labels; mirrored views after the plain ones."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return pooled features, float32 ``(clips, 40, channels)``, and labels, plain views before mirrored ones."""
     views = (False, True) if flip else (False,)
     X = np.stack([pooling(example, view) for view in views for example in examples]).astype(np.float32)
     return X, np.array([example.label for _ in views for example in examples])

@@ -1,53 +1,47 @@
-"""Writes down what an evaluation found, in the form of the paper's Tables 3 and 4, and how each figure came about."""
+"""The report of an evaluation: ``report.md``, in the form of the paper's Tables 3 and 4, and ``report.json``."""
 
-import csv
 import datetime as dt
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure as Picture
 
-from model_export.evaluation import METRICS, RESAMPLES, Comparison, Figure, Results, compare
+from model_export.errors import ReportError
+from model_export.judging.intervals import RESAMPLES
+from model_export.judging.markdown import markdown_table
+from model_export.judging.plots import plot_confusion
+from model_export.judging.results import METRICS, Comparison, Figure, Results, compare
 
-FoldKind = Literal["grouped", "random", "official"]
-# More classes than this leave no room for a count in each cell of the picture.
-COUNTED_CLASSES = 30
-# Of missing, extra and undecodable clips, so many are named in Markdown.
+ProtocolKind = Literal["grouped", "random", "official"]
+# Number of missing, extra and undecodable clips that are named in Markdown; JSON names all.
 LISTED = 20
 
-MEANING: Mapping[FoldKind, str] = {
-    "grouped": "All clips cut from one source video are in one fold, so that each is tested by a network that saw "
-    "nothing of its video.",
-    "random": "Clips are dealt to the folds one by one, so that cuts of one video are trained on and tested. These "
-    "figures flatter; they are here because figures are often measured so.",
-    "official": "Training and test side are those of the data set's authors.",
+MEANING: Mapping[ProtocolKind, str] = {
+    "grouped": "All clips cut from one source video are in one fold, so that each is tested by a network that was "
+    "trained on nothing of its video.",
+    "random": "Clips are dealt to folds one by one, so that clips cut from one video are both trained on and tested. "
+    "These figures are too good; they are given because figures are often measured this way.",
+    "official": "Training and test sides are those of the data set's authors.",
 }
 PROTOCOLS = (
-    "Figures of different protocols are not comparable. What a method gains by random folds over grouped ones it owes "
-    "to videos that it was trained on other cuts of."
+    "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from testing "
+    "it on videos that it was trained on."
 )
 
 
-class ReportError(Exception):
-    """A report or plot cannot be made. One sentence that names the file and the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
-class Run:
-    """How the figures came about.
+class RunFacts:
+    """How the figures were obtained.
 
     Attributes:
-        command: as it was typed.
-        started: with time zone.
-        seed: of folds, weights and resamples.
-        settings: anything else that a reader needs to get the same figures, by name.
+        command: command line.
+        started: start, with time zone.
+        seed: seed of folds, weights and resamples.
+        settings: anything else that is needed to get the same figures, by name.
     """
 
     command: str
@@ -61,10 +55,12 @@ class DataFacts:
     """The clips that were evaluated and those that were left out.
 
     Attributes:
-        name: of the data set.
-        clips, classes, groups: how many were used.
-        missing: clips that a split lists and that are not there.
-        extra: clips that are there and that the split does not list.
+        name: name of the data set.
+        clips: number of clips used.
+        classes: number of classes used.
+        groups: number of source videos used.
+        missing: clips that a split lists and that do not exist.
+        extra: clips that exist and that no split lists.
         undecodable: clips that could not be decoded.
     """
 
@@ -79,16 +75,16 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Contenders on the same folds.
+    """Results of several contenders on the same folds.
 
     Attributes:
-        name: such as ``4 grouped folds`` or ``split 1``.
-        kind: how clips came to their folds.
-        results: one a contender; the first is compared with all others, and its confusions are shown.
+        name: name, such as ``4 grouped folds`` or ``split 1``.
+        kind: how clips were dealt to folds.
+        results: one result per contender; the first is compared with all others, and its confusions are shown.
     """
 
     name: str
-    kind: FoldKind
+    kind: ProtocolKind
     results: tuple[Results, ...]
 
 
@@ -102,11 +98,11 @@ class Section:
 
 
 def write_report(
-    directory: Path, run: Run, data: DataFacts, experiments: Sequence[Experiment], sections: Sequence[Section] = ()
+    directory: Path, run: RunFacts, data: DataFacts, experiments: Sequence[Experiment], sections: Sequence[Section] = ()
 ) -> Path:
-    """Writes ``report.md``, ``report.json`` and a picture of the confusions of each experiment's first contender.
+    """Write ``report.md``, ``report.json`` and a picture of the confusions of each experiment's first contender.
 
-    The first picture is ``confusion.png``, the n-th ``confusion-n.png``. What is not a finite number is null in JSON.
+    The first picture is ``confusion.png``, the n-th ``confusion-n.png``. Numbers that are not finite are null in JSON.
 
     Returns:
         Path of ``report.md``.
@@ -167,7 +163,7 @@ def _result_facts(result: Results) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it: no NumPy, no NaN."""
+    """Convert a value for JSON: no NumPy types, no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -180,7 +176,7 @@ def _plain(value: Any) -> Any:
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def _head_lines(run: Run, data: DataFacts) -> list[str]:
+def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
     left_out = {"missing": data.missing, "extra": data.extra, "undecodable": data.undecodable}
     return [
         f"# Evaluation on {data.name}",
@@ -190,7 +186,7 @@ def _head_lines(run: Run, data: DataFacts) -> list[str]:
         f"- Seed: {run.seed}",
         *(f"- {name}: {value}" for name, value in run.settings.items()),
         "",
-        *_table(
+        *markdown_table(
             ("clips", "classes", "source videos", *left_out),
             [[str(n) for n in (data.clips, data.classes, data.groups, *map(len, left_out.values()))]],
         ),
@@ -204,7 +200,7 @@ def _listing(kind: str, names: Sequence[str]) -> str:
 
 
 def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
-    """Accuracy under every protocol, side by side, where there is more than one."""
+    """Compare accuracy under every protocol, if there are several."""
     if len(experiments) < 2:
         return []
     accuracies = [
@@ -216,7 +212,7 @@ def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
         "",
         "## Accuracy by protocol, %",
         "",
-        *_table(
+        *markdown_table(
             ("method", *(experiment.name for experiment in experiments)),
             [
                 [method, *(_percent(column[method]) if method in column else "–" for column in accuracies)]
@@ -236,9 +232,9 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         "",
         f"## {experiment.name} (in the form of the paper's {table}), %",
         "",
-        f"{MEANING[experiment.kind]} Clips tested after training on others of their video: {leaked}.",
+        f"{MEANING[experiment.kind]} Clips tested after training on other clips of their video: {leaked}.",
         "",
-        *_table(
+        *markdown_table(
             ("method", "accuracy", "average precision", "average recall"),
             [[result.contender, *map(_cell, result.figures().values())] for result in experiment.results],
         ),
@@ -248,14 +244,14 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         "",
         f"### {first.contender}: classes",
         "",
-        *_table(
+        *markdown_table(
             ("class", "clips", "precision", "recall"),
             [[c.label, str(c.clips), _percent(c.precision), _percent(c.recall)] for c in first.per_class()],
         ),
         "",
         f"### {first.contender}: most confused",
         "",
-        *(_confused_lines(first) or ["No clip was taken for another class."]),
+        *(_confused_lines(first) or ["No clip was predicted as another class."]),
         "",
         f"![Confusion matrix of {first.contender}]({picture})",
     ]
@@ -263,16 +259,16 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
 
 def _confused_lines(result: Results) -> list[str]:
     pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in result.confused_pairs()]
-    return _table(("class", "taken for", "clips"), pairs) if pairs else []
+    return markdown_table(("class", "predicted as", "clips"), pairs) if pairs else []
 
 
 def _explanation(result: Results) -> str:
     many = result.per_fold.shape[1] > 1
     return (
         "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). "
-        + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets ")
-        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples), which tells what other videos "
-        "of these classes could change, not what another training could."
+        + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets: ")
+        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples). It covers what other videos of "
+        "these classes could change, not what another training could."
     )
 
 
@@ -283,15 +279,15 @@ def _comparison_lines(experiment: Experiment) -> list[str]:
     first = experiment.results[0].contender
     return [
         "",
-        f"### {first} against the others, on the same clips",
+        f"### {first} compared with the others, on the same clips",
         "",
-        *_table(
+        *markdown_table(
             (
-                "against",
+                "compared with",
                 "accuracy, points",
                 "95 % interval",
-                f"only {first} right",
-                "only the other right",
+                f"only {first} correct",
+                "only the other correct",
                 "McNemar p",
             ),
             [
@@ -307,7 +303,7 @@ def _comparison_lines(experiment: Experiment) -> list[str]:
             ],
         ),
         "",
-        "McNemar's test takes clips for independent, which those of one video are not; the interval does not.",
+        "McNemar's test assumes that clips are independent, which those of one video are not; the interval does not.",
     ]
 
 
@@ -331,69 +327,37 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; its first column is text, the others are numbers."""
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
-
-
-def plot_confusion(result: Results, path: Path) -> None:
-    """Draws the confusion matrix as a PNG file.
-
-    Numbers are clips, left out where they would not fit; shades are the root of the share of the class's clips, so that
-    rare confusions are seen.
-    """
-    classes = len(result.labels)
-    counted = classes <= COUNTED_CLASSES
-    side = 3 + classes * (0.4 if counted else 0.18)
-    picture = Picture(figsize=(side, side), layout="constrained")
-    axes = picture.add_subplot()
-    shares = result.confusion / np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    # Class names are text as it stands: a $ in one is no formula.
-    axes.set_xticks(range(classes), result.labels, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(range(classes), result.labels, fontsize=8, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="class", title=f"{result.contender}: {len(result.names)} clips")
-    if counted:
-        for (row, column), clips in np.ndenumerate(result.confusion):
-            if clips:
-                shade = "white" if shares[row, column] > 0.3 else "black"
-                axes.text(column, row, str(clips), ha="center", va="center", color=shade, fontsize=8)
-    picture.savefig(path, dpi=120)
-
-
-def plot_history(log: Path, path: Path) -> None:
-    """Draws loss and accuracy by epoch, of training and held-out clips, as a PNG file.
+def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Read the accuracy that an evaluation found for a recipe and classes, by experiment.
 
     Args:
-        log: CSV file that `train` wrote; without the ``val_`` columns where nothing was held out.
-        path: of the picture.
+        directory: folder of the report.
+        recipe: every setting in one line, as ``describe`` returns it.
+        labels: names of the classes.
 
     Raises:
-        ReportError: ``log`` is missing or not such a file.
+        ReportError: the report cannot be read, or has no head of this recipe and these classes.
     """
-    history = _read_history(log)
-    picture = Picture(figsize=(10, 4), layout="constrained")
-    for axes, metric in zip(picture.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for column, name in ((metric, "training"), (f"val_{metric}", "held out")):
-            if column in history:
-                axes.plot(history["epoch"], history[column], label=name)
-        axes.set(xlabel="epoch", title=metric)
-        axes.legend()
-    picture.savefig(path, dpi=120)
-
-
-def _read_history(log: Path) -> dict[str, npt.NDArray[np.float64]]:
+    report = directory / "report.json"
     try:
-        with log.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise ReportError(f"{log} is not the CSV log of a training ({error}); train again to get one") from error
-    if missing := {"epoch", "loss", "accuracy"} - columns.keys():
-        raise ReportError(f"{log} has no column {', '.join(sorted(missing))}; train again to get a whole log")
-    return columns
+        found = json.loads(report.read_text(encoding="utf-8"))
+        accuracy = {
+            experiment["name"]: {"clips": experiment["clips"], **_rounded(method["accuracy"])}
+            for experiment in found["experiments"]
+            for method in experiment["methods"]
+            if method["recipe"] == recipe and method["labels"] == list(labels)
+        }
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
+    if not accuracy:
+        raise ReportError(
+            f"{report} has no head of this recipe and these classes; run `limelight-model evaluate` with the same options"
+        )
+    return accuracy
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in figures.items()}

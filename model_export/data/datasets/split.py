@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 
-from model_export.data.datasets.clips import Clip, DatasetError
+from model_export.data.datasets.clips import LabelledClip
+from model_export.errors import DatasetError
 
 
 class Side(StrEnum):
-    """What a split uses a clip for."""
+    """How a split uses a clip."""
 
     TRAIN = "train"
     TEST = "test"
@@ -19,66 +20,64 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a split file that is not blank, and where it stands."""
+    """One line of a split file that is not blank, with its position."""
 
     path: Path
     number: int
     text: str
 
     def malformed(self, expected: str) -> DatasetError:
-        """The error that says what the line should be."""
+        """Return the error that says what was expected instead of the line."""
         return DatasetError(
-            f"{self.path}, line {self.number}: {self.text!r} is not {expected}; take the official list again."
+            f"{self.path}, line {self.number}: {self.text!r} is not {expected}; download the official list again"
         )
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a split file without blank ones, whatever its line ends.
+    """Read the lines of a split file that are not blank, whatever its line endings.
 
     Raises:
-        DatasetError: the file is missing, empty or not text.
+        DatasetError: the file is missing, empty or not a text file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise DatasetError(
-            f"{path} cannot be read ({reason}): put the official split lists into its folder."
-        ) from error
+        raise DatasetError(f"{path} cannot be read ({reason}); put the official split lists into its folder") from error
     lines = [Line(path, number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
-        raise DatasetError(f"{path} is empty: take the official list again.")
+        raise DatasetError(f"{path} is empty; download the official list again")
     yield from lines
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The clips at hand, divided by a split.
+    """The available clips, divided by a split; each part is in the order of the clips.
 
     Attributes:
-        train: in the order given, like the others.
-        test: never a clip that is in ``train``.
-        unused: listed, but on neither side.
-        extra: not listed, or a second file of a listed clip.
-        missing: listed for training or test in a class that is at hand, without a file, as ``class/stem``.
+        train: clips to train on.
+        test: clips to test; none of them is in ``train``.
+        unused: clips listed as unused.
+        extra: clips that are not listed, or second files of a listed clip.
+        missing: clips listed for training or test in an available class that have no file, as ``class/stem``.
     """
 
-    train: tuple[Clip, ...]
-    test: tuple[Clip, ...]
-    unused: tuple[Clip, ...]
-    extra: tuple[Clip, ...]
+    train: tuple[LabelledClip, ...]
+    test: tuple[LabelledClip, ...]
+    unused: tuple[LabelledClip, ...]
+    extra: tuple[LabelledClip, ...]
     missing: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The side of each clip that a data set's authors list.
+    """An official split: which side each clip is on.
 
-    Clips are recognised by class and file name without the suffix: copies of a data set are often re-encoded.
+    Clips are identified by class and file name without the suffix, since copies of a data set are often re-encoded.
 
     Attributes:
-        name: for reports.
-        sides: by label and file name without the suffix.
+        name: name for reports.
+        sides: sides by label and file name without the suffix.
     """
 
     name: str
@@ -86,7 +85,11 @@ class Split:
 
     @classmethod
     def of(cls, name: str, entries: Iterable[tuple[Line, str, str, Side]]) -> "Split":
-        """A split of (line, label, file name, side) entries; a clip listed twice is a ``DatasetError``."""
+        """Build a split from (line, label, file name, side) entries.
+
+        Raises:
+            DatasetError: a clip is listed twice.
+        """
         sides: dict[tuple[str, str], Side] = {}
         for line, label, file_name, side in entries:
             key = (label, PurePath(file_name).stem)
@@ -95,9 +98,9 @@ class Split:
             sides[key] = side
         return cls(name, sides)
 
-    def divide(self, clips: Iterable[Clip]) -> Partition:
-        """Puts each clip on its side and tells what is missing or not listed."""
-        found: defaultdict[Side | None, list[Clip]] = defaultdict(list)
+    def divide(self, clips: Iterable[LabelledClip]) -> Partition:
+        """Put each clip on its side, and find clips that are missing or not listed."""
+        found: defaultdict[Side | None, list[LabelledClip]] = defaultdict(list)
         labels: set[str] = set()
         met: set[tuple[str, str]] = set()
         for clip in clips:

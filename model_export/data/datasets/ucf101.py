@@ -1,4 +1,4 @@
-"""UCF-101: its file names, which tell the source video, and its official splits.
+"""UCF-101: its file names, which contain the source video, and its official splits.
 
 Soomro, Zamir and Shah, "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01, 2012.
 """
@@ -15,19 +15,19 @@ CLASS_LINE = re.compile(r"(?P<index>\d+)\s+(?P<label>\S+)")
 
 
 def group(stem: str) -> str | None:
-    """The source video of a clip named ``v_<Class>_gNN_cNN``, as ``v_<Class>_gNN``; None for any other name.
+    """Return ``v_<Class>_gNN``, the source video of a clip named ``v_<Class>_gNN_cNN``, or ``None`` for any other name.
 
-    The numbers start anew in each class, hence the class in it.
+    The class is part of it, since the numbers start again in each class.
     """
     match = CLIP_NAME.fullmatch(stem)
     return match["video"] if match else None
 
 
 def read_split(folder: Path, number: int) -> Split:
-    """Official split ``number`` (1 to 3), out of ``classInd.txt``, ``trainlist0N.txt`` and ``testlist0N.txt``.
+    """Read official split ``number`` (1 to 3) from ``classInd.txt``, ``trainlist0N.txt`` and ``testlist0N.txt``.
 
     Raises:
-        DatasetError: a file is missing, a line is not of the format, a class or a clip is named twice.
+        DatasetError: a file is missing, a line is malformed, or a class or a clip is listed twice.
     """
     return Split.of(f"UCF-101 split {number}", _entries(folder, number, _read_classes(folder / "classInd.txt")))
 

@@ -1,0 +1,129 @@
+"""The command ``train``: features, held-out accuracy, the head itself, and its int8 calibration ranges."""
+
+import datetime as dt
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from model_export.data.features import OFFLINE_LIMITS
+from model_export.data.gathering import FeatureSet, Selection, gather_features
+from model_export.errors import HeadError
+from model_export.export import convert
+from model_export.fitting import FittedHead, epoch_line, fit_head
+from model_export.head import HeadFacts, TrainedHead, save_head
+from model_export.judging.plots import plot_history
+from model_export.judging.report import read_accuracy
+from model_export.network.spec import HeadSpec
+from model_export.network.vgg19 import build_encoder
+from model_export.quantize import quantize
+from model_export.recipe import Recipe, describe, settings
+from model_export.reporter import SILENT, Reporter
+from model_export.weights import fetch_weights
+from service.model.bundle import file_sha256
+from service.video.decoder import decode_clip
+
+HOLDOUT_PROTOCOL = (
+    "accuracy on whole held-out groups of a head that was not trained on them, at the epoch with its lowest loss "
+    "there; the head itself is then trained on all clips for as many epochs. The epoch is chosen on the same clips, so "
+    "that the figure is a little optimistic"
+)
+ACCURACY_PROTOCOL = (
+    "of heads trained by the same recipe on the other folds; the head itself is trained on all clips. value, low, "
+    "high: over all clips, with the 95 % interval by bootstrap over source videos; mean, deviation: over the folds"
+)
+
+
+def train_head(
+    selection: Selection,
+    features: Path,
+    output: Path,
+    spec: HeadSpec,
+    recipe: Recipe,
+    *,
+    name: str = "limelight",
+    version: str = "1",
+    evaluation: Path | None = None,
+    weights: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> TrainedHead:
+    """Train a head and write its folder.
+
+    An interrupted training continues after the last complete epoch.
+
+    Args:
+        selection: which clips.
+        features: folder of cached features.
+        output: the head's folder; logs, plots and checkpoints go to its ``run/``.
+        spec: which network.
+        recipe: how to train it.
+        name: name of the network in manifests and answers.
+        version: its version.
+        evaluation: folder of an evaluation of the same network, recipe and classes, whose accuracy the head states.
+        weights: VGG19's weights file; found or downloaded if not given.
+        reporter: receives progress.
+
+    Raises:
+        LimelightModelError: the clips, features, weights or evaluation cannot be used, or training failed.
+        OSError: a file cannot be read or written.
+    """
+    if not (name and version):
+        raise HeadError("--name and --version must not be empty; leave them out for the defaults")
+    accuracy = read_accuracy(evaluation, describe(spec, recipe), selection.labels()) if evaluation else None
+    vgg19 = fetch_weights(weights, reporter=reporter)
+    data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
+    run = output / "run"
+    fitted = fit_head(
+        data.examples,
+        len(data.labels),
+        spec,
+        recipe,
+        run=run,
+        tell=lambda phase, line: reporter.say(epoch_line(phase, line)),
+    )
+    for log in run.glob("*.csv"):
+        plot_history(log, log.with_suffix(".png"))
+    if fitted.holdout_accuracy is not None:
+        reporter.say(f"held-out groups: {fitted.holdout_accuracy:.1%} of {fitted.holdout_clips} clips correct")
+    facts = HeadFacts(
+        **spec.model_copy(update={"channels": fitted.model.input_shape[-1]}).model_dump(),
+        name=name,
+        version=version,
+        labels=data.labels,
+        encoder_sha256=file_sha256(vgg19),
+        training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
+    )
+    head = save_head(output, facts, fitted.model)
+    _calibrate(head, vgg19, data, reporter)
+    return head
+
+
+def _training_facts(
+    data: FeatureSet, recipe: dict[str, Any], fitted: FittedHead, accuracy: dict[str, Any] | None
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "data": data.videos.name,
+        "clips": fitted.training_clips,
+        "undecodable_clips": len(data.undecodable),
+        "epochs": fitted.epochs,
+        "recipe": recipe,
+        "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
+    }
+    if fitted.holdout_accuracy is not None:
+        facts |= {
+            "holdout_accuracy": round(fitted.holdout_accuracy, 4),
+            "holdout_clips": fitted.holdout_clips,
+            "holdout_protocol": HOLDOUT_PROTOCOL,
+        }
+    if accuracy:
+        facts |= {"accuracy": accuracy, "accuracy_protocol": ACCURACY_PROTOCOL}
+    return facts
+
+
+def _calibrate(head: TrainedHead, vgg19: Path, data: FeatureSet, reporter: Reporter) -> None:
+    """Measure the int8 ranges on one clip of each class and save them with the head."""
+    one_each = list({clip.label: clip.path for clip in data.decodable}.values())
+    with tempfile.TemporaryDirectory() as name, reporter.track(one_each, "int8 ranges") as paths:
+        fp32 = Path(name) / "model.fp32.onnx"
+        fp32.write_bytes(convert(build_encoder(vgg19), head.build(unroll=True)).SerializeToString())
+        frames = (decode_clip(path, OFFLINE_LIMITS).frames for path in paths)
+        quantize(fp32, Path(name) / "model.int8.onnx", head.calibration, frames)
