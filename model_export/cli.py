@@ -27,8 +27,7 @@ from rich.table import Table
 
 from model_export.errors import LimelightModelError
 from model_export.judging.plan import EvaluationPlan
-from model_export.network.arrays import FeatureDtype
-from model_export.network.spec import HeadSpec
+from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
 from model_export.recipe import Recipe
 from model_export.reporter import Received, Reporter
@@ -234,8 +233,8 @@ def evaluate(
 ) -> None:
     """Measure how well heads trained with these options do on clips that they were not trained on.
 
-    Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md, report.json
-    and pictures. If interrupted, run it again to continue.
+    Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md,
+    report.json and pictures. If interrupted, run it again to continue.
     """
     with _one_sentence_errors():
         _start_tensorflow()
@@ -285,7 +284,10 @@ def verify(
     clips: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
     bundle: Annotated[Path, typer.Option(help="Bundle to verify.")] = Path("bundle"),
     head: HeadOption = None,
-    clips_per_class: CountOption = 20,  # a clip takes seconds for each precision
+    # A clip takes seconds for each precision.
+    clips_per_class: Annotated[
+        int, typer.Option(min=1, help="Use at most this many clips per class; raise it for a narrower interval.")
+    ] = 20,
     precision: Annotated[Precision | None, typer.Option(help="Verify only this precision (default: all).")] = None,
     features: Annotated[
         Path | None,

@@ -239,7 +239,7 @@ class _Fit:
         return line
 
     def _seed_dropout(self, epoch: int) -> None:
-        """Seed an epoch's dropout, so that it is the same after a resume: Keras does not save its state with the weights."""
+        """Seed an epoch's dropout, so that it is the same after a resume: Keras saves weights without its state."""
         states = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
         for number, state in enumerate(states):
             state.assign(np.random.default_rng([self.seed, epoch, number]).integers(2**31, size=2))

@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import annotated_types
@@ -56,36 +56,34 @@ def takes(**values: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    default, item = field.default, field
+    repeated = get_origin(field.annotation) is tuple
+    if repeated:  # tuple[X, ...]: an option that may be given more than once
+        default, item = list(default), FieldInfo.from_annotation(get_args(field.annotation)[0])
     bounds: dict[str, Any] = {}
-    for constraint in field.metadata:
+    for constraint in item.metadata:
         if isinstance(constraint, annotated_types.Ge):
             bounds["min"] = constraint.ge
         elif isinstance(constraint, annotated_types.Le):
             bounds["max"] = constraint.le
-    # A switch that is off needs no second name to turn it off.
-    names = (f"--{name.replace('_', '-')}",) if field.default is False else ()
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    annotation: Any = item.annotation
+    if repeated and get_origin(annotation) is Literal:  # Typer takes a list of an Enum, but not of a Literal
+        make_enum: Any = Enum
+        annotation = make_enum(name, {value: value for value in get_args(annotation)})
+    if repeated:
+        annotation = types.GenericAlias(list, (annotation,))
+    # A switch that is off by default needs no second name to turn it off.
+    names = (f"--{name.replace('_', '-')}",) if default is False else ()
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[_listed(name, field.annotation), typer.Option(*names, help=field.description, **bounds)],
+        annotation=Annotated[annotation, typer.Option(*names, help=field.description, **bounds)],
     )
 
 
-def _listed(name: str, annotation: Any) -> Any:
-    """The type for Typer: ``tuple[X, ...]`` is an option that may be given more than once."""
-    if get_origin(annotation) is not tuple:
-        return annotation
-    item = get_args(annotation)[0]
-    if get_origin(item) is Literal:
-        # Typer takes a list of an Enum, but not of a Literal.
-        item = StrEnum(name, {str(value): str(value) for value in get_args(item)})  # type: ignore[misc]
-    return types.GenericAlias(list, (item,))
-
-
 def _plain(value: Any) -> Any:
-    """An option's value as the field takes it: repeated ones once each, in the order given."""
+    """Convert an option's value to the field's: enum members to their values, lists to tuples without repetitions."""
     if isinstance(value, list):
         return tuple(dict.fromkeys(_plain(item) for item in value))
     return value.value if isinstance(value, Enum) else value

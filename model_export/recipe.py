@@ -54,9 +54,7 @@ class Recipe(BaseModel):
         description="Also train on mirrored clips, each shown mirrored half of the time; doubles the features to "
         "compute. Leave it off if left and right tell your classes apart.",
     )
-    seed: int = Field(
-        0, description="Seed of the weights, the order of clips, dropout, the folds and the bootstrap intervals."
-    )
+    seed: int = Field(0, description="Seed of the weights, the order of clips, dropout and the folds.")
 
 
 def settings(spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """A cache of VGG19 features on disk.
 
-Encoding a clip takes seconds and every epoch needs the result, so the cuboids X_t (40 × 7 × 7 × 512) are cached, in one
-``.npy`` file per clip and view. The file is named by the SHA-256 of the encoder's facts and the clip's bytes: a moved or
-renamed clip is found again, a changed one is encoded again, and anything that is kept by the names of features, such as
-checkpoints and predictions, is never reused for other features. ``cache.json`` holds the encoder's facts. A run that
-was interrupted continues with the first clip that is not cached.
+Encoding a clip takes seconds and every epoch needs the result, so the cuboids X_t (40 × 7 × 7 × 512) are cached, in
+one ``.npy`` file per clip and view. The file is named by the SHA-256 of the encoder's facts and the clip's bytes: a
+moved or renamed clip is found again, a changed one is encoded again, and anything that is kept by the names of
+features, such as checkpoints and predictions, is never reused for other features. ``cache.json`` holds the encoder's
+facts. A run that was interrupted continues with the first clip that is not cached.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import numpy as np
 
 from model_export.errors import FeatureError
 from model_export.files import write_atomically
-from model_export.network.arrays import Cuboids, FeatureDtype, Frames
-from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE
+from model_export.network.arrays import Cuboids, Frames
+from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE, FeatureDtype
 from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
 

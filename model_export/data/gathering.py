@@ -11,7 +11,7 @@ from model_export.data.encoders import FrameEncoder, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
 from model_export.errors import DatasetError
-from model_export.network.arrays import FeatureDtype
+from model_export.network.spec import FeatureDtype
 from model_export.reporter import SILENT, Reporter
 from service.model.bundle import file_sha256
 from service.video.errors import ClipError
@@ -105,7 +105,7 @@ def gather_features(
     labels = class_names(clips)
     if len(labels) < least_classes:
         raise DatasetError(
-            f"{selection.videos}: there is nothing to learn from the class {labels[0]} alone; add clips of another class"
+            f"{selection.videos}: the class {labels[0]} alone leaves nothing to learn; add clips of another class"
         )
     cached = FeatureCache(cache_folder, file_sha256(weights), dtype)
     load = cache(lambda: load_encoder(weights, cached.dtype))

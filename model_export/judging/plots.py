@@ -18,8 +18,8 @@ COUNTED_CLASSES = 30
 def plot_confusion(result: Results, path: Path) -> None:
     """Draw the confusion matrix.
 
-    Numbers are clips, left out if they do not fit. Shades are the square root of the share of the class's clips, so that
-    rare confusions are visible.
+    Numbers are clips, left out if they do not fit. Shades are the square root of the share of the class's clips, so
+    that rare confusions are visible.
     """
     classes = len(result.labels)
     counted = classes <= COUNTED_CLASSES

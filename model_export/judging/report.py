@@ -28,8 +28,8 @@ MEANING: Mapping[ProtocolKind, str] = {
     "official": "Training and test sides are those of the data set's authors.",
 }
 PROTOCOLS = (
-    "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from testing "
-    "it on videos that it was trained on."
+    "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from "
+    "testing it on videos that it was trained on."
 )
 
 
@@ -40,7 +40,7 @@ class RunFacts:
     Attributes:
         command: command line.
         started: start, with time zone.
-        seed: seed of folds, weights and resamples.
+        seed: seed of folds and weights.
         settings: anything else that is needed to get the same figures, by name.
     """
 
@@ -267,8 +267,8 @@ def _explanation(result: Results) -> str:
     return (
         "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). "
         + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets: ")
-        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples). It covers what other videos of "
-        "these classes could change, not what another training could."
+        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples). It covers what other videos "
+        "of these classes could change, not what another training could."
     )
 
 
@@ -354,7 +354,8 @@ def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[s
         raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
     if not accuracy:
         raise ReportError(
-            f"{report} has no head of this recipe and these classes; run `limelight-model evaluate` with the same options"
+            f"{report} has no head of this recipe and these classes; run `limelight-model evaluate` with the same "
+            "options"
         )
     return accuracy
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ Maps = npt.NDArray[np.float32]
 
 Probabilities = npt.NDArray[np.float64]
 """``(clips, classes)``."""
-
-FeatureDtype = Literal["float16", "float32"]
-"""How cuboids are stored."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -49,9 +49,9 @@ class AttentionSLSTMCell(keras.Layer):
         score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
 
     In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. A second input that is not attended to must
-    be projected to the sLSTM's gates already (see ``SLSTMCell``). A Keras RNN takes and returns one tensor per step: the
-    input is the flattened cells followed by the 4 · units values of the second input, if there is one; the output is
-    h_t followed by α_t.
+    be projected to the sLSTM's gates already (see ``SLSTMCell``). A Keras RNN takes and returns one tensor per step:
+    the input is the flattened cells followed by the 4 · units values of the second input, if there is one; the output
+    is h_t followed by α_t.
 
     The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` for each
     of mlp2, mlp3 and mlp4, carried unchanged from step to step, so that a sequence has one mask. Without masks nothing

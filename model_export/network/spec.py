@@ -18,6 +18,8 @@ CHANNELS = 512
 AttentionScores = Literal["state", "content"]
 Readout = Literal["last", "mean"]
 FeatureScaling = Literal["none", "root"]
+FeatureDtype = Literal["float16", "float32"]
+"""Type that features are stored in."""
 
 
 class HeadSpec(BaseModel):
