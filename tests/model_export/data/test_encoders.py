@@ -1,4 +1,4 @@
-"""Every engine computes the same cuboids; which one runs depends on the machine and on what the cuboids are for."""
+"""Every library computes the same cuboids; which one runs depends on the machine and on the features' type."""
 
 import sys
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from model_export.data.encoders import bfloat16_encode, choose_encode, keras_encode, winograd_encode
+from model_export.data.encoders import bfloat16_encoder, choose_encoder, keras_encoder, winograd_encoder
 from model_export.network.vgg19 import build_encoder
 
 needs_mnn = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN has no wheel for this processor")
@@ -38,7 +38,7 @@ def encoder(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def plain_cpu(tmp_path: Path) -> Path:
-    """What Linux says of a processor without AMX."""
+    """Linux' description of a processor without AMX."""
     cpuinfo = tmp_path / "plain"
     cpuinfo.write_text("processor : 0\nflags : fpu sse2 avx2 fma\n")
     return cpuinfo
@@ -46,7 +46,7 @@ def plain_cpu(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def amx_cpu(tmp_path: Path) -> Path:
-    """What Linux says of a processor with AMX."""
+    """Linux' description of a processor with AMX."""
     cpuinfo = tmp_path / "amx"
     cpuinfo.write_text("processor : 0\nflags : fpu avx512f amx_bf16 amx_tile\n")
     return cpuinfo
@@ -61,18 +61,18 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_winograd_and_keras_agree_to_less_than_float16_rounds_off(
     encoder: Any, frames: npt.NDArray[np.uint8], count: int
 ) -> None:
-    cuboids = winograd_encode(encoder)(frames[:count])
-    expected = keras_encode(encoder)(frames[:count])
+    cuboids = winograd_encoder(encoder)(frames[:count])
+    expected = keras_encoder(encoder)(frames[:count])
     assert cuboids.dtype == expected.dtype == np.float32
     assert cuboids.shape == expected.shape == (count, 7, 7, encoder.output_shape[-1])
     assert expected.std() > 1
     np.testing.assert_allclose(cuboids, expected, rtol=0, atol=HALF_ROUNDING * float(expected.std()))
 
 
-def test_bfloat16_rounds_weights_and_activations_and_nothing_else(encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
+def test_bfloat16_rounds_only_weights_and_activations(encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
     """Sixteen layers of rounding add up at random: far less than 16 times the rounding of one, and not nothing."""
-    cuboids = bfloat16_encode(encoder)(frames[:11])
-    expected = keras_encode(encoder)(frames[:11])
+    cuboids = bfloat16_encoder(encoder)(frames[:11])
+    expected = keras_encoder(encoder)(frames[:11])
     assert cuboids.dtype == np.float32
     assert cuboids.shape == expected.shape
     error = float(np.sqrt(np.mean((cuboids - expected) ** 2) / np.mean(expected**2)))
@@ -80,64 +80,66 @@ def test_bfloat16_rounds_weights_and_activations_and_nothing_else(encoder: Any, 
 
 
 @needs_mnn
-def test_one_engine_encodes_clips_of_any_length_one_after_the_other(
+def test_mnn_encodes_clips_of_any_length_one_after_the_other(
     narrow_encoder: Any, frames: npt.NDArray[np.uint8]
 ) -> None:
-    """Its network is made for full chunks; a shorter one in between must not upset it."""
-    engine = winograd_encode(narrow_encoder)
-    whole = engine(frames)
+    """Its network is built for full chunks; a shorter chunk in between must not change later results."""
+    encode = winograd_encoder(narrow_encoder)
+    whole = encode(frames)
     for start, stop in ((0, 3), (3, 40), (7, 8)):
-        np.testing.assert_allclose(engine(frames[start:stop]), whole[start:stop], rtol=0, atol=1e-4 * whole.max())
+        np.testing.assert_allclose(encode(frames[start:stop]), whole[start:stop], rtol=0, atol=1e-4 * whole.max())
 
 
-def test_chunks_are_those_of_the_whole(narrow_encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
+def test_encoding_in_chunks_gives_the_same_cuboids(narrow_encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
     np.testing.assert_allclose(
-        keras_encode(narrow_encoder)(frames[:19]), narrow_encoder(frames[:19]), rtol=0, atol=1e-4 * frames.max()
+        keras_encoder(narrow_encoder)(frames[:19]), narrow_encoder(frames[:19]), rtol=0, atol=1e-4 * frames.max()
     )
 
 
 @needs_mnn
-def test_nothing_is_printed(
+def test_mnn_prints_nothing(
     narrow_encoder: Any, frames: npt.NDArray[np.uint8], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither into tables nor over a progress bar, though MNN's C++ code does at every start."""
-    winograd_encode(narrow_encoder)(frames[:8])
+    """MNN's C++ code prints at every start, which would break tables and progress bars."""
+    winograd_encoder(narrow_encoder)(frames[:8])
     assert capfd.readouterr().out == ""
 
 
 @needs_mnn
-def test_half_precision_features_on_a_cpu_come_from_mnn(
+def test_float16_features_come_from_mnn_on_a_plain_cpu(
     narrow_encoder: Any, plain_cpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
-    assert choose_encode(narrow_encoder, "float16", plain_cpu).name == "MNN"
+    assert choose_encoder(narrow_encoder, "float16", plain_cpu).name == "MNN"
 
 
-def test_they_come_from_bfloat16_where_the_processor_multiplies_it(
+def test_float16_features_come_from_bfloat16_on_a_cpu_with_amx(
     narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
-    assert choose_encode(narrow_encoder, "float16", amx_cpu).name == "TensorFlow in bfloat16"
+    assert choose_encoder(narrow_encoder, "float16", amx_cpu).name == "TensorFlow in bfloat16"
 
 
-def test_full_precision_features_come_from_tensorflow(
+def test_float32_features_come_from_tensorflow(
     narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
-    assert choose_encode(narrow_encoder, "float32", amx_cpu).name == "TensorFlow"
+    assert choose_encoder(narrow_encoder, "float32", amx_cpu).name == "TensorFlow"
 
 
-def test_a_gpu_is_used_where_there_is_one(narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_come_from_tensorflow_on_a_gpu(
+    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"] if kind == "GPU" else [])
-    assert choose_encode(narrow_encoder, "float16", amx_cpu).name == "TensorFlow"
+    assert choose_encoder(narrow_encoder, "float16", amx_cpu).name == "TensorFlow"
 
 
-def test_where_mnn_is_missing_tensorflow_encodes(
+def test_features_come_from_tensorflow_if_mnn_is_missing(
     narrow_encoder: Any, frames: npt.NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it take Linux, which tells what the processor can do."""
+    """``/proc/cpuinfo`` may be missing as well."""
     no_gpu(monkeypatch)
     monkeypatch.setitem(sys.modules, "MNN", None)  # importing it raises ImportError
-    engine = choose_encode(narrow_encoder, "float16", tmp_path / "not there")
-    assert engine.name == "TensorFlow"
-    assert engine(frames[:2]).shape == (2, 7, 7, 8)
+    encode = choose_encoder(narrow_encoder, "float16", tmp_path / "not there")
+    assert encode.name == "TensorFlow"
+    assert encode(frames[:2]).shape == (2, 7, 7, 8)

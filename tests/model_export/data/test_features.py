@@ -1,3 +1,5 @@
+"""The cache of features on disk."""
+
 import json
 import resource
 from collections.abc import Iterator
@@ -8,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.data.encoders import Engine, keras_encode
-from model_export.data.features import FeatureCache, FeatureError
+from model_export.data.encoders import FrameEncoder, keras_encoder
+from model_export.data.features import FeatureCache
+from model_export.errors import FeatureError
 from service.video.decoder import decode_clip
 from service.video.errors import ClipError
 from service.video.rendering import render_clip
@@ -23,11 +26,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(narrow_encoder: Any) -> Engine:
-    return keras_encode(narrow_encoder)
+def encoder(narrow_encoder: Any) -> FrameEncoder:
+    return keras_encoder(narrow_encoder)
 
 
-def no_engine() -> Engine:
+def no_encoder() -> FrameEncoder:
     raise AssertionError("the features were there already")
 
 
@@ -42,51 +45,53 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_features_are_those_of_the_sampled_frames(clip: Path, engine: Engine, tmp_path: Path) -> None:
-    found = np.load(FeatureCache(tmp_path / "features", "sha", "float32").get(clip, lambda: engine))
-    np.testing.assert_array_equal(found, engine(decode_clip(clip).frames))
+def test_features_are_those_of_the_sampled_frames(clip: Path, encoder: FrameEncoder, tmp_path: Path) -> None:
+    found = np.load(FeatureCache(tmp_path / "features", "sha", "float32").get(clip, lambda: encoder))
+    np.testing.assert_array_equal(found, encoder(decode_clip(clip).frames))
     assert found.shape == (40, 7, 7, 8)
 
 
-def test_features_are_computed_once_and_kept_as_halves(clip: Path, engine: Engine, tmp_path: Path) -> None:
-    first = FeatureCache(tmp_path, "sha").get(clip, lambda: engine)
-    again = FeatureCache(tmp_path, "sha").get(clip, no_engine)
+def test_features_are_computed_once_and_stored_as_float16(clip: Path, encoder: FrameEncoder, tmp_path: Path) -> None:
+    first = FeatureCache(tmp_path, "sha").get(clip, lambda: encoder)
+    again = FeatureCache(tmp_path, "sha").get(clip, no_encoder)
     assert first == again
     assert np.load(again).dtype == np.float16
 
 
-def test_the_flipped_view_is_that_of_mirrored_frames_and_kept_beside_the_plain_one(
-    clip: Path, engine: Engine, tmp_path: Path
+def test_the_flipped_view_is_made_of_mirrored_frames_and_stored_beside_the_plain_one(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path
 ) -> None:
     cache = FeatureCache(tmp_path, "sha", "float32")
-    plain, flipped = (cache.get(clip, lambda: engine, view) for view in ("plain", "flipped"))
-    assert cache.get(clip, no_engine) == plain
-    assert cache.get(clip, no_engine, "flipped") == flipped
+    plain, flipped = (cache.get(clip, lambda: encoder, view) for view in ("plain", "flipped"))
+    assert cache.get(clip, no_encoder) == plain
+    assert cache.get(clip, no_encoder, "flipped") == flipped
     assert flipped.name == f"{plain.stem}.flipped.npy"
     frames = decode_clip(clip).frames
-    np.testing.assert_array_equal(np.load(flipped), engine(np.flip(frames, axis=2)))
+    np.testing.assert_array_equal(np.load(flipped), encoder(np.flip(frames, axis=2)))
     # Not merely the features mirrored, nor the clip upside down or backwards.
     assert not np.array_equal(np.load(flipped), np.load(plain)[:, :, ::-1])
 
 
-def test_a_moved_clip_is_known_and_a_changed_one_is_not(clip: Path, engine: Engine, tmp_path: Path) -> None:
+def test_a_moved_clip_is_found_and_a_changed_one_is_encoded_again(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path
+) -> None:
     cache = FeatureCache(tmp_path / "features", "sha")
-    cache.get(clip, lambda: engine)
+    cache.get(clip, lambda: encoder)
     moved = tmp_path / "other name.mp4"
     moved.write_bytes(clip.read_bytes())
-    cache.get(moved, no_engine)
+    cache.get(moved, no_encoder)
     moved.write_bytes(render_clip("waving", frames=45, seed=4).data)
     with pytest.raises(AssertionError, match="there already"):
-        cache.get(moved, no_engine)
+        cache.get(moved, no_encoder)
 
 
-def test_the_names_of_features_tell_what_made_them(
-    clip: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_feature_files_are_named_by_everything_that_made_them(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else what is kept by these names would be taken for that of features made otherwise."""
+    """Predictions and checkpoints are kept by these names, and must not be reused for other features."""
 
     def name(folder: str, *made_by: Any) -> str:
-        return FeatureCache(tmp_path / folder, *made_by).get(clip, lambda: engine).name
+        return FeatureCache(tmp_path / folder, *made_by).get(clip, lambda: encoder).name
 
     names = [name("one", "sha"), name("of another VGG19", "sha 2"), name("float32", "sha", "float32")]
     assert name("same", "sha") == names[0]
@@ -95,10 +100,10 @@ def test_the_names_of_features_tell_what_made_them(
     assert len(set(names)) == 4
 
 
-def test_interruption_leaves_no_half_written_features(
-    clip: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interruption_leaves_no_partial_features(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it comes while the clip is encoded or in the middle of writing."""
+    """Neither while the clip is encoded nor in the middle of writing."""
     cache = FeatureCache(tmp_path, "sha")
 
     def interrupted(*_: object) -> Any:
@@ -108,53 +113,60 @@ def test_interruption_leaves_no_half_written_features(
         cache.get(clip, interrupted)
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cache.get(clip, lambda: engine)
+        cache.get(clip, lambda: encoder)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_no_half_written_features(
-    clip: Path, engine: Engine, tmp_path: Path
+def test_a_full_disk_is_reported_and_leaves_no_partial_features(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path
 ) -> None:
     cache = FeatureCache(tmp_path, "sha")
-    with full_disk(), pytest.raises(FeatureError, match=f"^{tmp_path} cannot hold features .*choose another folder$"):
-        cache.get(clip, lambda: engine)
+    with (
+        full_disk(),
+        pytest.raises(FeatureError, match=f"^features cannot be written to {tmp_path} .*choose another folder$"),
+    ):
+        cache.get(clip, lambda: encoder)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "features").write_bytes(b"")
-    with pytest.raises(FeatureError, match=f"^{tmp_path / 'features'} cannot hold features .*choose another folder$"):
+    with pytest.raises(
+        FeatureError, match=f"^features cannot be written to {tmp_path / 'features'} .*choose another folder$"
+    ):
         FeatureCache(tmp_path / "features", "sha")
 
 
 @pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.999])
-def test_truncated_features_are_computed_again(clip: Path, engine: Engine, tmp_path: Path, left: float) -> None:
+def test_truncated_features_are_computed_again(clip: Path, encoder: FrameEncoder, tmp_path: Path, left: float) -> None:
     """A copy made onto a full disk ends early."""
     cache = FeatureCache(tmp_path, "sha")
-    path = cache.get(clip, lambda: engine)
+    path = cache.get(clip, lambda: encoder)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(left * len(whole))])
-    assert cache.get(clip, lambda: engine) == path
+    assert cache.get(clip, lambda: encoder) == path
     assert path.read_bytes() == whole
 
 
-def test_features_of_another_shape_or_type_are_computed_again(clip: Path, engine: Engine, tmp_path: Path) -> None:
+def test_features_of_another_shape_or_type_are_computed_again(
+    clip: Path, encoder: FrameEncoder, tmp_path: Path
+) -> None:
     cache = FeatureCache(tmp_path, "sha")
-    path = cache.get(clip, lambda: engine)
+    path = cache.get(clip, lambda: encoder)
     whole = path.read_bytes()
     for other in (np.load(path)[:39], np.load(path).astype(np.float32)):
         np.save(path, other)
-        assert cache.get(clip, lambda: engine).read_bytes() == whole
+        assert cache.get(clip, lambda: encoder).read_bytes() == whole
 
 
-def test_clip_that_cannot_be_decoded_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_clip_that_cannot_be_decoded_is_a_clip_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
     with pytest.raises(ClipError):
-        FeatureCache(tmp_path / "features", "sha").get(bad, no_engine)
+        FeatureCache(tmp_path / "features", "sha").get(bad, no_encoder)
 
 
-def test_a_folder_keeps_the_type_it_was_made_with(tmp_path: Path) -> None:
+def test_a_folder_keeps_the_type_that_it_was_created_with(tmp_path: Path) -> None:
     FeatureCache(tmp_path, "sha", "float32")
     assert FeatureCache(tmp_path, "sha", "float16").dtype == "float32"
 
@@ -178,7 +190,7 @@ def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: 
 
 
 def test_features_from_before_the_sampling_rule_was_revised_are_refused(tmp_path: Path) -> None:
-    """Their ``cache.json`` knows of no revision."""
+    """Their ``cache.json`` has no revision."""
     FeatureCache(tmp_path, "sha")
     facts = json.loads((tmp_path / "cache.json").read_text())
     del facts["sampling_revision"]
@@ -194,12 +206,14 @@ def test_features_from_before_the_sampling_rule_was_revised_are_refused(tmp_path
 )
 def test_a_damaged_description_is_refused(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "cache.json").write_bytes(damaged)
-    with pytest.raises(FeatureError, match=f"^{tmp_path / 'cache.json'} does not say what made the features"):
+    with pytest.raises(
+        FeatureError, match=f"^{tmp_path / 'cache.json'} does not say how the features beside it were made"
+    ):
         FeatureCache(tmp_path, "sha")
 
 
-def test_features_without_a_description_are_refused(clip: Path, engine: Engine, tmp_path: Path) -> None:
-    FeatureCache(tmp_path, "sha").get(clip, lambda: engine)
+def test_features_without_a_description_are_refused(clip: Path, encoder: FrameEncoder, tmp_path: Path) -> None:
+    FeatureCache(tmp_path, "sha").get(clip, lambda: encoder)
     (tmp_path / "cache.json").unlink()
-    with pytest.raises(FeatureError, match=r"does not say what made the features.*choose another folder"):
+    with pytest.raises(FeatureError, match=r"does not say how the features beside it were made.*choose another folder"):
         FeatureCache(tmp_path, "another sha")

@@ -1,3 +1,5 @@
+"""The two baselines that heads are compared with."""
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -6,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model_export.baselines import baselines, logistic_regression, plain_lstm, pool_cells
-from model_export.evaluation import Contender, EvaluationError, Results, cross_validate, grouped_folds
 from model_export.data.examples import Example
+from model_export.data.folds import grouped_folds
+from model_export.errors import FoldError
+from model_export.judging.baselines import baselines, logistic_regression, plain_lstm, pool_cells
+from model_export.judging.cross_validation import Contender, cross_validate
+from model_export.judging.results import Results
 
 CHANNELS = 8
 LABELS = ("Diving", "PullUps", "Surfing")
@@ -56,13 +61,13 @@ def evaluate(clips: Sequence[Example], *contenders: Contender, folds: int = 2) -
     return cross_validate(clips, grouped_folds(clips, folds), contenders, LABELS)
 
 
-def test_both_learn_what_the_mean_over_cells_shows(clips: list[Example]) -> None:
+def test_both_baselines_learn_from_the_mean_over_cells(clips: list[Example]) -> None:
     for result in evaluate(clips, logistic_regression(3, flip=True), quick_lstm(3, flip=True)):
         assert result.correct.mean() > 0.9
         np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_only_the_lstm_sees_the_order_of_frames(tmp_path: Path) -> None:
+def test_only_the_lstm_uses_the_order_of_frames(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     made = []
     for group in range(16):
@@ -91,7 +96,7 @@ def test_the_same_seed_gives_the_same_probabilities(clips: list[Example]) -> Non
 
 
 @pytest.mark.parametrize("make", [logistic_regression, partial(quick_lstm, epochs=1)])
-def test_mirrored_views_are_trained_on_where_asked_for_and_never_tested(
+def test_mirrored_views_are_used_for_training_on_request_and_never_for_testing(
     clips: list[Example], make: Callable[..., Contender]
 ) -> None:
     def views(flip: bool) -> tuple[set[bool], set[bool]]:
@@ -112,7 +117,7 @@ def test_mirrored_views_are_trained_on_where_asked_for_and_never_tested(
     assert views(flip=False) == ({False}, {False})
 
 
-def test_features_are_read_once_for_both(tmp_path: Path) -> None:
+def test_features_are_read_once_for_both_baselines(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     clips = save(tmp_path, [(label, group, 0, features(label, random)) for label in range(3) for group in range(3)])
     regression, lstm = baselines(3, flip=False, epochs=1)
@@ -127,11 +132,11 @@ def test_with_nothing_held_out_one_video_a_class_is_enough(clips: list[Example])
     train = [clip for clip in clips if clip.group.endswith("-0")]
     lstm = quick_lstm(3, flip=False, epochs=1, holdout=0)
     assert lstm.fit(train, clips).shape == (len(clips), 3)
-    with pytest.raises(EvaluationError, match="none can be held out"):
+    with pytest.raises(FoldError, match="none can be held out"):
         quick_lstm(3, flip=False).fit(train, clips)
 
 
-def test_a_class_that_was_not_trained_on_is_never_named_by_regression(clips: list[Example]) -> None:
+def test_regression_never_predicts_a_class_that_it_was_not_trained_on(clips: list[Example]) -> None:
     train = [clip for clip in clips if clip.label != 1]
     probabilities = logistic_regression(3, flip=False).fit(train, clips)
     assert (probabilities[:, 1] == 0).all()
@@ -139,9 +144,7 @@ def test_a_class_that_was_not_trained_on_is_never_named_by_regression(clips: lis
 
 
 @pytest.mark.parametrize("make", [logistic_regression, quick_lstm])
-def test_a_channel_that_was_silent_in_training_does_not_drown_the_others(
-    tmp_path: Path, make: Callable[..., Contender]
-) -> None:
+def test_a_channel_that_was_zero_in_training_does_not_dominate(tmp_path: Path, make: Callable[..., Contender]) -> None:
     random = np.random.default_rng(0)
     made = [(label, group, 0, features(label, random)) for label in range(3) for group in range(8)]
     for _, group, _, cuboids in made:

@@ -1,3 +1,5 @@
+"""The report of an evaluation."""
+
 import datetime as dt
 import json
 from collections.abc import Sequence
@@ -6,46 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
-from model_export.evaluation import Results, compare
-from model_export.report import (
-    DataFacts,
-    Experiment,
-    ReportError,
-    Run,
-    Section,
-    plot_confusion,
-    plot_history,
-    write_report,
-)
+from model_export.errors import ReportError
+from model_export.judging.report import DataFacts, Experiment, RunFacts, Section, read_accuracy, write_report
+from model_export.judging.results import compare
+from tests.model_export.judging.eight_clips import results
 
-# Matplotlib's second colour.
-ORANGE = np.array([255, 127, 14])
-RUN = Run(
+RUN = RunFacts(
     command="limelight-model evaluate videos --k-fold 2",
     started=dt.datetime(2026, 11, 22, 21, 5, tzinfo=dt.UTC),
     seed=7,
     settings={"encoder": "VGG19, ImageNet"},
 )
 DATA = DataFacts("UCF-101", clips=8, classes=2, groups=4)
-
-
-def results(contender: str, predicted: Sequence[int], *, folds: Sequence[int] = (0, 0, 0, 0, 1, 1, 1, 1)) -> Results:
-    """Eight clips of four videos, four of each class."""
-    return Results(
-        contender=contender,
-        recipe=f"{contender}'s recipe",
-        labels=("PullUps", "Surf|ing"),
-        names=tuple(f"clip-{i}" for i in range(8)),
-        groups=("a", "a", "b", "b", "c", "c", "d", "d"),
-        truth=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
-        probabilities=np.eye(2)[list(predicted)],
-        folds=np.array(folds),
-        leaked=np.zeros(8, bool),
-    )
 
 
 # Accuracies 1 and 3/4 in the two folds; 1/2 and 1/2.
@@ -65,12 +41,6 @@ def strict(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def pixels(path: Path) -> npt.NDArray[np.int64]:
-    """Red, green and blue, ``(height, width, 3)``."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).astype(np.int64)
-
-
 def row(text: str, first: str) -> list[str]:
     """The cells of the table row that begins so."""
     found = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
@@ -78,7 +48,7 @@ def row(text: str, first: str) -> list[str]:
     return [cell.strip() for cell in found[0].strip("|").split("|")]
 
 
-def test_folds_are_told_in_the_form_of_table_3(tmp_path: Path) -> None:
+def test_folds_are_reported_in_the_form_of_table_3(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
     assert "| method | accuracy | average precision | average recall |" in text
     accuracy, precision, recall = row(text, "attention")[1:]
@@ -89,7 +59,7 @@ def test_folds_are_told_in_the_form_of_table_3(tmp_path: Path) -> None:
     assert "the paper's Table 3" in text
 
 
-def test_an_official_split_is_told_in_the_form_of_table_4(tmp_path: Path) -> None:
+def test_an_official_split_is_reported_in_the_form_of_table_4(tmp_path: Path) -> None:
     one_fold = results("attention", [0, 0, 1, 1, 0, 0, 1, 0], folds=[0] * 8)
     text = write(tmp_path, Experiment("split 1", "official", (one_fold,)))
     assert row(text, "attention")[1].startswith("87.5 (")
@@ -97,21 +67,21 @@ def test_an_official_split_is_told_in_the_form_of_table_4(tmp_path: Path) -> Non
     assert "the paper's Table 4" in text
 
 
-def test_grouped_and_random_folds_stand_side_by_side(tmp_path: Path) -> None:
+def test_accuracy_of_grouped_and_random_folds_is_compared(tmp_path: Path) -> None:
     leaking = replace(results("attention", [0, 0, 1, 1, 0, 0, 1, 1]), leaked=np.array([True] * 6 + [False] * 2))
     text = write(tmp_path, GROUPED, Experiment("2 random folds", "random", (leaking,)))
     assert row(text, "method")[1:] == ["2 grouped folds", "2 random folds"]
     assert row(text, "attention") == ["attention", "87.5", "100.0"]
     assert row(text, "plain LSTM") == ["plain LSTM", "50.0", "–"]
-    assert "on others of their video: 0 of 8" in text
-    assert "on others of their video: 6 of 8" in text
+    assert "on other clips of their video: 0 of 8" in text
+    assert "on other clips of their video: 6 of 8" in text
     assert (tmp_path / "confusion.png").exists()
     assert (tmp_path / "confusion-2.png").exists()
 
 
-def test_the_first_is_compared_with_the_others(tmp_path: Path) -> None:
+def test_the_first_method_is_compared_with_the_others(tmp_path: Path) -> None:
     against, difference, interval, only_first, only_second, p = row(
-        write(tmp_path, GROUPED).split("against the others")[1], "plain LSTM"
+        write(tmp_path, GROUPED).split("compared with the others")[1], "plain LSTM"
     )
     assert (against, difference, only_first, only_second) == ("plain LSTM", "+37.5", "3", "0")
     assert p == "0.250", "two-sided: three of three"
@@ -119,24 +89,24 @@ def test_the_first_is_compared_with_the_others(tmp_path: Path) -> None:
     assert interval == f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
-def test_every_figure_says_how_it_came_about(tmp_path: Path) -> None:
+def test_the_report_says_how_its_figures_were_obtained(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
     for fact in (RUN.command, "2026-11-22 21:05 UTC", "Seed: 7", "encoder: VGG19, ImageNet", "attention's recipe"):
         assert fact in text
 
 
-def test_classes_confusions_and_picture_are_those_of_the_first(tmp_path: Path) -> None:
+def test_classes_confusions_and_picture_are_those_of_the_first_method(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
     assert row(text, "PullUps") == ["PullUps", "4", "80.0", "100.0"]
     assert r"| Surf\|ing | PullUps | 1 |" in text, "a bar in a name ends no cell"
     assert "![Confusion matrix of attention](confusion.png)" in text
 
 
-def test_where_nothing_was_confused_it_says_so(tmp_path: Path) -> None:
+def test_the_report_says_that_nothing_was_confused(tmp_path: Path) -> None:
     perfect = results("attention", [0, 0, 1, 1, 0, 0, 1, 1])
     text = write(tmp_path, Experiment("2 grouped folds", "grouped", (perfect,)))
-    assert "No clip was taken for another class." in text
-    assert "taken for |" not in text
+    assert "No clip was predicted as another class." in text
+    assert "predicted as |" not in text
 
 
 def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
@@ -150,13 +120,13 @@ def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
     assert strict(tmp_path / "report.json")["data"]["extra"] == list(extra)
 
 
-def test_sections_of_others_are_taken_in(tmp_path: Path) -> None:
+def test_further_sections_are_included(tmp_path: Path) -> None:
     section = Section("Attention quality", ["Drop: 3 points."], {"drop": np.float32(0.5), "maps": np.ones((1, 2))})
     assert "## Attention quality\n\nDrop: 3 points.\n" in write(tmp_path, GROUPED, sections=[section])
     assert strict(tmp_path / "report.json")["sections"] == {"Attention quality": {"drop": 0.5, "maps": [[1, 1]]}}
 
 
-def test_json_holds_the_same_and_more(tmp_path: Path) -> None:
+def test_json_has_the_figures_of_the_report(tmp_path: Path) -> None:
     write(tmp_path, GROUPED)
     found = strict(tmp_path / "report.json")
     assert found["run"] == {
@@ -175,7 +145,7 @@ def test_json_holds_the_same_and_more(tmp_path: Path) -> None:
     assert experiment["comparisons"][0]["only_first"] == 3
 
 
-def test_json_has_null_for_what_is_not_a_number(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
     write(
         tmp_path,
         GROUPED,
@@ -184,60 +154,44 @@ def test_json_has_null_for_what_is_not_a_number(tmp_path: Path) -> None:
     assert strict(tmp_path / "report.json")["sections"]["S"] == {"a": None, "b": [None], "c": [None]}
 
 
-class TestPictures:
-    @pytest.mark.parametrize("classes", [2, 13, 101])
-    def test_every_class_has_room_in_the_confusion_matrix(self, tmp_path: Path, classes: int) -> None:
-        path = tmp_path / "confusion.png"
-        truth = np.arange(classes)
-        many = replace(
-            ATTENTION,
-            labels=tuple(f"Class of $ {i}" for i in range(classes)),
-            truth=truth,
-            probabilities=np.eye(classes),
-            names=tuple(map(str, truth)),
-        )
-        plot_confusion(many, path)
-        height, width = pixels(path).shape[:2]
-        assert min(width, height) / classes > 20, "pixels, of which letters need ten"
-        assert max(width, height) < 3000
+class TestReadAccuracy:
+    @pytest.fixture
+    def report(self, tmp_path: Path) -> Path:
+        """The parts of ``report.json`` that are read: two recipes under two protocols."""
 
-    def test_is_drawn_where_the_clips_are(self, tmp_path: Path) -> None:
-        """All clips of the second class are taken for the first: the lower left quarter is dark, the others are not."""
-        path = tmp_path / "confusion.png"
-        plot_confusion(results("x", [0] * 8), path)
-        blue = (pixels(path)[..., 2] - pixels(path)[..., 0]) > 40
-        rows, columns = np.nonzero(blue)
-        assert columns.max() - columns.min() < 0.7 * (rows.max() - rows.min()), "a column two cells high"
+        def method(recipe: str, value: float, deviation: float | None) -> dict[str, object]:
+            accuracy = {"value": value, "low": 0.5, "high": 1.0, "mean": value, "deviation": deviation}
+            return {"name": "attention", "recipe": recipe, "labels": ["squats", "waving"], "accuracy": accuracy}
 
-    def history(self, tmp_path: Path, text: str) -> Path:
-        path = tmp_path / "seed-0.csv"
-        path.write_text(text)
-        return path
+        experiments = [
+            {"name": name, "clips": clips, "methods": [method("seed=0", value, deviation), method("seed=1", 0.1, 0.1)]}
+            for name, clips, value, deviation in (("4 grouped folds", 24, 0.912345, 0.02), ("split 1", 8, 0.8, None))
+        ]
+        (tmp_path / "report.json").write_text(json.dumps({"experiments": experiments}))
+        return tmp_path
 
-    def test_history_with_and_without_held_out_clips(self, tmp_path: Path) -> None:
-        whole = (
-            "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy\n1,0.1,2.5,0.1,2.4,0.2\n2,0.1,1.5,0.5,1.9,0.4\n"
-        )
-        plot_history(self.history(tmp_path, whole), tmp_path / "whole.png")
-        plot_history(self.history(tmp_path, "epoch,loss,accuracy\n1,2.5,0.1\n2,1.5,0.5\n"), tmp_path / "bare.png")
-        drawn, bare = (
-            (np.abs(pixels(tmp_path / name) - ORANGE).sum(axis=-1) < 60).sum() for name in ("whole.png", "bare.png")
-        )
-        assert drawn > 100, "the second curve"
-        assert bare == 0
+    def test_accuracy_of_the_recipe_is_read_by_protocol(self, report: Path) -> None:
+        facts = read_accuracy(report, "seed=0", ("squats", "waving"))
+        assert facts["4 grouped folds"] == {
+            "clips": 24,
+            "value": 0.9123,
+            "low": 0.5,
+            "high": 1.0,
+            "mean": 0.9123,
+            "deviation": 0.02,
+        }
+        assert facts["split 1"]["deviation"] is None
 
-    @pytest.mark.parametrize(
-        "text", ["", "epoch,loss,accuracy\n", "epoch,loss,accuracy\n1,high,0.5\n", "epoch,loss,accuracy\n1\n"]
-    )
-    def test_what_is_no_log_is_named(self, tmp_path: Path, text: str) -> None:
-        path = self.history(tmp_path, text)
-        with pytest.raises(ReportError, match=rf"^{path} is not the CSV log of a training"):
-            plot_history(path, tmp_path / "history.png")
+    @pytest.mark.parametrize(("recipe", "labels"), [("seed=2", ("squats", "waving")), ("seed=0", ("squats", "diving"))])
+    def test_a_report_of_another_recipe_or_other_classes_is_refused(
+        self, report: Path, recipe: str, labels: Sequence[str]
+    ) -> None:
+        with pytest.raises(ReportError, match="has no head of this recipe and these classes"):
+            read_accuracy(report, recipe, labels)
 
-    def test_a_missing_log_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ReportError, match=r"gone\.csv is not the CSV log"):
-            plot_history(tmp_path / "gone.csv", tmp_path / "history.png")
-
-    def test_a_missing_column_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ReportError, match="has no column accuracy;"):
-            plot_history(self.history(tmp_path, "epoch,loss\n1,2.5\n"), tmp_path / "history.png")
+    @pytest.mark.parametrize("text", [None, "[]", '{"experiments": ['])
+    def test_a_missing_or_damaged_report_is_named(self, tmp_path: Path, text: str | None) -> None:
+        if text is not None:
+            (tmp_path / "report.json").write_text(text)
+        with pytest.raises(ReportError, match=rf"^{tmp_path}/report.json cannot be read .*`limelight-model evaluate`$"):
+            read_accuracy(tmp_path, "seed=0", ("squats", "waving"))

@@ -1,24 +1,25 @@
 """The soft attention around the sLSTM, in both of its readings."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from model_export.network.attention import AttentionSLSTMCell, DoublyStochastic
+from model_export.network.slstm import initial_state
+from model_export.network.spec import AttentionScores
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import attention_weights, fill
 from tests.model_export.network.reference import NO_MASKS, Array, Weights
 
-Scores = Literal["state", "content"]
 UNITS, ATTENTION_UNITS, CELLS, CHANNELS = 4, 6, 49, 5
 
 in_both_readings = pytest.mark.parametrize("scores", ["state", "content"])
 
 
-def cell_with(scores: Scores, dtype: str = "float64", beside: int = 0) -> Any:
+def cell_with(scores: AttentionScores, dtype: str = "float64", beside: int = 0) -> Any:
     cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, scores, beside=beside, dtype=dtype)
     cell.build((None, CELLS * CHANNELS + (4 * UNITS if beside else 0)))
     fill(cell, seed=0)
@@ -48,23 +49,23 @@ def run(
 ) -> tuple[Array, Array]:
     """h (B, T, U) and the maps (B, T, 49), by way of Keras' own RNN layer."""
     rnn = keras.layers.RNN(cell, return_sequences=True, dtype="float64")
-    state = [*cell.slstm.initial_state(*start(len(cells))), *masks.values()]
+    state = [*initial_state(*start(len(cells))), *masks.values()]
     inputs = flat(cells) if beside is None else np.concatenate([flat(cells), beside], axis=-1)
     out = np.asarray(rnn(inputs, initial_state=[keras.ops.convert_to_tensor(s) for s in state], training=training))
     return out[..., :UNITS], out[..., UNITS:]
 
 
 @in_both_readings
-def test_a_step_gives_state_and_map_side_by_side(scores: Scores) -> None:
+def test_a_step_gives_state_and_map_side_by_side(scores: AttentionScores) -> None:
     cell = cell_with(scores)
-    out, states = cell(flat(clip(1))[:, 0], cell.slstm.initial_state(*start()))
+    out, states = cell(flat(clip(1))[:, 0], initial_state(*start()))
     assert out.shape == (2, UNITS + CELLS)
     assert [tuple(state.shape) for state in states] == [(2, UNITS)] * 4
     np.testing.assert_array_equal(out[:, :UNITS], states[0])
 
 
 @in_both_readings
-def test_forty_frames_follow_the_reference(scores: Scores) -> None:
+def test_forty_frames_follow_the_reference(scores: AttentionScores) -> None:
     cell, cells = cell_with(scores), clip(40)
     h, maps = run(cell, cells)
     expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores)
@@ -73,7 +74,7 @@ def test_forty_frames_follow_the_reference(scores: Scores) -> None:
 
 
 @in_both_readings
-def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: Scores) -> None:
+def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: AttentionScores) -> None:
     cell, cells, rng = cell_with(scores, beside=3), clip(40), np.random.default_rng(4)
     beside, kernel = rng.normal(size=(2, 40, 3)), rng.normal(size=(3, 4 * UNITS))
     h, maps = run(cell, cells, beside=beside @ kernel)
@@ -84,14 +85,14 @@ def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: 
 
 
 @in_both_readings
-def test_every_map_is_a_distribution_over_the_cells(scores: Scores) -> None:
+def test_every_map_is_a_distribution_over_the_cells(scores: AttentionScores) -> None:
     _, maps = run(cell_with(scores), 50 * clip(10))
     assert maps.min() >= 0
     np.testing.assert_allclose(maps.sum(axis=-1), 1.0, rtol=1e-12)
 
 
 @in_both_readings
-def test_what_was_seen_before_moves_the_gaze(scores: Scores) -> None:
+def test_what_was_seen_before_moves_the_gaze(scores: AttentionScores) -> None:
     """The same last frame after another past gets another map: h_{t-1} takes part in the scores."""
     cell, cells = cell_with(scores), clip(3)
     elsewhere = cells.copy()
@@ -111,7 +112,7 @@ def test_state_scores_know_a_frame_by_its_mean_only() -> None:
 
 
 @in_both_readings
-def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: Scores) -> None:
+def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: AttentionScores) -> None:
     cell, cells, masks = cell_with(scores), clip(40), some_masks()
     h, maps = run(cell, cells, masks, training=True)
     expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores, masks)
@@ -120,21 +121,21 @@ def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: Scores
 
 
 @in_both_readings
-def test_masks_do_nothing_outside_training(scores: Scores) -> None:
+def test_masks_do_nothing_outside_training(scores: AttentionScores) -> None:
     masked, free = run(cell_with(scores), clip(6), some_masks()), run(cell_with(scores), clip(6))
     for with_masks, without in zip(masked, free, strict=True):
         np.testing.assert_array_equal(with_masks, without)
 
 
 @in_both_readings
-def test_training_without_masks_drops_nothing(scores: Scores) -> None:
+def test_training_without_masks_drops_nothing(scores: AttentionScores) -> None:
     trained, free = run(cell_with(scores), clip(6), training=True), run(cell_with(scores), clip(6))
     for in_training, without in zip(trained, free, strict=True):
         np.testing.assert_array_equal(in_training, without)
 
 
 @in_both_readings
-def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
+def test_a_cell_is_rebuilt_from_its_config(scores: AttentionScores) -> None:
     cell = cell_with(scores)
     again = AttentionSLSTMCell.from_config(cell.get_config())
     assert again.get_config() == cell.get_config()
@@ -146,7 +147,7 @@ def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @in_both_readings
-def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scores, tmp_path: Path) -> None:
+def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: AttentionScores, tmp_path: Path) -> None:
     inputs = keras.Input((3, CELLS * CHANNELS))
     cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores)
     model = keras.Model(inputs, keras.layers.RNN(cell, return_sequences=True)(inputs))

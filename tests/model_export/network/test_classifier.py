@@ -1,7 +1,7 @@
 """The heads: from the cuboids X_t to probabilities and maps."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.network.classifier import InitialState, average_heads, build_head
+from model_export.network.spec import AttentionScores, HeadSpec, Readout
+from service.model.bundle import Variant
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import dense_weights, fill, head_weights
 from tests.model_export.network.reference import Array
 
-Scores = Literal["state", "content"]
-Readout = Literal["last", "mean"]
 CLASSES, CHANNELS = 5, 6  # the cells' own tests are no wider, and no less telling
 
-HEADS: tuple[tuple[Literal["attention", "base"], Scores], ...] = (
+HEADS: tuple[tuple[Variant, AttentionScores], ...] = (
     ("attention", "state"),
     ("attention", "content"),
     ("base", "state"),
@@ -26,8 +26,11 @@ HEADS: tuple[tuple[Literal["attention", "base"], Scores], ...] = (
 in_all_variants = pytest.mark.parametrize(("variant", "scores"), HEADS)
 
 
-def head_with(variant: Literal["attention", "base"], scores: Scores, **options: Any) -> Any:
-    head = build_head(CLASSES, variant=variant, attention_scores=scores, channels=CHANNELS, **options)
+def head_with(
+    variant: Variant, scores: AttentionScores, *, dropout: float = 0.5, unroll: bool = False, **fields: Any
+) -> Any:
+    spec = HeadSpec(variant=variant, attention_scores=scores, channels=CHANNELS, **fields)
+    head = build_head(CLASSES, spec, dropout=dropout, unroll=unroll)
     fill(head, seed=0)
     return head
 
@@ -45,7 +48,7 @@ def answer(head: Any, x: Array, training: bool = False) -> dict[str, Array]:
 @pytest.mark.parametrize("readout", ["last", "mean"])
 @pytest.mark.parametrize("unroll", [False, True])
 def test_a_head_follows_the_reference(
-    variant: Literal["attention", "base"], scores: Scores, readout: Readout, unroll: bool
+    variant: Variant, scores: AttentionScores, readout: Readout, unroll: bool
 ) -> None:
     head = head_with(variant, scores, readout=readout, unroll=unroll)
     expected = reference.head(head_weights(head), features(), variant, scores, readout, "root", moving=True)
@@ -54,7 +57,7 @@ def test_a_head_follows_the_reference(
 
 @in_all_variants
 def test_a_head_without_scaling_and_motion_reads_features_as_they_are(
-    variant: Literal["attention", "base"], scores: Scores
+    variant: Variant, scores: AttentionScores
 ) -> None:
     head = head_with(variant, scores, feature_scaling="none", motion=False)
     assert_as_predicted(
@@ -69,7 +72,7 @@ def assert_as_predicted(answered: dict[str, Array], expected: reference.Predicti
 
 
 @in_all_variants
-def test_probabilities_and_every_map_sum_to_one(variant: Literal["attention", "base"], scores: Scores) -> None:
+def test_probabilities_and_every_map_sum_to_one(variant: Variant, scores: AttentionScores) -> None:
     answered = answer(head_with(variant, scores), 30 * features())
     assert answered["probabilities"].shape == (2, CLASSES)
     np.testing.assert_allclose(answered["probabilities"].sum(axis=-1), 1, atol=1e-5)
@@ -82,7 +85,7 @@ def test_probabilities_and_every_map_sum_to_one(variant: Literal["attention", "b
 @pytest.mark.parametrize(("row", "column"), [(0, 6), (5, 1)])
 def test_a_map_is_laid_out_as_the_frame_row_by_row(row: int, column: int) -> None:
     """Content scores that reward what only one cell shows: the map must be brightest in that place."""
-    head = build_head(CLASSES, attention_scores="content", channels=CHANNELS)
+    head = build_head(CLASSES, HeadSpec(channels=CHANNELS))
     cell = head.get_layer("slstm").cell
     for variable in head.trainable_weights:
         variable.assign(np.zeros(variable.shape))
@@ -95,7 +98,7 @@ def test_a_map_is_laid_out_as_the_frame_row_by_row(row: int, column: int) -> Non
 
 
 @in_all_variants
-def test_inference_answers_the_same_every_time(variant: Literal["attention", "base"], scores: Scores) -> None:
+def test_inference_answers_the_same_every_time(variant: Variant, scores: AttentionScores) -> None:
     head = head_with(variant, scores)
     once, again = answer(head, features()), answer(head, features())
     for name, value in once.items():
@@ -103,9 +106,7 @@ def test_inference_answers_the_same_every_time(variant: Literal["attention", "ba
 
 
 @in_all_variants
-def test_training_drops_other_units_for_every_batch_and_every_clip(
-    variant: Literal["attention", "base"], scores: Scores
-) -> None:
+def test_training_drops_other_units_for_every_batch_and_every_clip(variant: Variant, scores: AttentionScores) -> None:
     head, same_clip_twice = head_with(variant, scores), np.repeat(features(1), 2, axis=0)
     once, again = answer(head, same_clip_twice, training=True), answer(head, same_clip_twice, training=True)
     for name, value in once.items():
@@ -114,9 +115,7 @@ def test_training_drops_other_units_for_every_batch_and_every_clip(
 
 
 @in_all_variants
-def test_without_dropout_training_answers_as_inference_does(
-    variant: Literal["attention", "base"], scores: Scores
-) -> None:
+def test_without_dropout_training_answers_as_inference_does(variant: Variant, scores: AttentionScores) -> None:
     head = head_with(variant, scores, dropout=0.0)
     trained, inferred = answer(head, features(), training=True), answer(head, features())
     for name, value in trained.items():
@@ -125,9 +124,10 @@ def test_without_dropout_training_answers_as_inference_does(
 
 def test_feature_dropout_hides_whole_channels_from_a_clip_and_nothing_in_inference() -> None:
     """With one channel there is all of a clip or nothing; what is left is as much stronger."""
-    head = build_head(CLASSES, dropout=0.0, feature_dropout=0.5, feature_scaling="none", channels=1)
+    one_channel = HeadSpec(feature_scaling="none", channels=1)
+    head = build_head(CLASSES, one_channel, dropout=0.0, feature_dropout=0.5)
     fill(head, seed=0)
-    plain = build_head(CLASSES, feature_scaling="none", channels=1)
+    plain = build_head(CLASSES, one_channel)
     plain.set_weights(head.get_weights())
     x = np.repeat(np.random.default_rng(1).exponential(size=(1, 40, 7, 7, 1)), 20, axis=0)
     shown, hidden = (answer(plain, share * x)["probabilities"][0] for share in (2.0, 0.0))
@@ -140,7 +140,7 @@ def test_feature_dropout_hides_whole_channels_from_a_clip_and_nothing_in_inferen
 
 
 @pytest.mark.parametrize("scores", ["state", "content"])
-def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: Scores) -> None:
+def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: AttentionScores) -> None:
     """One frame shown forty times to scores that do not see h: only a new mask could change the map."""
     head = head_with("attention", scores)
     kernel = head.get_layer("slstm").cell.mlp2.kernel
@@ -186,9 +186,7 @@ def test_dropout_takes_its_share_of_every_mask_and_of_both_states() -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @in_all_variants
-def test_a_saved_head_answers_the_same_after_loading(
-    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
-) -> None:
+def test_a_saved_head_answers_the_same_after_loading(variant: Variant, scores: AttentionScores, tmp_path: Path) -> None:
     head = head_with(variant, scores)
     head.save(tmp_path / "head.keras")
     loaded = answer(keras.saving.load_model(tmp_path / "head.keras"), features())
@@ -199,7 +197,7 @@ def test_a_saved_head_answers_the_same_after_loading(
 @in_all_variants
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_weights_trained_in_a_loop_fit_the_unrolled_head(
-    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
+    variant: Variant, scores: AttentionScores, tmp_path: Path
 ) -> None:
     looped, unrolled = head_with(variant, scores), head_with(variant, scores, unroll=True)
     fill(looped, seed=7)
@@ -210,39 +208,23 @@ def test_weights_trained_in_a_loop_fit_the_unrolled_head(
 
 
 def test_the_papers_sizes_are_the_defaults() -> None:
-    head = build_head(101)
+    head = build_head(101, HeadSpec())
     assert head.input_shape == (None, 40, 7, 7, 512)
     cell = head.get_layer("slstm").cell
     assert (cell.units, cell.mlp2.units, cell.mlp3.units, cell.mlp4.units) == (256, 128, 128, 128)
     assert head.output["probabilities"].shape == (None, 101)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"variant": "basic"},
-        {"readout": "first"},
-        {"attention_scores": "cells"},
-        {"feature_scaling": "log"},
-        {"members": 0},
-        {"members": -3},
-    ],
-)
-def test_what_cannot_be_built_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
-        build_head(CLASSES, **options)
-
-
-def apart(variant: Literal["attention", "base"] = "attention") -> list[Any]:
+def apart(variant: Variant = "attention") -> list[Any]:
     """Two heads of different weights."""
-    heads = [build_head(CLASSES, variant, channels=CHANNELS) for _ in range(2)]
+    heads = [build_head(CLASSES, HeadSpec(variant=variant, channels=CHANNELS)) for _ in range(2)]
     for seed, head in enumerate(heads):
         fill(head, seed)
     return heads
 
 
 @pytest.mark.parametrize("variant", ["attention", "base"])
-def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Literal["attention", "base"]) -> None:
+def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Variant) -> None:
     heads = apart(variant)
     one, other = (answer(head, features()) for head in heads)
     both = answer(average_heads(heads), features())
@@ -253,7 +235,7 @@ def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Liter
 
 
 def test_one_head_is_its_own_average() -> None:
-    head = build_head(CLASSES, "base", channels=CHANNELS)
+    head = build_head(CLASSES, HeadSpec(variant="base", channels=CHANNELS))
     assert average_heads([head]) is head
 
 
@@ -263,7 +245,7 @@ def test_no_heads_have_no_average() -> None:
 
 
 def test_a_head_of_two_members_is_two_heads_that_begin_apart_behind_the_outputs_of_one() -> None:
-    one, two = (build_head(CLASSES, channels=CHANNELS, members=members) for members in (1, 2))
+    one, two = (build_head(CLASSES, HeadSpec(channels=CHANNELS, members=members)) for members in (1, 2))
     assert two.count_params() == 2 * one.count_params()
     assert two.input_shape == one.input_shape
     assert {name: value.shape for name, value in two.output.items()} == {
@@ -286,7 +268,7 @@ def test_weights_of_heads_trained_apart_fit_one_of_members_built_later_looped_or
     averaged.save_weights(tmp_path / "head.weights.h5")
     expected = answer(averaged, features())
     for unroll in (False, True):
-        later = build_head(CLASSES, channels=CHANNELS, members=2, unroll=unroll)
+        later = build_head(CLASSES, HeadSpec(channels=CHANNELS, members=2), unroll=unroll)
         later.load_weights(tmp_path / "head.weights.h5")
         for name, value in answer(later, features()).items():
             np.testing.assert_allclose(value, expected[name], atol=1e-6)

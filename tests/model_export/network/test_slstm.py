@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model_export.network.slstm import SLSTMCell
+from model_export.network.slstm import SLSTMCell, initial_state
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import fill, slstm_weights
 from tests.model_export.network.reference import Array
@@ -43,7 +43,7 @@ def start(batch: int, seed: int = 1) -> tuple[Array, Array]:
 def run(cell: Any, x: Array, h0: Array, c0: Array) -> Array:
     """h at every step (B, T, U), by way of Keras' own RNN layer."""
     dtype = cell.compute_dtype
-    initial = cell.initial_state(keras.ops.cast(h0, dtype), keras.ops.cast(c0, dtype))
+    initial = initial_state(keras.ops.cast(h0, dtype), keras.ops.cast(c0, dtype))
     rnn = keras.layers.RNN(cell, return_sequences=True, dtype=dtype)
     return np.asarray(rnn(keras.ops.cast(x, dtype), initial_state=initial), np.float64)
 
@@ -61,7 +61,7 @@ def test_every_state_of_a_step_is_that_of_the_printed_equations_scaled_by_the_st
     rng = np.random.default_rng(2)
     cell = cell_for(inputs=5, dtype="float64")
     (h0, c0), x = start(batch=4), rng.normal(size=(4, 5))
-    out, (h, c, n, m) = cell(x, cell.initial_state(h0, c0))
+    out, (h, c, n, m) = cell(x, initial_state(h0, c0))
     expected_h, expected_c, expected_n = reference.slstm_step(slstm_weights(cell), x, h0, c0, np.ones_like(c0))
     scale = np.exp(np.asarray(m))
     np.testing.assert_allclose(out, expected_h, rtol=1e-12)
@@ -111,7 +111,7 @@ def test_gates_pushed_to_their_ends_give_finite_values_and_gradients(f: float, i
     h0, c0 = start(batch=1)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        states = cell.initial_state(tf.constant(h0, tf.float32), tf.constant(c0, tf.float32))
+        states = initial_state(tf.constant(h0, tf.float32), tf.constant(c0, tf.float32))
         for t in range(x.shape[1]):
             h, states = cell(x[:, t], states)
     expected = reference.slstm_in_log_space(slstm_weights(cell), x.numpy().astype(np.float64), h0, c0)
@@ -124,7 +124,7 @@ def test_gates_pushed_to_their_ends_give_finite_values_and_gradients(f: float, i
 @given(x=sequences(1e4))
 def test_the_normaliser_never_falls_below_one_so_nothing_divides_by_zero(x: Array) -> None:
     cell = cell_fed_gate_inputs("float32")
-    states = cell.initial_state(*(keras.ops.cast(state, "float32") for state in start(batch=1)))
+    states = initial_state(*(keras.ops.cast(state, "float32") for state in start(batch=1)))
     for t in range(x.shape[1]):
         _, states = cell(keras.ops.cast(x[:, t], "float32"), states)
         assert np.asarray(states[2]).min() >= 1.0

@@ -1,11 +1,14 @@
 """Folders of class folders become labelled clips, grouped by the video they were cut from."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from model_export.data.datasets import Clip, DatasetError, class_names, find_clips
+from model_export.data.datasets import LabelledClip, class_names, find_clips
+from model_export.errors import DatasetError
 
 MakeFolder = Callable[..., Path]
 
@@ -25,12 +28,12 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def groups(clips: list[Clip]) -> dict[str, str]:
+def groups(clips: list[LabelledClip]) -> dict[str, str]:
     return {clip.path.name: clip.group for clip in clips}
 
 
 class TestClips:
-    def test_folder_gives_path_and_label_sorted(self, make_folder: MakeFolder) -> None:
+    def test_clips_are_sorted_and_labelled_by_their_folder(self, make_folder: MakeFolder) -> None:
         folder = make_folder("b/1.mp4", "a/2.avi", "a/1.webm")
         clips = find_clips(folder)
         assert [(clip.path, clip.label) for clip in clips] == [
@@ -40,11 +43,13 @@ class TestClips:
         ]
         assert class_names(reversed(clips)) == ["a", "b"]
 
-    def test_suffix_counts_in_any_case_and_other_files_are_left_out(self, make_folder: MakeFolder) -> None:
+    def test_suffixes_match_in_any_case_and_other_files_are_ignored(self, make_folder: MakeFolder) -> None:
         folder = make_folder("a/1.AVI", "a/notes.txt", "a/.2.avi", "a/sub.avi/3.avi", "list.avi", ".git/4.avi")
         assert [clip.path.name for clip in find_clips(folder)] == ["1.AVI"]
 
-    def test_chosen_classes_only_and_an_empty_one_elsewhere_does_no_harm(self, make_folder: MakeFolder) -> None:
+    def test_only_the_requested_classes_are_read_and_an_empty_folder_elsewhere_is_ignored(
+        self, make_folder: MakeFolder
+    ) -> None:
         folder = make_folder("a/1.avi", "b/1.avi", "c/1.avi", "empty/readme.txt")
         assert class_names(find_clips(folder, ["c", "a"])) == ["a", "c"]
 
@@ -79,52 +84,59 @@ class TestGroups:
     def test_hmdb51_clips_are_grouped_by_source_video(self, make_folder: MakeFolder, name: str, video: str) -> None:
         assert [clip.group for clip in find_clips(make_folder(name))] == [video]
 
-    def test_other_clips_are_each_their_own_group(self, make_folder: MakeFolder) -> None:
+    def test_any_other_clip_is_a_group_of_its_own(self, make_folder: MakeFolder) -> None:
         clips = find_clips(make_folder("a/1.mp4", "a/2.mp4", "b/1.mp4"))
         assert len({clip.group for clip in clips}) == 3
 
-    def test_one_s_own_class_beside_ucf101(self, make_folder: MakeFolder) -> None:
+    def test_own_classes_can_be_mixed_with_ucf101(self, make_folder: MakeFolder) -> None:
         clips = find_clips(make_folder("Diving/v_Diving_g08_c01.avi", "Juggle/holiday.mov"))
         assert [clip.group for clip in clips] == ["v_Diving_g08", "Juggle/holiday"]
 
-    def test_real_clips(self, shared: Path) -> None:
-        clips = find_clips(shared / "clips" / "ucf101")
-        assert len(clips) == 606
-        assert len(class_names(clips)) == 13
-        for label in class_names(clips):
-            # The training side of split 1: videos 8 to 25 of each class.
-            numbers = {int(clip.group.rpartition("_g")[2]) for clip in clips if clip.label == label}
-            assert numbers <= set(range(8, 26))
-            assert len(numbers) >= 17
+    def test_every_real_clip_of_ucf101_is_found_once_with_its_class_and_its_video(self, shared: Path) -> None:
+        folder = shared / "clips" / "ucf101"
+        official = re.compile(r"v_(?P<name>[A-Za-z]+)_g(?P<video>\d\d)_c\d\d\.(avi|mp4)")
+        listed = {}
+        for root, _, names in os.walk(folder):
+            for name in names:
+                if match := official.fullmatch(name):
+                    listed[Path(root, name)] = (Path(root).name, f"v_{match['name']}_g{match['video']}")
+        assert listed
+
+        clips = find_clips(folder)
+
+        assert len(clips) == len(listed)
+        assert {clip.path: (clip.label, clip.group) for clip in clips} == listed
 
 
 class TestRefusals:
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(DatasetError, match=rf"{tmp_path}/none cannot be read \(No such file or directory\): give"):
+    def test_missing_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            DatasetError, match=rf"{tmp_path}/none cannot be read \(No such file or directory\); name a folder"
+        ):
             find_clips(tmp_path / "none")
 
-    def test_file_in_the_place_of_the_folder(self, make_folder: MakeFolder) -> None:
+    def test_file_instead_of_a_folder_is_refused(self, make_folder: MakeFolder) -> None:
         with pytest.raises(DatasetError, match=r"1\.avi cannot be read \(Not a directory\)"):
             find_clips(make_folder("a/1.avi") / "a" / "1.avi")
 
-    def test_folder_without_class_folders(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(DatasetError, match="holds no folders: it needs one folder of clips a class"):
+    def test_folder_without_class_folders_is_refused(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match="holds no folders; it needs one folder of clips per class"):
             find_clips(make_folder("1.avi", "2.avi"))
 
-    def test_class_without_clips(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.avi, .*\): put some in or remove"):
+    def test_class_without_clips_is_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.avi, .*\); add clips or remove"):
             find_clips(make_folder("a/1.avi", "b/readme.txt"))
 
-    def test_absent_class_names_those_there_are(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(DatasetError, match=r"clips has no class c: choose among a, b\."):
+    def test_unknown_class_is_refused_with_the_known_ones(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match=r"clips has no class c; choose among a, b$"):
             find_clips(make_folder("a/1.avi", "b/1.avi"), ["a", "c"])
 
     @pytest.mark.parametrize("second", ("a", "A"))
-    def test_class_asked_for_twice(self, make_folder: MakeFolder, second: str) -> None:
+    def test_class_requested_twice_is_refused(self, make_folder: MakeFolder, second: str) -> None:
         with pytest.raises(DatasetError, match=rf"a class is named twice \(a, {second}\); keep one"):
             find_clips(make_folder("a/1.avi", "b/1.avi"), ["a", "b", second])
 
-    def test_two_folders_of_one_class(self, make_folder: MakeFolder) -> None:
+    def test_folders_that_differ_only_in_case_are_refused(self, make_folder: MakeFolder) -> None:
         folder = make_folder("Diving/1.avi", "diving/1.avi")
         if len(list(folder.iterdir())) == 1:
             pytest.skip("this file system ignores case")

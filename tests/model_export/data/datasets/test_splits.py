@@ -1,4 +1,4 @@
-"""The official splits of UCF-101 and HMDB-51, read from their authors' files and applied to the clips at hand."""
+"""The official splits of UCF-101 and HMDB-51, read from their authors' files and applied to clips."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model_export.data.datasets import Clip, DatasetError, Side, Split, find_clips, hmdb51, ucf101
+from model_export.data.datasets import LabelledClip, Side, Split, find_clips, hmdb51, ucf101
+from model_export.errors import DatasetError
 
 UCF_FILES = {
     "classInd.txt": "1 Diving\n2 Punch\n",
@@ -32,13 +33,13 @@ def write(tmp_path: Path) -> Write:
     return write_files
 
 
-def clip(path: str) -> Clip:
-    return Clip(Path(path), Path(path).parent.name, Path(path).stem)
+def clip(path: str) -> LabelledClip:
+    return LabelledClip(Path(path), Path(path).parent.name, Path(path).stem)
 
 
 class TestUcf101:
     @pytest.mark.parametrize("line_end", ("\n", "\r\n"))
-    def test_lists(self, write: Write, line_end: str) -> None:
+    def test_each_listed_clip_has_its_side(self, write: Write, line_end: str) -> None:
         folder = write({name: text.replace("\n", line_end) for name, text in UCF_FILES.items()})
         split = ucf101.read_split(folder, 1)
         assert split.sides == {
@@ -67,21 +68,23 @@ class TestUcf101:
         with pytest.raises(DatasetError, match=complaint) as raised:
             ucf101.read_split(folder, 1)
         assert str(folder / file) in str(raised.value)
-        assert "take the official list again" in str(raised.value)
+        assert "download the official list again" in str(raised.value)
 
-    def test_absent_list_is_named(self, write: Write) -> None:
+    def test_missing_list_is_named(self, write: Write) -> None:
         folder = write(UCF_FILES)
-        with pytest.raises(DatasetError, match=r"trainlist02\.txt cannot be read \(No such file or directory\): put"):
+        with pytest.raises(DatasetError, match=r"trainlist02\.txt cannot be read \(No such file or directory\); put"):
             ucf101.read_split(folder, 2)
 
-    def test_list_that_is_no_text(self, write: Write) -> None:
+    def test_list_that_is_not_a_text_file_is_refused(self, write: Write) -> None:
         folder = write(UCF_FILES)
         (folder / "testlist01.txt").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(DatasetError, match=r"testlist01\.txt cannot be read \(not a text file\)"):
             ucf101.read_split(folder, 1)
 
     @pytest.mark.parametrize(("number", "train", "test"), ((1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)))
-    def test_official_lists(self, shared: Path, number: int, train: int, test: int) -> None:
+    def test_official_lists_have_the_published_numbers_of_clips(
+        self, shared: Path, number: int, train: int, test: int
+    ) -> None:
         split = ucf101.read_split(shared / "splits" / "ucfTrainTestlist", number)
         assert Counter(split.sides.values()) == {Side.TRAIN: train, Side.TEST: test}
         assert len({label for label, _ in split.sides}) == 101
@@ -105,7 +108,7 @@ class TestUcf101:
 
 class TestHmdb51:
     @pytest.mark.parametrize("line_end", ("\n", "\r\n"))
-    def test_marks(self, write: Write, line_end: str) -> None:
+    def test_marks_0_1_and_2_are_unused_training_and_test(self, write: Write, line_end: str) -> None:
         folder = write({name: text.replace("\n", line_end) for name, text in HMDB_FILES.items()})
         assert hmdb51.read_split(folder, 1).sides == {
             ("brush_hair", "April_brush_hair_u_nm_np1_ba_goo_0"): Side.TRAIN,
@@ -122,7 +125,7 @@ class TestHmdb51:
             hmdb51.read_split(folder, 1)
 
     def test_folder_without_lists_is_named(self, write: Write) -> None:
-        with pytest.raises(DatasetError, match=r"holds no \*_test_split2\.txt: put the official split lists there"):
+        with pytest.raises(DatasetError, match=r"holds no \*_test_split2\.txt; put the official split lists there"):
             hmdb51.read_split(write(HMDB_FILES), 2)
 
     @pytest.mark.parametrize("number", (1, 2, 3))
@@ -150,13 +153,13 @@ class TestDivide:
     def split(self, write: Write) -> Split:
         return ucf101.read_split(write(UCF_FILES), 1)
 
-    def test_suffix_of_the_file_does_not_matter(self, split: Split) -> None:
+    def test_clips_are_matched_without_their_suffix(self, split: Split) -> None:
         clips = [clip("Diving/v_Diving_g08_c01.mp4"), clip("Diving/v_Diving_g01_c01.mkv")]
         division = split.divide(clips)
         assert division.train == (clips[0],)
         assert division.test == (clips[1],)
 
-    def test_clip_not_listed_is_extra(self, split: Split) -> None:
+    def test_clip_that_is_not_listed_is_extra(self, split: Split) -> None:
         clips = [clip("Diving/v_Diving_g01_c02.avi"), clip("Punch/v_Diving_g01_c01.avi")]
         assert split.divide(clips).extra == tuple(clips)
 
@@ -165,11 +168,11 @@ class TestDivide:
         division = split.divide(clips)
         assert (division.train, division.extra) == ((clips[0],), (clips[1],))
 
-    def test_listed_clip_is_missed_in_the_classes_at_hand_only(self, split: Split) -> None:
+    def test_listed_clip_without_a_file_is_missing_if_its_class_is_available(self, split: Split) -> None:
         division = split.divide([clip("Diving/v_Diving_g08_c01.avi")])
         assert division.missing == ("Diving/v_Diving_g01_c01",)
 
-    def test_unused_clip_is_neither_extra_nor_missed(self, write: Write) -> None:
+    def test_unused_clip_is_neither_extra_nor_missing(self, write: Write) -> None:
         split = hmdb51.read_split(write(HMDB_FILES), 1)
         june, other = clip("wave/June_wave_u_nm_np1_ba_goo_0.avi"), clip("wave/x.avi")
         division = split.divide([june, other])

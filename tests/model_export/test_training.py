@@ -1,0 +1,56 @@
+"""The command ``train`` up to the fitting; what it makes of real clips is tested in tests/e2e."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_export.errors import DatasetError, HeadError, ReportError, TrainingError
+from model_export.network.spec import HeadSpec
+from model_export.recipe import Recipe, settings
+from model_export.training import train_head
+from tests.model_export.cached_clips import CachedClips
+
+
+def train(cached: CachedClips, *names: str, **options: object) -> None:
+    train_head(
+        cached.add(*names),
+        cached.features,
+        cached.folder / "head",
+        HeadSpec(),
+        Recipe(),
+        weights=cached.weights,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("option", ["name", "version"])
+def test_a_head_without_a_name_or_version_is_refused_first(cached: CachedClips, option: str) -> None:
+    with pytest.raises(HeadError, match="--name and --version must not be empty"):
+        train(cached, **{option: ""})
+
+
+def test_one_class_is_refused(cached: CachedClips) -> None:
+    with pytest.raises(DatasetError, match="the class squats alone"):
+        train(cached, "squats/a.mp4", "squats/b.mp4")
+
+
+def test_a_class_with_nothing_to_hold_out_is_named(cached: CachedClips) -> None:
+    with pytest.raises(TrainingError, match=r"waving has one source video.*add clips .*--holdout 0"):
+        train(cached, "squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+
+
+def test_checkpoints_of_another_variant_are_refused(cached: CachedClips) -> None:
+    recipe = cached.folder / "head" / "run" / "recipe.json"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(json.dumps(settings(HeadSpec(variant="base"), Recipe())))
+    with pytest.raises(TrainingError, match=rf"^{recipe}: .*variant.*; remove {recipe.parent}, .*--output"):
+        train(cached, "squats/a.mp4", "squats/b.mp4", "waving/a.mp4", "waving/b.mp4")
+
+
+def test_an_evaluation_of_another_recipe_is_refused_before_any_work(cached: CachedClips, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}')
+    with pytest.raises(
+        ReportError, match="has no head of this recipe and these classes; run `limelight-model evaluate`"
+    ):
+        train(cached, "squats/a.mp4", "waving/a.mp4", evaluation=tmp_path)
