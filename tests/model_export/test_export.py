@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_bundle_unchanged(
 
     monkeypatch.setattr(export, "_write_models", disk_fills_up)
     with pytest.raises(
-        ExportError, match=r"bundle was not written, because the disk is full .*free \d+ MiB or choose another"
+        ExportError, match=r"bundle was not written because the disk is full .*free \d+ MiB or choose another"
     ):
         export_bundle(load_head(narrow_head), None, kept, filters=NARROW, force=True)
     load_bundle(kept)
