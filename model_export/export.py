@@ -21,7 +21,7 @@ import model_export
 from model_export.data.encoders import keras_encoder
 from model_export.errors import ExportError
 from model_export.head import TrainedHead
-from model_export.network.arrays import HeadOutputs, predictor
+from model_export.network.arrays import HeadOutputs, all_values, largest_difference, predictor
 from model_export.network.spec import FRAME_COUNT, IMAGE_SIZE
 from model_export.network.vgg19 import build_encoder
 from model_export.quantize import quantize
@@ -249,7 +249,7 @@ def _check(
     for precision in ("fp32", "fp16", "int8"):
         network = OnnxNetwork(folder / _file_name(precision))
         outputs = [network(frames[np.newaxis]) for frames in clips]
-        difference = max(map(HeadOutputs.largest_difference, outputs, expected))
+        difference = max(map(largest_difference, outputs, expected))
         reporter.say(f"checking: {precision} differs from Keras by at most {difference:.1e}")
         _judge(precision, outputs, difference, folder)
         differences[precision] = difference
@@ -258,7 +258,7 @@ def _check(
 
 def _judge(precision: Precision, outputs: list[HeadOutputs], difference: float, folder: Path) -> None:
     file = _file_name(precision)
-    if not all(np.isfinite(values).all() for output in outputs for values in output.arrays):
+    if not all(np.isfinite(all_values(output)).all() for output in outputs):
         raise ExportError(
             f"{file} computes values that are not finite, so no bundle was written; this is a bug, please report it"
         )

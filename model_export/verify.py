@@ -17,7 +17,7 @@ from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, FeatureError, HeadError
 from model_export.head import TrainedHead
-from model_export.network.arrays import Frames, HeadOutputs, predictor
+from model_export.network.arrays import Frames, HeadOutputs, as_outputs, largest_difference, predictor
 from model_export.network.vgg19 import build_encoder
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
@@ -46,7 +46,7 @@ class OnnxNetwork:
     def __call__(self, frames: Frames) -> HeadOutputs:
         """Compute the outputs for frames ``(clips, 40, 224, 224, 3)``."""
         found = self.session.run(self.names, {"frames": frames})
-        return HeadOutputs(**dict(zip(self.names, found, strict=True)))
+        return as_outputs(dict(zip(self.names, found, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def _check(name: str, precision: Precision, found: HeadOutputs, expected: HeadOu
     predicted = int(found.probabilities[0].argmax())
     probabilities = expected.probabilities[0]
     agrees = probabilities.max() - probabilities[predicted] < TIE
-    return ClipCheck(name, precision, bool(agrees), found.largest_difference(expected))
+    return ClipCheck(name, precision, bool(agrees), largest_difference(found, expected))
 
 
 def agreement(checks: Iterable[ClipCheck]) -> Agreement:

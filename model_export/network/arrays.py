@@ -1,6 +1,6 @@
 """The arrays that go into the network and come out of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +30,24 @@ class HeadOutputs:
     """
 
     probabilities: npt.NDArray[np.float32]
-    attention: npt.NDArray[np.float32] | None = None
+    attention: npt.NDArray[np.float32] | None
 
-    @property
-    def arrays(self) -> list[npt.NDArray[np.float32]]:
-        """The outputs that there are."""
-        return [self.probabilities] if self.attention is None else [self.probabilities, self.attention]
 
-    def largest_difference(self, other: "HeadOutputs") -> float:
-        """The largest absolute difference in any probability or attention value."""
-        pairs = zip(self.arrays, other.arrays, strict=True)
-        return max(float(np.abs(one - another).max()) for one, another in pairs)
+def as_outputs(named: Mapping[str, npt.ArrayLike]) -> HeadOutputs:
+    """Build the outputs from arrays by name, as Keras and ONNX Runtime return them."""
+    attention = named.get("attention")
+    return HeadOutputs(np.asarray(named["probabilities"]), None if attention is None else np.asarray(attention))
+
+
+def all_values(outputs: HeadOutputs) -> npt.NDArray[np.float32]:
+    """Return all probabilities and attention values, flat."""
+    parts = [outputs.probabilities] if outputs.attention is None else [outputs.probabilities, outputs.attention]
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def largest_difference(found: HeadOutputs, expected: HeadOutputs) -> float:
+    """Return the largest absolute difference in any probability or attention value."""
+    return float(np.abs(all_values(found) - all_values(expected)).max())
 
 
 Predict = Callable[[Cuboids], HeadOutputs]
@@ -51,6 +58,6 @@ def predictor(head: Any) -> Predict:
     """A Keras head (see ``build_head``) as a function that computes in inference mode."""
 
     def predict(features: Cuboids) -> HeadOutputs:
-        return HeadOutputs(**{name: np.asarray(value) for name, value in head.predict_on_batch(features).items()})
+        return as_outputs(head.predict_on_batch(features))
 
     return predict

@@ -119,7 +119,7 @@ def test_measurements_of_several_folds_are_joined_clip_by_clip() -> None:
 
 def test_a_head_without_attention_is_refused() -> None:
     def base(cuboids: Array) -> HeadOutputs:
-        return HeadOutputs(np.ones((len(cuboids), 2), np.float32))
+        return HeadOutputs(np.ones((len(cuboids), 2), np.float32), None)
 
     with pytest.raises(ValueError, match="base has no attention"):
         deletion(base, clips(1))
