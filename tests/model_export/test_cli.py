@@ -107,7 +107,7 @@ def test_evaluate_refuses_the_number_of_a_split_that_does_not_exist(tmp_path: Pa
     assert "--split" in result.stderr
 
 
-def test_help_loads_neither_tensorflow_nor_anything_else_that_is_slow() -> None:
+def test_help_imports_neither_tensorflow_nor_other_slow_libraries() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from model_export.cli import app;"
         "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0;"

@@ -58,9 +58,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_mnn
 @pytest.mark.parametrize("count", [1, 8, 11, 40])
-def test_winograd_and_keras_agree_to_less_than_float16_rounds_off(
-    encoder: Any, frames: npt.NDArray[np.uint8], count: int
-) -> None:
+def test_mnn_and_keras_agree_within_float16_rounding(encoder: Any, frames: npt.NDArray[np.uint8], count: int) -> None:
     cuboids = winograd_encoder(encoder)(frames[:count])
     expected = keras_encoder(encoder)(frames[:count])
     assert cuboids.dtype == expected.dtype == np.float32
@@ -70,7 +68,7 @@ def test_winograd_and_keras_agree_to_less_than_float16_rounds_off(
 
 
 def test_bfloat16_rounds_only_weights_and_activations(encoder: Any, frames: npt.NDArray[np.uint8]) -> None:
-    """Sixteen layers of rounding add up at random: far less than 16 times the rounding of one, and not nothing."""
+    """The rounding of sixteen layers adds up at random: far less than 16 times that of one, but not zero."""
     cuboids = bfloat16_encoder(encoder)(frames[:11])
     expected = keras_encoder(encoder)(frames[:11])
     assert cuboids.dtype == np.float32

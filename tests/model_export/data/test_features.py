@@ -36,7 +36,7 @@ def no_encoder() -> FrameEncoder:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 1,000 bytes."""
+    """Limit files to 1,000 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:

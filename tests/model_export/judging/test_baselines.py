@@ -128,7 +128,7 @@ def test_features_are_read_once_for_both_baselines(tmp_path: Path) -> None:
     lstm.fit(clips, clips)
 
 
-def test_with_nothing_held_out_one_video_a_class_is_enough(clips: list[Example]) -> None:
+def test_one_video_per_class_is_enough_if_nothing_is_held_out(clips: list[Example]) -> None:
     train = [clip for clip in clips if clip.group.endswith("-0")]
     lstm = quick_lstm(3, flip=False, epochs=1, holdout=0)
     assert lstm.fit(train, clips).shape == (len(clips), 3)

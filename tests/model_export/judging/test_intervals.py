@@ -20,7 +20,7 @@ def test_clips_of_one_source_video_count_as_one() -> None:
     assert apart.high - apart.low < 0.5 * (together.high - together.low)
 
 
-def test_a_large_group_weighs_by_its_clips() -> None:
+def test_groups_are_weighted_by_their_number_of_clips() -> None:
     assert mean_over_groups([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
 
 

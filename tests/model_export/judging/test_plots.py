@@ -39,7 +39,7 @@ def test_every_class_has_room_in_the_confusion_matrix(tmp_path: Path, classes: i
     assert max(width, height) < 3000
 
 
-def test_is_drawn_where_the_clips_are(tmp_path: Path) -> None:
+def test_the_confusion_matrix_shows_predictions_in_columns(tmp_path: Path) -> None:
     """All clips of the second class are taken for the first: the lower left quarter is dark, the others are not."""
     path = tmp_path / "confusion.png"
     plot_confusion(results("x", [0] * 8), path)
@@ -54,7 +54,7 @@ def history(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_history_with_and_without_held_out_clips(tmp_path: Path) -> None:
+def test_the_held_out_curve_is_drawn_only_if_clips_were_held_out(tmp_path: Path) -> None:
     whole = "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy\n1,0.1,2.5,0.1,2.4,0.2\n2,0.1,1.5,0.5,1.9,0.4\n"
     plot_history(history(tmp_path, whole), tmp_path / "whole.png")
     plot_history(history(tmp_path, "epoch,loss,accuracy\n1,2.5,0.1\n2,1.5,0.5\n"), tmp_path / "bare.png")
@@ -68,7 +68,7 @@ def test_history_with_and_without_held_out_clips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "epoch,loss,accuracy\n", "epoch,loss,accuracy\n1,high,0.5\n", "epoch,loss,accuracy\n1\n"]
 )
-def test_what_is_no_log_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_log_is_named(tmp_path: Path, text: str) -> None:
     path = history(tmp_path, text)
     with pytest.raises(ReportError, match=rf"^{path} is not the log of a training"):
         plot_history(path, tmp_path / "history.png")

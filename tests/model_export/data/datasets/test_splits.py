@@ -99,7 +99,7 @@ class TestUcf101:
             assert None not in train | test
             assert train.isdisjoint(test)
 
-    def test_clips_at_hand_are_the_training_side_of_split_1(self, shared: Path) -> None:
+    def test_the_available_clips_are_on_the_training_side_of_split_1(self, shared: Path) -> None:
         clips = find_clips(shared / "clips" / "ucf101")
         division = ucf101.read_split(shared / "splits" / "ucfTrainTestlist", 1).divide(clips)
         assert division.train == tuple(clips)
