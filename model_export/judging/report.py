@@ -279,7 +279,7 @@ def _comparison_lines(experiment: Experiment) -> list[str]:
     first = experiment.results[0].contender
     return [
         "",
-        f"### {first} compared with the others, on the same clips",
+        f"### {first} against the others, on the same clips",
         "",
         *markdown_table(
             (

@@ -81,7 +81,7 @@ def test_accuracy_of_grouped_and_random_folds_is_compared(tmp_path: Path) -> Non
 
 def test_the_first_method_is_compared_with_the_others(tmp_path: Path) -> None:
     against, difference, interval, only_first, only_second, p = row(
-        write(tmp_path, GROUPED).split("compared with the others")[1], "plain LSTM"
+        write(tmp_path, GROUPED).split("against the others")[1], "plain LSTM"
     )
     assert (against, difference, only_first, only_second) == ("plain LSTM", "+37.5", "3", "0")
     assert p == "0.250", "two-sided: three of three"
