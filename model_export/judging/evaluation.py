@@ -94,7 +94,6 @@ def evaluate(
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     classes = len(data.labels)
     trials = [HeadTrials(one, recipe, classes, output / "runs", reporter) for one in plan.specs(spec)]
-    # The baselines' networks are small and quick to train: they get twice the epochs.
     simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed)
     contenders = [*(trial.contender() for trial in trials), *simple]
     protocols = [split_protocol(data, split) for split in splits] or [

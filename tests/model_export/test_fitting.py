@@ -2,6 +2,8 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,16 @@ def quick(**changes: Any) -> Recipe:
 QUICK = quick()
 
 Examples = Callable[..., list[Example]]
+Fitted = Callable[[Recipe], FittedHead]
 
 
-@pytest.fixture
-def examples(tmp_path: Path) -> Examples:
-    """Clips whose class is the channel that is active, in one cell that wanders; the group adds its own background."""
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Clips whose class is the channel that is active, in one cell that wanders; each group has its own background."""
 
+    @cache
     def make(groups: int, per_group: int = 2, classes: int = 3) -> list[Example]:
+        folder = tmp_path_factory.mktemp("features")
         random = np.random.default_rng(0)
         made = []
         for label in range(classes):
@@ -45,13 +50,19 @@ def examples(tmp_path: Path) -> Examples:
                     for step, cell in enumerate(random.integers(0, 7, (40, 2))):
                         features[step, cell[0], cell[1], label] += 6.0
                     name = f"{label}/{group}-{clip}"
-                    plain, flipped = (tmp_path / f"{label}-{group}-{clip}{view}.npy" for view in ("", ".flipped"))
+                    plain, flipped = (folder / f"{label}-{group}-{clip}{view}.npy" for view in ("", ".flipped"))
                     np.save(plain, features.astype(np.float16))
                     np.save(flipped, features[:, :, ::-1].astype(np.float16))
                     made.append(Example(plain, label, f"{label}/{group}", name, flipped))
         return made
 
     return make
+
+
+@pytest.fixture(scope="module")
+def fitted(examples: Examples) -> Fitted:
+    """Heads fitted to two groups of each class, each recipe once for all tests."""
+    return cache(lambda recipe: fit_head(examples(groups=2), 3, PLAIN, recipe))
 
 
 def weights(result: FittedHead) -> list[Any]:
@@ -105,11 +116,11 @@ def test_a_cosine_schedule_ends_near_zero_and_a_constant_one_does_not(examples: 
     assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
 
 
-def test_the_seed_determines_the_head(examples: Examples) -> None:
-    clips = examples(groups=4, per_group=1)
-    first, second, other = (fit_head(clips, 3, PLAIN, quick(seed=seed)) for seed in (0, 0, 1))
-    assert_same(first, second)
-    assert any((one != two).any() for one, two in zip(weights(first), weights(other), strict=True))
+def test_the_seed_determines_the_head(examples: Examples, fitted: Fitted) -> None:
+    assert_same(fitted(QUICK), fit_head(examples(groups=2), 3, PLAIN, QUICK))
+    assert any(
+        (one != two).any() for one, two in zip(weights(fitted(QUICK)), weights(fitted(quick(seed=1))), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,16 +133,15 @@ def test_the_seed_determines_the_head(examples: Examples) -> None:
         {"doubly_stochastic": 1.0},
     ],
 )
-def test_each_setting_changes_the_head(examples: Examples, change: dict[str, Any]) -> None:
-    clips = examples(groups=2)
-    plain, changed = fit_head(clips, 3, PLAIN, QUICK), fit_head(clips, 3, PLAIN, quick(**change))
+def test_each_setting_changes_the_head(fitted: Fitted, change: dict[str, Any]) -> None:
+    plain, changed = fitted(QUICK), fitted(quick(**change))
     assert any((one != two).any() for one, two in zip(weights(plain), weights(changed), strict=True))
 
 
-def test_members_are_averaged_in_one_head(examples: Examples) -> None:
+def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:
     clips = examples(groups=2)
     both = fit_head(clips, 3, HeadSpec(feature_scaling="none", members=2), QUICK)
-    alone = [fit_head(clips, 3, PLAIN, quick(seed=seed)).model for seed in (0, 1)]
+    alone = [fitted(quick(seed=seed)).model for seed in (0, 1)]
     np.testing.assert_allclose(
         predict_probabilities(both.model, clips),
         np.mean([predict_probabilities(head, clips) for head in alone], axis=0),
@@ -197,8 +207,9 @@ def test_a_class_with_one_group_cannot_be_held_out(examples: Examples, tmp_path:
     fit_head(examples(groups=1), 3, PLAIN, QUICK, run=tmp_path / "run")  # the remedy is open
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(examples: Examples) -> None:
-    clips = examples(groups=2)
+def test_a_loss_that_is_not_finite_ends_the_run(examples: Examples, tmp_path: Path) -> None:
+    clips = list(examples(groups=2))
+    clips[0] = replace(clips[0], features=tmp_path / "nan.npy")
     np.save(clips[0].features, np.full((40, 7, 7, CHANNELS), np.nan, np.float16))
     with pytest.raises(TrainingError, match="the loss is nan after epoch 1"):
         fit_head(clips, 3, PLAIN, QUICK)
