@@ -59,7 +59,7 @@ def cross_validate(
         kept: folder to keep predictions in, one file per contender and fold, so that an interrupted run continues where
             it stopped. Predictions are reused only for the same contender, recipe and clips with feature files of the
             same names, which identify encoder and frames as well (see ``FeatureCache``).
-        reporter: told before and after each training.
+        reporter: receives the beginning and end of each training.
 
     Returns:
         The results of each contender, in order, with clips in the order in which the folds test them.

@@ -27,7 +27,7 @@ class HeadTrials:
         recipe: how each head is trained.
         classes: number of classes.
         runs: folder of checkpoints and logs.
-        reporter: told each epoch.
+        reporter: receives each epoch.
     """
 
     spec: HeadSpec

@@ -1,4 +1,4 @@
-"""The command ``train`` up to the fitting; what it makes of real clips is tested in tests/e2e."""
+"""The command ``train`` up to the fitting; the rest is tested in tests/e2e."""
 
 import json
 from pathlib import Path

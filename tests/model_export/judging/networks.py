@@ -15,7 +15,7 @@ TELLING = (2, 5)  # the only cell that the networks look at
 
 
 def clips(count: int = 12) -> list[Array]:
-    """Noise, with a bright cell that tells the class."""
+    """Noise, with a bright cell that determines the class."""
     rng = np.random.default_rng(0)
     cuboids = rng.uniform(0, 0.1, (count, STEPS, 7, 7, CHANNELS)).astype(np.float32)
     cuboids[:, :, *TELLING, 0] = rng.uniform(2, 3, (count, STEPS))

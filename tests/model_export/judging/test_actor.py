@@ -37,7 +37,7 @@ def test_box_shares_are_in_rows_from_the_top() -> None:
 
 @pytest.fixture(scope="module")
 def actors() -> list[ActorClip]:
-    """Rendered clips whose features are the frames' brightness, so that clips can be told apart."""
+    """Rendered clips whose features are the frames' brightness, which differs between clips."""
     return list(render_and_encode(brightness, clips=3, frames=50))
 
 

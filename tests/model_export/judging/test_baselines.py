@@ -31,7 +31,7 @@ def features(label: int, random: np.random.Generator) -> Cuboids:
 def save(
     folder: Path, clips: Sequence[tuple[int, int, int, Cuboids]], flipped: Sequence[Cuboids] = ()
 ) -> list[Example]:
-    """Writes features of (label, group, clip) and, where given, those of their mirrored views."""
+    """Write features of (label, group, clip) and, if given, those of their mirrored views."""
     made = []
     for i, (label, group, clip, cuboids) in enumerate(clips):
         stem = f"v_{LABELS[label]}_g{group:02}_c{clip:02}"
