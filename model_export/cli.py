@@ -1,109 +1,124 @@
-"""``limelight-model``: weights, training, export and verification. Offline; the service never needs it."""
+"""``limelight-model``: weights, features, training, evaluation, export and verification.
 
-import datetime as dt
+This module declares options and prints results. What the commands do is in the modules that they import, which tests
+call without the command line.
+"""
+
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from enum import StrEnum
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-from model_export.datasets import Clip, DatasetError, class_names, find_clips, read_official_split
-from model_export.weights import WeightsError, fetch_weights
-from service.errors import BundleError, ClipError
-from service.model.bundle import Precision, Variant, file_sha256, load_bundle, write_manifest
-from service.video.decoder import decode_clip
+from model_export.errors import LimelightModelError
+from model_export.judging.plan import EvaluationPlan
+from model_export.network.spec import FeatureDtype, HeadSpec
+from model_export.options import takes
+from model_export.recipe import Recipe
+from model_export.reporter import Received, Reporter
+from service.errors import LimelightError
+from service.model.bundle import Precision
 
-if TYPE_CHECKING:
-    from model_export.experiment import Protocol
-    from model_export.gathering import Gathered
-    from model_export.head import TrainedHead
-    from model_export.report import Experiment
-    from model_export.training import LogLine, Recipe, TrainingResult
-    from model_export.verify import Frames, Outputs
-
-# Before TensorFlow is imported: its start-up messages are about GPUs that the offline side does not need.
+# Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Spelt again where the modules that define them would bring TensorFlow along.
-AttentionScores = Literal["content", "state"]
-FeatureDtype = Literal["float16", "float32"]
-FeatureScaling = Literal["none", "root"]
-Readout = Literal["last", "mean"]
-Schedule = Literal["cosine", "constant"]
+T = TypeVar("T")
 
-
-# What may be asked for more than once: Typer knows no lists of Literals.
-class Folds(StrEnum):
-    """How clips are dealt to folds."""
-
-    GROUPED = "grouped"
-    RANDOM = "random"
-
-
-class Variants(StrEnum):
-    """The networks (see ``build_head``)."""
-
-    ATTENTION = "attention"
-    BASE = "base"
-
-
-class Scorings(StrEnum):
-    """What scores a cell (see ``AttentionSLSTMCell``)."""
-
-    CONTENT = "content"
-    STATE = "state"
-
-
-app = typer.Typer(help="Train the network, judge it, export it to a bundle, check it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train a head on your clips, evaluate it, export it to a bundle for `limelight serve`, and verify the bundle.",
+    no_args_is_help=True,
+)
 console = Console()
 
-WeightsOption = Annotated[Path | None, typer.Option(help="VGG19 weights file; found or downloaded where not given.")]
-VideosOption = Annotated[Path, typer.Option(help="Folder of class folders of clips (UCF-101, HMDB-51 or your own).")]
-FeaturesOption = Annotated[Path, typer.Option(help="Folder to keep VGG19 features in.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="VGG19 weights file (default: the one in Keras' cache, downloaded if missing).")
+]
+VideosOption = Annotated[
+    Path, typer.Option(help="Folder with one folder of clips per class: UCF-101, HMDB-51 or your own.")
+]
+FeaturesOption = Annotated[
+    Path, typer.Option(help="Folder of cached VGG19 features; features that are missing are computed and added.")
+]
 ClassOption = Annotated[
-    list[str] | None, typer.Option("--class", help="Only this class; give it once a class. All where not given.")
+    list[str] | None, typer.Option("--class", help="Use only this class; repeat the option for more (default: all).")
 ]
 CountOption = Annotated[
-    int | None, typer.Option("--clips-per-class", min=1, help="Take at most so many, of all groups; all if not given.")
+    int | None,
+    typer.Option(
+        "--clips-per-class",
+        min=1,
+        help="Use at most this many clips per class, spread over all groups; lower it for a quick try (default: all).",
+    ),
 ]
 HeadOption = Annotated[
-    Path | None, typer.Option(help="Trained head, as `train` writes it; the pretrained one if not given.")
+    Path | None, typer.Option(help="Folder of a trained head, as `train` writes it (default: the pretrained head).")
 ]
-# The recipe, for `train` and `evaluate` (see model_export.training.Recipe).
-ScoresOption = Annotated[AttentionScores, typer.Option(help="What scores a cell: what it shows, or h alone.")]
-ReadoutOption = Annotated[Readout, typer.Option(help="What is classified: h_40 or the mean h.")]
-ScalingOption = Annotated[FeatureScaling, typer.Option(help="Square roots of equal length, or VGG19's own values.")]
-MotionOption = Annotated[bool, typer.Option(help="Tell the sLSTM how much each frame changes, too.")]
-EpochsOption = Annotated[int, typer.Option(min=1, help="At most; the schedule spans them.")]
-PatienceOption = Annotated[int, typer.Option(min=1, help="Epochs without a smaller held-out loss before it stops.")]
-HoldoutOption = Annotated[
-    float, typer.Option(min=0, max=0.5, help="Share of groups held out to choose the epoch; 0: none, all epochs.")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="Clips a step.")]
-RateOption = Annotated[float, typer.Option(min=0, help="Of RMSProp.")]
-ScheduleOption = Annotated[Schedule, typer.Option(help="Of the learning rate.")]
-DropoutOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of VGG19's channels hidden from a clip.")]
-SpreadOption = Annotated[float, typer.Option(min=0, help="Of Xu's penalty on what the attention leaves out.")]
-DecayOption = Annotated[float, typer.Option(min=0, help="Decoupled weight decay.")]
-SmoothingOption = Annotated[float, typer.Option(min=0, max=0.9, help="Share of each target spread over all classes.")]
-FlipOption = Annotated[bool, typer.Option("--flip", help="Show clips mirrored, too; twice the features.")]
-MembersOption = Annotated[int, typer.Option(min=1, help="Heads of different seeds, averaged in one.")]
-SeedOption = Annotated[int, typer.Option(help="Of weights, order, dropout, folds and resamples.")]
+
+
+class TerminalReporter(Reporter):
+    """Prints what a command reports."""
+
+    def say(self, line: str) -> None:
+        """Print one line, which the terminal may wrap."""
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table, if it has rows."""
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        if table.row_count:
+            console.print(table)
+
+    @contextmanager
+    def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[Iterable[T]]:
+        """Show a progress bar with the time left."""
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+            yield progress.track(items, description=title, total=total)
+
+    @contextmanager
+    def transfer(self, title: str) -> Iterator[Received]:
+        """Show a progress bar in bytes; nothing if the output is not a terminal."""
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        silent = not console.is_terminal
+        with Progress(
+            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=silent
+        ) as progress:
+            task = progress.add_task(title, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+reporter = TerminalReporter()
+
+
+@contextmanager
+def _one_sentence_errors() -> Iterator[None]:
+    """Print errors that the user can put right as one sentence, and exit with status 2."""
+    try:
+        yield
+    except (LimelightModelError, LimelightError, OSError) as error:
+        print(f"limelight-model: {error}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(2) from error
 
 
 def _start_tensorflow() -> None:
-    """Imports TensorFlow without the messages about absent GPUs that it writes before it heeds any log level."""
+    """Import TensorFlow without the messages about missing GPUs that it prints whatever the log level."""
     stderr = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -111,501 +126,211 @@ def _start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        tf.get_logger().setLevel("ERROR")  # it takes each fold's own network for the same one, traced anew
+        # Hides warnings about retracing: TensorFlow mistakes the networks of different folds for one.
+        tf.get_logger().setLevel("ERROR")
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
 
 
-@contextmanager
-def _command() -> Iterator[None]:
-    """Around every command that computes: starts TensorFlow; what the user can mend is one sentence and exit code 2."""
-    _start_tensorflow()
-    from model_export.evaluation import EvaluationError
-    from model_export.export import ExportError
-    from model_export.features import FeatureError
-    from model_export.head import HeadError
-    from model_export.report import ReportError
-    from model_export.training import TrainingError
-
-    expected = (
-        BundleError,
-        DatasetError,
-        EvaluationError,
-        ExportError,
-        FeatureError,
-        HeadError,
-        OSError,
-        ReportError,
-        TrainingError,
-        WeightsError,
-    )
-    try:
-        yield
-    except expected as error:
-        print(f"limelight-model: {error}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from error
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("· left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
 @app.command("fetch-weights")
 def fetch_weights_command(weights: WeightsOption = None) -> None:
-    """Find or download VGG19's ImageNet weights and check their hash."""
-    try:
-        path = fetch_weights(weights, console=console)
-    except WeightsError as error:
-        print(f"limelight-model: {error}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from error
-    console.print(f"VGG19 weights: {path}", highlight=False, soft_wrap=True)
+    """Find or download VGG19's ImageNet weights and check their hashes."""
+    from model_export.weights import fetch_weights
+
+    with _one_sentence_errors():
+        reporter.say(f"VGG19 weights: {fetch_weights(weights, reporter=reporter)}")
 
 
 @app.command()
 def features(
     videos: VideosOption,
-    output: Annotated[Path, typer.Option(help="Folder to keep the features in.")] = Path("features"),
+    output: FeaturesOption = Path("features"),
     classes: ClassOption = None,
-    clips_a_class: CountOption = None,
-    dtype: Annotated[FeatureDtype, typer.Option(help="float32 is for `verify`.")] = "float16",
-    flip: FlipOption = False,
+    clips_per_class: CountOption = None,
+    dtype: Annotated[
+        FeatureDtype,
+        typer.Option(help="Type to store features in: `float16` for training, `float32` for `verify --features`."),
+    ] = "float16",
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Also compute features of mirrored clips, which `--flip` of `train` needs.")
+    ] = False,
     weights: WeightsOption = None,
 ) -> None:
-    """Compute the VGG19 features of clips; goes on where it was interrupted."""
-    with _command():
-        vgg19 = fetch_weights(weights, console=console)
-        data = _gather(videos, classes, clips_a_class, output, vgg19, flip=flip, dtype=dtype, least=1)
-        console.print(f"features of {len(data.examples)} clips are in {output}", highlight=False)
+    """Compute the VGG19 features of clips, which `train` and `evaluate` otherwise do first.
+
+    If interrupted, run it again to continue.
+    """
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection, gather_features
+        from model_export.weights import fetch_weights
+
+        vgg19 = fetch_weights(weights, reporter=reporter)
+        selection = Selection(videos, classes, clips_per_class)
+        data = gather_features(selection, vgg19, output, flip=flip, dtype=dtype, reporter=reporter)
+        reporter.say(f"features of {len(data.examples)} clips: {output}")
 
 
 @app.command()
+@takes(spec=HeadSpec, recipe=Recipe)
 def train(
     videos: VideosOption,
-    output: Annotated[Path, typer.Option(help="Folder for the trained head.")] = Path("runs/head"),
+    output: Annotated[Path, typer.Option(help="Folder to write the trained head to.")] = Path("runs/head"),
     features: FeaturesOption = Path("features"),
     classes: ClassOption = None,
-    clips_a_class: CountOption = None,
-    variant: Annotated[Variant, typer.Option(help="With soft attention, or the paper's base.")] = "attention",
-    attention_scores: ScoresOption = "content",
-    readout: ReadoutOption = "mean",
-    feature_scaling: ScalingOption = "root",
-    motion: MotionOption = True,
-    epochs: EpochsOption = 16,
-    patience: PatienceOption = 4,
-    holdout: HoldoutOption = 0.25,
-    batch_size: BatchOption = 16,
-    learning_rate: RateOption = 5e-4,
-    schedule: ScheduleOption = "cosine",
-    feature_dropout: DropoutOption = 0.5,
-    doubly_stochastic: SpreadOption = 0.0,
-    weight_decay: DecayOption = 0.0,
-    label_smoothing: SmoothingOption = 0.1,
-    flip: FlipOption = False,
-    members: MembersOption = 1,
-    seed: SeedOption = 0,
+    clips_per_class: CountOption = None,
+    *,
+    spec: HeadSpec,
+    recipe: Recipe,
     evaluation: Annotated[
-        Path | None, typer.Option(help="Folder of `evaluate`, whose accuracy of this recipe the head then states.")
+        Path | None,
+        typer.Option(help="Folder of an `evaluate` run with the same options; the head then states its accuracy."),
     ] = None,
-    name: Annotated[str, typer.Option(help="The network's name in manifests and answers.")] = "limelight",
-    version: Annotated[str, typer.Option(help="Its version.")] = "1",
+    name: Annotated[str, typer.Option(help="Name of the network in manifests and answers.")] = "limelight",
+    version: Annotated[str, typer.Option(help="Version of the network; raise it when you train again.")] = "1",
     weights: WeightsOption = None,
 ) -> None:
-    """Train a head on folders of clips: features, held-out accuracy, final head, int8 calibration ranges.
+    """Train a head on folders of clips, after computing features that are missing.
 
-    Started again after an interruption, it goes on after the last whole epoch.
+    If interrupted, run it again to continue after the last complete epoch.
     """
-    with _command():
-        from model_export.head import HeadError, HeadFacts, save_head
-        from model_export.report import plot_history
-        from model_export.training import train as train_head
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection
+        from model_export.training import train_head
 
-        recipe = _recipe(locals())
-        if not (name and version):
-            raise HeadError("a head needs a name and a version; leave out --name and --version, or fill them in")
-        measured = _measured(evaluation, recipe, class_names(find_clips(videos, classes)))
-        vgg19 = fetch_weights(weights, console=console)
-        data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
-        run = output / "run"
-        result = train_head(data.examples, len(data.labels), recipe, run=run, tell=_show_epoch)
-        for log in run.glob("*.csv"):
-            plot_history(log, log.with_suffix(".png"))
-        if result.holdout_accuracy is not None:
-            console.print(
-                f"held-out groups: {result.holdout_accuracy:.1%} of {result.holdout_clips} clips", highlight=False
-            )
-        facts = HeadFacts(
+        train_head(
+            Selection(videos, classes, clips_per_class),
+            features,
+            output,
+            spec,
+            recipe,
             name=name,
             version=version,
-            variant=recipe.variant,
-            attention_scores=recipe.attention_scores,
-            readout=recipe.readout,
-            feature_scaling=recipe.feature_scaling,
-            motion=recipe.motion,
-            members=recipe.members,
-            channels=result.model.input_shape[-1],
-            labels=data.labels,
-            encoder_sha256=file_sha256(vgg19),
-            training=_training_facts(data, recipe, result, measured),
+            evaluation=evaluation,
+            weights=weights,
+            reporter=reporter,
         )
-        head = save_head(output, facts, result.model)
-        _calibrate(head, vgg19, data.decodable)
-        console.print(
-            f"trained head: {output}; export it with `limelight-model export --head {output}`", soft_wrap=True
-        )
+        reporter.say(f"trained head: {output}; export it with `limelight-model export --head {output}`")
 
 
 @app.command()
+@takes(plan=EvaluationPlan, spec=HeadSpec, recipe=Recipe)
 def evaluate(
     videos: VideosOption,
-    output: Annotated[Path, typer.Option(help="Folder for report and kept results.")] = Path("runs/evaluation"),
+    output: Annotated[
+        Path, typer.Option(help="Folder to write the report to; also keeps results to continue from.")
+    ] = Path("runs/evaluation"),
     features: FeaturesOption = Path("features"),
     classes: ClassOption = None,
-    clips_a_class: CountOption = None,
-    k_fold: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 4,
-    folds: Annotated[
-        list[Folds] | None, typer.Option(help="grouped, or the leaking random; twice for both.", show_default="grouped")
-    ] = None,
-    split: Annotated[
-        list[int] | None, typer.Option(min=1, max=3, help="Official split instead of folds; may be given thrice.")
-    ] = None,
-    split_files: Annotated[Path | None, typer.Option(help="Folder of the official split lists.")] = None,
-    variant: Annotated[
-        list[Variants] | None,
-        typer.Option(help="Network to judge; give it once a variant.", show_default="attention and base"),
-    ] = None,
-    attention_scores: Annotated[
-        list[Scorings] | None, typer.Option(help="Once a way to score.", show_default="content")
-    ] = None,
-    readout: ReadoutOption = "mean",
-    feature_scaling: ScalingOption = "root",
-    motion: MotionOption = True,
-    epochs: EpochsOption = 16,
-    patience: PatienceOption = 4,
-    holdout: HoldoutOption = 0.25,
-    batch_size: BatchOption = 16,
-    learning_rate: RateOption = 5e-4,
-    schedule: ScheduleOption = "cosine",
-    feature_dropout: DropoutOption = 0.5,
-    doubly_stochastic: SpreadOption = 0.0,
-    weight_decay: DecayOption = 0.0,
-    label_smoothing: SmoothingOption = 0.1,
-    flip: FlipOption = False,
-    members: MembersOption = 1,
-    seed: SeedOption = 0,
-    attention_quality: Annotated[bool, typer.Option(help="Judge the attention, too: deletion, actor, maps.")] = True,
-    actor_clips: Annotated[int, typer.Option(min=2, help="Rendered clips with a known actor.")] = 24,
+    clips_per_class: CountOption = None,
+    *,
+    plan: EvaluationPlan,
+    spec: HeadSpec,
+    recipe: Recipe,
     weights: WeightsOption = None,
 ) -> None:
-    """Train and test on folds or official splits, beside two baselines; writes report.md, report.json and pictures.
+    """Measure how well heads trained with these options do on clips that they were not trained on.
 
-    Started again after an interruption, it goes on where it stopped.
+    Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md,
+    report.json and pictures. If interrupted, run it again to continue.
     """
-    with _command():
-        from model_export.attention_quality import render_and_encode
-        from model_export.baselines import baselines
-        from model_export.evaluation import cross_validate
-        from model_export.experiment import (
-            HeadTrials,
-            attention_sections,
-            data_facts,
-            fold_protocol,
-            recipes,
-            split_protocol,
-        )
-        from model_export.gathering import Encoder
-        from model_export.report import Experiment, Run, write_report
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection
+        from model_export.judging.evaluation import evaluate as run_evaluation
 
-        started = dt.datetime.now(dt.UTC)
-        if split and not split_files:
-            raise DatasetError("--split needs --split-files, the folder of the official split lists")
-        splits = [read_official_split(split_files, number) for number in dict.fromkeys(split or ()) if split_files]
-        recipe = _recipe({**locals(), "variant": "attention", "attention_scores": "content"})
-        vgg19 = fetch_weights(weights, console=console)
-        data = _gather(videos, classes, clips_a_class, features, vgg19, flip=flip)
-        chosen = recipes(
-            recipe, [v.value for v in variant or Variants], [s.value for s in attention_scores or [Scorings.CONTENT]]
-        )
-        trials = [HeadTrials(one, len(data.labels), output / "runs", _show_named_epoch) for one in chosen]
-        simple = baselines(len(data.labels), flip=flip, epochs=2 * epochs, holdout=holdout, seed=seed)
-        contenders = [*(trial.contender() for trial in trials), *simple]
-        if splits:
-            protocols = [split_protocol(data, official) for official in splits]
-        else:
-            kinds = dict.fromkeys(folds or [Folds.GROUPED])
-            protocols = [fold_protocol(data, k_fold, seed, random=kind is Folds.RANDOM) for kind in kinds]
-        _show_partitions(protocols)
-        judge = partial(cross_validate, log=output / "predictions", progress=_show_fold)
-        experiments = [
-            Experiment(p.title, p.kind, tuple(judge(data.examples, p.folds, contenders, data.labels)))
-            for p in protocols
-        ]
-        sections = []
-        attentive = [trial for trial in trials if trial.recipe.variant == "attention"]
-        if attention_quality and attentive:
-            console.print(f"rendering {actor_clips} clips with a known actor")
-            actors = list(render_and_encode(Encoder(vgg19, "float16").engine, clips=actor_clips))
-            for trial in attentive:
-                sections += attention_sections(trial, data.examples, protocols[0].folds, actors)
-        how = Run(
+        found = run_evaluation(
+            Selection(videos, classes, clips_per_class),
+            features,
+            output,
+            plan,
+            spec,
+            recipe,
+            weights=weights,
             command=" ".join(["limelight-model", *sys.argv[1:]]),
-            started=started,
-            seed=seed,
-            settings={"features": data.engine_name or "kept from an earlier run"},
+            reporter=reporter,
         )
-        report = write_report(output, how, data_facts(data, protocols), experiments, sections)
-        _show_accuracy(experiments)
-        console.print(f"report: {report}", highlight=False)
+        rows = []
+        for results in zip(*(experiment.results for experiment in found.experiments), strict=True):
+            figures = [result.figures()["accuracy"] for result in results]
+            rows.append((results[0].contender, *(f"{f.value:.1%} ({f.low:.1%}–{f.high:.1%})" for f in figures)))
+        reporter.table(("method", *(f"accuracy, {experiment.name}" for experiment in found.experiments)), rows)
+        reporter.say(f"report: {found.report}")
 
 
 @app.command()
 def export(
     head: HeadOption = None,
-    output: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
+    output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")] = Path("bundle"),
     weights: WeightsOption = None,
-    force: Annotated[bool, typer.Option(help="Export even where the bundle is up to date.")] = False,
+    force: Annotated[bool, typer.Option(help="Write the bundle even if it is up to date.")] = False,
 ) -> None:
-    """Write a bundle (fp32, fp16 and int8 ONNX and a manifest), checked against Keras."""
-    with _command():
+    """Export a head to a bundle: fp32, fp16 and int8 ONNX files, checked against Keras, and a manifest."""
+    with _one_sentence_errors():
+        _start_tensorflow()
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
+        from model_export.weights import fetch_weights
 
-        vgg19 = fetch_weights(weights, console=console)
-        trained = load_head(head or PRETRAINED)
-        written = export_bundle(trained, vgg19, output, force=force, say=console.print)
-        console.print(f"bundle: {output} ({'written' if written else 'already up to date'})", highlight=False)
+        vgg19 = fetch_weights(weights, reporter=reporter)
+        written = export_bundle(load_head(head or PRETRAINED), vgg19, output, force=force, reporter=reporter)
+        reporter.say(f"bundle: {output} ({'written' if written else 'already up to date'})")
 
 
 @app.command()
 def verify(
-    clips: Annotated[Path, typer.Option(help="Folder of class folders of clips.")],
-    bundle: Annotated[Path, typer.Option(help="The bundle to check.")] = Path("bundle"),
+    clips: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle to verify.")] = Path("bundle"),
     head: HeadOption = None,
-    clips_a_class: CountOption = 20,  # a clip takes seconds for each precision
-    precision: Annotated[Precision | None, typer.Option(help="Only this one; all where not given.")] = None,
+    # A clip takes seconds for each precision.
+    clips_per_class: Annotated[
+        int, typer.Option(min=1, help="Use at most this many clips per class; raise it for a narrower interval.")
+    ] = 20,
+    precision: Annotated[Precision | None, typer.Option(help="Verify only this precision (default: all).")] = None,
     features: Annotated[
-        Path | None, typer.Option(help="float32 features (see `features --dtype float32`), to spare Keras' VGG19.")
+        Path | None,
+        typer.Option(
+            help="Folder of float32 features (`features --dtype float32`), which save running VGG19 in Keras."
+        ),
     ] = None,
-    log: Annotated[Path, typer.Option(help="Results by clip; an interrupted run goes on from it.")] = Path(
+    log: Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")] = Path(
         "runs/verify.jsonl"
     ),
-    record: Annotated[bool, typer.Option(help="Keep the agreement beside the head's weights, too.")] = False,
+    record: Annotated[
+        bool, typer.Option(help="Also save the agreement beside the head's weights, for later exports.")
+    ] = False,
     weights: WeightsOption = None,
 ) -> None:
-    """Compare a bundle's variants with Keras over many clips; the agreement goes into the manifest."""
-    with _command():
-        from model_export.gathering import choose_clips
-        from model_export.head import PRETRAINED, HeadError, load_head
-        from model_export.verify import agreement, compare
+    """Measure how often each precision of a bundle agrees with Keras, and write it into the manifest.
 
-        checked = load_bundle(bundle)
-        trained = load_head(head or PRETRAINED)
-        if list(trained.facts.labels) != checked.manifest.labels:
-            raise HeadError(f"{bundle} was not made from the head in {trained.path}; name its head with --head")
-        chosen = choose_clips(clips, None, clips_a_class)
-        precisions = [precision] if precision else list(checked.manifest.precisions)
-        vgg19 = fetch_weights(weights, console=console)
-        expected = _reference(trained, vgg19, features)
-        source = [(f"{clip.label}/{clip.path.name}", partial(expected, clip)) for clip in chosen]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        seen = []
-        with _progress() as progress:
-            task = progress.add_task("verifying", total=len(chosen) * len(precisions))
-            for comparison in compare(checked, precisions, source, log):
-                seen.append(comparison)
-                progress.advance(task)
-        measured = {p: agreement(c for c in seen if c.precision == p) for p in precisions}
-        entries = checked.manifest.precisions
-        updated = {
-            p: entries[p].model_copy(update={"agreement": measured.get(p, entries[p].agreement)}) for p in entries
-        }
-        write_manifest(bundle, checked.manifest.model_copy(update={"precisions": updated}))
-        if record:
-            trained.record_agreement(measured)
-        table = Table("precision", "top-1 agreement", "95 % interval", "n", "largest difference")
-        for p, found in measured.items():
-            interval = f"{found.low:.2%} – {found.high:.2%}"
-            table.add_row(p, f"{found.top1:.2%}", interval, str(found.n), f"{found.max_abs_difference:.1e}")
-        console.print(table)
+    On a CPU the service uses int8 only if this was measured and is at least 98 %.
+    """
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection
+        from model_export.head import PRETRAINED, load_head
+        from model_export.verify import verify_bundle
 
-
-def _gather(
-    videos: Path,
-    classes: Sequence[str] | None,
-    clips_a_class: int | None,
-    features: Path,
-    vgg19: Path,
-    *,
-    flip: bool,
-    dtype: FeatureDtype = "float16",
-    least: int = 2,
-) -> "Gathered":
-    """Clips of at least so many classes and their features, with progress; tells what was left out."""
-    from model_export.gathering import choose_clips, gather
-
-    clips = choose_clips(videos, classes, clips_a_class)
-    if len(labels := class_names(clips)) < least:
-        raise DatasetError(f"{videos}: {labels[0]} alone cannot be learnt; add clips of another class")
-    began = time.monotonic()
-    with _progress() as progress:
-        track = partial(progress.track, description="VGG19 features")
-        data = gather(clips, videos, features, vgg19, flip=flip, dtype=dtype, track=track)
-    if data.undecodable:
-        table = Table("skipped clip", "why")
-        for clip, why in data.undecodable.items():
-            table.add_row(str(clip.path), why)
-        console.print(table)
-    rate = 60 * data.encoded / (time.monotonic() - began)
-    what = "views" if flip else "clips"
-    by = f"by {data.engine_name}, {rate:.1f} {what} a minute" if data.encoded else "kept from before"
-    counts = (
-        f"{len(data.examples)} clips of {len(data.labels)} classes, {len(data.undecodable)} left out as undecodable"
-    )
-    console.print(f"{counts}; features {by}", highlight=False)
-    return data
-
-
-def _recipe(options: dict[str, Any]) -> "Recipe":
-    """A command's options as the recipe they are part of."""
-    from model_export.training import Recipe
-
-    return Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
-
-
-def _show_partitions(protocols: "Sequence[Protocol]") -> None:
-    """What an official split uses the clips for, and what it lists that is not there."""
-    sides = ("train", "test", "unused", "extra", "missing")
-    table = Table("clips", *sides)
-    for protocol in protocols:
-        if protocol.partition:
-            table.add_row(protocol.title, *(str(len(getattr(protocol.partition, side))) for side in sides))
-    if table.row_count:
-        console.print(table)
-
-
-def _show_epoch(phase: str, line: "LogLine") -> None:
-    figures = ", ".join(f"{key} {line[key]:.4g}" for key in line if key != "epoch")
-    console.print(f"{phase}, epoch {line['epoch']:.0f}: {figures}", highlight=False)
-
-
-def _show_named_epoch(name: str, line: "LogLine") -> None:
-    _show_epoch(f"  {name}", line)
-
-
-def _show_fold(name: str, fold: int, event: str) -> None:
-    console.print(f"{name}, fold {fold}: {event}", highlight=False)
-
-
-def _show_accuracy(experiments: "Sequence[Experiment]") -> None:
-    table = Table("method", *(experiment.name for experiment in experiments))
-    for results in zip(*(experiment.results for experiment in experiments), strict=True):
-        figures = [result.figures()["accuracy"] for result in results]
-        table.add_row(results[0].contender, *(f"{f.value:.1%} ({f.low:.1%}–{f.high:.1%})" for f in figures))
-    console.print(table)
-
-
-def _measured(evaluation: Path | None, recipe: "Recipe", labels: Sequence[str]) -> dict[str, Any]:
-    """What `evaluate` found for the recipe and the classes that are about to be trained."""
-    from model_export.experiment import accuracy_facts
-    from model_export.report import ReportError
-
-    if evaluation is None:
-        return {}
-    report = evaluation / "report.json"
-    try:
-        found = accuracy_facts(report, recipe, labels)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
-    if found is None:
-        raise ReportError(
-            f"{report} judges other recipes or classes; run `limelight-model evaluate` with this one's options"
+        measured = verify_bundle(
+            bundle,
+            load_head(head or PRETRAINED),
+            Selection(clips, count=clips_per_class),
+            log,
+            precisions=[precision] if precision else [],
+            features=features,
+            record=record,
+            weights=weights,
+            reporter=reporter,
         )
-    return dict(found)
-
-
-def _training_facts(
-    data: "Gathered", recipe: "Recipe", result: "TrainingResult", measured: dict[str, Any]
-) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "data": data.videos.name,
-        "clips": result.training_clips,
-        "undecodable_clips": len(data.undecodable),
-        "epochs": result.epochs,
-        "recipe": asdict(recipe),
-        "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
-    }
-    if result.holdout_accuracy is not None:
-        facts |= {
-            "holdout_accuracy": round(result.holdout_accuracy, 4),
-            "holdout_clips": result.holdout_clips,
-            "holdout_protocol": "accuracy on whole held-out groups of a head that did not see them, at the epoch of "
-            "its least loss there; the head itself is then trained on all clips for as many epochs. Chosen by the "
-            "clips it is measured on, the figure is a little optimistic",
-        }
-    if measured:
-        facts["accuracy"] = measured
-        facts["accuracy_protocol"] = (
-            "of heads trained by the same recipe on the other folds; the head itself is trained on all clips. value, "
-            "low, high: over all clips, with the 95 % interval by bootstrap over source videos; mean, deviation: over "
-            "the folds"
+        reporter.table(
+            ("precision", "top-1 agreement", "95 % interval", "clips", "largest difference"),
+            [
+                (p, f"{a.top1:.2%}", f"{a.low:.2%} – {a.high:.2%}", str(a.n), f"{a.max_abs_difference:.1e}")
+                for p, a in measured.items()
+            ],
         )
-    return facts
-
-
-def _calibrate(head: "TrainedHead", vgg19: Path, clips: Sequence[Clip]) -> None:
-    """Measures the int8 ranges on one clip of each class, and keeps them with the head."""
-    from model_export.export import convert
-    from model_export.features import OFFLINE_LIMITS
-    from model_export.network.vgg19 import build_encoder
-    from model_export.quantize import quantize
-
-    one_each = list({clip.label: clip.path for clip in clips}.values())
-    with tempfile.TemporaryDirectory() as name, _progress() as progress:
-        fp32 = Path(name) / "model.fp32.onnx"
-        fp32.write_bytes(convert(build_encoder(vgg19), head.build(unroll=True)).SerializeToString())
-        frames = (
-            decode_clip(path, OFFLINE_LIMITS).frames for path in progress.track(one_each, description="int8 ranges")
-        )
-        quantize(fp32, Path(name) / "model.int8.onnx", head.calibration, frames)
-
-
-def _reference(
-    trained: "TrainedHead", vgg19: Path, features: Path | None
-) -> "Callable[[Clip], tuple[Frames, Outputs]]":
-    """Frames of a clip and what Keras computes for them, from kept float32 features where there are some."""
-    import numpy as np
-
-    from model_export.encoding import keras_encode
-    from model_export.features import OFFLINE_LIMITS, FeatureCache, FeatureError
-    from model_export.network.vgg19 import build_encoder
-    from model_export.verify import head_outputs
-
-    head = trained.build()
-    encode = cache(lambda: keras_encode(build_encoder(vgg19)))
-    kept = FeatureCache(features, file_sha256(vgg19), "float32") if features else None
-    if kept and kept.dtype != "float32":
-        raise FeatureError(
-            f"{features} holds float16 features, whose rounding would show as disagreement; "
-            "make float32 ones with `limelight-model features --dtype float32`"
-        )
-
-    def expected(clip: Clip) -> "tuple[Frames, Outputs]":
-        try:
-            frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
-        except ClipError as error:
-            raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
-        found = np.load(kept.get(clip.path, encode)) if kept else encode()(frames)
-        return frames, head_outputs(head, found)
-
-    return expected
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""From Keras to a bundle: fp32, fp16 and int8 ONNX files that were checked against Keras, and their manifest."""
+"""The command ``export``: from Keras to a bundle of fp32, fp16 and int8 ONNX files, checked against Keras."""
 
 import errno
 import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,21 +13,26 @@ from typing import TypeAlias
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import onnx
 import tensorflow as tf
 import tf2onnx
 
 import model_export
+from model_export.data.encoders import keras_encoder
+from model_export.errors import ExportError
 from model_export.head import TrainedHead
+from model_export.network.arrays import all_values, largest_difference, predictor
+from model_export.network.spec import FRAME_COUNT, IMAGE_SIZE
 from model_export.network.vgg19 import build_encoder
 from model_export.quantize import quantize
 from model_export.rendering.figure import render_clip
-from model_export.verify import OnnxNetwork, Outputs, keras_outputs, largest_difference
+from model_export.reporter import SILENT, Reporter
+from model_export.verify import OnnxNetwork
 from service.errors import BundleError
 from service.model.bundle import (
     MANIFEST,
     Manifest,
+    Outputs,
     Precision,
     VariantFile,
     file_sha256,
@@ -35,32 +40,30 @@ from service.model.bundle import (
     read_manifest,
     write_manifest,
 )
-from service.video.decoder import IMAGE_SIZE, decode_clip
-from service.video.sampling import FRAME_COUNT
+from service.video.decoder import decode_clip
 
 OPSET = 17
-# Largest difference from Keras in any probability or attention value that a correct fp32 export can have.
+# Largest difference from Keras in any probability or attention value of a correct fp32 export.
 TOLERANCE = 1e-4
-# What the three files and the largest intermediate one take together, with room to spare.
+# The three files and the largest intermediate file together, with room to spare.
 DISK_BYTES = 400 * 2**20
 
-Frames = npt.NDArray[np.uint8]
-# VGG19's channels by block; None: as its weights file has them.
 Filters: TypeAlias = tuple[int, ...] | None
-Say = Callable[[str], None]
-
-
-class ExportError(Exception):
-    """A bundle was not written. One sentence that names the file and the remedy."""
+"""VGG19's channels by block; ``None``: those of the weights file."""
 
 
 def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
-    """One ONNX graph of the whole network: uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` in, the head's outputs out.
+    """Convert the whole network to one ONNX graph.
 
-    The head must be unrolled, so that the graph holds no loop.
+    Args:
+        encoder: the encoder.
+        head: the head, unrolled, so that the graph has no loop.
+
+    Returns:
+        A graph from uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` to the head's outputs.
 
     Raises:
-        ExportError: the graph is not what CUDA graphs and the service need.
+        ExportError: the graph has other inputs, or a loop, which CUDA graphs do not allow.
     """
     size = encoder.input_shape[1]
     signature = [tf.TensorSpec([None, FRAME_COUNT, size, size, 3], tf.uint8, name="frames")]
@@ -80,15 +83,16 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
     loops = {node.op_type for node in graph.node} & {"If", "Loop", "Scan"}
     if loops or [value.name for value in graph.input] != ["frames"]:
         raise ExportError(
-            f"the converted graph has inputs {[v.name for v in graph.input]} and holds {loops or 'no loop'}"
+            f"the converted graph has inputs {[v.name for v in graph.input]} and holds {loops or 'no loop'}; "
+            "this is a bug, please report it"
         )
     return model
 
 
 def _name_encoder_tensors(graph: onnx.GraphProto) -> None:
-    """Names VGG19's tensors Conv_1, Relu_1, …: calibration goes by name, and the converter's change from run to run.
+    """Name VGG19's tensors Conv_1, Relu_1, …: calibration goes by name, and the converter's names change between runs.
 
-    Only the encoder holds convolutions, rectifiers and poolings, and it is a chain.
+    Convolutions, rectifiers and poolings occur in the encoder only, and it is a chain.
     """
     names: dict[str, str] = {}
     count: Counter[str] = Counter()
@@ -109,24 +113,24 @@ def export_bundle(
     *,
     filters: Filters = None,
     force: bool = False,
-    say: Say = lambda line: None,
+    reporter: Reporter = SILENT,
 ) -> bool:
-    """Writes a bundle, whole or not at all.
+    """Write a bundle, completely or not at all.
 
     Args:
         head: trained head, with its calibration ranges.
-        weights: VGG19's; ``None`` only in tests, where random ones do.
-        output: the bundle's folder. One that is there already is replaced, once the new one is complete.
-        filters: VGG19's channels by block where ``weights`` do not tell; narrower in tests.
-        force: write it even where ``output`` already is this bundle.
-        say: told each step in a line.
+        weights: VGG19's weights file; ``None`` for random weights, in tests.
+        output: the bundle's folder. An existing bundle is replaced once the new one is complete.
+        filters: VGG19's channels by block if there is no weights file; narrower in tests.
+        force: write the bundle even if ``output`` is up to date.
+        reporter: receives progress.
 
     Returns:
-        Whether a bundle was written: not where ``output`` already was the one this would have made.
+        Whether a bundle was written; ``False`` if ``output`` was up to date.
 
     Raises:
-        ExportError: ``output`` is something else, the disk is full, or a variant does not compute what Keras does.
-        HeadError: the head cannot be used.
+        ExportError: ``output`` is not a bundle, the disk is full, or a precision does not compute what Keras does.
+        HeadError: the head cannot be loaded.
     """
     built_from = _fingerprint(head, weights, filters)
     _check_output(output)
@@ -134,17 +138,17 @@ def export_bundle(
         _refresh_agreement(output, head)
         return False
     if not head.calibration.exists():
-        raise ExportError(f"{head.calibration} is missing, without it there is no int8; train the head anew")
+        raise ExportError(f"{head.calibration} is missing, and int8 needs it; train the head again")
     with _fresh_folder(output) as folder:
-        _write_models(head, weights, filters, folder, say)
-        differences = _check(head, weights, filters, folder, say)
+        _write_models(head, weights, filters, folder, reporter)
+        differences = _check(head, weights, filters, folder, reporter)
         manifest = _manifest(head, folder, built_from, differences)
         write_manifest(folder, manifest)
     return True
 
 
 def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> str:
-    """Identity of all that a bundle is made from: head, VGG19 weights, and the code and converters at work."""
+    """Return the identity of everything that a bundle is made from: head, VGG19 weights, code and converters."""
     digest = hashlib.sha256(f"{head.sha256()} {file_sha256(weights) if weights else None} {filters}".encode())
     digest.update(head.facts.model_dump_json().encode())
     package = Path(model_export.__file__).parent
@@ -160,7 +164,7 @@ def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> s
 
 def _check_output(output: Path) -> None:
     if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ExportError(f"{output} is there and is not a bundle; choose another --output or remove it")
+        raise ExportError(f"{output} exists and is not a bundle; choose another --output or remove it")
 
 
 def _is_current(output: Path, built_from: str) -> bool:
@@ -171,7 +175,7 @@ def _is_current(output: Path, built_from: str) -> bool:
 
 
 def _refresh_agreement(output: Path, head: TrainedHead) -> None:
-    """Takes over agreement that was measured after the bundle was written."""
+    """Copy agreement that was measured after the bundle was written into its manifest."""
     manifest = read_manifest(output)
     measured = head.agreement()
     precisions = {
@@ -184,7 +188,7 @@ def _refresh_agreement(output: Path, head: TrainedHead) -> None:
 
 @contextmanager
 def _fresh_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its place if the block succeeds, and is gone otherwise."""
+    """Yield a temporary folder that replaces ``output`` if the block succeeds and is removed otherwise."""
     parent = output.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -200,27 +204,27 @@ def _fresh_folder(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(
-                f"{output} was not written, the disk is full ({error.strerror}); free {DISK_BYTES >> 20} MiB "
+                f"{output} was not written because the disk is full ({error.strerror}); free {DISK_BYTES >> 20} MiB "
                 "or choose another --output"
             ) from error
-        raise ExportError(f"{output} was not written ({error}); mend that or choose another --output") from error
+        raise ExportError(f"{output} was not written ({error}); correct that or choose another --output") from error
 
 
-def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, say: Say) -> None:
+def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter) -> None:
     unrolled = head.build(unroll=True)
     for precision, dtype in (("fp32", "float32"), ("fp16", "float16")):
-        say(f"converting to ONNX, {precision}")
+        reporter.say(f"converting to ONNX: {precision}")
         encoder = build_seeded_encoder(weights, dtype, filters)
         (folder / _file_name(precision)).write_bytes(convert(encoder, unrolled).SerializeToString())
-    say("quantizing to int8")
-    # A copy: ONNX Runtime would write a missing cache, and must never write into the head.
+    reporter.say("quantizing to int8")
+    # A copy: ONNX Runtime writes a missing cache, and must never write into the head.
     ranges = folder.parent / "calibration.json"
     shutil.copyfile(head.calibration, ranges)
     quantize(folder / _file_name("fp32"), folder / _file_name("int8"), ranges)
 
 
 def build_seeded_encoder(weights: Path | None, dtype: str, filters: Filters) -> keras.Model:
-    """The encoder; where it has no weights file, with random weights that are the same for every dtype."""
+    """Build the encoder; without a weights file, its weights are random but the same for every dtype."""
     if weights is None:
         keras.utils.set_random_seed(0)
     return build_encoder(weights, dtype, filters=filters)
@@ -230,22 +234,24 @@ def _file_name(precision: str) -> str:
     return f"model.{precision}.onnx"
 
 
-def _check(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, say: Say) -> dict[Precision, float]:
-    """Largest difference of each variant from Keras on two rendered clips."""
+def _check(
+    head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter
+) -> dict[Precision, float]:
+    """Measure the largest difference of each precision from Keras on two rendered clips."""
     clips = [
         decode_clip(render_clip(action, seed=seed).data).frames
         for seed, action in enumerate(("jumping_jacks", "waving"))
     ]
-    say("checking: Keras")
-    encoder = build_seeded_encoder(weights, "float32", filters)
-    looped = head.build()
-    expected = [keras_outputs(encoder, looped, frames) for frames in clips]
+    reporter.say("checking: Keras")
+    encode = keras_encoder(build_seeded_encoder(weights, "float32", filters))
+    predict = predictor(head.build())
+    expected = [predict(encode(frames)[np.newaxis]) for frames in clips]
     differences: dict[Precision, float] = {}
     for precision in ("fp32", "fp16", "int8"):
         network = OnnxNetwork(folder / _file_name(precision))
-        outputs = [network(frames) for frames in clips]
+        outputs = [network(frames[np.newaxis]) for frames in clips]
         difference = max(map(largest_difference, outputs, expected))
-        say(f"checking: {precision} differs from Keras by at most {difference:.1e}")
+        reporter.say(f"checking: {precision} differs from Keras by at most {difference:.1e}")
         _judge(precision, outputs, difference, folder)
         differences[precision] = difference
     return differences
@@ -253,14 +259,14 @@ def _check(head: TrainedHead, weights: Path | None, filters: Filters, folder: Pa
 
 def _judge(precision: Precision, outputs: list[Outputs], difference: float, folder: Path) -> None:
     file = _file_name(precision)
-    if not all(np.isfinite(value).all() for output in outputs for value in output.values()):
+    if not all(np.isfinite(all_values(output)).all() for output in outputs):
         raise ExportError(
-            f"{file} computes values that are not finite; no bundle was written, this is a defect to report"
+            f"{file} computes values that are not finite, so no bundle was written; this is a bug, please report it"
         )
     if precision == "fp32" and difference > TOLERANCE:
         raise ExportError(
-            f"{file} differs from Keras by {difference:.1e}, more than {TOLERANCE:g}; no bundle was written, "
-            "this is a defect to report"
+            f"{file} differs from Keras by {difference:.1e}, more than {TOLERANCE:g}, so no bundle was written; this "
+            "is a bug, please report it"
         )
 
 

@@ -1,44 +1,42 @@
 """A trained head on disk: the folder that ``train`` writes and ``export`` reads.
 
-head.json           what it is and how it was made (``HeadFacts``)
-head.weights.h5     its weights, as Keras saves them; VGG19's are not among them
-calibration.json    ranges of VGG19's activations over real clips, for int8 (ONNX Runtime's calibration cache)
-agreement.json      how often each precision agreed with Keras, where ``verify`` measured it
+- ``head.json``: what the head is and how it was made (``HeadFacts``).
+- ``head.weights.h5``: its weights as Keras saves them, without VGG19's.
+- ``calibration.json``: ranges of VGG19's activations over real clips, for int8 (ONNX Runtime's calibration cache).
+- ``agreement.json``: how often each precision agreed with Keras, if ``verify --record`` measured it.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from model_export.errors import HeadError
+from model_export.files import write_atomically
 from model_export.network.classifier import build_head
+from model_export.network.spec import HeadSpec
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
-class HeadError(Exception):
-    """A trained head cannot be used. One sentence that names the file and the remedy."""
+class HeadFacts(HeadSpec):
+    """The content of ``head.json``: which network the head is, what it predicts and how it was trained.
 
-
-class HeadFacts(BaseModel):
-    """What a trained head is: enough to build it, name it and judge it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        name: name of the network in manifests and answers.
+        version: its version.
+        labels: class names, in index order.
+        encoder_sha256: SHA-256 of the VGG19 weights that it was trained with.
+        training: how it was trained, for people; copied into the manifest.
+    """
 
     name: str = Field(min_length=1)
     version: str = Field(min_length=1)
-    variant: Literal["attention", "base"]
-    attention_scores: Literal["state", "content"]
-    readout: Literal["last", "mean"]
-    feature_scaling: Literal["none", "root"]
-    motion: bool
-    members: int = Field(ge=1)
-    channels: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
     encoder_sha256: str
     training: dict[str, Any]
@@ -46,39 +44,41 @@ class HeadFacts(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TrainedHead:
-    """A head's folder, whose facts were read."""
+    """The folder of a trained head, whose facts have been read."""
 
     path: Path
     facts: HeadFacts
 
     @property
     def calibration(self) -> Path:
-        """Where the int8 calibration ranges are, if they were made."""
+        """Path of the int8 calibration ranges; the file may be missing."""
         return self.path / "calibration.json"
 
     def build(self, *, unroll: bool = False) -> keras.Model:
-        """The head with its weights (see ``build_head``).
+        """Build the head with its weights (see ``build_head``).
 
         Raises:
             HeadError: the weights are missing or belong to another network.
         """
         file = self.path / "head.weights.h5"
-        head = _build(self.facts, unroll=unroll)
+        head = build_head(len(self.facts.labels), self.facts, unroll=unroll)
         try:
             head.load_weights(file)
         except (OSError, ValueError, KeyError) as error:
-            raise HeadError(f"{file} does not hold this head's weights ({_line(error)}); train it anew") from error
+            raise HeadError(
+                f"{file} does not hold this head's weights ({_first_line(error)}); train the head again"
+            ) from error
         return head
 
     def sha256(self) -> str:
-        """Identity of what determines the network's numbers: the head's weights and the calibration ranges."""
+        """Return the identity of everything that the network's numbers depend on: weights and calibration ranges."""
         digest = hashlib.sha256((self.path / "head.weights.h5").read_bytes())
         if self.calibration.exists():
             digest.update(self.calibration.read_bytes())
         return digest.hexdigest()
 
     def agreement(self) -> dict[Precision, Agreement]:
-        """Recorded agreement by precision; empty where it was measured on other weights or never."""
+        """Return the recorded agreement by precision; empty if it was not measured on these weights."""
         try:
             record = json.loads((self.path / "agreement.json").read_text())
         except FileNotFoundError:
@@ -88,20 +88,21 @@ class TrainedHead:
         return {precision: Agreement.model_validate(found) for precision, found in record["precisions"].items()}
 
     def record_agreement(self, agreement: dict[Precision, Agreement]) -> None:
-        """Keeps measured agreement beside the weights it was measured on."""
+        """Save measured agreement beside the weights that it was measured on."""
         merged = {**self.agreement(), **agreement}
         record = {
             "head_sha256": self.sha256(),
             "precisions": {precision: found.model_dump() for precision, found in merged.items()},
         }
-        (self.path / "agreement.json").write_text(json.dumps(record, indent=2) + "\n")
+        text = json.dumps(record, indent=2) + "\n"
+        write_atomically(self.path / "agreement.json", lambda part: part.write_text(text))
 
 
 def load_head(path: Path) -> TrainedHead:
-    """Reads a trained head's facts.
+    """Read a trained head's facts.
 
     Raises:
-        HeadError: ``head.json`` is missing or not valid.
+        HeadError: ``head.json`` is missing or invalid.
     """
     file = path / "head.json"
     try:
@@ -111,11 +112,16 @@ def load_head(path: Path) -> TrainedHead:
             f"{file} cannot be read ({error.strerror}); make a head with `limelight-model train`"
         ) from error
     except ValidationError as error:
-        raise HeadError(f"{file} is not valid ({_line(error)}); train the head anew") from error
+        raise HeadError(f"{file} is not valid ({_first_line(error)}); train the head again") from error
 
 
 def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
-    """Writes a head's facts and weights into ``path``, made where it does not exist. Old ranges and agreement go.
+    """Write a head's facts and weights into ``path``, removing old calibration ranges and agreement.
+
+    Args:
+        path: the head's folder; created if missing.
+        facts: the facts.
+        model: the head.
 
     Raises:
         OSError: the folder cannot be written.
@@ -123,27 +129,13 @@ def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
     path.mkdir(parents=True, exist_ok=True)
     for stale in ("agreement.json", "calibration.json", "head.json"):
         (path / stale).unlink(missing_ok=True)
-    # Into a head built afresh, so that the file does not depend on what Keras numbered its layers in this process.
-    fresh = _build(facts)
+    # By way of a new head: the names in the file must not depend on how Keras numbered layers in this process.
+    fresh = build_head(len(facts.labels), facts)
     fresh.set_weights(model.get_weights())
     fresh.save_weights(path / "head.weights.h5")
     (path / "head.json").write_text(facts.model_dump_json(indent=2) + "\n")
     return TrainedHead(path, facts)
 
 
-def _build(facts: HeadFacts, *, unroll: bool = False) -> keras.Model:
-    return build_head(
-        len(facts.labels),
-        facts.variant,
-        facts.attention_scores,
-        facts.readout,
-        facts.feature_scaling,
-        facts.motion,
-        members=facts.members,
-        unroll=unroll,
-        channels=facts.channels,
-    )
-
-
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]

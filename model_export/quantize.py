@@ -1,4 +1,4 @@
-"""int8 for CPUs: VGG19's convolutions in QDQ form, u8 activations, s8 weights a channel of their own."""
+"""int8 for CPUs: VGG19's convolutions in QDQ form, with u8 activations and s8 weights scaled per channel."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -6,29 +6,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from model_export.network.arrays import Frames
 
 
 class _Clips(CalibrationDataReader):
     """Feeds clips, one at a time, to ONNX Runtime's calibration."""
 
-    def __init__(self, clips: Iterable[npt.NDArray[np.uint8]]) -> None:
+    def __init__(self, clips: Iterable[Frames]) -> None:
         self.clips = iter(clips)
 
-    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
+    def get_next(self) -> dict[str, Frames] | None:
         clip = next(self.clips, None)
         return None if clip is None else {"frames": clip[np.newaxis]}
 
 
-def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[npt.NDArray[np.uint8]] | None = None) -> None:
-    """Writes the int8 variant of an exported fp32 network.
+def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | None = None) -> None:
+    """Quantize an exported fp32 network to int8.
 
     Args:
         model: the fp32 ONNX file.
-        output: where the int8 file goes.
-        ranges: calibration cache: least and greatest value of each activation. Read where it exists, else written.
-        clips: frames ``(40, 224, 224, 3)`` to measure the ranges on; needed only where ``ranges`` does not exist.
+        output: the int8 ONNX file to write.
+        ranges: calibration cache with the smallest and largest value of each activation; written if it does not exist.
+        clips: clips to measure the ranges on, each frames ``(40, 224, 224, 3)``; needed if ``ranges`` does not exist.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -51,7 +52,7 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[npt.NDArra
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Mutes the advice to pre-process the model, on the root logger: it has no batch norms and knows its shapes."""
+    """Mute advice on the root logger to pre-process the model, which has no batch norms and knows its shapes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

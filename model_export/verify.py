@@ -1,32 +1,42 @@
-"""Compares an exported network with the Keras network it was made from."""
+"""The command ``verify``: compares the precisions of a bundle with the Keras network that it was made from."""
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
-import keras
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from scipy.stats import binomtest
 
-from model_export.encoding import Cuboids, keras_encode
-from service.model.bundle import Agreement, Bundle, Precision
+from model_export.data.datasets import LabelledClip
+from model_export.data.encoders import keras_encoder
+from model_export.data.features import OFFLINE_LIMITS, FeatureCache
+from model_export.data.gathering import Selection
+from model_export.errors import DatasetError, FeatureError, HeadError
+from model_export.head import TrainedHead
+from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
+from model_export.network.vgg19 import build_encoder
+from model_export.reporter import SILENT, Reporter
+from model_export.weights import fetch_weights
+from service.errors import ClipError
+from service.model.bundle import Agreement, Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
+from service.video.decoder import decode_clip
 
-# Two classes this close are a tie: naming the one or the other is no disagreement.
+# Two classes this close are a tie: predicting one or the other is no disagreement.
 TIE = 2e-4
 
-Outputs = dict[str, npt.NDArray[np.float32]]
-Frames = npt.NDArray[np.uint8]
+Reference = Callable[[], tuple[Frames, Outputs]]
+"""Returns a clip's frames ``(40, 224, 224, 3)`` and what Keras computes for them."""
 
 
 class OnnxNetwork:
     """An ONNX file on the CPU.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,29 +44,14 @@ class OnnxNetwork:
         self.names = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, frames: Frames) -> Outputs:
-        """Outputs for one clip's frames ``(40, 224, 224, 3)``, without the batch axis."""
-        found = self.session.run(self.names, {"frames": frames[np.newaxis]})
-        return {name: value[0] for name, value in zip(self.names, found, strict=True)}
-
-
-def keras_outputs(encoder: keras.Model, head: keras.Model, frames: Frames) -> Outputs:
-    """What Keras computes for one clip's frames ``(40, 224, 224, 3)``, in float32."""
-    return head_outputs(head, keras_encode(encoder)(frames))
-
-
-def head_outputs(head: keras.Model, features: Cuboids) -> Outputs:
-    """What Keras computes for one clip's float32 features ``(40, 7, 7, channels)``."""
-    return {name: np.asarray(value)[0] for name, value in head.predict_on_batch(features[np.newaxis]).items()}
-
-
-def largest_difference(found: Outputs, expected: Outputs) -> float:
-    """The largest absolute difference in any probability or attention value."""
-    return max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
+        """Compute the outputs for frames ``(clips, 40, 224, 224, 3)``."""
+        found = self.session.run(self.names, {"frames": frames})
+        return as_outputs(dict(zip(self.names, found, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One clip through one precision: did it name Keras' class, and how far was it off."""
+class ClipCheck:
+    """One clip through one precision: whether it predicts Keras' class, and the largest difference."""
 
     clip: str
     precision: Precision
@@ -64,64 +59,141 @@ class Comparison:
     max_abs_difference: float
 
 
-def compare(
-    bundle: Bundle,
-    precisions: Iterable[Precision],
-    clips: Iterable[tuple[str, Callable[[], tuple[Frames, Outputs]]]],
+def verify_bundle(
+    bundle: Path,
+    head: TrainedHead,
+    selection: Selection,
     log: Path,
-) -> Iterator[Comparison]:
-    """Runs clips through the bundle's variants, going on where an interrupted run stopped.
+    *,
+    precisions: Sequence[Precision] = (),
+    features: Path | None = None,
+    record: bool = False,
+    weights: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> dict[Precision, Agreement]:
+    """Compare a bundle with Keras over many clips and write the agreement into its manifest.
 
     Args:
-        bundle: what is checked.
-        precisions: which of its variants.
-        clips: name of each, and how to get its frames and what Keras computes for it.
-        log: one JSON object a line, of this bundle only; comparisons in it are not made again.
+        bundle: folder of the bundle.
+        head: head that the bundle was made from.
+        selection: which clips.
+        log: file of results by clip; an interrupted run continues from it.
+        precisions: which precisions to check; default: all.
+        features: folder of float32 features, which save running VGG19 in Keras.
+        record: also save the agreement beside the head's weights, for later exports.
+        weights: VGG19's weights file; found or downloaded if not given.
+        reporter: receives progress.
+
+    Returns:
+        The agreement by precision.
+
+    Raises:
+        LimelightModelError: the head is not the bundle's, or a clip, the features or the weights cannot be used.
+        BundleError: the bundle cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    checked = load_bundle(bundle)
+    if list(head.facts.labels) != checked.manifest.labels:
+        raise HeadError(f"{bundle} was not made from the head in {head.path}; name its head with --head")
+    clips = selection.clips()
+    chosen = list(precisions) or list(checked.manifest.precisions)
+    vgg19 = fetch_weights(weights, reporter=reporter)
+    expected = _keras_reference(head, vgg19, features)
+    references = [(clip.name, partial(expected, clip)) for clip in clips]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    checking = check_clips(checked, chosen, references, log)
+    with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
+        checks = list(tracked)
+    measured = {precision: agreement(c for c in checks if c.precision == precision) for precision in chosen}
+    updated = {
+        precision: entry.model_copy(update={"agreement": measured.get(precision, entry.agreement)})
+        for precision, entry in checked.manifest.precisions.items()
+    }
+    write_manifest(bundle, checked.manifest.model_copy(update={"precisions": updated}))
+    if record:
+        head.record_agreement(measured)
+    return measured
+
+
+def _keras_reference(
+    head: TrainedHead, vgg19: Path, features: Path | None
+) -> Callable[[LabelledClip], tuple[Frames, Outputs]]:
+    """Return a function from a clip to its frames and what Keras computes, from cached features if there are some."""
+    predict = predictor(head.build())
+    encoder = cache(lambda: keras_encoder(build_encoder(vgg19)))
+    cached = FeatureCache(features, file_sha256(vgg19), "float32") if features else None
+    if cached and cached.dtype != "float32":
+        raise FeatureError(
+            f"{features} holds float16 features, whose rounding would count as disagreement; compute float32 features "
+            "with `limelight-model features --dtype float32`"
+        )
+
+    def reference(clip: LabelledClip) -> tuple[Frames, Outputs]:
+        try:
+            frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
+        except ClipError as error:
+            raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
+        cuboids = np.load(cached.get(clip.path, encoder)) if cached else encoder()(frames)
+        return frames, predict(cuboids[np.newaxis])
+
+    return reference
+
+
+def check_clips(
+    bundle: Bundle, precisions: Iterable[Precision], clips: Iterable[tuple[str, Reference]], log: Path
+) -> Iterator[ClipCheck]:
+    """Run clips through a bundle's precisions and compare each with Keras.
+
+    Args:
+        bundle: the bundle.
+        precisions: which of its precisions.
+        clips: name and reference of each clip.
+        log: file with one JSON object per line; checks of this bundle that it holds are not repeated.
     """
     done = _read_log(log, bundle)
     networks = {precision: OnnxNetwork(bundle.model_path(precision)) for precision in precisions}
     with log.open("a") as file:
-        for name, get in clips:
+        for name, reference in clips:
             yield from (done[name, p] for p in networks if (name, p) in done)
             missing = [p for p in networks if (name, p) not in done]
             if not missing:
                 continue
-            frames, expected = get()
+            frames, expected = reference()
             for precision in missing:
-                comparison = _compare(name, precision, networks[precision](frames), expected)
+                check = _check(name, precision, networks[precision](frames[np.newaxis]), expected)
                 sha256 = bundle.manifest.precisions[precision].sha256
-                file.write(json.dumps({"sha256": sha256, **asdict(comparison)}) + "\n")
+                file.write(json.dumps({"sha256": sha256, **asdict(check)}) + "\n")
                 file.flush()
-                yield comparison
+                yield check
 
 
-def _read_log(log: Path, bundle: Bundle) -> dict[tuple[str, Precision], Comparison]:
+def _read_log(log: Path, bundle: Bundle) -> dict[tuple[str, Precision], ClipCheck]:
     if not log.exists():
         return {}
     current = {entry.sha256 for entry in bundle.manifest.precisions.values()}
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    kept = [Comparison(**line) for line in lines if line.pop("sha256") in current]
-    return {(comparison.clip, comparison.precision): comparison for comparison in kept}
+    kept = [ClipCheck(**line) for line in lines if line.pop("sha256") in current]
+    return {(check.clip, check.precision): check for check in kept}
 
 
-def _compare(name: str, precision: Precision, found: Outputs, expected: Outputs) -> Comparison:
-    probabilities = expected["probabilities"]
-    named = int(found["probabilities"].argmax())
-    tie = probabilities.max() - probabilities[named] < TIE
-    return Comparison(name, precision, bool(tie), largest_difference(found, expected))
+def _check(name: str, precision: Precision, found: Outputs, expected: Outputs) -> ClipCheck:
+    predicted = int(found.probabilities[0].argmax())
+    probabilities = expected.probabilities[0]
+    agrees = probabilities.max() - probabilities[predicted] < TIE
+    return ClipCheck(name, precision, bool(agrees), largest_difference(found, expected))
 
 
-def agreement(comparisons: Iterable[Comparison]) -> Agreement:
-    """Top-1 agreement of one precision with its 95 % Wilson score interval."""
-    seen = list(comparisons)
-    agreeing = sum(comparison.agrees for comparison in seen)
+def agreement(checks: Iterable[ClipCheck]) -> Agreement:
+    """Compute the top-1 agreement of one precision with its 95 % Wilson score interval."""
+    seen = list(checks)
+    agreeing = sum(check.agrees for check in seen)
     interval = binomtest(agreeing, len(seen)).proportion_ci(0.95, method="wilson")
     return Agreement(
         top1=agreeing / len(seen),
         n=len(seen),
         low=float(interval.low),
         high=float(interval.high),
-        max_abs_difference=max(comparison.max_abs_difference for comparison in seen),
+        max_abs_difference=max(check.max_abs_difference for check in seen),
         device=f"CPUExecutionProvider on {_processor()}, ONNX Runtime {onnxruntime.__version__}",
     )
 

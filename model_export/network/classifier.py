@@ -1,38 +1,33 @@
-"""What is trained: everything from the cuboids X_t to the class probabilities (paper, Figs 1 and 6)."""
+"""The head: the trained part of the network, from the cuboids X_t to class probabilities (paper, Figs 1 and 6)."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras import ops
 
-from model_export.network.attention import AttentionScores, AttentionSLSTMCell
+from model_export.network.attention import AttentionSLSTMCell
 from model_export.network.motion import Motion
-from model_export.network.scaling import FeatureScaling, RootScaling
-from model_export.network.slstm import SLSTMCell
+from model_export.network.scaling import RootScaling
+from model_export.network.slstm import SLSTMCell, initial_state
+from model_export.network.spec import CELLS, FRAME_COUNT, GRID, HeadSpec
 
-Variant = Literal["attention", "base"]
-Readout = Literal["last", "mean"]
-
-# The paper's T and F.
-FRAME_COUNT = 40
-GRID = 7
-CHANNELS = 512
+# The paper's Table 2.
 UNITS = 256
 ATTENTION_UNITS = 128
 
 
 @keras.saving.register_keras_serializable("limelight")
 class InitialState(keras.Layer):
-    """h_0 = mlp_h(v) and c_0 = mlp_c(v) from the mean cell v of the whole clip (eqs 9, 10); n_0 = 1, m_0 = 0.
+    """Compute h_0 = mlp_h(v) and c_0 = mlp_c(v) from the mean cell v of the whole clip (eqs 9, 10).
 
-    Also draws, in training, the attention's dropout masks for the sequence.
+    In training, also draw the attention's dropout masks for the sequence.
 
     Args:
         units: size of h.
         masks: sizes of the dropout masks to draw.
-        dropout: share of units dropped from h_0, c_0 and in each mask.
+        dropout: share of units dropped from h_0, from c_0 and in each mask.
     """
 
     def __init__(self, units: int, masks: tuple[int, ...] = (), dropout: float = 0.5, **kwargs: Any) -> None:
@@ -47,7 +42,10 @@ class InitialState(keras.Layer):
         self.mlp_c.build(input_shape)
 
     def call(self, clip_mean: Any, training: bool | None = None) -> list[Any]:
-        """Mean cell ``(batch, channels)`` → [h_0, c_0, n_0, m_0, *masks]; masks are all ones out of training."""
+        """Compute [h_0, c_0, n_0, m_0, *masks] from the mean cell ``(batch, channels)``.
+
+        Outside training, masks are 1.
+        """
 
         def drop(x: Any) -> Any:
             return keras.random.dropout(x, self.dropout, seed=self.seed_generator) if training else x
@@ -55,7 +53,7 @@ class InitialState(keras.Layer):
         h = drop(self.mlp_h(clip_mean))
         c = drop(self.mlp_c(clip_mean))
         masks = [drop(ops.ones((ops.shape(clip_mean)[0], size))) for size in self.masks]
-        return [h, c, ops.ones_like(h), ops.zeros_like(h), *masks]
+        return [*initial_state(h, c), *masks]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "units": self.units, "masks": self.masks, "dropout": self.dropout}
@@ -63,61 +61,45 @@ class InitialState(keras.Layer):
 
 def build_head(
     classes: int,
-    variant: Variant = "attention",
-    attention_scores: AttentionScores = "content",
-    readout: Readout = "mean",
-    feature_scaling: FeatureScaling = "root",
-    motion: bool = True,
+    spec: HeadSpec,
     *,
-    members: int = 1,
     dropout: float = 0.5,
     feature_dropout: float = 0.0,
-    channels: int = CHANNELS,
     unroll: bool = False,
 ) -> keras.Model:
-    """The network after the encoder.
+    """Build the network that follows the encoder, with random weights.
+
+    The variant ``attention`` is ``AttentionSLSTMCell`` over the cells; ``base`` feeds every X_t to the sLSTM whole,
+    flattened to 25088 values. MLP1 reads h_40 (readout ``last``) or the mean of all h_t (``mean``).
 
     Args:
         classes: number of classes.
-        variant: ``attention``, or ``base`` where every X_t goes to the sLSTM whole, flattened to 25088.
-        attention_scores: see ``AttentionSLSTMCell``; ``base`` has none.
-        readout: MLP1 reads h_40 (``last``) or the mean of all h_t (``mean``).
-        feature_scaling: ``root`` as ``RootScaling`` does, or ``none``.
-        motion: the sLSTM reads what ``Motion`` tells of each frame, too.
-        members: so many heads, whose probabilities and maps are averaged (see ``average_heads``).
+        spec: which network. Several members are averaged as ``average_heads`` does.
         dropout: rate of Table 2, in training only.
-        feature_dropout: rate at which whole channels of X are dropped, in training only; one mask a clip.
-        channels: of X_t; other than 512 only with a narrower encoder, in tests.
+        feature_dropout: rate at which whole channels of X are dropped, in training only; one mask per clip.
         unroll: write the 40 steps out instead of looping, for export.
 
     Returns:
-        features float32 ``(batch, 40, 7, 7, channels)`` → ``probabilities`` ``(batch, classes)`` and, but for
-        ``base``, ``attention`` ``(batch, 40, 7, 7)``, each map of which sums to 1.
-
-    Raises:
-        ValueError: an unknown variant, scoring or readout.
+        A model from features, float32 ``(batch, 40, 7, 7, channels)``, to a dict of ``probabilities``
+        ``(batch, classes)`` and, unless the variant is ``base``, ``attention`` ``(batch, 40, 7, 7)``, each map of which
+        sums to 1.
     """
-    if variant not in ("attention", "base") or readout not in ("last", "mean"):
-        raise ValueError(f"no such network: variant {variant!r}, readout {readout!r}")
-    if feature_scaling not in ("none", "root") or members < 1:
-        raise ValueError(f"no such network: feature scaling {feature_scaling!r}, {members} members")
-    if members > 1:
-        build = partial(build_head, dropout=dropout, feature_dropout=feature_dropout, channels=channels, unroll=unroll)
-        return average_heads(
-            [build(classes, variant, attention_scores, readout, feature_scaling, motion) for _ in range(members)]
-        )
-    cuboids = keras.Input((FRAME_COUNT, GRID, GRID, channels), name="features")
-    features = RootScaling(name="scaled")(cuboids) if feature_scaling == "root" else cuboids
+    if spec.members > 1:
+        one = spec.model_copy(update={"members": 1})
+        build = partial(build_head, classes, one, dropout=dropout, feature_dropout=feature_dropout, unroll=unroll)
+        return average_heads([build() for _ in range(spec.members)])
+    cuboids = keras.Input((FRAME_COUNT, GRID, GRID, spec.channels), name="features")
+    features = RootScaling(name="scaled")(cuboids) if spec.feature_scaling == "root" else cuboids
     if feature_dropout:
-        one_mask_a_clip = (None, 1, 1, 1, channels)
-        features = keras.layers.Dropout(feature_dropout, one_mask_a_clip, name="feature_dropout")(features)
+        one_mask_per_clip = (None, 1, 1, 1, spec.channels)
+        features = keras.layers.Dropout(feature_dropout, one_mask_per_clip, name="feature_dropout")(features)
     clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
     flat = keras.layers.Reshape((FRAME_COUNT, -1), name="flat")(features)
-    moves = [Motion(name="motion")(features)] if motion else []
+    moves = [Motion(name="motion")(features)] if spec.motion else []
     outputs = {}
-    if variant == "attention":
+    if spec.variant == "attention":
         beside = sum(move.shape[-1] for move in moves)
-        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, attention_scores, GRID * GRID, beside, name="cell")
+        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, spec.attention_scores, CELLS, beside, name="cell")
         state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
         read = ops.concatenate([flat, *(_project(move, "motion_kernel") for move in moves)], axis=-1)
         steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
@@ -128,23 +110,23 @@ def build_head(
         read = _project(ops.concatenate([flat, *moves], axis=-1), "kernel")
         memory = SLSTMCell(UNITS, projected=True, name="cell")
         hidden = keras.layers.RNN(memory, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
-    read = hidden[:, -1] if readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
+    read = hidden[:, -1] if spec.readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
     read = keras.layers.Dropout(dropout, name="dropout")(read)
     outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)
-    return keras.Model(cuboids, outputs, name=f"limelight_{variant}")
+    return keras.Model(cuboids, outputs, name=f"limelight_{spec.variant}")
 
 
 def _project(inputs: Any, name: str) -> Any:
-    """W_x x_t of all steps in one product: ``(batch, frames, any)`` → ``(batch, frames, 4 · units)``.
+    """Compute W_x x_t ``(batch, frames, 4 · units)`` of all steps in one product, from ``(batch, frames, any)``.
 
-    Two axes at a time: a Dense layer on three exports as a Tensordot with all its shape arithmetic.
+    On two axes: a Dense layer on three is exported as a Tensordot with all its shape arithmetic.
     """
     gates = keras.layers.Dense(4 * UNITS, use_bias=False, name=name)(ops.reshape(inputs, (-1, inputs.shape[-1])))
     return ops.reshape(gates, (-1, FRAME_COUNT, 4 * UNITS))
 
 
 def average_heads(heads: Sequence[keras.Model]) -> keras.Model:
-    """One head that answers with the mean of the heads' probabilities and attention maps; of one head, itself.
+    """Build a head that answers with the mean of the heads' probabilities and maps; a single head is returned as it is.
 
     Raises:
         ValueError: there is no head.

@@ -1,4 +1,4 @@
-"""How a clip moves, told to the sLSTM beside what it attends to; the paper leaves it to find out from the cells."""
+"""Motion features: a second input of the sLSTM, beside the attended cells; an addition to the paper."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("limelight")
 class Motion(keras.Layer):
-    """By how much each channel's mean changes, over the whole frame and over what is above and below its middle.
+    """How much each channel's mean changes, over the whole frame, its upper and its lower rows.
 
-    Of frame t: for each region R and each lag, gain · |mean_{i∈R} X_{t,i} − mean_{i∈R} X_{t−lag,i}|; before the
-    clip there is its first frame. Many actions show the same things and differ in rhythm, and in whether arms or legs
-    keep it: jumping jacks, push-ups, a rope. The changes are small beside the values, and gates learn from small inputs
-    slowly: hence the gain.
+    For frame t, each region R and each lag: gain · |mean_{i∈R} X_{t,i} − mean_{i∈R} X_{t−lag,i}|, where frames before
+    the clip equal its first frame. Many actions show the same things and differ in their rhythm, and in whether arms or
+    legs keep it: jumping jacks, push-ups, skipping. Changes are small compared with the values, and gates learn slowly
+    from small inputs, hence the gain.
 
     Args:
-        lags: in frames.
-        gain: of all changes.
+        lags: distances between the frames compared, in frames.
+        gain: factor of all changes.
     """
 
     def __init__(self, lags: tuple[int, ...] = (1, 4), gain: float = 4.0, **kwargs: Any) -> None:
@@ -25,7 +25,7 @@ class Motion(keras.Layer):
         self.lags, self.gain = tuple(lags), gain
 
     def call(self, cuboids: Any) -> Any:
-        """Cuboids ``(batch, frames, 7, 7, channels)`` → ``(batch, frames, 3 · lags · channels)``."""
+        """Compute ``(batch, frames, 3 · lags · channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
         half = cuboids.shape[2] // 2
         changes = []
         for region in (cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]):

@@ -6,26 +6,38 @@ import keras
 from keras import ops
 
 
+def initial_state(h: Any, c: Any) -> list[Any]:
+    """The state [h, c, n, m] before the first step.
+
+    n_0 = 1 and m_0 = 0, so that c_0 / n_0 = c_0.
+
+    Args:
+        h: h_0, ``(batch, units)``.
+        c: c_0, ``(batch, units)``.
+    """
+    return [h, c, ops.ones_like(h), ops.zeros_like(h)]
+
+
 @keras.saving.register_keras_serializable("limelight")
 class SLSTMCell(keras.Layer):
     """One step of the scalar LSTM with exponential input gate, for ``keras.layers.RNN``.
 
-    With r = W_x x_t + W_h h_{t-1} + b for each gate, f = σ(f~), i = exp(i~), z = tanh(z~), o = σ(o~)::
+    With W_x x_t + W_h h_{t-1} + b as f~, i~, z~ and o~, and f = σ(f~), i = exp(i~), z = tanh(z~), o = σ(o~)::
 
         c_t = f c_{t-1} + i z        (eq 4; its W_xc, W_hc, b_c are eq 2's W_xz, W_hz, b_z)
         n_t = f n_{t-1} + i          (eq 8)
         h_t = o c_t / n_t            (eqs 6, 7)
 
-    exp(i~) overflows, so c and n are kept multiplied by exp(-m_t), where m_t = max(log f + m_{t-1}, i~); h does not
-    change. Some term of n_t is then exactly 1, so nothing is divided by zero.
+    exp(i~) can overflow, so c and n are kept multiplied by exp(-m_t), where m_t = max(log f + m_{t-1}, i~); h is the
+    same. One of the two gates is then exactly 1, so that n_t is at least the smaller of 1 and n_{t-1}, and never 0.
 
     Weights: ``kernel`` (inputs, 4 · units), ``recurrent_kernel`` (units, 4 · units), ``bias`` (4 · units,); gates in
     the order f, i, z, o.
 
     Args:
         units: size of h.
-        projected: its inputs are W_x x_t already, ``(batch, 4 · units)``, and it has no ``kernel``. W_x takes no part
-            in the recurrence: one product for all steps reads it once instead of at every step.
+        projected: whether the inputs are W_x x_t already, ``(batch, 4 · units)``; the cell then has no ``kernel``. W_x
+            takes no part in the recurrence, so one product for all steps reads it once instead of at every step.
     """
 
     def __init__(self, units: int, projected: bool = False, **kwargs: Any) -> None:
@@ -42,17 +54,13 @@ class SLSTMCell(keras.Layer):
         )
         self.bias = self.add_weight(shape=(4 * self.units,), initializer="zeros", name="bias")
 
-    def initial_state(self, h: Any, c: Any) -> list[Any]:
-        """State before the first step, from h_0 and c_0 ``(batch, units)``: n_0 = 1, m_0 = 0, so c_0 / n_0 = c_0."""
-        return [h, c, ops.ones_like(h), ops.zeros_like(h)]
-
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
-        """What ``keras.layers.RNN`` starts from where it is given nothing: h_0 = c_0 = 0."""
+        """The state that ``keras.layers.RNN`` starts from by default: h_0 = c_0 = 0."""
         zeros = ops.zeros((batch_size, self.units), dtype=self.compute_dtype)
-        return self.initial_state(zeros, zeros)
+        return initial_state(zeros, zeros)
 
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
-        """One step: inputs ``(batch, inputs)``, states [h, c, n, m] → h_t ``(batch, units)`` and the next states."""
+        """Compute h_t ``(batch, units)`` and the next states from inputs ``(batch, inputs)`` and [h, c, n, m]."""
         h, c, n, m = states
         projected = inputs if self.projected else ops.matmul(inputs, self.kernel)
         gates = projected + ops.matmul(h, self.recurrent_kernel) + self.bias

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_SIZE = 224
+from model_export.network.spec import IMAGE_SIZE
+
 FILTERS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 4, 4, 4)
-# ImageNet means the published weights were trained with, here in R, G, B.
+# ImageNet means that the published weights were trained with, here in the order R, G, B.
 MEAN_RGB = (123.68, 116.779, 103.939)
 
 
@@ -21,14 +22,13 @@ def build_encoder(
     filters: tuple[int, ...] | None = None,
     image_size: int = IMAGE_SIZE,
 ) -> keras.Model:
-    """VGG19 without its classifier, reading RGB frames as they are decoded.
+    """Build VGG19 without its classifier, reading RGB frames as they are decoded.
 
     Args:
-        weights: ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``, or a file laid out like it; ``None`` leaves the
-            weights random.
-        dtype: of the convolutions, ``float32`` or ``float16``. Mean subtraction and the result are float32 always.
-        filters: channels of the five blocks, those of the file (or VGG19's) where not given; narrower ones are for
-            quick tests.
+        weights: ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``, or a file with the same layout; ``None`` leaves
+            the weights random.
+        dtype: type of the convolutions, ``float32`` or ``float16``. Mean subtraction and the result are always float32.
+        filters: channels of the five blocks; default: those of the file, or VGG19's. Narrower ones make tests quick.
         image_size: height and width of a frame, a multiple of 32.
 
     Returns:
@@ -37,8 +37,7 @@ def build_encoder(
     if filters is None:
         filters = FILTERS if weights is None else _read_filters(weights)
     frames = keras.Input((image_size, image_size, 3), dtype="uint8", name="frames")
-    # A subtraction of its own, not folded into the first bias: that convolution pads with zeros, which must mean
-    # "the mean colour".
+    # Not folded into the first bias: that convolution pads with zeros, which must mean the mean colour.
     x = keras.layers.Rescaling(1.0, offset=[-mean for mean in MEAN_RGB], dtype="float32", name="subtract_mean")(frames)
     for block, (channels, convolutions) in enumerate(zip(filters, CONVOLUTIONS, strict=True), start=1):
         for layer in range(1, convolutions + 1):
@@ -65,7 +64,7 @@ def _load_weights(encoder: keras.Model, path: Path) -> None:
             if isinstance(layer, keras.layers.Conv2D):
                 kernel, bias = _layer_weights(file, layer.name)
                 if layer.name == "block1_conv1":
-                    # The published kernel expects B, G, R; a reverse op in the graph would stop CUDA graphs.
+                    # The published kernel expects B, G, R; reversing frames in the graph would rule out CUDA graphs.
                     kernel = kernel[:, :, ::-1, :]
                 layer.set_weights([kernel, bias])
 

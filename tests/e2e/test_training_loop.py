@@ -1,8 +1,8 @@
-"""From a folder of clips to a served network, every stage through `limelight-model` as its users run it.
+"""From a folder of clips to a served network, with every stage run through ``limelight-model`` as users run it.
 
-Small enough for CI: clips drawn by code, and VGG19 six channels wide that sees nothing but colours. What makes the
-actions easy to tell apart is that each has its own kind of place, as many of UCF-101's have; people, clothes and the
-place's colours differ from group to group.
+Small enough for CI: rendered clips, and a VGG19 with six channels that sees colours only. The actions are easy to
+distinguish because each has its own kind of place, as many of UCF-101's have; people, clothes and the colours of the
+place differ between groups.
 """
 
 import json
@@ -23,7 +23,7 @@ from service.cli.app import app as service
 from service.model.bundle import Manifest, load_bundle
 from tests.model_export.network.vgg19_file import write_vgg19_weights
 
-# Seeds whose places are gyms, rooms and gardens: one a group, the last one for a clip that nothing is trained on.
+# Seeds whose places are gyms, rooms and gardens: one per group, and the last for a clip that is not trained on.
 SEEDS = {
     "jumping_jacks": (30, 49, 81, 259, 38),
     "squats": (9, 158, 198, 164, 31),
@@ -53,7 +53,7 @@ RECIPE = (
 
 
 def limelight_model(*arguments: object) -> str:
-    """What the command says, in lines that do not wrap; it has to succeed."""
+    """Run a command, which must succeed, and return its output without wrapped lines."""
     runner = CliRunner(env={"COLUMNS": "300"})
     ended = runner.invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def videos(folder: Path) -> Path:
-    """Clips named as UCF-101 names them, those of a group in one place; the download of one was cut off."""
+    """Clips named like UCF-101's, those of a group in one place; one file is truncated."""
     for action, seeds in SEEDS.items():
         (folder / "videos" / action).mkdir(parents=True)
         for group, seed in enumerate(seeds[:GROUPS], 1):
@@ -81,7 +81,7 @@ def videos(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def vgg19(folder: Path) -> Iterator[Path]:
-    """Weights of a VGG19 that hands on how red, green or blue a pixel is, and how little; they pass for the real."""
+    """Weights of a VGG19 that passes on how red, green and blue each pixel is; they pass for the real ones."""
     colours = np.concatenate([np.eye(3) - 1 / 3, 1 / 3 - np.eye(3)], axis=1) / 32
     layers = {}
     for block, convolutions in enumerate(CONVOLUTIONS, 1):
@@ -97,7 +97,7 @@ def vgg19(folder: Path) -> Iterator[Path]:
         yield path
 
 
-# The stages, each of which needs the one before.
+# The stages, each of which needs the previous one.
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +145,13 @@ def verified(folder: Path, videos: Path, vgg19: Path, head: Path, bundle: Path) 
     return load_bundle(bundle).manifest
 
 
-def test_both_views_of_each_clip_are_encoded_and_a_damaged_one_is_told(folder: Path, features: str) -> None:
+def test_both_views_of_each_clip_are_encoded_and_a_damaged_clip_is_reported(folder: Path, features: str) -> None:
     assert len(list((folder / "features").glob("*.npy"))) == 2 * CLIP_COUNT
     assert f"{CLIP_COUNT} clips of 3 classes, 1 left out as undecodable" in features
     assert any(DAMAGED in line for line in features.splitlines())
 
 
-def test_groups_it_was_not_trained_on_are_named_rightly(report: Any) -> None:
+def test_clips_of_groups_that_were_not_trained_on_are_classified_correctly(report: Any) -> None:
     (folds,) = report["experiments"]
     assert (folds["folds"], folds["clips"], folds["clips_with_video_in_training"]) == (4, CLIP_COUNT, 0)
     attention = folds["methods"][0]
@@ -170,7 +170,7 @@ def test_the_report_has_the_form_of_table_3(evaluated: Path) -> None:
     assert (evaluated / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_report_counts_and_names_what_was_left_out(evaluated: Path, report: Any) -> None:
+def test_the_report_counts_and_names_the_clips_that_were_left_out(evaluated: Path, report: Any) -> None:
     assert report["data"]["undecodable"] == [DAMAGED]
     assert (report["data"]["clips"], report["data"]["classes"], report["data"]["groups"]) == (CLIP_COUNT, 3, 12)
     assert f"Undecodable: `{DAMAGED}`." in (evaluated / "report.md").read_text()
@@ -181,11 +181,11 @@ def test_the_report_judges_the_attention(report: Any) -> None:
     assert titles == ["deletion of cells", "rendered actor", "maps"]
 
 
-def test_features_are_not_computed_again(report: Any) -> None:
-    assert report["run"]["settings"]["features"] == "kept from an earlier run"
+def test_cached_features_are_not_computed_again(report: Any) -> None:
+    assert report["run"]["settings"]["features"] == "cached by an earlier run"
 
 
-def test_the_head_states_what_it_was_trained_on_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
+def test_the_head_states_its_training_clips_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
     facts = json.loads((head / "head.json").read_text())
     assert facts["labels"] == ["jumping_jacks", "squats", "waving"]
     assert (facts["training"]["clips"], facts["training"]["undecodable_clips"]) == (CLIP_COUNT, 1)
@@ -199,22 +199,22 @@ def test_training_leaves_its_log_and_plots(head: Path) -> None:
     assert (head / "run" / "seed-0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_bundle_is_of_that_head(bundle: Path) -> None:
+def test_the_bundle_is_made_from_the_head(bundle: Path) -> None:
     manifest = load_bundle(bundle).manifest
     assert (manifest.name, manifest.variant) == ("rendered", "attention")
     assert manifest.labels == ["jumping_jacks", "squats", "waving"]
     assert list(manifest.training["accuracy"]) == ["4 grouped folds"]
 
 
-def test_verify_writes_into_the_bundle_how_far_it_is_from_keras(verified: Manifest) -> None:
+def test_verify_writes_the_agreement_into_the_bundle(verified: Manifest) -> None:
     agreement = {name: entry.agreement for name, entry in verified.precisions.items() if entry.agreement}
     assert {name: found.n for name, found in agreement.items()} == {"fp32": 6, "fp16": 6, "int8": 6}
-    # int8 is left to the processor: without VNNI it may overflow, and is then not used.
+    # int8 depends on the processor: without VNNI it may overflow, and is then not used.
     assert [agreement[name].top1 for name in ("fp32", "fp16")] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("action", SEEDS)
-def test_the_service_names_clips_that_nothing_was_trained_on(bundle: Path, tmp_path: Path, action: str) -> None:
+def test_the_service_classifies_clips_that_were_not_trained_on(bundle: Path, tmp_path: Path, action: str) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(render_clip(action, seed=SEEDS[action][GROUPS], frames=50, width=160, height=120).data)
     said = CliRunner().invoke(

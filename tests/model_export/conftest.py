@@ -7,9 +7,26 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from model_export import weights
+from tests.model_export.cached_clips import CachedClips
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 NARROW = (2, 2, 4, 4, 8)
+
+
+@pytest.fixture
+def vgg19(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that passes for VGG19's weights, for what does not get as far as reading them."""
+    file = tmp_path / "vgg19.h5"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(weights.WeightsFile, "fault", lambda self, path: None if path == file else "is another file")
+    return file
+
+
+@pytest.fixture
+def cached(tmp_path: Path, vgg19: Path) -> CachedClips:
+    return CachedClips(tmp_path, vgg19)
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +61,7 @@ def narrow_head(
     facts = HeadFacts(
         name="narrow",
         version="7",
-        variant="attention",
-        attention_scores="content",
         readout="last",
-        feature_scaling="root",
-        motion=True,
-        members=1,
         channels=NARROW[-1],
         labels=("JumpingJack", "PullUps", "Surfing"),
         encoder_sha256="0" * 64,
@@ -57,7 +69,7 @@ def narrow_head(
     )
     keras.utils.set_random_seed(1)
     path = tmp_path_factory.mktemp("narrow")
-    head = save_head(path / "head", facts, build_head(3, readout="last", channels=NARROW[-1]))
+    head = save_head(path / "head", facts, build_head(3, facts))
     fp32 = path / "fp32.onnx"
     fp32.write_bytes(convert(narrow_encoder, head.build(unroll=True)).SerializeToString())
     quantize(fp32, path / "int8.onnx", head.calibration, rendered_frames)

@@ -9,9 +9,12 @@ import onnx
 import pytest
 
 from model_export import export
-from model_export.export import ExportError, export_bundle
-from model_export.head import HeadError, load_head
-from model_export.verify import OnnxNetwork, head_outputs
+from model_export.data.encoders import keras_encoder
+from model_export.errors import ExportError, HeadError
+from model_export.export import export_bundle
+from model_export.head import load_head
+from model_export.network.arrays import largest_difference, predictor
+from model_export.verify import OnnxNetwork
 from service.model.bundle import Agreement, load_bundle
 from tests.model_export.conftest import NARROW
 
@@ -20,7 +23,7 @@ def operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def test_bundle_is_whole_and_says_what_it_holds(narrow_bundle: Path) -> None:
+def test_the_bundle_is_complete_and_described_by_its_manifest(narrow_bundle: Path) -> None:
     manifest = load_bundle(narrow_bundle).manifest
     assert manifest.name == "narrow"
     assert manifest.version == "7"
@@ -31,7 +34,7 @@ def test_bundle_is_whole_and_says_what_it_holds(narrow_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ("fp32", "fp16", "int8"))
-def test_every_variant_keeps_the_contract_of_inputs_and_outputs(narrow_bundle: Path, precision: str) -> None:
+def test_every_precision_has_the_contracts_inputs_and_outputs(narrow_bundle: Path, precision: str) -> None:
     graph = onnx.load(narrow_bundle / f"model.{precision}.onnx").graph
 
     def signature(values: object) -> dict[str, tuple[int, list[int | str]]]:
@@ -51,13 +54,13 @@ def test_every_variant_keeps_the_contract_of_inputs_and_outputs(narrow_bundle: P
 
 
 @pytest.mark.parametrize("precision", ("fp32", "fp16", "int8"))
-def test_no_variant_holds_a_loop_and_all_hold_sixteen_convolutions(narrow_bundle: Path, precision: str) -> None:
+def test_every_precision_has_sixteen_convolutions_and_no_loop(narrow_bundle: Path, precision: str) -> None:
     count = operators(narrow_bundle / f"model.{precision}.onnx")
     assert not count.keys() & {"Loop", "If", "Scan"}
     assert count["Conv"] == 16
 
 
-def test_fp16_computes_its_convolutions_in_halves_and_casts_only_around_them(narrow_bundle: Path) -> None:
+def test_fp16_runs_convolutions_in_float16_and_casts_only_around_them(narrow_bundle: Path) -> None:
     graph = onnx.load(narrow_bundle / "model.fp16.onnx").graph
     types = {initializer.name: initializer.data_type for initializer in graph.initializer}
     kernels = [node.input[1] for node in graph.node if node.op_type == "Conv"]
@@ -65,7 +68,7 @@ def test_fp16_computes_its_convolutions_in_halves_and_casts_only_around_them(nar
     assert operators(narrow_bundle / "model.fp16.onnx")["Cast"] < 10
 
 
-def test_int8_quantises_input_and_kernel_of_every_convolution(narrow_bundle: Path) -> None:
+def test_int8_quantizes_input_and_kernel_of_every_convolution(narrow_bundle: Path) -> None:
     graph = onnx.load(narrow_bundle / "model.int8.onnx").graph
     made_by = {output: node for node in graph.node for output in node.output}
     types = {initializer.name: initializer.data_type for initializer in graph.initializer}
@@ -78,28 +81,23 @@ def test_int8_quantises_input_and_kernel_of_every_convolution(narrow_bundle: Pat
     assert len(convolutions) == 16
 
 
-def test_fp32_computes_what_keras_does_for_any_batch(
+def test_fp32_agrees_with_keras_for_a_batch_of_clips(
     narrow_bundle: Path, narrow_head: Path, narrow_encoder: object, rendered_frames: list[npt.NDArray[np.uint8]]
 ) -> None:
-    from model_export.encoding import keras_encode
-
-    network = OnnxNetwork(narrow_bundle / "model.fp32.onnx")
-    head = load_head(narrow_head).build()
-    batch = np.stack(rendered_frames)
-    found = dict(zip(network.names, network.session.run(network.names, {"frames": batch}), strict=True))
-    for position, frames in enumerate(rendered_frames):
-        expected = head_outputs(head, keras_encode(narrow_encoder)(frames))
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name][position], value, atol=1e-5)
+    encode, predict = keras_encoder(narrow_encoder), predictor(load_head(narrow_head).build())
+    found = OnnxNetwork(narrow_bundle / "model.fp32.onnx")(np.stack(rendered_frames))
+    expected = predict(np.stack([encode(frames) for frames in rendered_frames]))
+    assert found.probabilities.shape == (2, 3)
+    assert largest_difference(found, expected) < 1e-5
 
 
-def test_exporting_again_changes_nothing(narrow_head: Path, narrow_bundle: Path) -> None:
+def test_a_bundle_that_is_up_to_date_is_not_written_again(narrow_head: Path, narrow_bundle: Path) -> None:
     before = (narrow_bundle / "manifest.json").stat()
     assert not export_bundle(load_head(narrow_head), None, narrow_bundle, filters=NARROW)
     assert (narrow_bundle / "manifest.json").stat() == before
 
 
-def test_agreement_measured_later_reaches_a_bundle_that_is_up_to_date(
+def test_agreement_measured_later_is_added_to_a_bundle_that_is_up_to_date(
     narrow_head: Path, narrow_bundle: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(narrow_head, tmp_path / "head")
@@ -115,9 +113,9 @@ def test_agreement_measured_later_reaches_a_bundle_that_is_up_to_date(
 
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch, narrow_bundle: Path) -> None:
-    """Lets an export take the models of the shared bundle instead of converting for half a minute."""
+    """Makes an export copy the models of the shared bundle, since converting takes half a minute."""
 
-    def copy_models(head: object, weights: object, filters: object, folder: Path, say: object) -> None:
+    def copy_models(head: object, weights: object, filters: object, folder: Path, reporter: object) -> None:
         for model in narrow_bundle.glob("*.onnx"):
             shutil.copy(model, folder)
 
@@ -125,7 +123,7 @@ def quick_export(monkeypatch: pytest.MonkeyPatch, narrow_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_damaged_bundle_is_replaced(narrow_head: Path, narrow_bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_replaced(narrow_head: Path, narrow_bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "bundle"
     shutil.copytree(narrow_bundle, damaged)
     (damaged / "model.int8.onnx").write_bytes(b"no model")
@@ -135,33 +133,35 @@ def test_damaged_bundle_is_replaced(narrow_head: Path, narrow_bundle: Path, tmp_
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_variant_that_differs_from_keras_is_refused(
+def test_a_precision_that_differs_from_keras_is_refused(
     narrow_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
-    with pytest.raises(ExportError, match=r"model.fp32.onnx differs from Keras by .*no bundle was written"):
+    with pytest.raises(ExportError, match=r"model.fp32.onnx differs from Keras by .*so no bundle was written"):
         export_bundle(load_head(narrow_head), None, tmp_path / "bundle", filters=NARROW)
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_the_old_bundle_as_it_was(
+def test_a_full_disk_leaves_the_old_bundle_unchanged(
     narrow_head: Path, narrow_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "bundle"
     shutil.copytree(narrow_bundle, kept)
 
-    def disk_fills_up(head: object, weights: object, filters: object, folder: Path, say: object) -> None:
+    def disk_fills_up(head: object, weights: object, filters: object, folder: Path, reporter: object) -> None:
         (folder / "model.fp32.onnx").write_bytes(b"part of a model")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "_write_models", disk_fills_up)
-    with pytest.raises(ExportError, match=r"bundle was not written, the disk is full .*free \d+ MiB or choose another"):
+    with pytest.raises(
+        ExportError, match=r"bundle was not written because the disk is full .*free \d+ MiB or choose another"
+    ):
         export_bundle(load_head(narrow_head), None, kept, filters=NARROW, force=True)
     load_bundle(kept)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_too_little_space_is_said_before_any_work(
+def test_too_little_disk_space_is_reported_before_any_work(
     narrow_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "DISK_BYTES", 1 << 60)
@@ -169,14 +169,14 @@ def test_too_little_space_is_said_before_any_work(
         export_bundle(load_head(narrow_head), None, tmp_path / "bundle", filters=NARROW)
 
 
-def test_a_folder_that_is_no_bundle_is_never_overwritten(narrow_head: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_never_overwritten(narrow_head: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.mp4").touch()
     with pytest.raises(ExportError, match="is not a bundle"):
         export_bundle(load_head(narrow_head), None, tmp_path, filters=NARROW)
     assert (tmp_path / "holiday.mp4").exists()
 
 
-def test_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_path: Path) -> None:
+def test_a_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_path: Path) -> None:
     shutil.copytree(narrow_head, tmp_path / "head")
     (tmp_path / "head" / "calibration.json").unlink()
     with pytest.raises(ExportError, match=r"calibration.json is missing"):
@@ -192,7 +192,7 @@ def test_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_path:
         (lambda path: (path / "head.weights.h5").unlink(), r"head.weights.h5 does not hold"),
     ),
 )
-def test_damaged_head_is_named(narrow_head: Path, tmp_path: Path, damage: object, said: str) -> None:
+def test_a_damaged_head_is_named(narrow_head: Path, tmp_path: Path, damage: object, said: str) -> None:
     shutil.copytree(narrow_head, tmp_path / "head")
     damage(tmp_path / "head")  # type: ignore[operator]
     with pytest.raises(HeadError, match=said):

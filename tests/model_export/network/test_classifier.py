@@ -1,7 +1,7 @@
 """The heads: from the cuboids X_t to probabilities and maps."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,24 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.network.classifier import InitialState, average_heads, build_head
+from model_export.network.spec import AttentionScores, HeadSpec, Readout
+from service.model.bundle import Variant
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import dense_weights, fill, head_weights
 from tests.model_export.network.reference import Array
 
-Scores = Literal["state", "content"]
-Readout = Literal["last", "mean"]
 CLASSES, CHANNELS = 5, 6  # the cells' own tests are no wider, and no less telling
 
-HEADS: tuple[tuple[Literal["attention", "base"], Scores], ...] = (
+HEADS: tuple[tuple[Variant, AttentionScores], ...] = (
     ("attention", "state"),
     ("attention", "content"),
     ("base", "state"),
 )
-in_all_variants = pytest.mark.parametrize(("variant", "scores"), HEADS)
+with_all_heads = pytest.mark.parametrize(("variant", "scores"), HEADS)
 
 
-def head_with(variant: Literal["attention", "base"], scores: Scores, **options: Any) -> Any:
-    head = build_head(CLASSES, variant=variant, attention_scores=scores, channels=CHANNELS, **options)
+def head_with(
+    variant: Variant, scores: AttentionScores, *, dropout: float = 0.5, unroll: bool = False, **fields: Any
+) -> Any:
+    spec = HeadSpec(variant=variant, attention_scores=scores, channels=CHANNELS, **fields)
+    head = build_head(CLASSES, spec, dropout=dropout, unroll=unroll)
     fill(head, seed=0)
     return head
 
@@ -41,21 +44,19 @@ def answer(head: Any, x: Array, training: bool = False) -> dict[str, Array]:
     return {name: np.asarray(value, np.float64) for name, value in head(x, training=training).items()}
 
 
-@in_all_variants
+@with_all_heads
 @pytest.mark.parametrize("readout", ["last", "mean"])
 @pytest.mark.parametrize("unroll", [False, True])
 def test_a_head_follows_the_reference(
-    variant: Literal["attention", "base"], scores: Scores, readout: Readout, unroll: bool
+    variant: Variant, scores: AttentionScores, readout: Readout, unroll: bool
 ) -> None:
     head = head_with(variant, scores, readout=readout, unroll=unroll)
     expected = reference.head(head_weights(head), features(), variant, scores, readout, "root", moving=True)
     assert_as_predicted(answer(head, features()), expected)
 
 
-@in_all_variants
-def test_a_head_without_scaling_and_motion_reads_features_as_they_are(
-    variant: Literal["attention", "base"], scores: Scores
-) -> None:
+@with_all_heads
+def test_a_head_without_scaling_and_motion_follows_the_reference(variant: Variant, scores: AttentionScores) -> None:
     head = head_with(variant, scores, feature_scaling="none", motion=False)
     assert_as_predicted(
         answer(head, features()), reference.head(head_weights(head), features(), variant, scores, "mean")
@@ -68,8 +69,8 @@ def assert_as_predicted(answered: dict[str, Array], expected: reference.Predicti
         np.testing.assert_allclose(answered["attention"], expected.attention, atol=1e-5)
 
 
-@in_all_variants
-def test_probabilities_and_every_map_sum_to_one(variant: Literal["attention", "base"], scores: Scores) -> None:
+@with_all_heads
+def test_probabilities_and_every_map_sum_to_one(variant: Variant, scores: AttentionScores) -> None:
     answered = answer(head_with(variant, scores), 30 * features())
     assert answered["probabilities"].shape == (2, CLASSES)
     np.testing.assert_allclose(answered["probabilities"].sum(axis=-1), 1, atol=1e-5)
@@ -80,9 +81,9 @@ def test_probabilities_and_every_map_sum_to_one(variant: Literal["attention", "b
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 6), (5, 1)])
-def test_a_map_is_laid_out_as_the_frame_row_by_row(row: int, column: int) -> None:
-    """Content scores that reward what only one cell shows: the map must be brightest in that place."""
-    head = build_head(CLASSES, attention_scores="content", channels=CHANNELS)
+def test_a_map_has_the_layout_of_the_frame(row: int, column: int) -> None:
+    """If content scores reward what only one cell shows, the map must be largest at that cell."""
+    head = build_head(CLASSES, HeadSpec(channels=CHANNELS))
     cell = head.get_layer("slstm").cell
     for variable in head.trainable_weights:
         variable.assign(np.zeros(variable.shape))
@@ -94,18 +95,16 @@ def test_a_map_is_laid_out_as_the_frame_row_by_row(row: int, column: int) -> Non
     np.testing.assert_array_equal(brightest, np.full(40, 7 * row + column))
 
 
-@in_all_variants
-def test_inference_answers_the_same_every_time(variant: Literal["attention", "base"], scores: Scores) -> None:
+@with_all_heads
+def test_inference_is_deterministic(variant: Variant, scores: AttentionScores) -> None:
     head = head_with(variant, scores)
     once, again = answer(head, features()), answer(head, features())
     for name, value in once.items():
         np.testing.assert_array_equal(value, again[name])
 
 
-@in_all_variants
-def test_training_drops_other_units_for_every_batch_and_every_clip(
-    variant: Literal["attention", "base"], scores: Scores
-) -> None:
+@with_all_heads
+def test_training_drops_different_units_in_every_batch_and_clip(variant: Variant, scores: AttentionScores) -> None:
     head, same_clip_twice = head_with(variant, scores), np.repeat(features(1), 2, axis=0)
     once, again = answer(head, same_clip_twice, training=True), answer(head, same_clip_twice, training=True)
     for name, value in once.items():
@@ -113,21 +112,20 @@ def test_training_drops_other_units_for_every_batch_and_every_clip(
         assert np.abs(value[0] - value[1]).max() > 1e-6
 
 
-@in_all_variants
-def test_without_dropout_training_answers_as_inference_does(
-    variant: Literal["attention", "base"], scores: Scores
-) -> None:
+@with_all_heads
+def test_without_dropout_training_equals_inference(variant: Variant, scores: AttentionScores) -> None:
     head = head_with(variant, scores, dropout=0.0)
     trained, inferred = answer(head, features(), training=True), answer(head, features())
     for name, value in trained.items():
         np.testing.assert_allclose(value, inferred[name], atol=1e-6)
 
 
-def test_feature_dropout_hides_whole_channels_from_a_clip_and_nothing_in_inference() -> None:
-    """With one channel there is all of a clip or nothing; what is left is as much stronger."""
-    head = build_head(CLASSES, dropout=0.0, feature_dropout=0.5, feature_scaling="none", channels=1)
+def test_feature_dropout_drops_whole_channels_of_a_clip_in_training_only() -> None:
+    """With one channel, a clip is dropped completely or kept and scaled up."""
+    one_channel = HeadSpec(feature_scaling="none", channels=1)
+    head = build_head(CLASSES, one_channel, dropout=0.0, feature_dropout=0.5)
     fill(head, seed=0)
-    plain = build_head(CLASSES, feature_scaling="none", channels=1)
+    plain = build_head(CLASSES, one_channel)
     plain.set_weights(head.get_weights())
     x = np.repeat(np.random.default_rng(1).exponential(size=(1, 40, 7, 7, 1)), 20, axis=0)
     shown, hidden = (answer(plain, share * x)["probabilities"][0] for share in (2.0, 0.0))
@@ -140,8 +138,8 @@ def test_feature_dropout_hides_whole_channels_from_a_clip_and_nothing_in_inferen
 
 
 @pytest.mark.parametrize("scores", ["state", "content"])
-def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: Scores) -> None:
-    """One frame shown forty times to scores that do not see h: only a new mask could change the map."""
+def test_the_attention_uses_one_mask_for_a_whole_clip(scores: AttentionScores) -> None:
+    """With one frame repeated forty times and scores that ignore h, only another mask could change the map."""
     head = head_with("attention", scores)
     kernel = head.get_layer("slstm").cell.mlp2.kernel
     kernel.assign(np.zeros(kernel.shape))
@@ -151,7 +149,7 @@ def test_the_attention_keeps_one_mask_for_a_whole_clip(scores: Scores) -> None:
     assert np.abs(maps - answer(head, still)["attention"]).max() > 1e-6
 
 
-def test_the_initial_state_is_that_of_equations_9_and_10_with_n_at_one_and_m_at_zero() -> None:
+def test_the_initial_state_follows_equations_9_and_10_with_n_one_and_m_zero() -> None:
     layer, v = InitialState(4), features().mean(axis=(1, 2, 3))
     h, c, n, m = layer(v)
     fill(layer, seed=2)
@@ -176,7 +174,7 @@ def test_masks_are_inverted_dropout_in_training_and_ones_otherwise(rate: float, 
         assert all(np.isclose(mask[..., None], allowed).any(axis=-1).all() for mask in masks)
 
 
-def test_dropout_takes_its_share_of_every_mask_and_of_both_states() -> None:
+def test_dropout_applies_to_every_mask_and_both_states() -> None:
     layer = InitialState(1000, (1000,), dropout=0.3)
     h, c, n, _, mask = (np.asarray(state) for state in layer(np.ones((20, CHANNELS), np.float32), training=True))
     assert [(part == 0).mean() for part in (h, c, mask)] == pytest.approx([0.3] * 3, abs=0.02)
@@ -185,9 +183,9 @@ def test_dropout_takes_its_share_of_every_mask_and_of_both_states() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@in_all_variants
-def test_a_saved_head_answers_the_same_after_loading(
-    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
+@with_all_heads
+def test_a_saved_head_gives_the_same_outputs_after_loading(
+    variant: Variant, scores: AttentionScores, tmp_path: Path
 ) -> None:
     head = head_with(variant, scores)
     head.save(tmp_path / "head.keras")
@@ -196,10 +194,10 @@ def test_a_saved_head_answers_the_same_after_loading(
         np.testing.assert_array_equal(loaded[name], value)
 
 
-@in_all_variants
+@with_all_heads
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_weights_trained_in_a_loop_fit_the_unrolled_head(
-    variant: Literal["attention", "base"], scores: Scores, tmp_path: Path
+    variant: Variant, scores: AttentionScores, tmp_path: Path
 ) -> None:
     looped, unrolled = head_with(variant, scores), head_with(variant, scores, unroll=True)
     fill(looped, seed=7)
@@ -210,39 +208,23 @@ def test_weights_trained_in_a_loop_fit_the_unrolled_head(
 
 
 def test_the_papers_sizes_are_the_defaults() -> None:
-    head = build_head(101)
+    head = build_head(101, HeadSpec())
     assert head.input_shape == (None, 40, 7, 7, 512)
     cell = head.get_layer("slstm").cell
     assert (cell.units, cell.mlp2.units, cell.mlp3.units, cell.mlp4.units) == (256, 128, 128, 128)
     assert head.output["probabilities"].shape == (None, 101)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"variant": "basic"},
-        {"readout": "first"},
-        {"attention_scores": "cells"},
-        {"feature_scaling": "log"},
-        {"members": 0},
-        {"members": -3},
-    ],
-)
-def test_what_cannot_be_built_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
-        build_head(CLASSES, **options)
-
-
-def apart(variant: Literal["attention", "base"] = "attention") -> list[Any]:
-    """Two heads of different weights."""
-    heads = [build_head(CLASSES, variant, channels=CHANNELS) for _ in range(2)]
+def apart(variant: Variant = "attention") -> list[Any]:
+    """Build two heads with different weights."""
+    heads = [build_head(CLASSES, HeadSpec(variant=variant, channels=CHANNELS)) for _ in range(2)]
     for seed, head in enumerate(heads):
         fill(head, seed)
     return heads
 
 
 @pytest.mark.parametrize("variant", ["attention", "base"])
-def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Literal["attention", "base"]) -> None:
+def test_averaged_heads_give_the_mean_of_their_outputs(variant: Variant) -> None:
     heads = apart(variant)
     one, other = (answer(head, features()) for head in heads)
     both = answer(average_heads(heads), features())
@@ -252,18 +234,18 @@ def test_averaged_heads_answer_with_the_mean_of_what_each_answers(variant: Liter
         np.testing.assert_allclose(value, (one[name] + other[name]) / 2, atol=1e-6)
 
 
-def test_one_head_is_its_own_average() -> None:
-    head = build_head(CLASSES, "base", channels=CHANNELS)
+def test_the_average_of_one_head_is_that_head() -> None:
+    head = build_head(CLASSES, HeadSpec(variant="base", channels=CHANNELS))
     assert average_heads([head]) is head
 
 
-def test_no_heads_have_no_average() -> None:
+def test_averaging_no_heads_is_refused() -> None:
     with pytest.raises(ValueError, match="no heads"):
         average_heads([])
 
 
-def test_a_head_of_two_members_is_two_heads_that_begin_apart_behind_the_outputs_of_one() -> None:
-    one, two = (build_head(CLASSES, channels=CHANNELS, members=members) for members in (1, 2))
+def test_a_head_of_two_members_has_two_heads_with_different_weights_and_the_outputs_of_one() -> None:
+    one, two = (build_head(CLASSES, HeadSpec(channels=CHANNELS, members=members)) for members in (1, 2))
     assert two.count_params() == 2 * one.count_params()
     assert two.input_shape == one.input_shape
     assert {name: value.shape for name, value in two.output.items()} == {
@@ -274,19 +256,19 @@ def test_a_head_of_two_members_is_two_heads_that_begin_apart_behind_the_outputs_
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
 
 
-def test_maps_and_probabilities_of_members_still_sum_to_one() -> None:
+def test_averaged_maps_and_probabilities_sum_to_one() -> None:
     answered = answer(head_with("attention", "content", members=2), 30 * features())
     np.testing.assert_allclose(answered["probabilities"].sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(answered["attention"].sum(axis=(2, 3)), 1, atol=1e-5)
 
 
-def test_weights_of_heads_trained_apart_fit_one_of_members_built_later_looped_or_unrolled(tmp_path: Path) -> None:
-    """Nothing in the file may depend on how many layers a process built before, or on who put the members together."""
+def test_weights_of_averaged_heads_fit_a_head_of_members_built_later(tmp_path: Path) -> None:
+    """Names in the file must not depend on how many layers the process built before, nor on how members were joined."""
     averaged = average_heads(apart())
     averaged.save_weights(tmp_path / "head.weights.h5")
     expected = answer(averaged, features())
     for unroll in (False, True):
-        later = build_head(CLASSES, channels=CHANNELS, members=2, unroll=unroll)
+        later = build_head(CLASSES, HeadSpec(channels=CHANNELS, members=2), unroll=unroll)
         later.load_weights(tmp_path / "head.weights.h5")
         for name, value in answer(later, features()).items():
             np.testing.assert_allclose(value, expected[name], atol=1e-6)

@@ -1,4 +1,4 @@
-"""What `Motion` tells of a clip, against its formula and on clips whose motion is known."""
+"""Motion features, compared with their formula and on clips whose motion is known."""
 
 from typing import Any
 
@@ -22,19 +22,19 @@ def test_motion_follows_the_reference(clips: int, frames: int, seed: int) -> Non
     np.testing.assert_allclose(told(x), reference.motion(x), atol=1e-5)
 
 
-def test_a_still_clip_does_not_move() -> None:
+def test_a_still_clip_has_no_motion() -> None:
     still = np.repeat(np.random.default_rng(0).exponential(size=(2, 1, 7, 7, 3)), 9, axis=1)
     assert not told(still).any()
 
 
-def test_what_alternates_moves_at_odd_lags_only() -> None:
+def test_an_alternating_clip_has_motion_at_odd_lags_only() -> None:
     beat = np.tile([[0.0], [1.0]], (10, 1)).reshape(1, 20, 1, 1, 1) * np.ones((1, 1, 7, 7, 2))
     odd, even = told(beat, lags=(1, 2), gain=1.0)[..., :2], told(beat, lags=(1, 2), gain=1.0)[..., 2:4]
     np.testing.assert_array_equal(odd[:, 1:], np.ones((1, 19, 2)))
     np.testing.assert_array_equal(even[:, 2:], np.zeros((1, 18, 2)))
 
 
-def test_what_moves_above_the_middle_is_told_apart_from_what_moves_below() -> None:
+def test_motion_in_the_upper_and_lower_half_is_distinguished() -> None:
     x = np.ones((1, 6, 7, 7, 2))
     x[:, ::2, :3] = 0.0  # the upper three of seven rows flicker
     whole, above, below = np.split(told(x, lags=(1,), gain=1.0)[:, 1:], 3, axis=-1)
@@ -43,7 +43,7 @@ def test_what_moves_above_the_middle_is_told_apart_from_what_moves_below() -> No
     np.testing.assert_array_equal(below, 0.0)
 
 
-def test_motion_is_the_same_to_either_side_and_forwards_as_backwards() -> None:
+def test_motion_is_the_same_for_mirrored_and_reversed_clips() -> None:
     x = np.random.default_rng(1).exponential(size=(1, 12, 7, 7, 3))
     np.testing.assert_allclose(told(x), told(x[:, :, :, ::-1]), atol=1e-5)
     later, earlier = told(x, lags=(1,))[:, 1:], told(x[:, ::-1], lags=(1,))[:, 1:]

@@ -1,4 +1,4 @@
-"""The scaling of cuboids against its formula, and what it is there for."""
+"""The scaling of cuboids, compared with its formula and its purpose."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ LARGEST = 65504.0  # of float16, in which features are kept
 
 
 def cuboids(channels: int = 6, seed: int = 0) -> Array:
-    """Of VGG19's kind: half of the values nought, a few far stronger than the rest."""
+    """Draw values like VGG19's: half of them zero, a few far stronger than the rest."""
     drawn = np.random.default_rng(seed).lognormal(1.0, 2.0, (2, 3, 7, 7, channels))
     drawn[np.random.default_rng(seed + 1).random(drawn.shape) < 0.5] = 0.0
     return drawn.astype(np.float32).astype(np.float64)
@@ -38,28 +38,28 @@ def test_cuboids_of_any_width_follow_the_formula(channels: int) -> None:
     np.testing.assert_allclose(scaled(cuboids(channels)), root_scaled(cuboids(channels)), rtol=1e-5)
 
 
-def test_a_cell_in_which_nothing_answers_stays_at_nought() -> None:
+def test_a_cell_without_activation_stays_zero() -> None:
     x = cuboids()
     x[0, 1, 2, 3] = 0.0
     np.testing.assert_array_equal(scaled(x)[0, 1, 2, 3], 0.0)
 
 
-def test_cells_are_scaled_each_for_itself() -> None:
+def test_cells_are_scaled_independently() -> None:
     x, other = cuboids(), cuboids()
     other[:, :, 0] *= 50.0
     np.testing.assert_array_equal(scaled(other)[:, :, 1:], scaled(x)[:, :, 1:])
 
 
 @pytest.mark.parametrize("channels", [6, 512])
-def test_cells_that_answer_strongly_come_out_equally_long_however_strongly(channels: int) -> None:
-    """About √channels: 1 in the mean square."""
+def test_strong_cells_get_the_same_length_whatever_their_strength(channels: int) -> None:
+    """The length is about √channels, a mean square of 1."""
     strong = 1e4 + cuboids(channels)
     for strength in (1.0, 5.0):
         np.testing.assert_allclose(length(scaled(strength * strong)), channels**0.5, rtol=1e-2)
 
 
-def test_a_cell_that_hardly_answers_stays_short() -> None:
-    """Bringing it to full length would show noise as loudly as what is there."""
+def test_a_weak_cell_stays_short() -> None:
+    """Bringing it to full length would amplify noise."""
     faint = np.full((1, 1, 7, 7, 4), 1e-6)
     assert length(scaled(faint)).max() < 0.01
     assert length(scaled(1e9 * faint)).min() > 1.9
@@ -67,14 +67,14 @@ def test_a_cell_that_hardly_answers_stays_short() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(x=arrays(np.float16, (2, 8), elements=st.floats(0, LARGEST, width=16)))
-def test_no_features_that_can_be_kept_overflow(x: Array) -> None:
+def test_float16_features_never_overflow(x: Array) -> None:
     answered = scaled(x.astype(np.float64))
     assert np.isfinite(answered).all()
     assert (answered**2).mean(axis=-1).max() <= 1.0 + 1e-6
 
 
-def test_the_largest_cuboids_that_can_be_kept_do_not_overflow_together() -> None:
-    """The squares of the roots of 512 of them add up to 3.4e7, which float16 could not hold and float32 can."""
+def test_cuboids_of_the_largest_float16_values_do_not_overflow() -> None:
+    """The squared roots of 512 of them add up to 3.4e7, which overflows float16 but not float32."""
     np.testing.assert_allclose(scaled(np.full((1, 40, 7, 7, 512), LARGEST)), 1.0, rtol=1e-3)
 
 
@@ -84,7 +84,7 @@ def test_the_layer_is_rebuilt_from_its_config() -> None:
     assert again.get_config() == layer.get_config()
 
 
-def test_a_saved_model_with_the_layer_answers_the_same_after_loading(tmp_path: Path) -> None:
+def test_a_saved_model_with_the_layer_gives_the_same_outputs_after_loading(tmp_path: Path) -> None:
     inputs = keras.Input((3, 7, 7, 6))
     model = keras.Model(inputs, RootScaling()(inputs))
     model.save(tmp_path / "model.keras")

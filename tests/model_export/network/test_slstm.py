@@ -1,4 +1,4 @@
-"""The sLSTM cell against eqs 1-8 of the paper."""
+"""The sLSTM cell, compared with eqs 1-8 of the paper."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model_export.network.slstm import SLSTMCell
+from model_export.network.slstm import SLSTMCell, initial_state
 from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import fill, slstm_weights
 from tests.model_export.network.reference import Array
@@ -28,7 +28,7 @@ def cell_for(inputs: int, dtype: str = "float32", seed: int = 0) -> Any:
 
 
 def cell_fed_gate_inputs(dtype: str) -> Any:
-    """A cell whose input is its gate inputs, side by side in the order f, i, z, o; nothing recurs."""
+    """Build a cell without recurrence whose input is its gate inputs, joined in the order f, i, z, o."""
     cell = SLSTMCell(UNITS, dtype=dtype)
     cell.build((None, 4 * UNITS))
     cell.set_weights([np.eye(4 * UNITS), np.zeros((UNITS, 4 * UNITS)), np.zeros(4 * UNITS)])
@@ -41,9 +41,9 @@ def start(batch: int, seed: int = 1) -> tuple[Array, Array]:
 
 
 def run(cell: Any, x: Array, h0: Array, c0: Array) -> Array:
-    """h at every step (B, T, U), by way of Keras' own RNN layer."""
+    """Return h at every step (B, T, U), computed by Keras' RNN layer."""
     dtype = cell.compute_dtype
-    initial = cell.initial_state(keras.ops.cast(h0, dtype), keras.ops.cast(c0, dtype))
+    initial = initial_state(keras.ops.cast(h0, dtype), keras.ops.cast(c0, dtype))
     rnn = keras.layers.RNN(cell, return_sequences=True, dtype=dtype)
     return np.asarray(rnn(keras.ops.cast(x, dtype), initial_state=initial), np.float64)
 
@@ -57,11 +57,11 @@ def sequences(largest: float) -> st.SearchStrategy[Array]:
     return st.integers(1, 6).flatmap(lambda steps: arrays(np.float64, (1, steps, 4 * UNITS), elements=elements))
 
 
-def test_every_state_of_a_step_is_that_of_the_printed_equations_scaled_by_the_stabiliser() -> None:
+def test_every_state_is_that_of_the_printed_equations_scaled_by_the_stabiliser() -> None:
     rng = np.random.default_rng(2)
     cell = cell_for(inputs=5, dtype="float64")
     (h0, c0), x = start(batch=4), rng.normal(size=(4, 5))
-    out, (h, c, n, m) = cell(x, cell.initial_state(h0, c0))
+    out, (h, c, n, m) = cell(x, initial_state(h0, c0))
     expected_h, expected_c, expected_n = reference.slstm_step(slstm_weights(cell), x, h0, c0, np.ones_like(c0))
     scale = np.exp(np.asarray(m))
     np.testing.assert_allclose(out, expected_h, rtol=1e-12)
@@ -95,8 +95,8 @@ def test_gate_inputs_of_any_size_follow_the_reference_in_log_space(x: Array) -> 
 
 
 @pytest.mark.parametrize("largest", [1e2, 1e4])
-def test_large_gate_inputs_stay_right_in_float32_with_everything_recurring(largest: float) -> None:
-    """m reaches 1e4, where neighbours in float32 are 1e-3 apart: so much the weights of the mean may be off."""
+def test_large_gate_inputs_are_accurate_in_float32_with_recurrence(largest: float) -> None:
+    """m reaches 1e4, where adjacent float32 numbers are 1e-3 apart; the weights of the mean may be off by as much."""
     x = largest * np.random.default_rng(4).uniform(-1, 1, (2, 40, 5)).astype(np.float32).astype(np.float64)
     cell = cell_for(inputs=5)
     expected = reference.slstm_in_log_space(slstm_weights(cell), x, *start(batch=2))
@@ -105,13 +105,13 @@ def test_large_gate_inputs_stay_right_in_float32_with_everything_recurring(large
 
 @pytest.mark.parametrize("f", [SHUT, 0.0, OPEN])
 @pytest.mark.parametrize("i", [SHUT, 0.0, OPEN])
-def test_gates_pushed_to_their_ends_give_finite_values_and_gradients(f: float, i: float) -> None:
+def test_saturated_gates_give_finite_values_and_gradients(f: float, i: float) -> None:
     cell = cell_fed_gate_inputs("float32")
     x = tf.constant(gate_inputs(f, i, z=1.5, o=OPEN), tf.float32)
     h0, c0 = start(batch=1)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        states = cell.initial_state(tf.constant(h0, tf.float32), tf.constant(c0, tf.float32))
+        states = initial_state(tf.constant(h0, tf.float32), tf.constant(c0, tf.float32))
         for t in range(x.shape[1]):
             h, states = cell(x[:, t], states)
     expected = reference.slstm_in_log_space(slstm_weights(cell), x.numpy().astype(np.float64), h0, c0)
@@ -124,13 +124,13 @@ def test_gates_pushed_to_their_ends_give_finite_values_and_gradients(f: float, i
 @given(x=sequences(1e4))
 def test_the_normaliser_never_falls_below_one_so_nothing_divides_by_zero(x: Array) -> None:
     cell = cell_fed_gate_inputs("float32")
-    states = cell.initial_state(*(keras.ops.cast(state, "float32") for state in start(batch=1)))
+    states = initial_state(*(keras.ops.cast(state, "float32") for state in start(batch=1)))
     for t in range(x.shape[1]):
         _, states = cell(keras.ops.cast(x[:, t], "float32"), states)
         assert np.asarray(states[2]).min() >= 1.0
 
 
-def test_inputs_projected_before_the_recurrence_give_the_same() -> None:
+def test_projecting_inputs_before_the_recurrence_changes_nothing() -> None:
     whole, x = cell_for(inputs=5, dtype="float64"), np.random.default_rng(9).normal(size=(2, 7, 5))
     cell = SLSTMCell(UNITS, projected=True, dtype="float64")
     cell.build((None, 4 * UNITS))
@@ -139,19 +139,19 @@ def test_inputs_projected_before_the_recurrence_give_the_same() -> None:
     np.testing.assert_allclose(answer, run(whole, x, *start(batch=2)), rtol=1e-12)
 
 
-def test_with_the_input_gate_shut_the_cell_goes_on_showing_c0() -> None:
-    """n_0 = 1 makes h~_0 = c_0: nothing but the initial memory is there to be shown."""
+def test_a_closed_input_gate_keeps_c0() -> None:
+    """With n_0 = 1, h~_0 = c_0: the initial memory is all that the cell can return."""
     h0, c0 = start(batch=1)
     shown = run(cell_fed_gate_inputs("float64"), gate_inputs(f=0.3, i=SHUT, z=2.0, o=OPEN), h0, c0)
     np.testing.assert_allclose(shown, np.broadcast_to(c0, shown.shape), rtol=1e-12)
 
 
-def test_with_the_forget_gate_shut_the_cell_shows_only_the_present() -> None:
+def test_a_closed_forget_gate_keeps_only_the_current_input() -> None:
     shown = run(cell_fed_gate_inputs("float64"), gate_inputs(f=SHUT, i=-300.0, z=2.0, o=0.0), *start(batch=1))
     np.testing.assert_allclose(shown, 0.5 * np.tanh(2.0), rtol=1e-12)
 
 
-def test_clips_of_a_batch_do_not_touch_each_other() -> None:
+def test_clips_of_a_batch_are_independent() -> None:
     cell, x = cell_for(inputs=5, dtype="float64"), np.random.default_rng(5).normal(size=(3, 7, 5))
     h0, c0 = start(batch=3)
     alone = [run(cell, x[k : k + 1], h0[k : k + 1], c0[k : k + 1]) for k in range(3)]
@@ -166,7 +166,7 @@ def test_a_cell_is_rebuilt_from_its_config() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_a_saved_model_with_the_cell_answers_the_same_after_loading(tmp_path: Path) -> None:
+def test_a_saved_model_with_the_cell_gives_the_same_outputs_after_loading(tmp_path: Path) -> None:
     inputs = keras.Input((6, 5))
     model = keras.Model(inputs, keras.layers.RNN(SLSTMCell(UNITS))(inputs))
     fill(model, seed=6)
@@ -176,8 +176,8 @@ def test_a_saved_model_with_the_cell_answers_the_same_after_loading(tmp_path: Pa
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
-def test_without_an_initial_state_memory_starts_empty_and_the_normaliser_at_one() -> None:
-    """What `keras.layers.RNN` asks the cell for when a caller gives none."""
+def test_the_default_initial_state_is_zero_with_a_normaliser_of_one() -> None:
+    """``keras.layers.RNN`` asks the cell for it if the caller gives none."""
     cell, x = cell_for(inputs=5, dtype="float64"), np.random.default_rng(8).normal(size=(2, 6, 5))
     zeros = np.zeros((2, UNITS))
     answer = keras.layers.RNN(cell, return_sequences=True, dtype="float64")(x)
@@ -186,7 +186,7 @@ def test_without_an_initial_state_memory_starts_empty_and_the_normaliser_at_one(
 
 @settings(deadline=None, max_examples=40)
 @given(x=sequences(100.0))
-def test_the_two_references_agree_where_both_hold(x: Array) -> None:
+def test_the_two_references_agree_in_their_common_range(x: Array) -> None:
     w, (h0, c0) = slstm_weights(cell_fed_gate_inputs("float64")), start(batch=1)
     np.testing.assert_allclose(
         reference.slstm_in_log_space(w, x, h0, c0), reference.slstm(w, x, h0, c0), rtol=1e-9, atol=1e-12

@@ -1,4 +1,4 @@
-"""The encoder against Keras' own VGG19 fed as the published weights want it."""
+"""The encoder, compared with Keras' own VGG19 on input preprocessed for the published weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def bright_corner() -> Frames:
 
 @pytest.fixture(scope="module")
 def published() -> Any:
-    """Keras' VGG19 with random weights, of a size that keeps its features alive through sixteen layers."""
+    """Keras' VGG19 with random weights, scaled so that features do not vanish over sixteen layers."""
     rng = np.random.default_rng(1)
     network = keras.applications.VGG19(include_top=False, weights=None, input_shape=(224, 224, 3))
     for layer in network.layers:
@@ -51,7 +51,7 @@ def published() -> Any:
 
 @pytest.fixture(scope="module")
 def weights_file(published: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The random network in a file laid out as the published one."""
+    """A file of the random network with the layout of the published one."""
     path = tmp_path_factory.mktemp("weights") / "vgg19.h5"
     write_vgg19_weights(path, {layer.name: layer.get_weights() for layer in published.layers})
     yield path
@@ -69,7 +69,7 @@ def half_encoder(weights_file: Path) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, share: float) -> None:
-    """Everywhere within a share of the largest value: float32 sums over 4,608 terms in no fixed order."""
+    """Compare within a share of the largest value, since float32 sums of 4,608 terms have no fixed order."""
     expected = np.asarray(expected)
     assert expected.max() > 0
     np.testing.assert_allclose(actual, expected, rtol=0, atol=share * float(expected.max()))
@@ -84,17 +84,17 @@ def assert_close(actual: Any, expected: Any, share: float) -> None:
         pytest.param(bright_corner(), id="corner"),
     ],
 )
-def test_an_rgb_frame_gives_what_vgg19_makes_of_it_in_bgr_without_the_mean(
+def test_an_rgb_frame_gives_the_features_of_keras_vgg19_in_bgr_without_the_mean(
     encoder: Any, published: Any, picture: Frames
 ) -> None:
-    """Borders included: what lies outside the frame counts as the mean colour, for padding follows subtraction."""
+    """Including borders: outside the frame is the mean colour, since padding follows subtraction."""
     assert_close(encoder(picture[None]), published(caffe_input(picture[None])), share=1e-5)
 
 
-def test_a_frame_of_the_mean_colour_has_no_border_in_the_first_layer(encoder: Any) -> None:
-    """Zeros pad the frame, and zero is the mean colour: only then does a frame of it (nearly) lack an edge.
+def test_padding_has_the_mean_colour(encoder: Any) -> None:
+    """A frame of the mean colour has (nearly) no edge in the first layer.
 
-    Folding the mean into the bias would pad with black, and this map would show a frame around the picture.
+    Folding the mean into the bias would pad with black, and the first layer would show a border.
     """
     first = keras.Model(encoder.input, encoder.get_layer("block1_conv1").output)
     mean, black = (np.asarray(first(frame(*colour)[None]))[0] for colour in ((124, 117, 104), (0, 0, 0)))
@@ -102,12 +102,12 @@ def test_a_frame_of_the_mean_colour_has_no_border_in_the_first_layer(encoder: An
     assert np.abs(black[0] - black[100]).max() > 50.0
 
 
-def test_frames_are_encoded_one_by_one(encoder: Any) -> None:
+def test_frames_of_a_batch_are_independent(encoder: Any) -> None:
     frames = noise(2)
     assert_close(encoder(frames), np.concatenate([encoder(frames[:1]), encoder(frames[1:])]), share=1e-5)
 
 
-def test_bytes_go_in_and_float32_cuboids_come_out(encoder: Any, half_encoder: Any) -> None:
+def test_uint8_frames_become_float32_cuboids(encoder: Any, half_encoder: Any) -> None:
     for network in (encoder, half_encoder):
         assert network.input.dtype == "uint8"
         assert network.input.shape == (None, 224, 224, 3)
@@ -115,18 +115,18 @@ def test_bytes_go_in_and_float32_cuboids_come_out(encoder: Any, half_encoder: An
         assert network.output.shape == (None, 7, 7, 512)
 
 
-def test_nothing_of_it_is_trained(encoder: Any) -> None:
+def test_the_encoder_is_not_trainable(encoder: Any) -> None:
     assert encoder.trainable_weights == []
 
 
-def test_the_half_precision_encoder_computes_in_half_precision_and_stays_close(encoder: Any, half_encoder: Any) -> None:
+def test_the_float16_encoder_computes_in_float16_and_stays_close(encoder: Any, half_encoder: Any) -> None:
     convolutions = [layer for layer in half_encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [layer.compute_dtype for layer in convolutions] == ["float16"] * 16
     assert_close(half_encoder(noise()), encoder(noise()), share=1e-2)
 
 
-def test_the_width_is_that_of_the_weights_file(tmp_path: Path) -> None:
-    """So that a narrow file makes a narrow network wherever a weights file is asked for."""
+def test_the_number_of_channels_is_that_of_the_weights_file(tmp_path: Path) -> None:
+    """A narrow weights file thus gives a narrow network everywhere."""
     random = build_encoder(filters=(2, 3, 4, 5, 6))
     convolutions = [layer for layer in random.layers if isinstance(layer, keras.layers.Conv2D)]
     weights = {layer.name: layer.get_weights() for layer in convolutions}
@@ -138,12 +138,12 @@ def test_the_width_is_that_of_the_weights_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(narrow.get_layer("block5_conv4").get_weights()[0], weights["block5_conv4"][0])
 
 
-def test_without_weights_and_width_it_is_vgg19() -> None:
+def test_the_default_is_the_size_of_vgg19() -> None:
     assert build_encoder().output_shape == (None, 7, 7, 512)
 
 
-def test_extreme_frames_stay_finite_in_half_precision_with_the_published_weights() -> None:
-    """float16 ends at 65,504; random weights say nothing about how near the real ones come."""
+def test_extreme_frames_are_finite_in_float16_with_the_published_weights() -> None:
+    """float16 ends at 65,504; only the real weights show how close they come to it."""
     extremes = [frame(0, 0, 0), frame(255, 255, 255), *(checkerboard(square) for square in (1, 4, 16, 32))]
     path = fetch_weights()
     half, full = build_encoder(path, dtype="float16"), build_encoder(path)
@@ -153,7 +153,7 @@ def test_extreme_frames_stay_finite_in_half_precision_with_the_published_weights
         assert_close(answered, full(picture[None]), share=2e-2)
 
 
-def test_the_published_weights_see_what_keras_own_vgg19_sees() -> None:
+def test_the_published_weights_give_the_features_of_keras_own_vgg19() -> None:
     path = fetch_weights()
     published = keras.applications.VGG19(include_top=False, weights=None, input_shape=(224, 224, 3))
     published.load_weights(path)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def write_vgg19_weights(path: Path, layers: Mapping[str, Sequence[npt.NDArray[np.float32]]]) -> None:
-    """A file laid out as the published one, of kernel ``(3, 3, in, out)`` (B, G, R first) and bias by layer."""
+    """Write a file with the published layout: kernel ``(3, 3, in, out)``, in the order B, G, R, and bias by layer."""
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         for layer, values in layers.items():

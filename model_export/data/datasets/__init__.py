@@ -1,0 +1,18 @@
+"""Folders of labelled clips and the official splits of UCF-101 and HMDB-51."""
+
+from model_export.data.datasets.clips import LabelledClip, class_names, clips_per_class
+from model_export.data.datasets.folder import VIDEO_SUFFIXES, find_clips
+from model_export.data.datasets.official import read_official_split
+from model_export.data.datasets.split import Partition, Side, Split
+
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "LabelledClip",
+    "Partition",
+    "Side",
+    "Split",
+    "class_names",
+    "clips_per_class",
+    "find_clips",
+    "read_official_split",
+]

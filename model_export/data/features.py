@@ -1,0 +1,133 @@
+"""A cache of VGG19 features on disk.
+
+Encoding a clip takes seconds and every epoch needs the result, so the cuboids X_t (40 × 7 × 7 × 512) are cached, in
+one ``.npy`` file per clip and view. The file is named by the SHA-256 of the encoder's facts and the clip's bytes: a
+moved or renamed clip is found again, a changed one is encoded again, and anything that is kept by the names of
+features, such as checkpoints and predictions, is never reused for other features. ``cache.json`` holds the encoder's
+facts. A run that was interrupted continues with the first clip that is not cached.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from model_export.errors import FeatureError
+from model_export.files import write_atomically
+from model_export.network.arrays import Cuboids, Frames
+from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE, FeatureDtype
+from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
+from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
+
+View = Literal["plain", "flipped"]
+"""A clip as it is, or mirrored left to right."""
+
+# No client is waiting, and a busy machine must not make a clip undecodable.
+OFFLINE_LIMITS = DecodeLimits(timeout_s=600.0)
+
+
+class FeatureCache:
+    """A folder of features, all made by one encoder from frames of one sampling and resize rule.
+
+    Args:
+        directory: the folder; created if missing.
+        encoder_sha256: SHA-256 of the weights file that the encoder is built from.
+        dtype: type that features are stored in: float16 takes half the space, float32 is what ``verify`` compares with.
+            A folder that already holds features keeps its own.
+
+    Raises:
+        FeatureError: the folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
+    """
+
+    def __init__(self, directory: Path, encoder_sha256: str, dtype: FeatureDtype = "float16") -> None:
+        self.directory = directory
+        facts = {
+            "encoder_sha256": encoder_sha256,
+            "sampling": SAMPLING_RULE,
+            "sampling_revision": SAMPLING_REVISION,
+            "resize": RESIZE_RULE,
+            "resize_revision": RESIZE_REVISION,
+            "frame_count": FRAME_COUNT,
+            "image_size": IMAGE_SIZE,
+        }
+        with self._errors():
+            directory.mkdir(parents=True, exist_ok=True)
+            found = self._read_facts() or self._write_facts({**facts, "dtype": dtype})
+        self.dtype: FeatureDtype = found.pop("dtype")
+        if other := sorted(key for key in facts.keys() | found.keys() if found.get(key) != facts.get(key)):
+            raise FeatureError(
+                f"{directory} holds features of another {', '.join(other)}; choose another folder, or remove it"
+            )
+        self._made_by = hashlib.sha256(json.dumps({**facts, "dtype": self.dtype}, sort_keys=True).encode())
+
+    def get(self, clip: Path, encode: Callable[[], Callable[[Frames], Cuboids]], view: View = "plain") -> Path:
+        """Return the ``.npy`` file of one clip's features ``(40, 7, 7, channels)``; encode the clip if it is missing.
+
+        Args:
+            clip: video file.
+            encode: returns the encoder; called only if the clip has to be encoded, since it takes seconds to build.
+            view: which view of the clip. The frames are mirrored, not the features: VGG19 is not symmetric.
+
+        Raises:
+            ClipError: the clip cannot be decoded.
+            FeatureError: the features cannot be written.
+            OSError: the clip cannot be read.
+        """
+        data = clip.read_bytes()
+        path = self.path_of(data, view)
+        if not self._is_whole(path):
+            frames = decode_clip(data, OFFLINE_LIMITS).frames
+            cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
+            with self._errors():
+                write_atomically(path, lambda part: np.save(part, cuboids))
+        return path
+
+    def path_of(self, data: bytes, view: View = "plain") -> Path:
+        """Return the file that holds, or will hold, the features of a clip with these bytes."""
+        identity = self._made_by.copy()
+        identity.update(data)
+        suffix = "" if view == "plain" else f".{view}"
+        return self.directory / f"{identity.hexdigest()}{suffix}.npy"
+
+    def _is_whole(self, path: Path) -> bool:
+        """Check that the file exists and is complete, which a copy onto a full disk is not."""
+        try:
+            features = np.lib.format.open_memmap(path, mode="r")
+        except (FileNotFoundError, ValueError):
+            return False
+        return features.dtype == self.dtype and features.shape[:-1] == (FRAME_COUNT, GRID, GRID)
+
+    def _read_facts(self) -> dict[str, Any] | None:
+        """Return the facts of the features in the folder, or ``None`` if it holds none."""
+        path = self.directory / "cache.json"
+        try:
+            found = json.loads(path.read_text())
+            if found["dtype"] in get_args(FeatureDtype):
+                return dict(found)
+        except FileNotFoundError:
+            if not any(self.directory.glob("*.npy")):
+                return None
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise FeatureError(
+            f"{path} does not say how the features beside it were made; choose another folder, or remove this one"
+        )
+
+    def _write_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
+        text = json.dumps(facts, indent=1)
+        write_atomically(self.directory / "cache.json", lambda part: part.write_text(text))
+        return facts
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FeatureError(
+                f"features cannot be written to {self.directory} ({error.strerror}); correct that, or choose another "
+                "folder"
+            ) from error

@@ -1,0 +1,143 @@
+"""From folders of clips to examples: selects clips, computes missing features, sets aside clips that cannot be used."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
+from model_export.data.encoders import FrameEncoder, load_encoder
+from model_export.data.examples import Example
+from model_export.data.features import FeatureCache, View
+from model_export.errors import DatasetError
+from model_export.network.spec import FeatureDtype
+from model_export.reporter import SILENT, Reporter
+from service.errors import ClipError
+from service.model.bundle import file_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which clips a command uses.
+
+    Attributes:
+        videos: folder of class folders.
+        classes: only these classes; ``None``: all.
+        count: at most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
+    """
+
+    videos: Path
+    classes: Sequence[str] | None = None
+    count: int | None = None
+
+    def labels(self) -> list[str]:
+        """Return the class names, in index order.
+
+        Raises:
+            DatasetError: see ``find_clips``.
+        """
+        return class_names(find_clips(self.videos, self.classes))
+
+    def clips(self) -> list[LabelledClip]:
+        """Return the selected clips, sorted.
+
+        Raises:
+            DatasetError: see ``find_clips``.
+        """
+        clips = find_clips(self.videos, self.classes)
+        return clips_per_class(clips, self.count) if self.count else clips
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Clips and their features.
+
+    Attributes:
+        videos: folder that the clips came from.
+        labels: class names, in index order.
+        clips: all selected clips.
+        examples: the clips that could be decoded, in the same order.
+        undecodable: the other clips, with the reason.
+        encoder_name: library that encoded the clips; ``None`` if all features were cached.
+    """
+
+    videos: Path
+    labels: tuple[str, ...]
+    clips: tuple[LabelledClip, ...]
+    examples: tuple[Example, ...]
+    undecodable: dict[LabelledClip, str]
+    encoder_name: str | None = None
+
+    @property
+    def decodable(self) -> list[LabelledClip]:
+        """The clips of ``examples``."""
+        return [clip for clip in self.clips if clip not in self.undecodable]
+
+
+def gather_features(
+    selection: Selection,
+    weights: Path,
+    cache_folder: Path,
+    *,
+    flip: bool = False,
+    dtype: FeatureDtype = "float16",
+    least_classes: int = 1,
+    reporter: Reporter = SILENT,
+) -> FeatureSet:
+    """Compute the VGG19 features of the selected clips that are not cached yet.
+
+    Args:
+        selection: which clips.
+        weights: VGG19's weights file.
+        cache_folder: folder of cached features; created if missing.
+        flip: also compute features of the mirrored clips.
+        dtype: type to store features in; a folder that holds features already keeps its own.
+        least_classes: number of classes that are needed.
+        reporter: receives progress and the clips that were left out.
+
+    Raises:
+        DatasetError: there are too few classes, or no clip of a class can be decoded.
+        FeatureError: ``cache_folder`` holds features of another encoder or sampling rule, or cannot be written.
+        OSError: a clip cannot be read.
+    """
+    clips = selection.clips()
+    labels = class_names(clips)
+    if len(labels) < least_classes:
+        raise DatasetError(
+            f"{selection.videos}: the class {labels[0]} alone leaves nothing to learn; add clips of another class"
+        )
+    cached = FeatureCache(cache_folder, file_sha256(weights), dtype)
+    load = cache(lambda: load_encoder(weights, cached.dtype))
+    views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
+    examples: list[Example] = []
+    undecodable: dict[LabelledClip, str] = {}
+    encoded = 0
+    began = time.monotonic()
+
+    def encode() -> FrameEncoder:
+        nonlocal encoded
+        encoded += 1
+        return load()
+
+    with reporter.track(clips, "VGG19 features") as tracked:
+        for clip in tracked:
+            try:
+                plain, *flipped = (cached.get(clip.path, encode, view) for view in views)
+            except ClipError as error:
+                undecodable[clip] = str(error)
+            else:
+                examples.append(Example(plain, labels.index(clip.label), clip.group, clip.name, *flipped))
+    if lost := sorted({clip.label for clip in clips} - {clip.label for clip in clips if clip not in undecodable}):
+        why = next(reason for clip, reason in undecodable.items() if clip.label == lost[0])
+        raise DatasetError(
+            f"{selection.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
+        )
+    name = load().name if encoded else None
+    reporter.table(("skipped clip", "reason"), [(str(clip.path), reason) for clip, reason in undecodable.items()])
+    rate = 60 * encoded / max(time.monotonic() - began, 1e-9)
+    source = f"computed by {name}, {rate:.1f} {'views' if flip else 'clips'} per minute" if name else "already cached"
+    reporter.say(
+        f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
+    )
+    return FeatureSet(selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, name)

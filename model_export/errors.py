@@ -1,0 +1,60 @@
+"""The exceptions of ``limelight-model``.
+
+* LimelightModelError
+  x WeightsError
+    + SourceError
+  x DatasetError
+    + FoldError
+  x FeatureError
+  x HeadError
+  x TrainingError
+  x ExportError
+  x EvaluationError
+    + ReportError
+
+Each message is one sentence that names the file or option at fault and says what to do about it.
+"""
+
+
+class LimelightModelError(Exception):
+    """Base class of everything that a user of ``limelight-model`` can put right."""
+
+
+class WeightsError(LimelightModelError):
+    """The VGG19 weights could not be obtained or stored."""
+
+
+class SourceError(WeightsError):
+    """One source of the weights failed; ``fetch_weights`` tries the next one."""
+
+
+class DatasetError(LimelightModelError):
+    """A folder of clips or a list of an official split cannot be used."""
+
+
+class FoldError(DatasetError):
+    """A class has too few clips or source videos to be divided as asked."""
+
+
+class FeatureError(LimelightModelError):
+    """A folder of cached features cannot be used."""
+
+
+class HeadError(LimelightModelError):
+    """A trained head cannot be loaded, or does not belong to the bundle."""
+
+
+class TrainingError(LimelightModelError):
+    """Training cannot start or cannot go on."""
+
+
+class ExportError(LimelightModelError):
+    """A bundle was not written."""
+
+
+class EvaluationError(LimelightModelError):
+    """An evaluation cannot go on."""
+
+
+class ReportError(EvaluationError):
+    """A report or a plot cannot be read or made."""

@@ -1,0 +1,206 @@
+"""The command ``evaluate``: trains and tests heads and baselines on the same folds, and judges their attention."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_export.data.datasets import Partition, Split, read_official_split
+from model_export.data.encoders import load_encoder
+from model_export.data.examples import Example
+from model_export.data.folds import Fold, grouped_folds, random_folds, split_fold
+from model_export.data.gathering import FeatureSet, Selection, gather_features
+from model_export.errors import DatasetError
+from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
+from model_export.judging.baselines import baselines
+from model_export.judging.cross_validation import cross_validate
+from model_export.judging.deletion import Deletion, deletion
+from model_export.judging.maps import attention_maps, map_statistics
+from model_export.judging.plan import EvaluationPlan, FoldKind
+from model_export.judging.report import DataFacts, Experiment, ProtocolKind, RunFacts, Section, write_report
+from model_export.judging.trials import HeadTrials
+from model_export.network.arrays import predictor
+from model_export.network.spec import HeadSpec
+from model_export.recipe import Recipe
+from model_export.reporter import SILENT, Reporter
+from model_export.weights import fetch_weights
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationProtocol:
+    """How clips are divided into those to train on and those to test.
+
+    Attributes:
+        title: title for reports.
+        kind: grouped or random folds, or an official split.
+        folds: folds of the examples; a single one for a split.
+        partition: the clips on the sides of an official split.
+    """
+
+    title: str
+    kind: ProtocolKind
+    folds: tuple[Fold, ...]
+    partition: Partition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        report: path of ``report.md``.
+        experiments: the results, one experiment per protocol.
+    """
+
+    report: Path
+    experiments: tuple[Experiment, ...]
+
+
+def evaluate(
+    selection: Selection,
+    features: Path,
+    output: Path,
+    plan: EvaluationPlan,
+    spec: HeadSpec,
+    recipe: Recipe,
+    *,
+    weights: Path | None = None,
+    command: str = "",
+    reporter: Reporter = SILENT,
+) -> Evaluation:
+    """Train and test heads and baselines, and write ``report.md``, ``report.json`` and pictures.
+
+    An interrupted evaluation continues where it stopped.
+
+    Args:
+        selection: which clips.
+        features: folder of cached features.
+        output: folder of the report, and of predictions and checkpoints.
+        plan: what is judged.
+        spec: the network; the plan sets its variant and scores.
+        recipe: how heads are trained.
+        weights: VGG19's weights file; found or downloaded if not given.
+        command: the command line, for the report.
+        reporter: receives progress.
+
+    Raises:
+        LimelightModelError: the clips, splits, features or weights cannot be used, or a training failed.
+        OSError: a file cannot be read or written.
+    """
+    started = dt.datetime.now(dt.UTC)
+    splits = _read_splits(plan)
+    vgg19 = fetch_weights(weights, reporter=reporter)
+    data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
+    classes = len(data.labels)
+    trials = [HeadTrials(one, recipe, classes, output / "runs", reporter) for one in plan.specs(spec)]
+    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed)
+    contenders = [*(trial.contender() for trial in trials), *simple]
+    protocols = [split_protocol(data, split) for split in splits] or [
+        fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
+    ]
+    _report_partitions(protocols, reporter)
+    experiments = tuple(
+        Experiment(
+            protocol.title,
+            protocol.kind,
+            tuple(
+                cross_validate(
+                    data.examples,
+                    protocol.folds,
+                    contenders,
+                    data.labels,
+                    kept=output / "predictions",
+                    reporter=reporter,
+                )
+            ),
+        )
+        for protocol in protocols
+    )
+    sections: list[Section] = []
+    attentive = [trial for trial in trials if trial.spec.variant == "attention"]
+    if plan.attention_quality and attentive:
+        reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
+        actors = list(render_and_encode(load_encoder(vgg19, "float16"), clips=plan.actor_clips))
+        for trial in attentive:
+            sections += attention_sections(trial, data.examples, protocols[0].folds, actors)
+    run = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
+    report = write_report(output, run, data_facts(data, protocols), experiments, sections)
+    return Evaluation(report, experiments)
+
+
+def _read_splits(plan: EvaluationPlan) -> list[Split]:
+    if not plan.split:
+        return []
+    if plan.split_files is None:
+        raise DatasetError("--split needs the official split lists; name their folder with --split-files")
+    return [read_official_split(plan.split_files, number) for number in dict.fromkeys(plan.split)]
+
+
+def fold_protocol(data: FeatureSet, kind: FoldKind, k: int, seed: int) -> EvaluationProtocol:
+    """Divide the examples into ``k`` folds for cross-validation.
+
+    Raises:
+        FoldError: a class has too few groups or clips.
+    """
+    deal = grouped_folds if kind == "grouped" else random_folds
+    return EvaluationProtocol(f"{k} {kind} folds", kind, deal(data.examples, k, seed))
+
+
+def split_protocol(data: FeatureSet, split: Split) -> EvaluationProtocol:
+    """Divide the examples by an official split.
+
+    Raises:
+        FoldError: a side of the split has no clip, or a tested class has none to train on.
+    """
+    part = split.divide(data.clips)
+    fold = split_fold(data.examples, *([clip.name for clip in side] for side in (part.train, part.test)))
+    return EvaluationProtocol(split.name, "official", (fold,), part)
+
+
+def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> DataFacts:
+    """Summarise for the report which clips were evaluated and which were left out."""
+    parts = [protocol.partition for protocol in protocols if protocol.partition]
+    return DataFacts(
+        name=data.videos.name,
+        clips=len(data.examples),
+        classes=len(data.labels),
+        groups=len({example.group for example in data.examples}),
+        missing=tuple(sorted({name for part in parts for name in part.missing})),
+        extra=tuple(sorted({clip.name for part in parts for clip in part.extra})),
+        undecodable=tuple(clip.name for clip in data.undecodable),
+    )
+
+
+def attention_sections(
+    trials: HeadTrials, examples: Sequence[Example], folds: Sequence[Fold], actors: Sequence[ActorClip]
+) -> list[Section]:
+    """Judge the attention of one network, for the report.
+
+    Deletion uses each fold's own head on that fold's test clips. The rendered actor and the map statistics use the
+    first fold's head only, since differences between heads are not differences between clips.
+    """
+    deletions = []
+    for number, fold in enumerate(folds):
+        head = predictor(trials.head([examples[i] for i in fold.train]))
+        test = [examples[i] for i in fold.test]
+        deletions.append(deletion(head, (e.load() for e in test), [e.group for e in test], seed=number))
+        if number == 0:
+            ratio = actor_ratio(head, actors)
+            maps = map_statistics(attention_maps(head, (e.load() for e in test)))
+    parts: list[tuple[str, Any]] = [
+        ("deletion of cells, on clips that the head was not trained on", Deletion.pooled(deletions)),
+        (f"rendered actor, {len(actors)} clips, head of the first fold", ratio),
+        ("maps, head of the first fold on its test clips", maps),
+    ]
+    return [Section(f"{trials.name}: {title}", part.markdown(), part.as_dict()) for title, part in parts]
+
+
+def _report_partitions(protocols: Sequence[EvaluationProtocol], reporter: Reporter) -> None:
+    sides = ("train", "test", "unused", "extra", "missing")
+    rows = [
+        (protocol.title, *(str(len(getattr(protocol.partition, side))) for side in sides))
+        for protocol in protocols
+        if protocol.partition
+    ]
+    reporter.table(("clips", *sides), rows)

@@ -1,0 +1,52 @@
+"""What an evaluation covers: one frozen value."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_export.network.spec import AttentionScores, HeadSpec
+from service.model.bundle import Variant
+
+FoldKind = Literal["grouped", "random"]
+"""How clips are dealt to folds: all clips of a source video together, or each clip on its own."""
+
+
+class EvaluationPlan(BaseModel):
+    """Which networks are judged, on which folds, and what else is measured.
+
+    The description of a field is the help of the option that sets it; tuples are options that may be repeated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    k_fold: int = Field(4, ge=2, description="Number of folds; each class needs at least as many source videos.")
+    folds: tuple[FoldKind, ...] = Field(
+        ("grouped",),
+        description="`grouped` keeps all clips of a source video in one fold; `random` does not, so that its figures "
+        "are too good. Repeat the option to compare both.",
+    )
+    split: tuple[Annotated[int, Field(ge=1, le=3)], ...] = Field(
+        (), description="Use this official split of UCF-101 or HMDB-51 instead of folds; repeat the option for several."
+    )
+    split_files: Path | None = Field(None, description="Folder of the official split lists; needed by --split.")
+    variant: tuple[Variant, ...] = Field(
+        ("attention", "base"), description="Network to judge; repeat the option to compare networks."
+    )
+    attention_scores: tuple[AttentionScores, ...] = Field(
+        ("content",),
+        description="How `attention` scores cells: `content` by what each cell shows, `state` by the sLSTM's state and "
+        "the frame's mean cell only. Repeat the option to compare both.",
+    )
+    attention_quality: bool = Field(
+        True, description="Also judge the attention: deletion of cells, rendered actor, map statistics."
+    )
+    actor_clips: int = Field(24, ge=2, description="Number of clips to render for the rendered actor.")
+
+    def specs(self, spec: HeadSpec) -> list[HeadSpec]:
+        """Return the network with each variant and, if it has attention, each kind of scores."""
+        return [
+            spec.model_copy(update={"variant": variant, "attention_scores": scores})
+            for variant in dict.fromkeys(self.variant)
+            for scores in (dict.fromkeys(self.attention_scores) if variant == "attention" else (spec.attention_scores,))
+        ]

@@ -1,0 +1,364 @@
+"""The report of an evaluation: ``report.md``, in the form of the paper's Tables 3 and 4, and ``report.json``."""
+
+import datetime as dt
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from model_export.errors import ReportError
+from model_export.judging.intervals import RESAMPLES
+from model_export.judging.markdown import markdown_table
+from model_export.judging.plots import plot_confusion
+from model_export.judging.results import METRICS, Comparison, Figure, Results, compare
+
+ProtocolKind = Literal["grouped", "random", "official"]
+# Number of missing, extra and undecodable clips that are named in Markdown; JSON names all.
+LISTED = 20
+
+MEANING: Mapping[ProtocolKind, str] = {
+    "grouped": "All clips cut from one source video are in one fold, so that each is tested by a network that was "
+    "trained on nothing of its video.",
+    "random": "Clips are dealt to folds one by one, so that clips cut from one video are both trained on and tested. "
+    "These figures are too good; they are given because figures are often measured this way.",
+    "official": "Training and test sides are those of the data set's authors.",
+}
+PROTOCOLS = (
+    "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from "
+    "testing it on videos that it was trained on."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """How the figures were obtained.
+
+    Attributes:
+        command: command line.
+        started: start, with time zone.
+        seed: seed of folds and weights.
+        settings: anything else that is needed to get the same figures, by name.
+    """
+
+    command: str
+    started: dt.datetime
+    seed: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """The clips that were evaluated and those that were left out.
+
+    Attributes:
+        name: name of the data set.
+        clips: number of clips used.
+        classes: number of classes used.
+        groups: number of source videos used.
+        missing: clips that a split lists and that do not exist.
+        extra: clips that exist and that no split lists.
+        undecodable: clips that could not be decoded.
+    """
+
+    name: str
+    clips: int
+    classes: int
+    groups: int
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    undecodable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Results of several contenders on the same folds.
+
+    Attributes:
+        name: name, such as ``4 grouped folds`` or ``split 1``.
+        kind: how clips were dealt to folds.
+        results: one result per contender; the first is compared with all others, and its confusions are shown.
+    """
+
+    name: str
+    kind: ProtocolKind
+    results: tuple[Results, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A further part of the report: Markdown lines under a title, and the same facts for JSON."""
+
+    title: str
+    lines: Sequence[str]
+    facts: Mapping[str, Any]
+
+
+def write_report(
+    directory: Path, run: RunFacts, data: DataFacts, experiments: Sequence[Experiment], sections: Sequence[Section] = ()
+) -> Path:
+    """Write ``report.md``, ``report.json`` and a picture of the confusions of each experiment's first contender.
+
+    The first picture is ``confusion.png``, the n-th ``confusion-n.png``. Numbers that are not finite are null in JSON.
+
+    Returns:
+        Path of ``report.md``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = [f"confusion-{i}.png" if i > 1 else "confusion.png" for i in range(1, len(experiments) + 1)]
+    for experiment, picture in zip(experiments, pictures, strict=True):
+        plot_confusion(experiment.results[0], directory / picture)
+    facts = {
+        "run": {**asdict(run), "started": run.started.isoformat()},
+        "data": asdict(data),
+        "experiments": [_experiment_facts(experiment) for experiment in experiments],
+        "sections": {section.title: section.facts for section in sections},
+    }
+    (directory / "report.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False), encoding="utf-8")
+    lines = [
+        *_head_lines(run, data),
+        *_protocol_lines(experiments),
+        *(line for pair in zip(experiments, pictures, strict=True) for line in _experiment_lines(*pair)),
+        *(line for section in sections for line in ("", f"## {section.title}", "", *section.lines)),
+        *_recipe_lines(experiments),
+    ]
+    path = directory / "report.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _experiment_facts(experiment: Experiment) -> dict[str, Any]:
+    first = experiment.results[0]
+    return {
+        "name": experiment.name,
+        "kind": experiment.kind,
+        "folds": first.per_fold.shape[1],
+        "clips": len(first.names),
+        "clips_with_video_in_training": int(first.leaked.sum()),
+        "methods": [_result_facts(result) for result in experiment.results],
+        "comparisons": [asdict(comparison) for comparison in _comparisons(experiment)],
+    }
+
+
+def _result_facts(result: Results) -> dict[str, Any]:
+    return {
+        "name": result.contender,
+        "recipe": result.recipe,
+        **{metric: asdict(figure) for metric, figure in result.figures().items()},
+        "per_fold": dict(zip(METRICS, result.per_fold, strict=True)),
+        "per_class": [asdict(figures) for figures in result.per_class()],
+        "labels": result.labels,
+        "confusion": result.confusion,
+        "confused_pairs": [asdict(pair) for pair in result.confused_pairs()],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Convert a value for JSON: no NumPy types, no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
+    left_out = {"missing": data.missing, "extra": data.extra, "undecodable": data.undecodable}
+    return [
+        f"# Evaluation on {data.name}",
+        "",
+        f"- Command: `{run.command}`",
+        f"- Started: {run.started:%Y-%m-%d %H:%M %Z}",
+        f"- Seed: {run.seed}",
+        *(f"- {name}: {value}" for name, value in run.settings.items()),
+        "",
+        *markdown_table(
+            ("clips", "classes", "source videos", *left_out),
+            [[str(n) for n in (data.clips, data.classes, data.groups, *map(len, left_out.values()))]],
+        ),
+        *(line for kind, names in left_out.items() if names for line in ("", _listing(kind, names))),
+    ]
+
+
+def _listing(kind: str, names: Sequence[str]) -> str:
+    rest = f" and {len(names) - LISTED} more, in `report.json`" if len(names) > LISTED else ""
+    return f"{kind.capitalize()}: {', '.join(f'`{name}`' for name in names[:LISTED])}{rest}."
+
+
+def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
+    """Compare accuracy under every protocol, if there are several."""
+    if len(experiments) < 2:
+        return []
+    accuracies = [
+        {result.contender: result.figures()["accuracy"].mean for result in experiment.results}
+        for experiment in experiments
+    ]
+    methods = dict.fromkeys(method for column in accuracies for method in column)
+    return [
+        "",
+        "## Accuracy by protocol, %",
+        "",
+        *markdown_table(
+            ("method", *(experiment.name for experiment in experiments)),
+            [
+                [method, *(_percent(column[method]) if method in column else "–" for column in accuracies)]
+                for method in methods
+            ],
+        ),
+        "",
+        PROTOCOLS,
+    ]
+
+
+def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
+    first = experiment.results[0]
+    leaked = f"{first.leaked.sum()} of {len(first.leaked)}"
+    table = "Table 4" if experiment.kind == "official" else "Table 3"
+    return [
+        "",
+        f"## {experiment.name} (in the form of the paper's {table}), %",
+        "",
+        f"{MEANING[experiment.kind]} Clips tested after training on other clips of their video: {leaked}.",
+        "",
+        *markdown_table(
+            ("method", "accuracy", "average precision", "average recall"),
+            [[result.contender, *map(_cell, result.figures().values())] for result in experiment.results],
+        ),
+        "",
+        _explanation(first),
+        *_comparison_lines(experiment),
+        "",
+        f"### {first.contender}: classes",
+        "",
+        *markdown_table(
+            ("class", "clips", "precision", "recall"),
+            [[c.label, str(c.clips), _percent(c.precision), _percent(c.recall)] for c in first.per_class()],
+        ),
+        "",
+        f"### {first.contender}: most confused",
+        "",
+        *(_confused_lines(first) or ["No clip was predicted as another class."]),
+        "",
+        f"![Confusion matrix of {first.contender}]({picture})",
+    ]
+
+
+def _confused_lines(result: Results) -> list[str]:
+    pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in result.confused_pairs()]
+    return markdown_table(("class", "predicted as", "clips"), pairs) if pairs else []
+
+
+def _explanation(result: Results) -> str:
+    many = result.per_fold.shape[1] > 1
+    return (
+        "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). "
+        + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets: ")
+        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples). It covers what other videos "
+        "of these classes could change, not what another training could."
+    )
+
+
+def _comparison_lines(experiment: Experiment) -> list[str]:
+    comparisons = _comparisons(experiment)
+    if not comparisons:
+        return []
+    first = experiment.results[0].contender
+    return [
+        "",
+        f"### {first} against the others, on the same clips",
+        "",
+        *markdown_table(
+            (
+                "compared with",
+                "accuracy, points",
+                "95 % interval",
+                f"only {first} correct",
+                "only the other correct",
+                "McNemar p",
+            ),
+            [
+                [
+                    c.second,
+                    f"{100 * c.difference:+.1f}",
+                    f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
+                    str(c.only_first),
+                    str(c.only_second),
+                    f"{c.p:.3f}" if c.p >= 0.001 else "< 0.001",
+                ]
+                for c in comparisons
+            ],
+        ),
+        "",
+        "McNemar's test assumes that clips are independent, which those of one video are not; the interval does not.",
+    ]
+
+
+def _recipe_lines(experiments: Sequence[Experiment]) -> list[str]:
+    results = [result for experiment in experiments for result in experiment.results]
+    recipes = dict.fromkeys(f"- {result.contender}: {result.recipe}" for result in results)
+    return ["", "## Settings of the methods", "", *recipes]
+
+
+def _comparisons(experiment: Experiment) -> list[Comparison]:
+    first, *others = experiment.results
+    return [compare(first, other) for other in others]
+
+
+def _cell(figure: Figure) -> str:
+    mean = _percent(figure.mean) + (f" ± {_percent(figure.deviation)}" if figure.deviation is not None else "")
+    return f"{mean} ({_percent(figure.low)}–{_percent(figure.high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Read the accuracy that an evaluation found for a recipe and classes, by experiment.
+
+    Args:
+        directory: folder of the report.
+        recipe: every setting in one line, as ``describe`` returns it.
+        labels: names of the classes.
+
+    Raises:
+        ReportError: the report cannot be read, or has no head of this recipe and these classes.
+    """
+    report = directory / "report.json"
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        accuracy = {
+            experiment["name"]: {"clips": experiment["clips"], **_rounded(method["accuracy"])}
+            for experiment in found["experiments"]
+            for method in experiment["methods"]
+            if method["recipe"] == recipe and method["labels"] == list(labels)
+        }
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
+    if not accuracy:
+        raise ReportError(
+            f"{report} has no head of this recipe and these classes; run `limelight-model evaluate` with the same "
+            "options"
+        )
+    return accuracy
+
+
+def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in figures.items()}

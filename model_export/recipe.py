@@ -1,0 +1,67 @@
+"""How a head is trained: one frozen value."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_export.network.spec import HeadSpec
+
+Schedule = Literal["cosine", "constant"]
+
+
+class Recipe(BaseModel):
+    """Everything that ``fit_head`` needs to know beside the network.
+
+    The description of a field is the help of the option that sets it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(16, ge=1, description="Largest number of epochs; the learning rate's schedule spans them.")
+    # By loss: accuracy on a few dozen clips jumps too much to choose an epoch by.
+    patience: int = Field(4, ge=1, description="Stop after this many epochs without a lower held-out loss.")
+    holdout: float = Field(
+        0.25,
+        ge=0,
+        le=0.5,
+        description="Share of each class's source videos held out to choose the number of epochs; the head is then "
+        "trained on all clips. 0 holds out nothing and trains for all --epochs.",
+    )
+    batch_size: int = Field(16, ge=1, description="Clips per training step; lower it if memory runs out.")
+    learning_rate: float = Field(5e-4, ge=0, description="Learning rate of RMSProp; lower it if the loss jumps.")
+    schedule: Schedule = Field(
+        "cosine",
+        description="Learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays.",
+    )
+    feature_dropout: float = Field(
+        0.5,
+        ge=0,
+        le=0.9,
+        description="Share of VGG19's channels hidden from each clip in training; raise it against overfitting.",
+    )
+    doubly_stochastic: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the penalty on attention that leaves parts of a clip out (Xu et al., eq 14); 0 turns it "
+        "off, and `base` ignores it.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of RMSProp; 0 turns it off.")
+    label_smoothing: float = Field(
+        0.1, ge=0, le=0.9, description="Share of each target spread evenly over all classes; 0 turns it off."
+    )
+    flip: bool = Field(
+        False,
+        description="Also train on mirrored clips, each shown mirrored half of the time; doubles the features to "
+        "compute. Leave it off if left and right tell your classes apart.",
+    )
+    seed: int = Field(0, description="Seed of the weights, the order of clips, dropout and the folds.")
+
+
+def settings(spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
+    """Every setting that a trained head depends on, by name, as ``head.json`` and checkpoints keep them."""
+    return {**spec.model_dump(include=HeadSpec.model_fields.keys() - {"channels"}), **recipe.model_dump()}
+
+
+def describe(spec: HeadSpec, recipe: Recipe) -> str:
+    """Every setting in one line, for reports and to recognise the same settings by."""
+    return ", ".join(f"{name}={value}" for name, value in settings(spec, recipe).items())

@@ -1,0 +1,144 @@
+"""Folders of class folders become labelled clips, grouped by the video they were cut from."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model_export.data.datasets import LabelledClip, class_names, find_clips
+from model_export.errors import DatasetError
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Makes ``tmp_path/clips`` with empty files of the given names."""
+
+    def make(*names: str) -> Path:
+        folder = tmp_path / "clips"
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return folder
+
+    return make
+
+
+def groups(clips: list[LabelledClip]) -> dict[str, str]:
+    return {clip.path.name: clip.group for clip in clips}
+
+
+class TestClips:
+    def test_clips_are_sorted_and_labelled_by_their_folder(self, make_folder: MakeFolder) -> None:
+        folder = make_folder("b/1.mp4", "a/2.avi", "a/1.webm")
+        clips = find_clips(folder)
+        assert [(clip.path, clip.label) for clip in clips] == [
+            (folder / "a/1.webm", "a"),
+            (folder / "a/2.avi", "a"),
+            (folder / "b/1.mp4", "b"),
+        ]
+        assert class_names(reversed(clips)) == ["a", "b"]
+
+    def test_suffixes_match_in_any_case_and_other_files_are_ignored(self, make_folder: MakeFolder) -> None:
+        folder = make_folder("a/1.AVI", "a/notes.txt", "a/.2.avi", "a/sub.avi/3.avi", "list.avi", ".git/4.avi")
+        assert [clip.path.name for clip in find_clips(folder)] == ["1.AVI"]
+
+    def test_only_the_requested_classes_are_read_and_an_empty_folder_elsewhere_is_ignored(
+        self, make_folder: MakeFolder
+    ) -> None:
+        folder = make_folder("a/1.avi", "b/1.avi", "c/1.avi", "empty/readme.txt")
+        assert class_names(find_clips(folder, ["c", "a"])) == ["a", "c"]
+
+
+class TestGroups:
+    def test_ucf101_clips_of_one_class_and_number_share_a_group(self, make_folder: MakeFolder) -> None:
+        folder = make_folder(
+            "Diving/v_Diving_g08_c01.avi",
+            "Diving/v_Diving_g08_c02.mp4",
+            "Diving/v_Diving_g09_c01.avi",
+            "Punch/v_Punch_g08_c01.avi",
+        )
+        assert groups(find_clips(folder)) == {
+            "v_Diving_g08_c01.avi": "v_Diving_g08",
+            "v_Diving_g08_c02.mp4": "v_Diving_g08",
+            "v_Diving_g09_c01.avi": "v_Diving_g09",
+            "v_Punch_g08_c01.avi": "v_Punch_g08",
+        }
+
+    @pytest.mark.parametrize(
+        ("name", "video"),
+        (
+            ("brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi", "April_09"),
+            ("hit/Jaten_getting_hit_with_stick_hit_f_cm_np1_ba_bad_0.avi", "Jaten_getting_hit_with_stick"),
+            ("pour/How_to_pour_beer__eh__pour_u_nm_np1_fr_goo_0.avi", "How_to_pour_beer__eh_"),
+            ("wave/prelinger_LetsBeGo1953_wave_u_cm_np10_ba_med_2.avi", "prelinger_LetsBeGo1953"),
+            ("stand/prelinger_LetsBeGo1953_stand_u_nm_np10_ba_med_4.avi", "prelinger_LetsBeGo1953"),
+            ("climb/Hayoz_(klettern)_climb_f_cm_np1_ba_med_0.avi", "Hayoz_(klettern)"),
+            ("renamed/April_09_brush_hair_u_nm_np1_ba_goo_0.avi", "April_09_brush_hair"),
+        ),
+    )
+    def test_hmdb51_clips_are_grouped_by_source_video(self, make_folder: MakeFolder, name: str, video: str) -> None:
+        assert [clip.group for clip in find_clips(make_folder(name))] == [video]
+
+    def test_any_other_clip_is_a_group_of_its_own(self, make_folder: MakeFolder) -> None:
+        clips = find_clips(make_folder("a/1.mp4", "a/2.mp4", "b/1.mp4"))
+        assert len({clip.group for clip in clips}) == 3
+
+    def test_own_classes_can_be_mixed_with_ucf101(self, make_folder: MakeFolder) -> None:
+        clips = find_clips(make_folder("Diving/v_Diving_g08_c01.avi", "Juggle/holiday.mov"))
+        assert [clip.group for clip in clips] == ["v_Diving_g08", "Juggle/holiday"]
+
+    def test_every_real_clip_of_ucf101_is_found_once_with_its_class_and_its_video(self, shared: Path) -> None:
+        folder = shared / "clips" / "ucf101"
+        official = re.compile(r"v_(?P<name>[A-Za-z]+)_g(?P<video>\d\d)_c\d\d\.(avi|mp4)")
+        listed = {}
+        for root, _, names in os.walk(folder):
+            for name in names:
+                if match := official.fullmatch(name):
+                    listed[Path(root, name)] = (Path(root).name, f"v_{match['name']}_g{match['video']}")
+        assert listed
+
+        clips = find_clips(folder)
+
+        assert len(clips) == len(listed)
+        assert {clip.path: (clip.label, clip.group) for clip in clips} == listed
+
+
+class TestRefusals:
+    def test_missing_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            DatasetError, match=rf"{tmp_path}/none cannot be read \(No such file or directory\); name a folder"
+        ):
+            find_clips(tmp_path / "none")
+
+    def test_file_instead_of_a_folder_is_refused(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match=r"1\.avi cannot be read \(Not a directory\)"):
+            find_clips(make_folder("a/1.avi") / "a" / "1.avi")
+
+    def test_folder_without_class_folders_is_refused(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match="holds no folders; it needs one folder of clips per class"):
+            find_clips(make_folder("1.avi", "2.avi"))
+
+    def test_class_without_clips_is_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.avi, .*\); add clips or remove"):
+            find_clips(make_folder("a/1.avi", "b/readme.txt"))
+
+    def test_unknown_class_is_refused_with_the_known_ones(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(DatasetError, match=r"clips has no class c; choose among a, b$"):
+            find_clips(make_folder("a/1.avi", "b/1.avi"), ["a", "c"])
+
+    @pytest.mark.parametrize("second", ("a", "A"))
+    def test_class_requested_twice_is_refused(self, make_folder: MakeFolder, second: str) -> None:
+        with pytest.raises(DatasetError, match=rf"a class is named twice \(a, {second}\); keep one"):
+            find_clips(make_folder("a/1.avi", "b/1.avi"), ["a", "b", second])
+
+    def test_folders_that_differ_only_in_case_are_refused(self, make_folder: MakeFolder) -> None:
+        folder = make_folder("Diving/1.avi", "diving/1.avi")
+        if len(list(folder.iterdir())) == 1:
+            pytest.skip("this file system ignores case")
+        with pytest.raises(DatasetError, match=r"clips: a class is named twice \([Dd]iving, [Dd]iving\)"):
+            find_clips(folder)

@@ -1,0 +1,84 @@
+"""From folders of clips to features."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.data import gathering
+from model_export.data.encoders import FrameEncoder
+from model_export.data.gathering import FeatureSet, Selection, gather_features
+from model_export.errors import DatasetError, FeatureError
+from model_export.rendering.figure import render_clip
+from tests.model_export.cached_clips import CachedClips
+from tests.model_export.reporting import Recording
+
+
+def gather(cached: CachedClips, **options: object) -> FeatureSet:
+    return gather_features(Selection(cached.videos), cached.weights, cached.features, **options)  # type: ignore[arg-type]
+
+
+def test_cached_features_become_examples(cached: CachedClips) -> None:
+    cached.add("squats/v_squats_g01_c01.mp4", "waving/a.mp4")
+    reporter = Recording()
+    found = gather(cached, reporter=reporter)
+    assert (found.labels, found.encoder_name) == (("squats", "waving"), None)
+    assert [(e.name, e.label, e.group) for e in found.examples] == [
+        ("squats/v_squats_g01_c01.mp4", 0, "v_squats_g01"),
+        ("waving/a.mp4", 1, "waving/a"),
+    ]
+    assert reporter.lines == ["2 clips of 2 classes, 0 left out as undecodable; features already cached"]
+
+
+def test_missing_features_are_encoded_and_undecodable_clips_are_left_out(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.add("waving/a.mp4")
+    (cached.videos / "waving" / "b.mp4").write_bytes(render_clip("waving", frames=45, width=96, height=96).data)
+    (cached.videos / "waving" / "c.mp4").write_text("not a video")
+    encoder = FrameEncoder("Fake", lambda frames: np.ones((len(frames), 7, 7, 6), np.float32))
+    monkeypatch.setattr(gathering, "load_encoder", lambda weights, dtype: encoder)
+    reporter = Recording()
+    found = gather(cached, flip=True, reporter=reporter)
+    assert found.encoder_name == "Fake"
+    # a.mp4 is cached, but its mirrored view is not, and it cannot be decoded either.
+    assert [(e.name, e.flipped is not None) for e in found.examples] == [("waving/b.mp4", True)]
+    assert [clip.name for clip in found.undecodable] == ["waving/a.mp4", "waving/c.mp4"]
+    assert [clip.name for clip in found.decodable] == ["waving/b.mp4"]
+    assert [row[0] for row in reporter.rows] == [str(cached.videos / "waving" / name) for name in ("a.mp4", "c.mp4")]
+    assert "features computed by Fake" in reporter.lines[-1]
+
+
+def test_a_selection_is_limited_to_classes_and_a_number_of_clips(cached: CachedClips) -> None:
+    cached.add("squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+    assert [clip.name for clip in Selection(cached.videos, count=1).clips()] == ["squats/a.mp4", "waving/a.mp4"]
+    assert Selection(cached.videos, ["waving"]).labels() == ["waving"]
+
+
+def test_a_class_of_which_no_clip_can_be_decoded_is_named(cached: CachedClips) -> None:
+    cached.add("squats/a.mp4")
+    (cached.videos / "waving").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (cached.videos / "waving" / name).write_text(f"{name} is no video")
+    with pytest.raises(DatasetError, match=r"waving: none of its clips can be decoded \(.*\); replace them or remove"):
+        gather(cached)
+
+
+@pytest.mark.parametrize("fact", ["encoder_sha256", "sampling_revision"])
+def test_features_of_another_encoder_or_other_frames_are_refused(cached: CachedClips, fact: str) -> None:
+    cached.add("squats/a.mp4", "waving/a.mp4")
+    origin = cached.features / "cache.json"
+    origin.write_text(json.dumps({**json.loads(origin.read_text()), fact: "another"}))
+    with pytest.raises(
+        FeatureError, match=f"{cached.features} holds features of another {fact}; choose another folder"
+    ):
+        gather(cached)
+
+
+def test_one_class_is_refused_if_two_are_needed(cached: CachedClips, tmp_path: Path) -> None:
+    cached.add("squats/a.mp4", "squats/b.mp4")
+    with pytest.raises(
+        DatasetError, match="the class squats alone leaves nothing to learn; add clips of another class"
+    ):
+        gather(cached, least_classes=2)

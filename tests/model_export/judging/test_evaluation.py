@@ -1,0 +1,125 @@
+"""Protocols of an evaluation, and the command itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_export.data.datasets import LabelledClip, Side, Split
+from model_export.data.examples import Example
+from model_export.data.gathering import FeatureSet
+from model_export.errors import DatasetError, FoldError
+from model_export.judging.evaluation import data_facts, evaluate, fold_protocol, split_protocol
+from model_export.judging.plan import EvaluationPlan
+from model_export.network.spec import HeadSpec
+from model_export.recipe import Recipe
+from tests.model_export.cached_clips import CachedClips
+from tests.model_export.judging.conftest import LABELS
+
+
+@pytest.fixture
+def data(clips: list[LabelledClip], examples: list[Example], tmp_path: Path) -> FeatureSet:
+    """All of them, and one that could not be decoded."""
+    damaged = LabelledClip(tmp_path / "waving" / "v_waving_g03_c01.mp4", "waving", "v_waving_g03")
+    return FeatureSet(
+        videos=tmp_path / "gym",
+        labels=LABELS,
+        clips=(*clips, damaged),
+        examples=tuple(examples),
+        undecodable={damaged: "cut off"},
+    )
+
+
+class TestProtocols:
+    def test_grouped_folds_keep_a_group_together(self, data: FeatureSet) -> None:
+        protocol = fold_protocol(data, "grouped", 2, seed=0)
+        assert (protocol.title, protocol.kind, protocol.partition) == ("2 grouped folds", "grouped", None)
+        for fold in protocol.folds:
+            assert groups(data, fold.train).isdisjoint(groups(data, fold.test))
+
+    def test_random_folds_separate_clips_of_a_group(self, data: FeatureSet) -> None:
+        protocol = fold_protocol(data, "random", 2, seed=0)
+        assert (protocol.title, protocol.kind) == ("2 random folds", "random")
+        assert any(groups(data, fold.train) & groups(data, fold.test) for fold in protocol.folds)
+
+    def test_a_split_divides_the_clips_that_could_be_decoded(self, data: FeatureSet, clips: list[LabelledClip]) -> None:
+        sides = {(clip.label, clip.path.stem): Side.TRAIN if "g02" in clip.group else Side.TEST for clip in clips[1:]}
+        sides |= {("waving", "v_waving_g03_c01"): Side.TEST, ("waving", "v_waving_g04_c01"): Side.TEST}
+        protocol = split_protocol(data, Split("split 1", sides))
+        (fold,) = protocol.folds
+        assert (protocol.title, protocol.kind) == ("split 1", "official")
+        assert groups(data, fold.train) == {"v_squats_g02", "v_waving_g02"}
+        assert groups(data, fold.test) == {"v_squats_g01", "v_waving_g01"}
+
+        facts = data_facts(data, [protocol])
+        assert (facts.name, facts.clips, facts.classes, facts.groups) == ("gym", 8, 2, 4)
+        assert facts.extra == ("squats/v_squats_g01_c01.mp4",)
+        assert facts.undecodable == ("waving/v_waving_g03_c01.mp4",)
+        assert facts.missing == ("waving/v_waving_g04_c01",), "a damaged clip is not missing"
+
+    def test_a_split_of_other_clips_is_refused(self, data: FeatureSet) -> None:
+        split = Split("split 1", {("diving", "a"): Side.TRAIN, ("diving", "b"): Side.TEST})
+        with pytest.raises(FoldError, match="give the split lists of this data set"):
+            split_protocol(data, split)
+
+
+def groups(data: FeatureSet, indices: Sequence[int]) -> set[str]:
+    return {data.examples[i].group for i in indices}
+
+
+class TestRefusals:
+    @staticmethod
+    def evaluate(cached: CachedClips, *names: str, **plan: Any) -> None:
+        evaluate(
+            cached.add(*names),
+            cached.features,
+            cached.folder / "evaluation",
+            EvaluationPlan(**plan),
+            HeadSpec(),
+            Recipe(),
+            weights=cached.weights,
+        )
+
+    def test_one_class_is_refused(self, cached: CachedClips) -> None:
+        with pytest.raises(DatasetError, match="the class squats alone"):
+            self.evaluate(cached, "squats/a.mp4", "squats/b.mp4")
+
+    def test_fewer_groups_than_folds_are_refused(self, cached: CachedClips) -> None:
+        squats = [f"squats/v_squats_g{group:02}_c01.mp4" for group in (1, 2, 3, 4)]
+        waving = [f"waving/v_waving_g01_c{clip:02}.mp4" for clip in (1, 2, 3, 4)]
+        with pytest.raises(FoldError, match=r"waving .* \(1\) for 4 folds; lower --k-fold"):
+            self.evaluate(cached, *squats, *waving)
+
+    def test_fewer_clips_than_random_folds_are_refused(self, cached: CachedClips) -> None:
+        names = [f"{label}/{clip}.mp4" for label in LABELS for clip in "ab"]
+        with pytest.raises(FoldError, match=r"squats .* \(2\) for 3 folds; lower --k-fold"):
+            self.evaluate(cached, *names, folds=("random",), k_fold=3)
+
+    def test_a_split_without_its_lists_is_refused(self, cached: CachedClips) -> None:
+        with pytest.raises(DatasetError, match=r"--split needs the official split lists; .* --split-files"):
+            self.evaluate(cached, "squats/a.mp4", split=(1,))
+
+    @pytest.mark.parametrize(
+        ("lists", "complaint"),
+        [
+            ({"readme.txt": "none"}, "holds no official split lists.*trainlist0N.txt"),
+            ({"classInd.txt": "squats 1"}, "classInd.txt, line 1: 'squats 1'.*download the official list again"),
+            ({"classInd.txt": "1 squats"}, "trainlist01.txt.*No such file.*put the official split lists"),
+            ({"squats_test_split1.txt": "a.avi 1\nb.avi 3"}, r"_split1.txt, line 2: 'b.avi 3'.*0 \(unused\)"),
+        ],
+    )
+    def test_malformed_lists_are_refused(
+        self, cached: CachedClips, tmp_path: Path, lists: dict[str, str], complaint: str
+    ) -> None:
+        folder = tmp_path / "lists"
+        folder.mkdir()
+        for name, text in lists.items():
+            (folder / name).write_text(text)
+        with pytest.raises(DatasetError, match=rf"{folder}.*{complaint}"):
+            self.evaluate(cached, "squats/a.mp4", split=(1,), split_files=folder)
+
+    def test_a_split_of_another_data_set_is_refused(self, cached: CachedClips, tmp_path: Path) -> None:
+        (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2")
+        with pytest.raises(FoldError, match="none of the clips is on the split's training side"):
+            self.evaluate(cached, "squats/a.mp4", "waving/a.mp4", split=(1,), split_files=tmp_path)

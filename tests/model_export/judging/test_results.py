@@ -1,0 +1,173 @@
+"""Figures, intervals and comparisons of what contenders predicted."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import precision_score, recall_score
+
+from model_export.judging.results import ClassFigures, Comparison, ConfusedPair, Results, compare
+from tests.model_export.examples import LABELS
+
+
+def results(
+    truth: Sequence[int], predicted: Sequence[int], groups: Sequence[str] = (), folds: Sequence[int] = ()
+) -> Results:
+    return Results(
+        contender="some",
+        recipe="",
+        labels=LABELS,
+        names=tuple(str(i) for i in range(len(truth))),
+        groups=tuple(groups or (str(i) for i in range(len(truth)))),
+        truth=np.array(truth),
+        probabilities=np.eye(len(LABELS))[list(predicted)],
+        folds=np.array(folds or [0] * len(truth)),
+        leaked=np.zeros(len(truth), bool),
+    )
+
+
+class TestFigures:
+    #            class 0 (3 clips)  class 1 (2)  class 2 (never predicted)
+    truth = (0, 0, 0, 1, 1, 2)
+    predicted = (0, 0, 1, 1, 0, 1)
+
+    def test_accuracy_and_macro_means_are_those_computed_by_hand(self) -> None:
+        figures = results(self.truth, self.predicted).figures()
+        assert figures["accuracy"].value == pytest.approx(3 / 6)
+        assert figures["precision"].value == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
+        assert figures["recall"].value == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+    @settings(max_examples=50)
+    def test_figures_agree_with_scikit_learn(self, pairs: list[tuple[int, int]]) -> None:
+        truth, predicted = zip(*pairs, strict=True)
+        figures = results(truth, predicted).figures()
+        present = sorted(set(truth))
+        facts = {"labels": present, "average": "macro", "zero_division": 0}
+        assert figures["precision"].value == pytest.approx(precision_score(truth, predicted, **facts))
+        assert figures["recall"].value == pytest.approx(recall_score(truth, predicted, **facts))
+
+    def test_mean_and_deviation_are_over_folds(self) -> None:
+        # Accuracy 1/1 in the first fold and 1/3 in the second.
+        accuracy = results((0, 0, 0, 1), (0, 0, 1, 0), folds=(0, 1, 1, 1)).figures()["accuracy"]
+        assert accuracy.value == pytest.approx(2 / 4)
+        assert accuracy.mean == pytest.approx(2 / 3)
+        assert accuracy.deviation == pytest.approx(np.sqrt(2) / 3), "of a sample: divided by n − 1"
+
+    def test_one_fold_has_no_deviation(self) -> None:
+        assert results((0, 1), (0, 1)).figures()["accuracy"].deviation is None
+
+    def test_precision_and_recall_are_given_per_class(self) -> None:
+        assert results(self.truth, self.predicted).per_class() == [
+            ClassFigures("Diving", precision=2 / 3, recall=2 / 3, clips=3),
+            ClassFigures("PullUps", precision=1 / 3, recall=1 / 2, clips=2),
+            ClassFigures("Surfing", precision=0, recall=0, clips=1),
+        ]
+
+    def test_a_class_without_clips_is_not_judged(self) -> None:
+        found = results((0, 0, 1), (0, 2, 1))
+        assert [figures.label for figures in found.per_class()] == ["Diving", "PullUps"]
+        assert found.figures()["recall"].value == pytest.approx((1 / 2 + 1) / 2)
+
+    def test_confusion_has_classes_in_rows_and_predictions_in_columns(self) -> None:
+        np.testing.assert_array_equal(results(self.truth, self.predicted).confusion, [[2, 1, 0], [1, 1, 0], [0, 1, 0]])
+
+    def test_confused_pairs_begin_with_the_most_frequent(self) -> None:
+        found = results((0, 0, 1, 2, 2, 2, 0), (1, 1, 0, 1, 1, 1, 0))
+        pairs = [
+            ConfusedPair("Surfing", "PullUps", 3),
+            ConfusedPair("Diving", "PullUps", 2),
+            ConfusedPair("PullUps", "Diving", 1),
+        ]
+        assert found.confused_pairs() == pairs
+        assert found.confused_pairs(limit=1) == pairs[:1]
+
+
+class TestIntervals:
+    @staticmethod
+    def accuracy(clips: int, a_group: int) -> tuple[float, float, float]:
+        random = np.random.default_rng(5)
+        truth = random.integers(0, 3, clips // a_group).repeat(a_group)
+        predicted = np.where(random.random(clips // a_group).repeat(a_group) < 0.8, truth, (truth + 1) % 3)
+        groups = [str(i // a_group) for i in range(clips)]
+        figure = results(truth.tolist(), predicted.tolist(), groups).figures()["accuracy"]
+        return figure.low, figure.value, figure.high
+
+    def test_intervals_contain_the_figure_and_shrink_with_the_number_of_clips(self) -> None:
+        few, many = self.accuracy(100, 1), self.accuracy(1600, 1)
+        assert few[0] < few[1] < few[2]
+        assert many[0] < many[1] < many[2]
+        assert (many[2] - many[0]) * 3 < few[2] - few[0]
+
+    def test_intervals_are_binomial_if_every_clip_is_a_group_of_its_own(self) -> None:
+        low, value, high = self.accuracy(1600, 1)
+        half = 1.96 * np.sqrt(value * (1 - value) / 1600)
+        assert [value - low, high - value] == pytest.approx([half, half], rel=0.1)
+
+    def test_intervals_depend_on_the_number_of_videos_not_of_clips(self) -> None:
+        """Sixteen clips a video, all right or all wrong: no more is known than from the videos."""
+        low, value, high = self.accuracy(1600, 16)
+        half = 1.96 * np.sqrt(value * (1 - value) / 100)
+        assert [value - low, high - value] == pytest.approx([half, half], rel=0.2)
+
+    def test_intervals_of_precision_are_not_biased_by_resamples_that_lack_groups(self) -> None:
+        """Of a hundred classes of four clips, nearly every resample has a lower macro precision than the clips."""
+        random = np.random.default_rng(0)
+        truth = np.arange(100).repeat(4)
+        predicted = np.where(random.random(400) < 0.6, truth, random.integers(0, 100, 400))
+        hundred = replace(
+            results(truth.tolist(), [0] * 400), labels=tuple(map(str, range(100))), probabilities=np.eye(100)[predicted]
+        )
+        figure = hundred.figures()["precision"]
+        assert figure.low < figure.value - 0.02
+        assert figure.value + 0.02 < figure.high
+
+    def test_interval_of_a_perfect_contender_is_a_point(self) -> None:
+        figure = results([0, 1, 2] * 5, [0, 1, 2] * 5).figures()["accuracy"]
+        assert (figure.low, figure.high) == (1, 1)
+
+    def test_the_seed_determines_the_interval(self) -> None:
+        found = results([0, 1, 2, 0] * 20, [0, 1, 1, 0] * 20)
+        assert found.figures(3) == found.figures(3) != found.figures(4)
+
+
+class TestComparison:
+    def test_difference_and_p_value_are_those_computed_by_hand(self) -> None:
+        # Of ten clips, the first alone is right on seven, the second alone on one.
+        first = results([0] * 10, [0] * 8 + [1] * 2)
+        second = results([0] * 10, [1] * 7 + [0] * 2 + [1])
+        found = compare(first, second)
+        assert (found.only_first, found.only_second) == (7, 1)
+        assert found.difference == pytest.approx(0.6)
+        assert found.p == pytest.approx(2 * (1 + 8) / 2**8), "two-sided binomial: one or none of eight"
+        assert 0 < found.low < found.difference < found.high <= 1
+
+    def test_a_contender_compared_with_itself_differs_by_exactly_zero(self) -> None:
+        """Both right on the same clips: no doubt that they are alike, however uncertain each accuracy is."""
+        same = results([0] * 10, [0] * 5 + [1] * 5)
+        assert compare(same, same) == Comparison("some", "some", 0, 0, 0, 0, 0, 1)
+
+    def test_the_reversed_comparison_is_the_negative(self) -> None:
+        first, second = results([0] * 20, [0] * 15 + [1] * 5), results([0] * 20, [0] * 9 + [1] * 11)
+        there, back = compare(first, second), compare(second, first)
+        mirrored = [-there.difference, -there.high, -there.low]
+        assert [back.difference, back.low, back.high] == pytest.approx(mirrored)
+
+    def test_comparisons_resample_groups_not_clips(self) -> None:
+        truth, right, wrong = [0] * 64, [0] * 64, [1] * 64
+        mixed = [0] * 32 + [1] * 32
+        apart = compare(results(truth, right), results(truth, mixed))
+        groups = [str(i // 16) for i in range(64)]
+        together = compare(results(truth, right, groups), results(truth, mixed, groups))
+        assert together.high - together.low > 3 * (apart.high - apart.low)
+        assert compare(results(truth, right), results(truth, wrong)).low == 1
+
+    @pytest.mark.parametrize(
+        "other", [results([0, 1], [0, 1], folds=[0, 1]), replace(results([0, 1], [0, 1]), names=("a", "b"))]
+    )
+    def test_results_of_other_clips_or_folds_are_refused(self, other: Results) -> None:
+        with pytest.raises(ValueError, match="not tested on the same folds"):
+            compare(results([0, 1], [0, 1]), other)

@@ -1,0 +1,220 @@
+"""Fitting a head to cached features."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.data.examples import Example
+from model_export.errors import TrainingError
+from model_export.fitting import FittedHead, LogLine, epoch_line, fit_head, predict_probabilities
+from model_export.network.spec import HeadSpec
+from model_export.recipe import Recipe
+
+CHANNELS = 8
+PLAIN = HeadSpec(feature_scaling="none")
+
+
+def quick(**changes: Any) -> Recipe:
+    """A recipe that trains in seconds."""
+    return Recipe(
+        **{"epochs": 2, "batch_size": 8, "holdout": 0, "learning_rate": 3e-3, "feature_dropout": 0, **changes}
+    )
+
+
+QUICK = quick()
+
+Examples = Callable[..., list[Example]]
+Fitted = Callable[[Recipe], FittedHead]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Clips whose class is the channel that is active, in one cell that wanders; each group has its own background."""
+
+    @cache
+    def make(groups: int, per_group: int = 2, classes: int = 3) -> list[Example]:
+        folder = tmp_path_factory.mktemp("features")
+        random = np.random.default_rng(0)
+        made = []
+        for label in range(classes):
+            for group in range(groups):
+                background = random.uniform(0, 0.3, CHANNELS)
+                for clip in range(per_group):
+                    features = background + random.uniform(0, 0.2, (40, 7, 7, CHANNELS))
+                    for step, cell in enumerate(random.integers(0, 7, (40, 2))):
+                        features[step, cell[0], cell[1], label] += 6.0
+                    name = f"{label}/{group}-{clip}"
+                    plain, flipped = (folder / f"{label}-{group}-{clip}{view}.npy" for view in ("", ".flipped"))
+                    np.save(plain, features.astype(np.float16))
+                    np.save(flipped, features[:, :, ::-1].astype(np.float16))
+                    made.append(Example(plain, label, f"{label}/{group}", name, flipped))
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fitted(examples: Examples) -> Fitted:
+    """Heads fitted to two groups of each class, each recipe once for all tests."""
+    return cache(lambda recipe: fit_head(examples(groups=2), 3, PLAIN, recipe))
+
+
+def weights(result: FittedHead) -> list[Any]:
+    return list(result.model.get_weights())
+
+
+def assert_same(first: FittedHead, second: FittedHead) -> None:
+    for one, other in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_head_learns_what_one_cell_shows_and_is_scored_on_held_out_groups(examples: Examples) -> None:
+    clips = examples(groups=4)
+    result = fit_head(clips, 3, PLAIN, quick(epochs=25, patience=25, holdout=0.25))
+    assert result.holdout_accuracy is not None
+    assert result.holdout_accuracy > 0.9
+    assert result.holdout_clips == 6, "one group of four, two clips of each class"
+    assert result.training_clips == 24, "the head that is kept has seen all"
+    named = predict_probabilities(result.model, clips).argmax(axis=1)
+    assert (named == [clip.label for clip in clips]).mean() > 0.9
+
+
+def test_without_held_out_clips_all_epochs_are_trained(examples: Examples) -> None:
+    lines: list[LogLine] = []
+    result = fit_head(examples(groups=2), 3, PLAIN, QUICK, tell=lambda phase, line: lines.append(line))
+    assert result.epochs == (2,)
+    assert result.holdout_accuracy is None
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert "val_loss" not in lines[0]
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(examples: Examples) -> None:
+    phases: list[str] = []
+    recipe = quick(epochs=30, patience=1, holdout=0.25, learning_rate=1.0, schedule="constant")
+    result = fit_head(examples(groups=4), 3, PLAIN, recipe, tell=lambda phase, line: phases.append(phase))
+    assert phases.count("seed-0-holdout") < 30
+    assert phases.count("seed-0") == result.epochs[0]
+
+
+def test_a_cosine_schedule_ends_near_zero_and_a_constant_one_does_not(examples: Examples, tmp_path: Path) -> None:
+    rates: dict[str, list[float]] = {"cosine": [], "constant": []}
+    for schedule in ("cosine", "constant"):
+        recipe = quick(epochs=5, schedule=schedule)
+        run = tmp_path / schedule
+        fit_head(examples(2, 1), 3, PLAIN, recipe, run=run)
+        with (run / "seed-0.csv").open() as log:
+            rates[schedule] = [float(line["learning_rate"]) for line in csv.DictReader(log)]
+    assert rates["constant"] == pytest.approx([3e-3] * 5)
+    assert rates["cosine"][0] == pytest.approx(3e-3)
+    assert rates["cosine"][-1] < 1e-3
+    assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
+
+
+def test_the_seed_determines_the_head(examples: Examples, fitted: Fitted) -> None:
+    assert_same(fitted(QUICK), fit_head(examples(groups=2), 3, PLAIN, QUICK))
+    assert any(
+        (one != two).any() for one, two in zip(weights(fitted(QUICK)), weights(fitted(quick(seed=1))), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flip": True},
+        {"label_smoothing": 0.3},
+        {"weight_decay": 0.5},
+        {"feature_dropout": 0.5},
+        {"doubly_stochastic": 1.0},
+    ],
+)
+def test_each_setting_changes_the_head(fitted: Fitted, change: dict[str, Any]) -> None:
+    plain, changed = fitted(QUICK), fitted(quick(**change))
+    assert any((one != two).any() for one, two in zip(weights(plain), weights(changed), strict=True))
+
+
+def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:
+    clips = examples(groups=2)
+    both = fit_head(clips, 3, HeadSpec(feature_scaling="none", members=2), QUICK)
+    alone = [fitted(quick(seed=seed)).model for seed in (0, 1)]
+    np.testing.assert_allclose(
+        predict_probabilities(both.model, clips),
+        np.mean([predict_probabilities(head, clips) for head in alone], axis=0),
+        atol=1e-6,
+    )
+    assert both.epochs == (2, 2)
+
+
+def test_an_interrupted_run_leads_to_the_same_head(examples: Examples, tmp_path: Path) -> None:
+    clips, recipe = examples(groups=4), quick(epochs=4, holdout=0.25, patience=4, flip=True)
+    whole = fit_head(clips, 3, PLAIN, recipe)
+
+    for plug_pulled_after in (("seed-0-holdout", 2), ("seed-0", 1)):
+
+        def pull(phase: str, line: LogLine, after: tuple[str, int] = plug_pulled_after) -> None:
+            if (phase, line["epoch"]) == after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit_head(clips, 3, PLAIN, recipe, run=tmp_path / "run", tell=pull)
+    done: list[tuple[str, float]] = []
+    resumed = fit_head(
+        clips, 3, PLAIN, recipe, run=tmp_path / "run", tell=lambda phase, line: done.append((phase, line["epoch"]))
+    )
+    assert_same(whole, resumed)
+    assert ("seed-0", 1) not in done, "what was trained is not trained again"
+    assert resumed.holdout_accuracy == pytest.approx(whole.holdout_accuracy)
+
+
+def test_every_epoch_is_logged_as_csv(examples: Examples, tmp_path: Path) -> None:
+    fit_head(examples(groups=4), 3, PLAIN, quick(holdout=0.25), run=tmp_path / "run")
+    lines = (tmp_path / "run" / "seed-0-holdout.csv").read_text().splitlines()
+    assert lines[0] == "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy"
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "recipe", "named"),
+    [(HeadSpec(feature_scaling="none", variant="base"), QUICK, "variant"), (PLAIN, quick(seed=5), "seed")],
+)
+def test_checkpoints_of_another_network_or_recipe_are_refused(
+    examples: Examples, tmp_path: Path, spec: HeadSpec, recipe: Recipe, named: str
+) -> None:
+    clips, run = examples(groups=2, per_group=1), tmp_path / "run"
+    fit_head(clips, 3, PLAIN, QUICK, run=run)
+    with pytest.raises(TrainingError, match=f"recipe.json: its checkpoints are of another {named}; remove"):
+        fit_head(clips, 3, spec, recipe, run=run)
+
+
+def test_checkpoints_of_other_clips_are_refused(examples: Examples, tmp_path: Path) -> None:
+    clips, run = examples(groups=2, per_group=1), tmp_path / "run"
+    fit_head(clips, 3, PLAIN, QUICK, run=run)
+    with pytest.raises(TrainingError, match="of another set of features"):
+        fit_head(clips[1:], 3, PLAIN, QUICK, run=run)
+    (run / "recipe.json").write_text("{")
+    with pytest.raises(TrainingError, match="is damaged; remove"):
+        fit_head(clips, 3, PLAIN, QUICK, run=run)
+
+
+def test_a_class_with_one_group_cannot_be_held_out(examples: Examples, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"one source video.*--holdout 0"):
+        fit_head(examples(groups=1), 3, PLAIN, quick(holdout=0.25), run=tmp_path / "run")
+    fit_head(examples(groups=1), 3, PLAIN, QUICK, run=tmp_path / "run")  # the remedy is open
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(examples: Examples, tmp_path: Path) -> None:
+    clips = list(examples(groups=2))
+    clips[0] = replace(clips[0], features=tmp_path / "nan.npy")
+    np.save(clips[0].features, np.full((40, 7, 7, CHANNELS), np.nan, np.float16))
+    with pytest.raises(TrainingError, match="the loss is nan after epoch 1"):
+        fit_head(clips, 3, PLAIN, QUICK)
+
+
+def test_an_epoch_is_reported_in_one_line() -> None:
+    line = {"epoch": 3.0, "learning_rate": 0.0005, "loss": 1.23456, "accuracy": 0.5}
+    assert epoch_line("seed-0", line) == "seed-0, epoch 3: learning_rate 0.0005, loss 1.235, accuracy 0.5"
