@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
+.PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
   docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors lock clean
 
 # Which ONNX Runtime: `gpu` where an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
@@ -51,8 +51,15 @@ demo: setup ## Weights, bundle, server, one prediction with its attention in dem
 serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* settings apply)
 	$(BIN)/limelight serve --bundle bundle
 
-test: setup ## Run the tests (ARGS="-k name" picks some)
-	$(BIN)/python -m pytest $(ARGS)
+# Each process sets up its own servers and loads TensorFlow (2 GB), so more of them than this no longer pay.
+JOBS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+test: setup ## Run all tests, on all cores but no more than four (ARGS="-k name" picks some, JOBS=0 runs them in turn)
+	$(PYTEST) $(ARGS)
+
+test-quick: setup ## Run the tests that need neither TensorFlow nor a browser and are not slow: under two minutes
+	$(PYTEST) --quick $(ARGS)
 
 soak-decoders: setup ## A minute of killed decoders, and every variant of every odd file of LIMELIGHT_SHARED
 	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)

@@ -1,4 +1,11 @@
+"""Fixtures that every room shares, and how the tests are spread over the processes that run them."""
+
+import gc
 import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -7,6 +14,88 @@ from model_export.rendering.figure import render_clip
 from tests.tiny_bundle import write_tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Set before any test imports TensorFlow, and inherited by the programs that tests start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# tf2onnx copies the whole graph before each optimizer, so that it can go on without one that fails. Any value turns
+# that off: a conversion takes two thirds of the time, and an optimizer that fails fails the test.
+os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "false")
+
+FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
+# Files by cost, most expensive first: processes that start with these end at about the same time.
+EXPENSIVE = (
+    "test_real_bundle.py",
+    "test_training_loop.py",
+    "test_fitting.py",
+    "test_training.py",
+    "model_export/",
+    "web/",
+)
+# Reasons to skip a test that lie in the machine itself, or in clips that may not be published.
+UNAVOIDABLE_SKIPS = re.compile(
+    "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
+)
+# Fixtures that take tens of seconds: the tests that use one run in one process.
+EXPENSIVE_FIXTURES = ("narrow_bundle", "narrow_head", "narrow_encoder")
+
+
+class _SkipFrameworks:
+    """Import finder that skips the test, or the file of tests, that imports a framework which takes seconds to load."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if name in FRAMEWORKS:
+            pytest.skip(f"--quick leaves out what needs {name}", allow_module_level=True)
+        return None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out slow tests, and all that need TensorFlow")
+    parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped that this machine could run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        sys.meta_path.insert(0, _SkipFrameworks())
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep each file's tests in one process, which sets up its fixtures once, and start with the expensive files."""
+    for item in items:
+        shared = {"browser", *EXPENSIVE_FIXTURES} & set(getattr(item, "fixturenames", ()))
+        if "browser" in shared:
+            item.add_marker("slow")
+        if item.get_closest_marker("xdist_group") is None:
+            group = "narrow network" if shared - {"browser"} else item.path.relative_to(REPOSITORY).as_posix()
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_rank)
+    if config.getoption("--quick"):
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((rank for rank, part in enumerate(EXPENSIVE) if part in path), len(EXPENSIVE))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``--no-skips``, fail the run if a program or file was missing that should have been there."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or reporter is None:
+        return
+    reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", [])}
+    if avoidable := sorted(reason for reason in reasons if not UNAVOIDABLE_SKIPS.search(reason)):
+        reporter.write_line(f"--no-skips: tests were skipped: {'; '.join(avoidable)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, hundreds of thousands of objects that stay until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

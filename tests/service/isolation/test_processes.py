@@ -188,6 +188,7 @@ def lone(start_hostile: Start) -> Lone:
     return decoders, pid
 
 
+@pytest.mark.slow
 class TestForkServer:
     async def test_has_a_process_wait_whose_end_costs_no_clip(self, lone: Lone, clip: bytes) -> None:
         decoders, pid = lone
@@ -272,6 +273,7 @@ class TestForkServer:
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
+@pytest.mark.slow
 class TestClose:
     async def test_leaves_nothing_behind(self, start_hostile: Start, clip: bytes) -> None:
         gc.collect()  # what earlier tests left for it must not go meanwhile and be taken for ours

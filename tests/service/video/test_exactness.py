@@ -147,6 +147,7 @@ class TestMadeClips:
 MANY_FRAMES = 2000  # a naive decode of more costs too much time
 
 
+@pytest.mark.slow
 class TestRealFiles:
     def test_every_nasty_file_that_can_be_decoded(self, shared: Path) -> None:
         patient = DecodeLimits(max_frames=MANY_FRAMES, timeout_s=120)
