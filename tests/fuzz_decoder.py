@@ -1,7 +1,7 @@
-"""`make fuzz-decoder`: damaged clips without end, each made from its number, decoded in a process of its own kind.
+"""`make fuzz-decoder`: decode damaged clips, each made from its number, in child processes.
 
-What counts as a finding: an error that is not the clip's (`ClipError`), a process that dies, one that takes too long or
-more memory than any clip may. A finding is told by its number, and `ARGS="--first NUMBER --count 1"` shows it again.
+A finding is an error other than ``ClipError``, a process that dies, takes too long, or takes more memory than a clip
+may. It is reported by the clip's number; `ARGS="--first NUMBER --count 1"` reproduces it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ KINDS = (
 )
 LARGEST_REAL = 300_000
 LIMITS = DecodeLimits(max_frames=2000, timeout_s=20)
-PATIENCE_S = 120.0  # the process has to start, too
+PATIENCE_S = 120.0  # includes the start of the process
 MEMORY = 4 * 2**30
 PER_PROCESS = 500
 HEADER = 4096
@@ -40,11 +40,11 @@ Mutation = Callable[[bytearray, np.random.Generator], None]
 
 
 def main() -> int:
-    """0 without a finding, else 1."""
+    """Return the exit code: 0 without a finding, else 1."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=600.0, help="how long to go on (default: 600)")
+    arguments.add_argument("--seconds", type=float, default=600.0, help="stop after this many seconds (default: 600)")
     arguments.add_argument("--first", type=int, default=0, help="number of the first clip (default: 0)")
-    arguments.add_argument("--count", type=int, help="how many clips; default: as many as the time allows")
+    arguments.add_argument("--count", type=int, help="number of clips (default: as many as the time allows)")
     arguments.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.child:
@@ -68,7 +68,7 @@ def drive(seconds: float, first: int, count: int | None) -> int:
 
 
 def run_child(first: int, count: int, deadline: float) -> tuple[int, str]:
-    """The number of the last clip that a child process began, and what went wrong with it, if anything did."""
+    """Return the number of the last clip that a child process began, and its fault, or an empty string."""
     command = [
         sys.executable,
         "-W",
@@ -103,7 +103,7 @@ def run_child(first: int, count: int, deadline: float) -> tuple[int, str]:
 
 
 def decode(first: int, count: int) -> None:
-    """In a child process: the number of each clip on standard output, before it is decoded."""
+    """In the child process: print the number of each clip, then decode it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     originals = list(clips())
     for number in range(first, first + count):
@@ -115,7 +115,7 @@ def decode(first: int, count: int) -> None:
 
 
 def clips() -> Iterator[bytes]:
-    """Small clips of every kind, and real ones where there are any."""
+    """Yield small clips of every kind, and the real ones of LIMELIGHT_SHARED if there are any."""
     os.environ["SVT_LOG"] = "0"
     for codec, container in KINDS:
         yield numbered_clip(12, codec=codec, container=container)
@@ -125,7 +125,7 @@ def clips() -> Iterator[bytes]:
 
 
 def damaged(originals: list[bytes], number: int) -> bytes:
-    """A clip with a few mutations, always the same for a number."""
+    """Return a clip with a few mutations, which depend only on the number."""
     rng = np.random.default_rng(number)
     data = bytearray(originals[rng.integers(len(originals))])
     for _ in range(rng.integers(1, 8)):
@@ -134,7 +134,7 @@ def damaged(originals: list[bytes], number: int) -> bytes:
 
 
 def place(data: bytearray, rng: np.random.Generator) -> int:
-    """Anywhere, but mostly near the start or the end, where the headers are."""
+    """Pick a position, mostly near the start or the end, where the headers are."""
     near = int(rng.integers(min(len(data), HEADER) or 1))
     return (near, max(0, len(data) - 1 - near), int(rng.integers(len(data) or 1)))[rng.integers(3)]
 

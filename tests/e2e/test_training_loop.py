@@ -1,8 +1,8 @@
-"""From a folder of clips to a served network, every stage through `limelight-model` as its users run it.
+"""From a folder of clips to a served network, with the commands of `limelight-model`.
 
-Small enough for CI: clips drawn by code, and VGG19 six channels wide that sees nothing but colours. What makes the
-actions easy to tell apart is that each has its own kind of place, as many of UCF-101's have; people, clothes and the
-place's colours differ from group to group.
+To be small enough for CI, the clips are rendered and VGG19 is six channels wide and sees only colours. The actions are
+easy to tell apart because each has its own kind of place, as many of UCF-101's have; people, clothes and the colours of
+the place differ from group to group.
 """
 
 import json
@@ -23,7 +23,7 @@ from service.cli.app import app as service
 from service.model.bundle import Manifest, load_bundle
 from tests.model_export.network.vgg19_file import write_vgg19_weights
 
-# Seeds whose places are gyms, rooms and gardens: one a group, the last one for a clip that nothing is trained on.
+# Seeds whose places are gyms, rooms and gardens: one a group; the last is for a clip that is not trained on.
 SEEDS = {
     "jumping_jacks": (30, 49, 81, 259, 38),
     "squats": (9, 158, 198, 164, 31),
@@ -37,6 +37,7 @@ CLIPS: tuple[dict[str, Any], ...] = (
 CLIP_COUNT = len(SEEDS) * GROUPS * len(CLIPS)
 DAMAGED = "waving/v_waving_g04_c03.mp4"
 EPOCHS = 12
+pytestmark = pytest.mark.slow
 RECIPE = (
     "--epochs",
     EPOCHS,
@@ -53,7 +54,7 @@ RECIPE = (
 
 
 def limelight_model(*arguments: object) -> str:
-    """What the command says, in lines that do not wrap; it has to succeed."""
+    """Run a command that has to succeed, and return its output in lines that do not wrap."""
     runner = CliRunner(env={"COLUMNS": "300"})
     ended = runner.invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
@@ -67,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def videos(folder: Path) -> Path:
-    """Clips named as UCF-101 names them, those of a group in one place; the download of one was cut off."""
+    """Clips named as in UCF-101, with one place per group; one more file is truncated."""
     for action, seeds in SEEDS.items():
         (folder / "videos" / action).mkdir(parents=True)
         for group, seed in enumerate(seeds[:GROUPS], 1):
@@ -81,7 +82,7 @@ def videos(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def vgg19(folder: Path) -> Iterator[Path]:
-    """Weights of a VGG19 that hands on how red, green or blue a pixel is, and how little; they pass for the real."""
+    """Weights of a VGG19 that passes on how red, green or blue a pixel is, and how little; taken for the real file."""
     colours = np.concatenate([np.eye(3) - 1 / 3, 1 / 3 - np.eye(3)], axis=1) / 32
     layers = {}
     for block, convolutions in enumerate(CONVOLUTIONS, 1):
@@ -145,13 +146,13 @@ def verified(folder: Path, videos: Path, vgg19: Path, head: Path, bundle: Path) 
     return load_bundle(bundle).manifest
 
 
-def test_both_views_of_each_clip_are_encoded_and_a_damaged_one_is_told(folder: Path, features: str) -> None:
+def test_both_views_of_each_clip_are_encoded_and_a_damaged_clip_is_reported(folder: Path, features: str) -> None:
     assert len(list((folder / "features").glob("*.npy"))) == 2 * CLIP_COUNT
     assert f"{CLIP_COUNT} clips of 3 classes, 1 left out as undecodable" in features
     assert any(DAMAGED in line for line in features.splitlines())
 
 
-def test_groups_it_was_not_trained_on_are_named_rightly(report: Any) -> None:
+def test_clips_of_held_out_groups_are_classified_correctly(report: Any) -> None:
     (folds,) = report["experiments"]
     assert (folds["folds"], folds["clips"], folds["clips_with_video_in_training"]) == (4, CLIP_COUNT, 0)
     attention = folds["methods"][0]
@@ -170,22 +171,22 @@ def test_the_report_has_the_form_of_table_3(evaluated: Path) -> None:
     assert (evaluated / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_report_counts_and_names_what_was_left_out(evaluated: Path, report: Any) -> None:
+def test_the_report_counts_and_names_undecodable_clips(evaluated: Path, report: Any) -> None:
     assert report["data"]["undecodable"] == [DAMAGED]
     assert (report["data"]["clips"], report["data"]["classes"], report["data"]["groups"]) == (CLIP_COUNT, 3, 12)
     assert f"Undecodable: `{DAMAGED}`." in (evaluated / "report.md").read_text()
 
 
-def test_the_report_judges_the_attention(report: Any) -> None:
+def test_the_report_has_the_sections_on_attention(report: Any) -> None:
     titles = [title.partition(": ")[2].partition(",")[0] for title in report["sections"]]
     assert titles == ["deletion of cells", "rendered actor", "maps"]
 
 
-def test_features_are_not_computed_again(report: Any) -> None:
+def test_evaluation_uses_the_features_that_are_cached(report: Any) -> None:
     assert report["run"]["settings"]["features"] == "kept from an earlier run"
 
 
-def test_the_head_states_what_it_was_trained_on_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
+def test_the_head_records_its_training_data_and_measured_accuracy(head: Path, report: Any) -> None:
     facts = json.loads((head / "head.json").read_text())
     assert facts["labels"] == ["jumping_jacks", "squats", "waving"]
     assert (facts["training"]["clips"], facts["training"]["undecodable_clips"]) == (CLIP_COUNT, 1)
@@ -193,28 +194,28 @@ def test_the_head_states_what_it_was_trained_on_and_the_accuracy_of_its_recipe(h
     assert facts["training"]["accuracy"]["4 grouped folds"]["value"] == pytest.approx(measured, abs=1e-4)
 
 
-def test_training_leaves_its_log_and_plots(head: Path) -> None:
+def test_training_writes_a_log_and_a_plot(head: Path) -> None:
     lines = (head / "run" / "seed-0.csv").read_text().splitlines()
     assert len(lines) == 1 + EPOCHS
     assert (head / "run" / "seed-0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_bundle_is_of_that_head(bundle: Path) -> None:
+def test_the_bundle_records_the_head_it_was_exported_from(bundle: Path) -> None:
     manifest = load_bundle(bundle).manifest
     assert (manifest.name, manifest.variant) == ("rendered", "attention")
     assert manifest.labels == ["jumping_jacks", "squats", "waving"]
     assert list(manifest.training["accuracy"]) == ["4 grouped folds"]
 
 
-def test_verify_writes_into_the_bundle_how_far_it_is_from_keras(verified: Manifest) -> None:
+def test_verify_writes_the_agreement_with_keras_into_the_bundle(verified: Manifest) -> None:
     agreement = {name: entry.agreement for name, entry in verified.precisions.items() if entry.agreement}
     assert {name: found.n for name, found in agreement.items()} == {"fp32": 6, "fp16": 6, "int8": 6}
-    # int8 is left to the processor: without VNNI it may overflow, and is then not used.
+    # int8 depends on the processor: without VNNI it may overflow, and the service then does not use it.
     assert [agreement[name].top1 for name in ("fp32", "fp16")] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("action", SEEDS)
-def test_the_service_names_clips_that_nothing_was_trained_on(bundle: Path, tmp_path: Path, action: str) -> None:
+def test_the_service_classifies_clips_from_unseen_places(bundle: Path, tmp_path: Path, action: str) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(render_clip(action, seed=SEEDS[action][GROUPS], frames=50, width=160, height=120).data)
     said = CliRunner().invoke(
