@@ -53,7 +53,7 @@ serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* settings ap
 
 # Each process sets up its own servers and loads TensorFlow (2 GB), so more of them than this no longer pay.
 JOBS ?= auto
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
 test: setup ## Run all tests, on all cores but no more than four (ARGS="-k name" picks some, JOBS=0 runs them in turn)
 	$(PYTEST) $(ARGS)

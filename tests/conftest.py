@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from model_export.rendering.figure import render_clip
 from tests.tiny_bundle import write_tiny_bundle
+
+if TYPE_CHECKING:
+    from xdist.scheduler import Scheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,6 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # tf2onnx copies the whole graph before each optimizer, so that it can go on without one that fails. Any value turns
 # that off: a conversion takes two thirds of the time, and an optimizer that fails fails the test.
 os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "false")
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    # Processes that share the cores spend a fifth less time in TensorFlow if each computes in one thread.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
 # Files by cost, most expensive first: processes that start with these end at about the same time.
@@ -35,8 +42,8 @@ EXPENSIVE = (
 UNAVOIDABLE_SKIPS = re.compile(
     "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
 )
-# Fixtures that take tens of seconds: the tests that use one run in one process.
-EXPENSIVE_FIXTURES = ("narrow_bundle", "narrow_head", "narrow_encoder")
+# Files that share the exported network of tests/model_export/conftest.py, which takes half a minute to make.
+NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|verify)\.py$")
 
 
 class _SkipFrameworks:
@@ -58,21 +65,34 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, _SkipFrameworks())
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep each file's tests in one process, which sets up its fixtures once, and start with the expensive files."""
+    """Start with the expensive files, and leave out slow tests with ``--quick``."""
     for item in items:
-        shared = {"browser", *EXPENSIVE_FIXTURES} & set(getattr(item, "fixturenames", ()))
-        if "browser" in shared:
+        if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
-        if item.get_closest_marker("xdist_group") is None:
-            group = "narrow network" if shared - {"browser"} else item.path.relative_to(REPOSITORY).as_posix()
-            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=_rank)
     if config.getoption("--quick"):
         left_out = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
+    """Run the tests of a file in one process, which sets up its fixtures once.
+
+    ``--dist loadgroup`` would do, but pytest-xdist 3.8 marks groups in a way that pytest 9.2 no longer heeds.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "narrow network" if NARROW_NETWORK.search(file) else file
+
+    config.option.loadscopereorder = False  # the order of collection, not by number of tests
+    return ByFile(config, log)
 
 
 def _rank(item: pytest.Item) -> int:
