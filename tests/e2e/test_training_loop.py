@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model_export import weights
-from model_export.cli import app
+from model_export.cli import app, console
 from model_export.network.vgg19 import CONVOLUTIONS
 from model_export.rendering.figure import render_clip
 from service.cli.app import app as service
@@ -55,8 +55,9 @@ RECIPE = (
 
 def limelight_model(*arguments: object) -> str:
     """Run a command that has to succeed, and return its output in lines that do not wrap."""
-    runner = CliRunner(env={"COLUMNS": "300"})
-    ended = runner.invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "width", 300)
+        ended = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     return ended.stdout
 
