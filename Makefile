@@ -51,14 +51,14 @@ demo: setup ## Weights, bundle, server, one prediction with its attention in dem
 serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* settings apply)
 	$(BIN)/limelight serve --bundle bundle
 
-# Each process sets up its own servers and loads TensorFlow (2 GB), so more of them than this no longer pay.
+# More than four processes do not pay: each loads TensorFlow, and the longest file decides when the run ends.
 JOBS ?= auto
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
-test: setup ## Run all tests, on all cores but no more than four (ARGS="-k name" picks some, JOBS=0 runs them in turn)
+test: setup ## Run all tests, on up to four cores (ARGS="-k name" picks some, JOBS=0 runs them one by one)
 	$(PYTEST) $(ARGS)
 
-test-quick: setup ## Run the tests that need neither TensorFlow nor a browser and are not slow: under two minutes
+test-quick: setup ## Run the tests that are fast and need neither TensorFlow nor a browser: under two minutes
 	$(PYTEST) --quick $(ARGS)
 
 soak-decoders: setup ## A minute of killed decoders, and every variant of every odd file of LIMELIGHT_SHARED

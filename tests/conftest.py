@@ -38,7 +38,7 @@ EXPENSIVE = (
     "model_export/",
     "web/",
 )
-# Reasons to skip a test that lie in the machine itself, or in clips that may not be published.
+# Reasons to skip a test that no installed program would remove.
 UNAVOIDABLE_SKIPS = re.compile(
     "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
 )
@@ -47,7 +47,7 @@ NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|
 
 
 class _SkipFrameworks:
-    """Import finder that skips the test, or the file of tests, that imports a framework which takes seconds to load."""
+    """An import finder that skips each test, or file of tests, that imports a framework which takes seconds to load."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name in FRAMEWORKS:
@@ -57,7 +57,9 @@ class _SkipFrameworks:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out slow tests, and all that need TensorFlow")
-    parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped that this machine could run")
+    parser.addoption(
+        "--no-skips", action="store_true", help="fail if a test is skipped because something is not installed"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,7 +103,7 @@ def _rank(item: pytest.Item) -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With ``--no-skips``, fail the run if a program or file was missing that should have been there."""
+    """With ``--no-skips``, fail the run if a test was skipped for a reason that can be removed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not session.config.getoption("--no-skips") or reporter is None:
         return
@@ -112,7 +114,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what was imported, hundreds of thousands of objects that stay until the end."""
+    """Exempt imported objects from garbage collection: TensorFlow's are many, and live until the process ends."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -120,23 +122,22 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real clips and splits, which are not the project's to publish.
+    """The folder of real clips and splits, whose licences do not let the project publish them.
 
-    A test that asks for it is skipped where there is none, and fails where LIMELIGHT_SHARED promises one that is not
-    there.
+    Tests that use it are skipped if there is none, and fail if LIMELIGHT_SHARED names a folder that does not exist.
     """
-    promised = os.environ.get("LIMELIGHT_SHARED")
-    folder = (REPOSITORY / (promised or "../shared")).resolve()
+    named = os.environ.get("LIMELIGHT_SHARED")
+    folder = (REPOSITORY / (named or "../shared")).resolve()
     if folder.is_dir():
         return folder
-    if promised:
-        pytest.fail(f"LIMELIGHT_SHARED={promised} is not a folder")
+    if named:
+        pytest.fail(f"LIMELIGHT_SHARED={named} is not a folder")
     pytest.skip("needs real clips: set LIMELIGHT_SHARED to the folder that holds clips/ and splits/")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose network is a toy that keeps the contract: for all that the network does not matter to."""
+    """A bundle with a toy network that has the real one's inputs and outputs."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 

@@ -37,7 +37,8 @@ CLIPS: tuple[dict[str, Any], ...] = (
 CLIP_COUNT = len(SEEDS) * GROUPS * len(CLIPS)
 DAMAGED = "waving/v_waving_g04_c03.mp4"
 EPOCHS = 12
-pytestmark = pytest.mark.slow
+# The first test that needs a stage waits for it: evaluation trains eleven networks, minutes on two busy cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 RECIPE = (
     "--epochs",
     EPOCHS,
