@@ -47,7 +47,7 @@ NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|
 
 
 class _SkipFrameworks:
-    """An import finder that skips each test, or file of tests, that imports a framework which takes seconds to load."""
+    """An import finder that skips the test, or the file of tests, that imports a framework slow to load."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name in FRAMEWORKS:
