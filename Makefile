@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
+.PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
   docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
@@ -51,8 +51,15 @@ demo: setup ## Fetch weights, export a bundle, start a server, classify a clip, 
 serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* variables apply)
 	$(BIN)/limelight serve --bundle bundle
 
-test: setup ## Run the tests (ARGS="-k name" selects some)
-	$(BIN)/python -m pytest $(ARGS)
+# More than four processes do not pay: each loads TensorFlow, and the longest file decides when the run ends.
+JOBS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
+
+test: setup ## Run all tests, on up to four cores (ARGS="-k name" picks some, JOBS=0 runs them one by one)
+	$(PYTEST) $(ARGS)
+
+test-quick: setup ## Run the tests that are fast and need neither TensorFlow nor a browser: under two minutes
+	$(PYTEST) --quick $(ARGS)
 
 soak-decoders: setup ## Kill decoders for a minute, and try every variant of the odd files in LIMELIGHT_SHARED
 	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)

@@ -194,7 +194,9 @@ class _Fit:
                 self._learning_rate(), clipnorm=1.0, weight_decay=recipe.weight_decay or None
             ),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            metrics=["accuracy"],
+            # An object, because a metric given by name creates its variables in the first trace, and TensorFlow then
+            # traces the training step a second time.
+            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         )
         self.trainer.optimizer.build(self.trainer.trainable_variables)
 

@@ -1,33 +1,143 @@
+"""Fixtures that every room shares, and how the tests are spread over the processes that run them."""
+
+import gc
 import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from model_export.rendering.figure import render_clip
 from tests.tiny_bundle import write_tiny_bundle
 
+if TYPE_CHECKING:
+    from xdist.scheduler import Scheduling
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Set before any test imports TensorFlow, and inherited by the programs that tests start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# tf2onnx copies the whole graph before each optimizer, so that it can go on without one that fails. Any value turns
+# that off: a conversion takes two thirds of the time, and an optimizer that fails fails the test.
+os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "false")
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    # Processes that share the cores spend a fifth less time in TensorFlow if each computes in one thread.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
+FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
+# Files by cost, most expensive first: processes that start with these end at about the same time.
+EXPENSIVE = (
+    "test_real_bundle.py",
+    "test_training_loop.py",
+    "test_fitting.py",
+    "test_training.py",
+    "model_export/",
+    "web/",
+)
+# Reasons to skip a test that no installed program would remove.
+UNAVOIDABLE_SKIPS = re.compile(
+    "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
+)
+# Files that share the exported network of tests/model_export/conftest.py, which takes half a minute to make.
+NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|verify)\.py$")
+
+
+class _SkipFrameworks:
+    """An import finder that skips the test, or the file of tests, that imports a framework slow to load."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if name in FRAMEWORKS:
+            pytest.skip(f"--quick leaves out what needs {name}", allow_module_level=True)
+        return None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out slow tests, and all that need TensorFlow")
+    parser.addoption(
+        "--no-skips", action="store_true", help="fail if a test is skipped because something is not installed"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        sys.meta_path.insert(0, _SkipFrameworks())
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start with the expensive files, and leave out slow tests with ``--quick``."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    items.sort(key=_rank)
+    if config.getoption("--quick"):
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
+    """Run the tests of a file in one process, which sets up its fixtures once.
+
+    ``--dist loadgroup`` would do, but pytest-xdist 3.8 marks groups in a way that pytest 9.2 no longer heeds.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "narrow network" if NARROW_NETWORK.search(file) else file
+
+    config.option.loadscopereorder = False  # the order of collection, not by number of tests
+    return ByFile(config, log)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((rank for rank, part in enumerate(EXPENSIVE) if part in path), len(EXPENSIVE))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``--no-skips``, fail the run if a test was skipped for a reason that can be removed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or reporter is None:
+        return
+    reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", [])}
+    if avoidable := sorted(reason for reason in reasons if not UNAVOIDABLE_SKIPS.search(reason)):
+        reporter.write_line(f"--no-skips: tests were skipped: {'; '.join(avoidable)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported objects from garbage collection: TensorFlow's are many, and live until the process ends."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real clips and splits, which are not the project's to publish.
+    """The folder of real clips and splits, whose licences do not let the project publish them.
 
-    A test that asks for it is skipped where there is none, and fails where LIMELIGHT_SHARED promises one that is not
-    there.
+    Tests that use it are skipped if there is none, and fail if LIMELIGHT_SHARED names a folder that does not exist.
     """
-    promised = os.environ.get("LIMELIGHT_SHARED")
-    folder = (REPOSITORY / (promised or "../shared")).resolve()
+    named = os.environ.get("LIMELIGHT_SHARED")
+    folder = (REPOSITORY / (named or "../shared")).resolve()
     if folder.is_dir():
         return folder
-    if promised:
-        pytest.fail(f"LIMELIGHT_SHARED={promised} is not a folder")
+    if named:
+        pytest.fail(f"LIMELIGHT_SHARED={named} is not a folder")
     pytest.skip("needs real clips: set LIMELIGHT_SHARED to the folder that holds clips/ and splits/")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose network is a toy that keeps the contract: for all that the network does not matter to."""
+    """A bundle with a toy network that has the real one's inputs and outputs."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 

@@ -1,4 +1,4 @@
-"""What processes there are, as Linux tells it."""
+"""Child processes, read from Linux's ``/proc``."""
 
 import time
 from collections import defaultdict
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[list[int]]:
-    """The children of a process, their children, and so on: a list for each generation. Zombies count."""
+    """The children of a process, their children, and so on: one list per generation. Zombies count."""
     children: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         children[parent].append(int(stat.parent.name))
     generations: list[list[int]] = []
@@ -22,19 +22,19 @@ def descendants(pid: int) -> list[list[int]]:
 
 
 def decoders(pid: int) -> list[int]:
-    """The processes under this one that have been given a clip; those that wait for one have another name."""
+    """The descendants that are decoding a clip; decoder processes that wait for one have another name."""
     return [child for generation in descendants(pid) for child in generation if _name(child) == "decoder"]
 
 
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().rstrip()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return ""
 
 
 def until(condition: Callable[[], object], patience_s: float = 60) -> None:
-    """Returns once the condition holds; fails where it never does."""
+    """Wait until the condition holds; fail if it does not within ``patience_s`` seconds."""
     give_up = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < give_up

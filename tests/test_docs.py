@@ -1,4 +1,4 @@
-"""The pages for users say what the code does."""
+"""The documentation agrees with the code."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ def test_each_alert_has_its_entry_in_the_runbook() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
-def test_the_programs_take_the_commands_as_they_are_printed(page: str) -> None:
+def test_the_documented_commands_are_accepted_by_the_programs(page: str) -> None:
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]
     programs = {"limelight": get_group(service.cli.app.app), "limelight-model": get_group(model_export.cli.app)}
@@ -43,14 +43,14 @@ def test_the_programs_take_the_commands_as_they_are_printed(page: str) -> None:
 
     assert commands
     for program, name, *arguments in commands:
-        # Raises where there is no such command or option, or the option takes no such value.
+        # Raises if there is no such command or option, or the option does not accept the value.
         programs[program].commands[name].make_context(name, arguments)
 
 
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/api.md", "docs/operations.md", "docs/paper.md", "docs/sandbox.md", "docs/training.md"]
 )
-def test_links_within_the_project_lead_somewhere(page: str) -> None:
+def test_links_within_the_project_point_to_existing_files(page: str) -> None:
     file = REPOSITORY / page
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL))
 

@@ -1,4 +1,4 @@
-"""The locks that `make lock` writes: hashed, without any registry's address, and in agreement with each other."""
+"""The locks that `make lock` writes are hashed, name no registry, and agree with each other."""
 
 import re
 from pathlib import Path
@@ -31,14 +31,14 @@ def test_every_pin_of_a_lock_has_a_hash(lock: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ("cpu", "gpu"))
-def test_what_is_served_is_what_was_tested(variant: str) -> None:
+def test_the_served_versions_are_the_tested_versions(variant: str) -> None:
     serve, dev = (pins(lock) for name in ("serve", "dev") for lock in LOCKS if lock.name == f"{name}-{variant}.txt")
 
     assert serve.items() <= dev.items()
 
 
 @pytest.mark.parametrize("name", ("build", "export"))
-def test_what_builds_the_images_is_what_was_tested(name: str) -> None:
+def test_the_images_are_built_with_the_tested_versions(name: str) -> None:
     image, dev = (pins(lock) for name in (name, "dev-cpu") for lock in LOCKS if lock.stem == name)
 
     assert image.items() <= dev.items()

@@ -1,5 +1,6 @@
 """A clip as training and evaluation see it: cached features, class and source video."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,15 @@ import numpy.typing as npt
 
 from model_export.network.arrays import Cuboids
 
+# The header of a `.npy` file as NumPy writes it for an array in C order (NEP 1): dtype and shape.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f[24])', 'fortran_order': False, 'shape': \(([\d, ]+)\), \} *\n", re.DOTALL
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The features of one clip, kept on disk, and its class.
+    """The features of one clip, stored on disk, and its class.
 
     Features are read when they are needed: those of UCF-101 (27 GB) do not fit in memory, and keeping their files open
     would exhaust a process's file descriptors.
@@ -46,5 +52,23 @@ class Example:
         """
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
-        stored: npt.NDArray[np.float16] = np.load(self.flipped if flipped and self.flipped else self.features)
-        return stored
+        return _read_npy(self.flipped if flipped and self.flipped else self.features)
+
+
+def _read_npy(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
+    """Read an array as ``np.load`` does, without Python's parser.
+
+    ``np.load`` parses the header with ``ast.literal_eval``. In Python 3.11 before 3.11.8, two threads that parse at the
+    same time can fail with "SystemError: AST constructor recursion depth mismatch" (python/cpython#106905), and
+    training reads features in several threads while TensorFlow parses functions to trace them.
+
+    Raises:
+        OSError: the file is missing.
+        ValueError: the file is damaged.
+    """
+    data = path.read_bytes()
+    header = _NPY_HEADER.match(data)
+    if header is None:
+        raise ValueError(f"{path} is not a .npy file of float16 or float32 features")
+    shape = [int(length) for length in header[2].split(b",") if length.strip()]
+    return np.frombuffer(data, header[1].decode(), offset=header.end()).reshape(shape)

@@ -8,12 +8,12 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.docker.stack import Stack, docker, running
 
-# By the image that docker-compose.yml names: what stands in for it where no registry can be reached.
+# For each image that docker-compose.yml names, the one to use where no registry can be reached.
 STAND_INS = {"nginx:1.28-alpine": "nginx:stable", "prom/prometheus:v3.5.0": "prom/prometheus:latest"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that lies here needs an engine, and may have to build images."""
+    """Mark every test in this folder: it needs an engine, and may have to build images."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.docker)
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """Docker with Compose, and the public images. Without, tests are skipped."""
+    """Docker with Compose, and the public images; tests are skipped where they are missing."""
     if shutil.which("docker") is None:
         pytest.skip("needs Docker")
     for question in (["docker", "info"], ["docker", "compose", "version"]):
@@ -37,7 +37,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="module")
 def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Three replicas of the stand-in bundle."""
+    """A gateway, Prometheus and three replicas with the tiny bundle."""
     tiny_bundle.parent.chmod(0o755)  # the replicas' user is another
     with running(
         tmp_path_factory.mktemp("fleet"),

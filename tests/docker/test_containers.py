@@ -1,4 +1,4 @@
-"""What a container may do, and what is in it."""
+"""The containers' privileges and content."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from tests.docker.stack import Stack, docker
 from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
 SERVICES = ("gateway", "limelight", "prometheus")
-# Runs in a replica: each act as a program in a decoder of its own, taken over; says what became of it.
+# Runs in a replica: executes each act in a decoder that was taken over, and prints the outcomes.
 HOSTILITY = """
 import asyncio, json, os, sys
 os.environ["PYTHONPATH"] = "/tmp"
@@ -40,7 +40,7 @@ def inspected(container: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_container_has_no_rights(fleet: Stack, service: str) -> None:
+def test_a_container_runs_without_privileges(fleet: Stack, service: str) -> None:
     for container in fleet.containers(service):
         facts = inspected(container)
         host = facts["HostConfig"]
@@ -67,7 +67,7 @@ def test_only_the_gateway_is_published(fleet: Stack) -> None:
     assert published == {"gateway"}
 
 
-def test_a_replica_cannot_write_but_to_its_tmpfs(fleet: Stack) -> None:
+def test_a_replica_can_write_only_to_its_tmpfs(fleet: Stack) -> None:
     program = """
 import pathlib
 for folder in ("/", "/opt/venv", "/bundles/limelight", "/var/tmp", "/tmp"):
@@ -89,14 +89,14 @@ print([name for name in ("tensorflow", "keras", "model_export", "pip") if import
     assert docker("exec", fleet.containers("limelight")[0], "python", "-c", program).strip() == "[] []"
 
 
-def test_the_image_is_small_and_says_what_it_is(fleet: Stack, base_bytes: int) -> None:
+def test_the_image_is_small_and_labelled(fleet: Stack, base_bytes: int) -> None:
     image: dict[str, Any] = json.loads(docker("image", "inspect", "limelight:test"))[0]
 
     assert image["Size"] - base_bytes <= 700e6
     assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "Limelight"
 
 
-def test_hostile_code_in_a_decoder_is_refused_as_outside_docker(fleet: Stack) -> None:
+def test_the_sandbox_stops_hostile_code_inside_docker_too(fleet: Stack) -> None:
     replica = fleet.containers("limelight")[0]
     code = (REPOSITORY / "tests/service/isolation/hostile.py").read_text()
     folder = "/tmp/tests/service/isolation"

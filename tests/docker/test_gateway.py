@@ -1,4 +1,4 @@
-"""What is seen from outside of `docker compose up`."""
+"""`docker compose up` as its clients see it, through the gateway."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ def check_problem(answer: httpx.Response, status: int, code: str) -> None:
     assert problem["request_id"] == answer.headers["X-Request-ID"]
 
 
-def test_a_clip_gets_its_prediction(fleet: Stack, clip: bytes) -> None:
+def test_a_clip_is_classified(fleet: Stack, clip: bytes) -> None:
     with fleet.client() as client:
         answer = client.post("/predict", content=clip)
 
@@ -34,7 +34,7 @@ def test_a_clip_gets_its_prediction(fleet: Stack, clip: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/web/main.js", "/web/limelight.css", "/web/sample.mp4"])
-def test_the_page_comes_through(fleet: Stack, path: str) -> None:
+def test_the_page_is_served_with_its_security_policy(fleet: Stack, path: str) -> None:
     with fleet.client() as client:
         answer = client.get(path)
 
@@ -42,7 +42,7 @@ def test_the_page_comes_through(fleet: Stack, path: str) -> None:
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
-def test_a_request_keeps_its_id_and_its_trace(fleet: Stack, clip: bytes) -> None:
+def test_the_request_id_and_the_trace_reach_gateway_and_replica(fleet: Stack, clip: bytes) -> None:
     name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with fleet.client() as client:
         answer = client.post("/predict", content=clip, headers={"X-Request-ID": name, "traceparent": trace})
@@ -63,7 +63,7 @@ def test_a_body_that_is_too_large_is_refused(fleet: Stack, size: int, who: str) 
     assert ("67108864" in answer.json()["detail"]) == (who == "the service")
 
 
-def test_what_is_no_video_is_refused(fleet: Stack) -> None:
+def test_a_file_that_is_not_a_video_is_refused(fleet: Stack) -> None:
     with fleet.client() as client:
         check_problem(client.post("/predict", content=b"GIF89a no video"), 415, "unsupported_media")
 
@@ -74,12 +74,12 @@ def test_an_unknown_path_is_refused(fleet: Stack, path: str) -> None:
         check_problem(client.get(path), 404, "not_found")
 
 
-def test_a_burst_is_refused_and_forgotten(fleet: Stack) -> None:
+def test_a_burst_is_limited_and_the_client_served_again_later(fleet: Stack) -> None:
     with fleet.client() as client, ThreadPoolExecutor(8) as crowd:
         answers = list(crowd.map(lambda _: client.post("/predict"), range(100)))
     refused = [answer for answer in answers if answer.status_code == 429]
 
-    assert {answer.status_code for answer in answers} == {400, 429}  # they hold no clip
+    assert {answer.status_code for answer in answers} == {400, 429}  # 400: they hold no clip
     for answer in refused:
         check_problem(answer, 429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 1
@@ -88,7 +88,7 @@ def test_a_burst_is_refused_and_forgotten(fleet: Stack) -> None:
         assert client.post("/predict").status_code == 400
 
 
-def test_problems_of_the_gateway_speak_the_protocol_too(fleet: Stack) -> None:
+def test_problems_of_the_gateway_follow_the_inference_protocol_too(fleet: Stack) -> None:
     with fleet.client() as client:
         answer = client.post("/v2/models/tiny/infer", content=bytes(66 * 2**20))
 
@@ -109,16 +109,16 @@ def test_problems_of_the_gateway_speak_the_protocol_too(fleet: Stack) -> None:
         "/./metrics",
     ],
 )
-def test_metrics_cannot_be_reached(fleet: Stack, path: str) -> None:
+def test_the_metrics_cannot_be_reached_from_outside(fleet: Stack, path: str) -> None:
     with closing(http.client.HTTPConnection(fleet.url.removeprefix("http://"), timeout=60)) as connection:
-        connection.request("GET", path)  # as it is written here, which httpx would mend
+        connection.request("GET", path)  # httpx would normalise the path
         answer = connection.getresponse()
         body = answer.read()
 
     assert (answer.status, json.loads(body)["code"]) == (404, "not_found")
 
 
-def test_an_upload_reaches_a_replica_as_it_arrives(fleet: Stack, clip: bytes) -> None:
+def test_an_upload_is_streamed_to_a_replica(fleet: Stack, clip: bytes) -> None:
     replicas = fleet.containers("limelight")
     host, port = fleet.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:

@@ -16,7 +16,7 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def start(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start a server of one's own, with settings by name."""
+    """Start another server, with settings by name."""
     with ExitStack() as servers:
         yield lambda **settings: servers.enter_context(running(tiny_bundle, tmp_path / "log.jsonl", settings))
 

@@ -1,4 +1,4 @@
-"""`limelight`, but for its engine, which dies of the first inference after a SIGUSR1."""
+"""`limelight` with an engine whose thread dies at the first inference after a SIGUSR1."""
 
 import signal
 from typing import Any

@@ -15,7 +15,7 @@ PATIENCE_S = 150
 
 @dataclass
 class Server:
-    """`limelight serve` as a process of its own."""
+    """A running `limelight serve` process."""
 
     process: subprocess.Popen[str]
     port: int
@@ -26,7 +26,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def lines(self) -> list[dict[str, object]]:
-        """What it logged; fails where a line is not JSON."""
+        """The lines it logged; fails if one is not JSON."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 

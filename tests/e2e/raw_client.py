@@ -1,4 +1,4 @@
-"""An HTTP client that does what no library lets one do: stall, go away, keep on sending."""
+"""An HTTP client for what libraries do not allow: stall, disconnect, keep sending after the answer."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class Answer:
 
     @property
     def code(self) -> str | None:
-        """Of the problem, if it is one."""
+        """The problem's code, if the answer is a problem."""
         code: str | None = json.loads(self.body).get("code")
         return code
 
@@ -38,7 +38,7 @@ class RawClient:
         self._socket.sendall(data)
 
     def post(self, *headers: str, path: str = "/predict", body: bytes = b"") -> None:
-        """Send the head of a request, and as much of its body as there is here."""
+        """Send the head of a request and the given part of its body."""
         self.send("\r\n".join([f"POST {path} HTTP/1.1", "Host: limelight", *headers, "", ""]).encode() + body)
 
     def answer(self) -> Answer:
@@ -48,11 +48,11 @@ class RawClient:
         return Answer(response.status, dict(response.headers.items()), response.read())
 
     def receive(self, size: int = 12) -> bytes:
-        """Wait for so many bytes: of an answer's start, the version and the status."""
+        """Wait for ``size`` bytes; by default an answer's HTTP version and status."""
         return self._socket.recv(size, socket.MSG_WAITALL)
 
     def is_closed(self) -> bool:
-        """Wait for the server to say something more; True where it closes the connection instead."""
+        """Wait until the server sends a byte or closes the connection; return whether it closed it."""
         try:
             return not self._socket.recv(1)
         except ConnectionResetError:
@@ -70,7 +70,7 @@ class RawClient:
 
 @contextmanager
 def stopped_decoder(server: Server) -> Iterator[None]:
-    """A client whose decoder does not get on, and which goes away in the end."""
+    """Keep a client's decoder stopped until the block ends; the client then disconnects."""
     clip = render_clip(frames=40, width=1280, height=720).data
 
     def stop_a_decoder() -> bool:

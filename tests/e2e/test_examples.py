@@ -1,4 +1,4 @@
-"""The programs in examples/, run as they stand."""
+"""The programs in examples/, run unchanged against a server."""
 
 import csv
 import json
@@ -18,6 +18,8 @@ import pytest
 from service.http.examples import PREDICTION
 from tests.conftest import REPOSITORY
 from tests.e2e.process import PATIENCE_S, Server, running
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = REPOSITORY / "examples"
 KEY = "examples-7f3a"
@@ -58,26 +60,26 @@ def run(url: str, *command: object, key: str = KEY) -> subprocess.CompletedProce
     return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=PATIENCE_S, check=False)
 
 
-class TestCurl:
+class TestCurlExample:
     @pytest.fixture(autouse=True)
     def _curl(self) -> None:
         if not shutil.which("curl"):
             pytest.skip("needs curl")
 
-    def test_prints_the_answer(self, server: Server, clip_file: Path, expected: list[dict[str, object]]) -> None:
+    def test_it_prints_the_answer(self, server: Server, clip_file: Path, expected: list[dict[str, object]]) -> None:
         ended = run(server.url, EXAMPLES / "predict.sh", clip_file)
 
         assert (ended.returncode, ended.stderr) == (0, "")
         assert json.loads(ended.stdout)["predictions"] == expected
 
-    def test_prints_the_problem_and_fails(self, server: Server, text_file: Path) -> None:
+    def test_it_prints_the_problem_and_exits_with_22(self, server: Server, text_file: Path) -> None:
         ended = run(server.url, EXAMPLES / "predict.sh", text_file)
 
         assert ended.returncode == 22
         assert json.loads(ended.stdout)["code"] == "unsupported_media"
 
 
-class TestJavaScript:
+class TestJavaScriptExample:
     @pytest.fixture(autouse=True)
     def _node(self) -> None:
         node = shutil.which("node")
@@ -85,7 +87,7 @@ class TestJavaScript:
         if int(version.lstrip("v").split(".")[0]) < 20:
             pytest.skip("needs node, version 20 or newer")
 
-    def test_prints_the_likeliest_actions(
+    def test_it_prints_the_most_likely_actions(
         self, server: Server, clip_file: Path, expected: list[dict[str, object]]
     ) -> None:
         ended = run(server.url, "node", EXAMPLES / "predict.js", clip_file)
@@ -95,15 +97,15 @@ class TestJavaScript:
             [f"{best['probability']:.4f}", best["label"]] for best in expected
         ]
 
-    def test_says_why_a_clip_is_refused(self, server: Server, text_file: Path) -> None:
+    def test_it_prints_why_a_clip_was_refused(self, server: Server, text_file: Path) -> None:
         ended = run(server.url, "node", EXAMPLES / "predict.js", text_file)
 
         assert ended.returncode == 1
         assert ended.stderr.endswith("(415 unsupported_media)\n")
 
 
-class TestFolder:
-    def test_has_a_row_for_each_clip_also_the_refused(
+class TestFolderExample:
+    def test_the_table_has_a_row_for_each_clip_including_refused_ones(
         self, server: Server, tmp_path: Path, clip: bytes, expected: list[dict[str, object]]
     ) -> None:
         folder = tmp_path / "clips"
@@ -120,13 +122,13 @@ class TestFolder:
         assert ended.returncode == 1
         assert "2 classified, 1 refused" in ended.stderr
 
-    def test_ends_well_where_all_are_named(self, server: Server, tmp_path: Path, clip: bytes) -> None:
+    def test_it_exits_with_0_when_every_clip_is_classified(self, server: Server, tmp_path: Path, clip: bytes) -> None:
         (tmp_path / "a.mp4").write_bytes(clip)
 
         assert self.run(server.url, tmp_path).returncode == 0
         assert self.run(server.url, tmp_path).returncode == 0  # its own results are no clip
 
-    def test_waits_as_long_as_it_is_told(self, tmp_path: Path, clip: bytes) -> None:
+    def test_it_waits_as_long_as_retry_after_says(self, tmp_path: Path, clip: bytes) -> None:
         (tmp_path / "a.mp4").write_bytes(clip)
         with Busy() as busy:
             ended = self.run(busy.url, tmp_path)
@@ -136,13 +138,13 @@ class TestFolder:
         assert ended.returncode == 0
         assert [row["label"] for row in self.rows(tmp_path)] == ["Basketball"]
 
-    def test_stops_where_the_key_is_wrong(self, server: Server, tmp_path: Path, clip_file: Path) -> None:
+    def test_it_stops_when_the_api_key_is_wrong(self, server: Server, tmp_path: Path, clip_file: Path) -> None:
         ended = self.run(server.url, tmp_path, key="wrong")
 
         assert ended.returncode == 2
         assert "401" in ended.stderr
 
-    def test_stops_where_there_is_no_service(self, tmp_path: Path, clip_file: Path) -> None:
+    def test_it_stops_when_no_service_answers(self, tmp_path: Path, clip_file: Path) -> None:
         ended = self.run("http://127.0.0.1:1", tmp_path)
 
         assert ended.returncode == 2
@@ -159,7 +161,7 @@ class TestFolder:
 
 
 class Busy:
-    """A service that has no place for the first clip, and says to come back in a second. `asked` is when it was."""
+    """A service that refuses the first clip with ``Retry-After: 1``. ``asked`` holds the time of each request."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []

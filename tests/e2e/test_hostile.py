@@ -1,6 +1,6 @@
-"""A whole server under clips that do harm and hands that kill its decoders.
+"""A server under damaged clips, and with its decoders killed at random.
 
-A few seconds here; `make soak-decoders` goes on for a minute, and sends every variant of every odd file.
+This takes a few seconds; `make soak-decoders` runs for a minute and sends every variant of every odd file.
 """
 
 import logging
@@ -25,18 +25,18 @@ from tests.processes import decoders, descendants, until
 
 CLIENTS = 8
 SOAK_S = float(os.environ.get("LIMELIGHT_SOAK_S", "0"))
-SAMPLE = 1 if SOAK_S else 12  # every 12th variant is enough for a start
+SAMPLE = 1 if SOAK_S else 12  # every 12th variant is enough for `make test`
 
 logger = logging.getLogger(__name__)
-pytestmark = pytest.mark.timeout(300 + 60 * SOAK_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 60 * SOAK_S)]
 
 
 @contextmanager
 def leaving_nothing_behind(server: Server, clip: bytes) -> Iterator[httpx.Client]:
-    """A client of a server that has to be afterwards as it was before."""
+    """Yield a client; check that the server has as many processes and descriptors afterwards as before."""
 
     def census() -> tuple[int, int]:
-        """Child processes and open descriptors, once a clip has been answered and all has come to rest."""
+        """Child processes and open descriptors, counted after a clip was answered and its decoder has ended."""
         answer = httpx.post(f"{server.url}/predict", content=clip, timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
         until(lambda: not decoders(server.process.pid))
@@ -59,7 +59,7 @@ def outcome(answer: httpx.Response) -> tuple[int, str | None]:
     return answer.status_code, answer.json().get("code")
 
 
-def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes, large: bytes) -> None:
+def test_a_killed_decoder_fails_only_its_own_clip(server: Server, clip: bytes, large: bytes) -> None:
     peace = threading.Event()
 
     def ask(client: httpx.Client) -> Counter[tuple[int, str | None]]:
@@ -94,7 +94,7 @@ def test_killed_decoders_cost_only_their_clips(server: Server, clip: bytes, larg
     assert 0 < answers[422, "decoder_crashed"] <= killed.result()
 
 
-def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes, large: bytes) -> None:
+def test_a_killed_fork_server_fails_no_clip(server: Server, clip: bytes, large: bytes) -> None:
     with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
         asked = [crowd.submit(client.post, "/predict?attention=false", content=large) for _ in range(CLIENTS)]
         until(lambda: decoders(server.process.pid))
@@ -105,7 +105,7 @@ def test_a_killed_fork_server_costs_no_clip(server: Server, clip: bytes, large: 
     assert [outcome(answer) for answer in answers] == [(200, None)] * CLIENTS
 
 
-def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: bytes, large: bytes) -> None:
+def test_a_disconnect_ends_the_decoder_of_that_client(server: Server, clip: bytes, large: bytes) -> None:
     head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
 
     def stop_a_decoder() -> bool:
@@ -118,11 +118,11 @@ def test_a_client_that_goes_away_takes_its_decoder_along(server: Server, clip: b
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(head.encode() + large)
             until(stop_a_decoder)
-        until(lambda: not decoders(server.process.pid), patience_s=15)  # less than a clip has
+        until(lambda: not decoders(server.process.pid), patience_s=15)  # less than the decode timeout
 
 
 def variants(folder: Path) -> Iterator[bytes]:
-    """The odd files, each also cut off at every tenth of its length, and 200 with bits flipped."""
+    """Each odd file, whole and truncated at every tenth of its length, and 200 files with flipped bits."""
     files = [path.read_bytes() for path in sorted(folder.glob("*/*")) if path.stat().st_size]
     for data in files:
         yield data
@@ -137,7 +137,7 @@ def variants(folder: Path) -> Iterator[bytes]:
         yield bytes(flipped)
 
 
-def test_every_odd_file_is_answered_or_refused(server: Server, shared: Path, clip: bytes) -> None:
+def test_every_odd_file_is_answered_or_refused_without_a_crash(server: Server, shared: Path, clip: bytes) -> None:
     answers: Counter[tuple[int, str | None]] = Counter()
     with leaving_nothing_behind(server, clip) as client:
         for number, data in enumerate(variants(shared / "nasty")):

@@ -1,4 +1,4 @@
-"""How a server ends, and how it gets another bundle: neither costs a request that it has accepted."""
+"""Shutdown and reload: neither loses a request that the server has accepted."""
 
 import signal
 import threading
@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient
 from tests.processes import until
 from tests.tiny_bundle import write_tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 4
 Start = Callable[..., Server]
 
 
 def predict(server: Server, clip: bytes) -> httpx.Response:
-    """Over a connection of its own."""
+    """Send a clip over a new connection."""
     return httpx.post(f"{server.url}/predict?attention=false", content=clip, timeout=PATIENCE_S, trust_env=False)
 
 
@@ -30,7 +33,7 @@ def get(server: Server, path: str) -> httpx.Response:
 
 @contextmanager
 def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
-    """Clients that ask again and again, until they are not let in any more or this is over: their answers."""
+    """Keep ``CLIENTS`` clients sending a clip until the block ends or the server refuses them; yield their answers."""
     answers: list[httpx.Response] = []
     over = threading.Event()
 
@@ -38,7 +41,7 @@ def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
         while not over.is_set():
             try:
                 answers.append(predict(server, clip))
-            except (httpx.ConnectError, httpx.ReadError):  # the latter in the listener's queue when that was closed
+            except (httpx.ConnectError, httpx.ReadError):  # the latter: it was in the listener's queue when that closed
                 return
 
     with ThreadPoolExecutor(CLIENTS) as crowd:
@@ -52,8 +55,8 @@ def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
             client.result()
 
 
-class TestEnd:
-    def test_under_load_loses_nothing_that_was_accepted(self, start: Start, clip: bytes) -> None:
+class TestShutdown:
+    def test_under_load_every_accepted_request_is_answered(self, start: Start, clip: bytes) -> None:
         server = start(DRAIN_DELAY_S="2")
         with load(server, clip) as answers:
             server.process.send_signal(signal.SIGTERM)
@@ -65,14 +68,14 @@ class TestEnd:
 
         assert (not_ready.json()["code"], int(not_ready.headers["Retry-After"]) >= 1) == ("draining", True)
         assert (late.status_code, late.headers["Connection"]) == (200, "close")
-        assert len(answers) > served  # some while the listener was about to close
+        assert len(answers) > served  # some were answered during the drain delay
         answered = Counter(answer.status_code for answer in [*answers, late])
         accepted = [line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict"]
         assert answered == Counter(line["status"] for line in accepted)
         assert answered.keys() <= {200, 503}
-        assert answered[503] <= CLIENTS  # which were connected already, and not heard yet
+        assert answered[503] <= CLIENTS  # those whose connection was open when the listener closed
 
-    def test_what_comes_on_open_connections_after_the_listener_closed_is_sent_elsewhere(
+    def test_a_request_on_an_open_connection_is_refused_once_the_listener_is_closed(
         self, start: Start, clip: bytes
     ) -> None:
         server = start(DRAIN_DELAY_S="0")
@@ -91,7 +94,7 @@ class TestEnd:
         assert accepted.status == 200
         assert server.process.wait(PATIENCE_S) == 0
 
-    def test_a_second_signal_does_not_wait(self, start: Start) -> None:
+    def test_a_second_signal_ends_the_server_at_once(self, start: Start) -> None:
         server = start(DRAIN_DELAY_S="600")
         server.process.send_signal(signal.SIGTERM)
         until(lambda: get(server, "/health/ready").status_code == 503)
@@ -99,7 +102,7 @@ class TestEnd:
 
         assert server.process.wait(PATIENCE_S) == 1
 
-    def test_comes_when_the_engine_has_died(self, tiny_bundle: Path, tmp_path: Path, clip: bytes) -> None:
+    def test_the_server_exits_when_its_engine_has_died(self, tiny_bundle: Path, tmp_path: Path, clip: bytes) -> None:
         with running(tiny_bundle, tmp_path / "log.jsonl", {}, program="tests.e2e.doomed") as server:
             server.process.send_signal(signal.SIGUSR1)
             answer = predict(server, clip)
@@ -108,7 +111,7 @@ class TestEnd:
             assert server.process.wait(PATIENCE_S) == 1
 
 
-def test_a_new_bundle_under_load_loses_nothing(tmp_path: Path, clip: bytes) -> None:
+def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: bytes) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", version="1")
     with running(bundle, tmp_path / "log.jsonl", {}) as server, load(server, clip) as answers:
         (bundle / "manifest.json").write_text("{}")
@@ -127,7 +130,7 @@ def test_a_new_bundle_under_load_loses_nothing(tmp_path: Path, clip: bytes) -> N
 
 
 def refused(server: Server) -> bool:
-    """Whether the server accepts no connection any more."""
+    """Whether the server has stopped accepting connections."""
     try:
         RawClient(server.port).close()
     except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""Clips that need more of PyAV than ordinary ones, through the real server: decoders cannot import anything later."""
+"""Clips that need unusual parts of PyAV, sent to a running server, whose decoders cannot import anything later."""
 
 import io
 import json
@@ -30,7 +30,7 @@ TRACKS = [*SUBTITLES, *DATA]
 @pytest.mark.parametrize(
     ("container", "codec", "content"), TRACKS, ids=[f"{codec} in {box}" for box, codec, _ in TRACKS]
 )
-def test_a_track_beside_the_video_changes_nothing(
+def test_a_subtitle_or_data_track_does_not_change_the_frames(
     client: httpx.Client, container: str, codec: str, content: bytes
 ) -> None:
     answer = client.post("/predict", content=clip_with_track(container, codec, content))
@@ -40,7 +40,7 @@ def test_a_track_beside_the_video_changes_nothing(
     assert [frame["index"] for frame in answer.json()["frames"]] == middle_frames(50)
 
 
-def test_side_data_of_a_type_that_pyav_does_not_name_is_passed_over(client: httpx.Client) -> None:
+def test_side_data_of_a_type_unknown_to_pyav_is_ignored(client: httpx.Client) -> None:
     def photo(number: int) -> bytes:
         exif, file = Image.Exif(), io.BytesIO()
         exif[0x0112] = 6  # orientation: a quarter turn clockwise
@@ -62,7 +62,7 @@ def test_side_data_of_a_type_that_pyav_does_not_name_is_passed_over(client: http
 
 
 @pytest.mark.parametrize("name", ["subtitles.mp4", "spatial.mov", "packed_counted.avi"])
-def test_the_clips_that_were_once_answered_wrongly(client: httpx.Client, shared: Path, name: str) -> None:
+def test_clips_that_were_once_decoded_wrongly_are_answered(client: httpx.Client, shared: Path, name: str) -> None:
     folder = shared / "faults"
     if not (folder / name).is_file():
         pytest.skip(f"needs {name} in {folder}")

@@ -1,4 +1,4 @@
-"""The real thing: VGG19's real weights, the pretrained head, its bundle, a server as a process, real clips."""
+"""The pretrained head with VGG19's real weights: exported, served by a process, asked about real clips."""
 
 import re
 import shutil
@@ -18,12 +18,12 @@ from tests.conftest import REPOSITORY
 from tests.e2e.process import Server, running
 
 # VGG19 over 40 frames is 1.6 TFLOP, and the bundle may have to be exported first: minutes on two busy cores.
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Path:
-    """The pretrained head's bundle, taken from `make demo` where that has run, and kept for the next test run."""
+    """The pretrained head's bundle; taken from `make demo` if that has run, and kept for the next test run."""
     path = REPOSITORY / "build" / "bundle"
     if not path.exists() and (REPOSITORY / "bundle").is_dir():
         shutil.copytree(REPOSITORY / "bundle", path)
@@ -48,7 +48,7 @@ def operators(bundle: Path, precision: str) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(bundle / f"model.{precision}.onnx").graph.node)
 
 
-def test_graphs_are_what_the_runtimes_need(bundle: Path) -> None:
+def test_the_graphs_hold_no_loops_and_few_casts(bundle: Path) -> None:
     fp32, fp16, int8 = (operators(bundle, precision) for precision in ("fp32", "fp16", "int8"))
     assert not fp32.keys() & {"Loop", "If", "Scan"}
     assert fp32["Conv"] == fp16["Conv"] == int8["Conv"] == 16
@@ -57,7 +57,7 @@ def test_graphs_are_what_the_runtimes_need(bundle: Path) -> None:
     assert [value.name for value in onnx.load(bundle / "model.fp32.onnx").graph.input] == ["frames"]
 
 
-def test_manifest_records_how_every_variant_agrees_with_keras(bundle: Path) -> None:
+def test_the_manifest_records_how_each_precision_agrees_with_keras(bundle: Path) -> None:
     manifest = load_bundle(bundle).manifest
     assert len(manifest.labels) == 13
     assert manifest.training["export_check"]["max_abs_difference"]["fp32"] <= 1e-4
@@ -67,7 +67,7 @@ def test_manifest_records_how_every_variant_agrees_with_keras(bundle: Path) -> N
     assert manifest.precisions["fp32"].agreement.top1 == 1.0  # type: ignore[union-attr]
 
 
-def test_form_and_raw_body_are_answered_alike_and_by_the_contract(server: Server, basketball: Path) -> None:
+def test_form_and_raw_body_get_the_same_complete_answer(server: Server, basketball: Path) -> None:
     data = basketball.read_bytes()
     form = httpx.post(f"{server.url}/predict", files={"file": (basketball.name, data)}, timeout=600, trust_env=False)
     raw = httpx.post(
@@ -87,7 +87,9 @@ def test_form_and_raw_body_are_answered_alike_and_by_the_contract(server: Server
         assert sum(map(sum, rows)) == pytest.approx(1, abs=1e-4)
 
 
-def test_demo_names_basketball_first_and_draws_the_attention(bundle: Path, basketball: Path, tmp_path: Path) -> None:
+def test_the_demo_ranks_basketball_first_and_draws_the_attention(
+    bundle: Path, basketball: Path, tmp_path: Path
+) -> None:
     picture = tmp_path / "demo.png"
     command = ["demo", str(basketball), "--bundle", str(bundle), "--overlay", str(picture)]
     done = subprocess.run([sys.executable, "-m", "service.cli", *command], capture_output=True, text=True, check=True)

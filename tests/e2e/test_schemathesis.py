@@ -1,4 +1,4 @@
-"""The real server is what its OpenAPI document says, also to requests nobody would think of."""
+"""A running server behaves as its OpenAPI document says, for requests that Schemathesis generates from it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +15,17 @@ from service.http.app import create_app
 from service.settings import Settings
 from tests.e2e.process import PATIENCE_S, Server, running
 
+pytestmark = pytest.mark.slow
+
 KEY = "schemathesis-7f3a"
-CREDENTIALS = {"X-API-Key": KEY, "Authorization": f"Bearer {KEY}"}  # either would do, were the other not made up
+CREDENTIALS = {
+    "X-API-Key": KEY,
+    "Authorization": f"Bearer {KEY}",
+}  # either is enough, but Schemathesis invents the one that is missing
 
 load_all_checks()
 schemathesis.serializer.alias("video/*", "application/octet-stream")
-# As the server does at /openapi.json.
+# The document that the server publishes at /openapi.json.
 described = schemathesis.openapi.from_dict(create_app(Settings(api_keys=KEY)).openapi())
 
 
@@ -33,14 +38,16 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
     with requests.Session() as session:
-        session.trust_env = False  # no proxy between a machine and itself
+        session.trust_env = False  # no proxy for a server on this machine
         yield session
 
 
 @described.parametrize()
 @settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_as_described(case: schemathesis.Case[Any], server: Server, session: requests.Session) -> None:
-    # A schema cannot say which bytes are a clip, or that a shape needs so many numbers.
+def test_every_answer_conforms_to_the_openapi_document(
+    case: schemathesis.Case[Any], server: Server, session: requests.Session
+) -> None:
+    # A schema cannot say which bytes are a clip, or how many numbers a shape needs.
     opaque: list[Any] = [positive_data_acceptance] if case.method == "POST" else []
 
     case.call_and_validate(

@@ -1,4 +1,4 @@
-"""The real server as a process, with the tiny bundle, over real sockets."""
+"""`limelight serve` as a process, with the tiny bundle, over real sockets."""
 
 import signal
 import socket
@@ -55,33 +55,33 @@ class TestPredict:
 
 
 class TestRefusal:
-    def test_of_an_upload_that_is_too_large(self, client: httpx.Client) -> None:
+    def test_an_upload_over_the_limit_is_refused(self, client: httpx.Client) -> None:
         answer = client.post("/predict", content=bytes(5_000_001))
 
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
-    def test_of_a_streamed_upload_once_it_is_too_large(self, client: httpx.Client) -> None:
+    def test_a_streamed_upload_is_refused_once_it_is_over_the_limit(self, client: httpx.Client) -> None:
         answer = client.post("/predict", content=(bytes(1_000_000) for _ in range(20)))
 
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
-    def test_of_what_is_no_video(self, client: httpx.Client) -> None:
+    def test_a_file_that_is_not_a_video_is_refused(self, client: httpx.Client) -> None:
         answer = client.post("/predict", files={"file": ("clip.mp4", b"Dear service, " * 100)})
 
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
 
-    def test_of_a_damaged_clip(self, client: httpx.Client, clip: bytes) -> None:
+    def test_a_truncated_clip_is_refused(self, client: httpx.Client, clip: bytes) -> None:
         answer = client.post("/predict", content=clip[:2000])
 
         assert (answer.status_code, answer.json()["code"]) == (422, "corrupt_clip")
 
 
-class TestObservation:
-    def test_health_says_alive_and_ready(self, client: httpx.Client) -> None:
+class TestObservability:
+    def test_the_health_endpoints_report_a_ready_server(self, client: httpx.Client) -> None:
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 200
 
-    def test_metrics_parse_and_count(self, client: httpx.Client, clip: bytes) -> None:
+    def test_the_metrics_can_be_parsed_and_name_every_stage(self, client: httpx.Client, clip: bytes) -> None:
         client.post("/predict", content=clip)
         families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
 
@@ -90,20 +90,22 @@ class TestObservation:
         stages = {sample.labels["stage"] for sample in families["limelight_stage_seconds"].samples}
         assert stages == {"receive", "decode_wait", "decode", "queue", "inference", "respond"}
 
-    def test_the_log_is_json_with_the_request_id(self, client: httpx.Client, server: Server, clip: bytes) -> None:
+    def test_the_access_log_is_json_with_the_request_id(
+        self, client: httpx.Client, server: Server, clip: bytes
+    ) -> None:
         client.post("/predict", content=clip, headers={"X-Request-ID": "e2e-17"})
 
         (line,) = (line for line in server.lines() if line.get("request_id") == "e2e-17")
         assert (line["message"], line["path"], line["status"]) == ("request", "/predict", 200)
 
-    def test_the_api_is_documented(self, client: httpx.Client) -> None:
+    def test_the_openapi_document_lists_the_endpoints(self, client: httpx.Client) -> None:
         paths = client.get("/openapi.json").json()["paths"]
 
         assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
 
 
-class TestLife:
-    def test_sigterm_during_an_upload_still_answers_it_and_exits_0(
+class TestSignals:
+    def test_an_upload_that_is_under_way_at_sigterm_is_still_answered(
         self, start: Callable[..., Server], clip: bytes
     ) -> None:
         server = start(DRAIN_DELAY_S="0")
@@ -126,11 +128,11 @@ class TestLife:
         server.process.send_signal(number)
 
         assert server.process.wait(PATIENCE_S) == 0
-        assert server.lines()  # and nothing but JSON was said
+        assert server.lines()  # all of which were JSON
 
 
 def _until_in_flight(server: Server) -> None:
-    """Returns once the server has begun a request: one still in the socket's buffer is not accepted yet."""
+    """Wait until the server has begun a request: one that is still in the socket's buffer is not accepted yet."""
     while "limelight_in_flight_requests 1.0" not in httpx.get(f"{server.url}/metrics", trust_env=False).text:
         time.sleep(0.01)
 
@@ -145,39 +147,41 @@ def _until_refused(port: int) -> None:
             return
 
 
-class TestBadStart:
-    def test_a_missing_bundle(self, tmp_path: Path) -> None:
+class TestFailedStart:
+    """`limelight serve` exits with 2 and explains itself in one sentence."""
+
+    def test_a_missing_bundle_is_reported(self, tmp_path: Path) -> None:
         assert self.complaint(tmp_path / "none") == (
             f"limelight: {tmp_path / 'none' / 'manifest.json'} does not exist: {tmp_path / 'none'} is not a bundle; "
             "make one with `limelight-model export`"
         )
 
-    def test_a_damaged_file(self, tmp_path: Path) -> None:
+    def test_a_damaged_model_file_is_reported(self, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path / "bundle")
         with (bundle / "model.fp32.onnx").open("ab") as file:
             file.write(b"!")
 
         assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.complaint(bundle)
 
-    def test_a_manifest_of_another_schema(self, tmp_path: Path) -> None:
+    def test_a_manifest_of_another_schema_is_reported(self, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path / "bundle")
         manifest = bundle / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
 
         assert f"limelight: {manifest} is of schema 2" in self.complaint(bundle)
 
-    def test_a_device_that_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unavailable_device_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_DEVICE", "cuda")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
 
         assert "LIMELIGHT_DEVICE=cpu" in self.complaint(write_tiny_bundle(tmp_path))
 
-    def test_a_bad_setting(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_setting_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
 
         assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
 
-    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
+    def test_an_occupied_port_is_reported(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             said = self.complaint(tmp_path, f"--port={port}")
@@ -186,7 +190,7 @@ class TestBadStart:
         assert "--port" in said
 
     def complaint(self, bundle: Path, *options: str) -> str:
-        """What `limelight serve` says on standard error before it gives up with exit code 2: one sentence."""
+        """The one line that `limelight serve` prints to standard error before it exits with 2."""
         command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port=0", *options]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         (sentence,) = ended.stderr.splitlines()

@@ -1,8 +1,8 @@
-"""Clients that send too much, too slowly, or go away: what they hear, and what they leave behind."""
+"""Clients that send too much, send too slowly, or disconnect: how they are answered, and that nothing leaks."""
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient, stopped_decoder
 from tests.processes import decoders, descendants, until
+
+pytestmark = pytest.mark.slow
 
 MOST = 2_000_000
 
@@ -24,19 +26,19 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def metric(server: Server, name: str) -> float:
-    """The sum over all labels."""
+    """The metric's value, summed over all labels."""
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
     return sum(sample.value for family in families for sample in family.samples if sample.name == f"limelight_{name}")
 
 
 def outcomes(server: Server) -> list[tuple[object, object]]:
-    """Status and problem of each request that the log tells of."""
+    """Status and problem code of each request in the access log."""
     lines = (line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict")
     return [(line["status"], line.get("code")) for line in lines]
 
 
-class TestTooMuch:
-    def test_by_its_length_is_refused_before_it_is_sent(self, server: Server) -> None:
+class TestOversizedUpload:
+    def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_sent(self, server: Server) -> None:
         with RawClient(server.port) as client:
             client.post("Content-Length: 100000000", "Expect: 100-continue")
             answer = client.answer()
@@ -44,7 +46,7 @@ class TestTooMuch:
         assert (answer.status, answer.code, answer.headers["connection"]) == (413, "body_too_large", "close")
 
     @pytest.mark.parametrize("size", [MOST * 3 // 2, MOST * 5 // 2])
-    def test_is_answered_while_the_client_sends_on(self, server: Server, size: int) -> None:
+    def test_it_is_answered_while_the_client_is_still_sending(self, server: Server, size: int) -> None:
         with RawClient(server.port) as client:
             client.post("Transfer-Encoding: chunked", body=b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n")
             answer = client.answer()
@@ -52,7 +54,7 @@ class TestTooMuch:
 
         assert (answer.status, answer.code, closed) == (413, "body_too_large", True)
 
-    def test_one_that_never_stops_is_cut_off(self, server: Server) -> None:
+    def test_a_client_that_does_not_stop_sending_is_disconnected(self, server: Server) -> None:
         def send_on() -> bool:
             try:
                 client.send(b"more")
@@ -66,21 +68,21 @@ class TestTooMuch:
             until(send_on)
 
 
-class TestNoPlace:
+class TestFullService:
     @pytest.fixture
     def full(self, start: Callable[..., Server]) -> Iterator[Server]:
         server = start(MAX_QUEUE="0", DECODE_TIMEOUT_S="300")
         with stopped_decoder(server):
             yield server
 
-    def test_is_told_at_once_to_who_waits_to_be_asked_for_the_clip(self, full: Server) -> None:
+    def test_a_client_that_waits_for_100_continue_gets_429_at_once(self, full: Server) -> None:
         with RawClient(full.port) as client:
             client.post("Content-Length: 1000000", "Expect: 100-continue")
 
             assert client.receive() == b"HTTP/1.1 429"
 
     @pytest.mark.parametrize("framing", ["Content-Length: 30000000", "Transfer-Encoding: chunked"])
-    def test_is_heard_by_who_sends_all_of_it_before_listening(self, full: Server, framing: str) -> None:
+    def test_a_client_that_sends_the_whole_clip_before_reading_gets_429(self, full: Server, framing: str) -> None:
         with RawClient(full.port) as client:
             client.post(framing)
             client.send(b"1c9c380\r\n" + bytes(30_000_000))
@@ -88,52 +90,53 @@ class TestNoPlace:
 
         assert (answer.status, answer.code, answer.headers["connection"]) == (429, "overloaded", "close")
         assert int(answer.headers["retry-after"]) >= 1
-        assert metric(full, "upload_bytes_count") == 1  # the clip that has the place
+        assert metric(full, "upload_bytes_count") == 1  # the clip that fills the service
 
 
-class TestTooSlow:
-    def test_a_silent_client_is_answered_and_cut_off(self, server: Server) -> None:
+class TestSlowClient:
+    def test_a_client_that_stops_sending_gets_408_and_is_disconnected(self, server: Server) -> None:
         with RawClient(server.port) as client:
             client.post("Content-Length: 1000", body=b"some")
             answer = client.answer()
 
         assert (answer.status, answer.code, answer.headers["connection"]) == (408, "upload_timeout", "close")
 
-    def test_one_that_never_ends_the_head_of_its_request_is_cut_off(self, server: Server) -> None:
+    def test_a_client_that_never_finishes_its_headers_is_disconnected(self, server: Server) -> None:
         with RawClient(server.port) as client:
             client.send(b"POST /predict HTTP/1.1\r\nHost: lime")
 
             assert client.is_closed()
 
-    def test_fifty_of_them_keep_nobody_out(self, server: Server, clip: bytes) -> None:
+    def test_fifty_slow_uploads_do_not_keep_others_from_being_answered(self, server: Server, clip: bytes) -> None:
         served = threading.Event()
 
         def trickle(clients: list[RawClient]) -> None:
-            while not served.wait(0.5):
+            while not served.wait(0.2):
                 for client in clients:
-                    client.send(b"x")
+                    with suppress(OSError):  # on a busy machine, the server may have given up on this one
+                        client.send(b"x")
 
         with ExitStack() as opened:
             clients = [opened.enter_context(RawClient(server.port)) for _ in range(50)]
             for client in clients:
                 client.post("Content-Length: 1000000")
-            until(lambda: metric(server, "in_flight_requests") == 50)
             trickling = threading.Thread(target=trickle, args=[clients])
             trickling.start()
-            answers = [httpx.post(f"{server.url}/predict", content=clip, trust_env=False) for _ in range(5)]
-            served.set()
-            trickling.join()
+            try:
+                until(lambda: metric(server, "in_flight_requests") == 50)
+                answers = [httpx.post(f"{server.url}/predict", content=clip, trust_env=False) for _ in range(5)]
+            finally:
+                served.set()
+                trickling.join()
 
         assert [answer.status_code for answer in answers] == [200] * 5
         until(lambda: metric(server, "in_flight_requests") == 0)
 
 
-class TestLost:
-    """Clients that went away."""
-
+class TestDisconnectedClient:
     @pytest.fixture(autouse=True)
     def nothing_left_behind(self, server: Server, clip: bytes) -> Iterator[None]:
-        """Neither processes nor descriptors; nor does a lost client cost an inference."""
+        """Check that a disconnected client leaves no process or descriptor behind, and costs no inference."""
 
         def census() -> tuple[int, int]:
             descriptors = Path(f"/proc/{server.process.pid}/fd")
@@ -150,14 +153,14 @@ class TestLost:
         assert outcomes(server)[-1] == (499, None)
 
     @pytest.mark.parametrize("form", [False, True])
-    def test_in_mid_upload(self, server: Server, clip: bytes, form: bool) -> None:
+    def test_a_disconnect_during_the_upload_is_noticed(self, server: Server, clip: bytes, form: bool) -> None:
         head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' if form else b""
         media_type = "multipart/form-data; boundary=b" if form else "video/mp4"
         with RawClient(server.port) as client:
             client.post(f"Content-Type: {media_type}", f"Content-Length: {len(clip)}", body=head + clip[:5000])
             until(lambda: metric(server, "in_flight_requests") == 1)
 
-    def test_while_their_clip_is_decoded_and_while_it_waits_for_that(self, server: Server, clip: bytes) -> None:
+    def test_a_disconnect_while_the_clip_is_decoded_or_queued_is_noticed(self, server: Server, clip: bytes) -> None:
         with stopped_decoder(server), RawClient(server.port) as waiting:
             waiting.post(f"Content-Length: {len(clip)}", body=clip)
             until(lambda: metric(server, "queue_depth") == 1)

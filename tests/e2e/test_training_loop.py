@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model_export import weights
-from model_export.cli import app
+from model_export.cli import app, console
 from model_export.network.vgg19 import CONVOLUTIONS
 from model_export.rendering.figure import render_clip
 from service.cli.app import app as service
@@ -37,6 +37,8 @@ CLIPS: tuple[dict[str, Any], ...] = (
 CLIP_COUNT = len(SEEDS) * GROUPS * len(CLIPS)
 DAMAGED = "waving/v_waving_g04_c03.mp4"
 EPOCHS = 12
+# The first test that needs a stage waits for it, and evaluation trains several networks: minutes on two busy cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 RECIPE = (
     "--epochs",
     EPOCHS,
@@ -53,9 +55,10 @@ RECIPE = (
 
 
 def limelight_model(*arguments: object) -> str:
-    """Run a command, which must succeed, and return its output without wrapped lines."""
-    runner = CliRunner(env={"COLUMNS": "300"})
-    ended = runner.invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    """Run a command that has to succeed, and return its output in lines that do not wrap."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "width", 300)
+        ended = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     return ended.stdout
 
@@ -176,7 +179,7 @@ def test_the_report_counts_and_names_the_clips_that_were_left_out(evaluated: Pat
     assert f"Undecodable: `{DAMAGED}`." in (evaluated / "report.md").read_text()
 
 
-def test_the_report_judges_the_attention(report: Any) -> None:
+def test_the_report_has_the_sections_on_attention(report: Any) -> None:
     titles = [title.partition(": ")[2].partition(",")[0] for title in report["sections"]]
     assert titles == ["deletion of cells", "rendered actor", "maps"]
 
@@ -193,7 +196,7 @@ def test_the_head_states_its_training_clips_and_the_accuracy_of_its_recipe(head:
     assert facts["training"]["accuracy"]["4 grouped folds"]["value"] == pytest.approx(measured, abs=1e-4)
 
 
-def test_training_leaves_its_log_and_plots(head: Path) -> None:
+def test_training_writes_a_log_and_a_plot(head: Path) -> None:
     lines = (head / "run" / "seed-0.csv").read_text().splitlines()
     assert len(lines) == 1 + EPOCHS
     assert (head / "run" / "seed-0.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol as Triton's own client speaks it, unchanged, to the real server."""
+"""The Open Inference Protocol v2, spoken by Triton's own client to a running server."""
 
 import gzip
 import json
@@ -45,7 +45,7 @@ def tensor(frames: Image, *, binary: bool = True) -> InferInput:
     return sent
 
 
-def test_server_and_model_are_live_and_ready(triton: InferenceServerClient) -> None:
+def test_the_client_finds_server_and_model_ready(triton: InferenceServerClient) -> None:
     assert triton.is_server_live()
     assert triton.is_server_ready()
     assert triton.is_model_ready("tiny")
@@ -54,7 +54,7 @@ def test_server_and_model_are_live_and_ready(triton: InferenceServerClient) -> N
     assert not triton.is_model_ready("tiny", "2")
 
 
-def test_the_metadata_describe_the_tensors(triton: InferenceServerClient) -> None:
+def test_the_metadata_describes_the_tensors(triton: InferenceServerClient) -> None:
     assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
     metadata = triton.get_model_metadata("tiny")
     assert (metadata["name"], metadata["versions"]) == ("tiny", ["1"])
@@ -68,7 +68,7 @@ def test_the_metadata_describe_the_tensors(triton: InferenceServerClient) -> Non
     assert config["max_batch_size"] == 17
 
 
-def test_a_binary_tensor_gets_the_probabilities_of_predict(
+def test_a_binary_tensor_gets_the_same_answer_as_its_clip(
     triton: InferenceServerClient, server: Server, clip: bytes, frames: Image
 ) -> None:
     predicted = httpx.post(
@@ -86,7 +86,7 @@ def test_a_binary_tensor_gets_the_probabilities_of_predict(
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
-def test_every_way_to_send_and_to_be_answered_gives_the_same(
+def test_every_encoding_and_compression_gives_the_same_answer(
     triton: InferenceServerClient, frames: Image, compression: str | None, binary: bool
 ) -> None:
     batch = np.stack([frames, 255 - frames])
@@ -106,7 +106,7 @@ def test_every_way_to_send_and_to_be_answered_gives_the_same(
     assert not np.array_equal(*inferred.as_numpy("probabilities"))
 
 
-def test_numbers_as_json_give_the_same(triton: InferenceServerClient, frames: Image) -> None:
+def test_a_tensor_sent_as_json_gets_the_same_answer(triton: InferenceServerClient, frames: Image) -> None:
     expected = triton.infer("tiny", [tensor(frames[np.newaxis])])
 
     inferred = triton.infer("tiny", [tensor(frames[np.newaxis], binary=False)])
@@ -114,15 +114,15 @@ def test_numbers_as_json_give_the_same(triton: InferenceServerClient, frames: Im
     np.testing.assert_array_equal(inferred.as_numpy("probabilities"), expected.as_numpy("probabilities"))
 
 
-class TestErrorsReadWell:
-    def test_of_another_model(self, triton: InferenceServerClient, frames: Image) -> None:
+class TestErrors:
+    def test_an_unknown_model_is_404(self, triton: InferenceServerClient, frames: Image) -> None:
         with pytest.raises(InferenceServerException) as refused:
             triton.infer("huge", [tensor(frames[np.newaxis])])
 
         assert refused.value.status() == "404"
         assert refused.value.message() == "this service does not serve the model huge; it serves tiny, version 1"
 
-    def test_of_another_shape(self, triton: InferenceServerClient, frames: Image) -> None:
+    def test_a_tensor_of_another_shape_is_400(self, triton: InferenceServerClient, frames: Image) -> None:
         with pytest.raises(InferenceServerException) as refused:
             triton.infer("tiny", [tensor(frames)])
 
@@ -131,11 +131,11 @@ class TestErrorsReadWell:
             "`frames` has the shape [40, 224, 224, 3]; the model requires [clips, 40, 224, 224, 3]"
         )
 
-    def test_of_another_output(self, triton: InferenceServerClient, frames: Image) -> None:
+    def test_an_unknown_output_is_named(self, triton: InferenceServerClient, frames: Image) -> None:
         with pytest.raises(InferenceServerException, match="the model has no output `logits`; it has `probabilities`"):
             triton.infer("tiny", [tensor(frames[np.newaxis])], outputs=[InferRequestedOutput("logits")])
 
-    def test_of_a_missing_key(self, server: Server, frames: Image) -> None:
+    def test_a_missing_api_key_is_reported(self, server: Server, frames: Image) -> None:
         client = InferenceServerClient(f"127.0.0.1:{server.port}", network_timeout=PATIENCE_S)
         try:
             assert client.is_server_ready()
@@ -145,7 +145,7 @@ class TestErrorsReadWell:
             client.close()
 
 
-def test_a_request_leaves_metrics_and_an_access_line(server: Server, frames: Image) -> None:
+def test_an_inference_request_appears_in_metrics_and_access_log(server: Server, frames: Image) -> None:
     batch = frames[np.newaxis]
     described = {"name": "frames", "shape": batch.shape, "datatype": "UINT8"}
     header = json.dumps({"inputs": [described | {"parameters": {"binary_data_size": batch.nbytes}}]}).encode()

@@ -205,6 +205,7 @@ def own(start_own: Callable[[float], DecodersAndServer]) -> DecodersAndServer:
     return start_own(60)
 
 
+@pytest.mark.slow
 class TestForkServer:
     async def test_a_clip_is_decoded_although_the_process_forked_ahead_was_killed(
         self, own: DecodersAndServer, clip: bytes
@@ -318,6 +319,7 @@ class TestForkServer:
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
+@pytest.mark.slow
 class TestClose:
     async def test_closing_fails_waiting_clips_and_leaves_no_process_and_no_descriptor(
         self, start_hostile: Start, clip: bytes

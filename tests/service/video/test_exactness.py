@@ -260,6 +260,7 @@ WITH_EMPTY_PACKETS = ("Basketball/v_Basketball_g13_c04", "Basketball/v_Basketbal
 MANY_FRAMES = 2000  # a naive decode of more costs too much time
 
 
+@pytest.mark.slow
 class TestRealFiles:
     def test_every_odd_file_that_can_be_decoded_decodes_as_a_naive_decode_does(self, shared: Path) -> None:
         patient = DecodeLimits(max_frames=MANY_FRAMES, timeout_s=120)

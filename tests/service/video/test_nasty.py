@@ -13,6 +13,8 @@ from service.errors import ClipError
 from service.http.problems import KINDS
 from service.video.decoder import DecodeLimits, decode_clip
 
+pytestmark = pytest.mark.slow
+
 PATIENT = DecodeLimits(timeout_s=240)  # so that a busy machine does not change an answer
 
 
