@@ -16,12 +16,12 @@ import numpy.typing as npt
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
 from model_export.errors import FoldError, TrainingError
-from model_export.files import write_atomically
 from model_export.network.arrays import Probabilities, predictor
 from model_export.network.attention import DoublyStochastic
 from model_export.network.classifier import average_heads, build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe, settings
+from service.files import write_atomically
 
 LogLine = dict[str, float]
 """One epoch: ``epoch``, ``learning_rate``, ``loss``, ``accuracy`` and, with clips held out, ``val_loss`` and

@@ -16,9 +16,9 @@ import keras
 from pydantic import Field, ValidationError
 
 from model_export.errors import HeadError
-from model_export.files import write_atomically
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
+from service.files import write_atomically
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"

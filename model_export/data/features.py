@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from model_export.errors import FeatureError
-from model_export.files import write_atomically
 from model_export.network.arrays import Cuboids, Frames
 from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE, FeatureDtype
+from service.files import write_atomically
 from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
 

@@ -15,10 +15,10 @@ import numpy as np
 from model_export.data.examples import Example
 from model_export.data.folds import Fold
 from model_export.errors import EvaluationError
-from model_export.files import write_atomically
 from model_export.judging.results import Results
 from model_export.network.arrays import Probabilities
 from model_export.reporter import SILENT, Reporter
+from service.files import write_atomically
 
 Fit = Callable[[Sequence[Example], Sequence[Example]], Probabilities]
 """Trains on the first clips and returns probabilities ``(clips, classes)`` of the second."""

@@ -191,7 +191,7 @@ def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) 
     model = answer.model
     return Answer(
         ranking=[(ranked.label, ranked.probability) for ranked in answer.predictions],
-        clip=ClipFacts(**answer.clip.model_dump()),
+        clip=answer.clip,
         model=_model_line(model.name, model.version, model.precision, model.provider),
         timings_ms=answer.timings_ms.model_dump(),
         times_s=[frame.time_s for frame in answer.frames],

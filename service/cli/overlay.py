@@ -3,7 +3,6 @@
 import io
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from service.errors import CommandError
+from service.files import write_atomically
 
 Frames = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
@@ -86,7 +86,8 @@ def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Seq
         pictures = [Image.fromarray(frame) for frame in frames]
     else:
         pictures = [_blend(frame, heat, scale) for frame, heat in zip(frames, maps, strict=True)]
-    _write_whole(path, ENCODERS[path.suffix.lower()](_Overlay(pictures, tuple(times_s), caption, scale)))
+    data = ENCODERS[path.suffix.lower()](_Overlay(pictures, tuple(times_s), caption, scale))
+    write_atomically(path, lambda part: part.write_bytes(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +274,3 @@ def _mp4(overlay: _Overlay) -> bytes:
 
 
 ENCODERS: dict[str, Callable[[_Overlay], bytes]] = {".png": _contact_sheet, ".gif": _gif, ".mp4": _mp4}
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Replace the file in one step, so that a full disk leaves the old file as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,16 +12,10 @@ from service.http.examples import MANIFEST, PREDICTION
 from service.http.middleware.access_log import RequestRecord, record_of
 from service.http.openapi import example_response, problem_responses
 from service.http.schemas import Health, ModelFacts, PredictionAnswer, Timings, answer_json
-from service.http.serving import (
-    OpenPipeline,
-    ReadyPipeline,
-    Serving,
-    ServingState,
-    WarmPipeline,
-    cancel_on_disconnect,
-)
+from service.http.serving import OpenPipeline, ReadyPipeline, ServingState, WarmPipeline, cancel_on_disconnect
 from service.http.upload import receive_clip
 from service.isolation.clip_file import ClipFile
+from service.metrics import Metrics
 from service.model.bundle import Manifest
 
 _REFUSALS = (
@@ -68,7 +62,7 @@ async def predict(
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
     with ClipFile() as clip:
-        await _receive(request, serving, clip)
+        await _receive(request, clip, serving.metrics)
         work = pipeline.predict(clip, deadline=deadline, stages=record.stages, jpegs=frames == "jpeg")
         prediction = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
@@ -111,11 +105,11 @@ async def metrics(serving: ServingState) -> Response:
     return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _receive(request: Request, serving: Serving, clip: ClipFile) -> None:
+async def _receive(request: Request, clip: ClipFile, metrics: Metrics) -> None:
     """Receive the clip, and measure how long that took and how large the clip is."""
     await receive_clip(request, clip)
-    record_of(request).end_receive(serving.metrics)
-    serving.metrics.upload_bytes.observe(clip.size)
+    record_of(request).end_receive(metrics)
+    metrics.upload_bytes.observe(clip.size)
 
 
 def _timings(record: RequestRecord) -> Timings:

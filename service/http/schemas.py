@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.json_schema import SkipJsonSchema
 
 from service.model.model import Model
 from service.pipeline import Prediction
+from service.video.decoder import ClipFacts
 
 
 class _Answer(BaseModel):
@@ -39,16 +41,10 @@ class ModelFacts(_Answer):
         )
 
 
-class ClipAnswer(_Answer):
+@pydantic_dataclass(frozen=True)
+class ClipAnswer(ClipFacts):
     """Facts of the clip. Width and height are in pixels as coded, before the rotation in degrees clockwise."""
 
-    container: str
-    codec: str
-    width: int
-    height: int
-    frames: int
-    duration_s: float
-    rotation: int
     damaged_frames: int = Field(
         description="Number of sampled frames that could not be decoded; each is replaced by the frame before it."
     )

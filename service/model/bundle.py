@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import BundleError
+from service.files import write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -201,12 +202,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    part = path / f"{MANIFEST}.part"
-    try:
-        part.write_text(manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n", encoding="utf-8")
-        part.replace(path / MANIFEST)
-    finally:
-        part.unlink(missing_ok=True)
+    text = manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n"
+    write_atomically(path / MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def load_bundle(path: Path) -> Bundle:

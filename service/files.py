@@ -1,4 +1,4 @@
-"""Writing files so that an interruption leaves the old file or the new one, never a part."""
+"""Writes files so that an interruption leaves the old file or the new one, never a part."""
 
 import tempfile
 from collections.abc import Callable
@@ -9,11 +9,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Replace ``path`` by what ``write`` puts into a temporary file beside it.
 
     Args:
-        path: file to replace or create; its folder must exist.
-        write: writes the content to the path it is given, which has the same suffixes as ``path``.
+        path: File to replace or create; its folder must exist.
+        write: Writes the content to the path that it is given, which has the same suffixes as ``path``.
 
     Raises:
-        OSError: the file cannot be written; ``path`` is then as it was.
+        OSError: The file cannot be written; ``path`` is then as it was.
     """
     # A folder, not a file: some writers, such as Keras, choose the format by the name and open the file themselves.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
