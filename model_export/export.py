@@ -56,14 +56,14 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
     """Convert the whole network to one ONNX graph.
 
     Args:
-        encoder: the encoder.
-        head: the head, unrolled, so that the graph has no loop.
+        encoder: The encoder.
+        head: The head, unrolled, so that the graph has no loop.
 
     Returns:
         A graph from uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` to the head's outputs.
 
     Raises:
-        ExportError: the graph has other inputs, or a loop, which CUDA graphs do not allow.
+        ExportError: The graph has other inputs, or a loop, which CUDA graphs do not allow.
     """
     size = encoder.input_shape[1]
     signature = [tf.TensorSpec([None, FRAME_COUNT, size, size, 3], tf.uint8, name="frames")]
@@ -118,19 +118,19 @@ def export_bundle(
     """Write a bundle, completely or not at all.
 
     Args:
-        head: trained head, with its calibration ranges.
+        head: Trained head, with its calibration ranges.
         weights: VGG19's weights file; ``None`` for random weights, in tests.
-        output: the bundle's folder. An existing bundle is replaced once the new one is complete.
+        output: The bundle's folder. An existing bundle is replaced once the new one is complete.
         filters: VGG19's channels by block if there is no weights file; narrower in tests.
-        force: write the bundle even if ``output`` is up to date.
-        reporter: receives progress.
+        force: Write the bundle even if ``output`` is up to date.
+        reporter: Receives progress.
 
     Returns:
         Whether a bundle was written; ``False`` if ``output`` was up to date.
 
     Raises:
         ExportError: ``output`` is not a bundle, the disk is full, or a precision does not compute what Keras does.
-        HeadError: the head cannot be loaded.
+        HeadError: The head cannot be loaded.
     """
     built_from = _fingerprint(head, weights, filters)
     _check_output(output)

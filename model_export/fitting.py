@@ -39,11 +39,11 @@ class FittedHead:
     """A head fitted to all examples, and the accuracy of heads that were fitted without the held-out groups.
 
     Attributes:
-        model: the head.
-        epochs: number of epochs of each member.
-        holdout_accuracy: mean accuracy on the held-out groups; ``None`` if nothing was held out.
-        holdout_clips: number of clips held out.
-        training_clips: number of clips that ``model`` was fitted to.
+        model: The head.
+        epochs: Number of epochs of each member.
+        holdout_accuracy: Mean accuracy on the held-out groups; ``None`` if nothing was held out.
+        holdout_clips: Number of clips held out.
+        training_clips: Number of clips that ``model`` was fitted to.
     """
 
     model: keras.Model
@@ -65,16 +65,16 @@ def fit_head(
     """Find the number of epochs on held-out groups, then fit to all examples for that many.
 
     Args:
-        examples: examples of every class, with mirrored views if ``recipe.flip``.
-        classes: number of classes.
-        spec: which network; its ``channels`` are taken from the features.
-        recipe: how to fit it.
-        run: folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
+        examples: Examples of every class, with mirrored views if ``recipe.flip``.
+        classes: Number of classes.
+        spec: Which network; its ``channels`` are taken from the features.
+        recipe: How to fit it.
+        run: Folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
             epoch and leads to the same head.
-        tell: called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
+        tell: Called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
 
     Raises:
-        TrainingError: there are too few groups to hold some out, the loss is no longer finite, or ``run`` holds the
+        TrainingError: There are too few groups to hold some out, the loss is no longer finite, or ``run`` holds the
             checkpoints of another network, another recipe or other clips.
         OSError: ``run`` cannot be written.
     """

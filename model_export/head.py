@@ -28,11 +28,11 @@ class HeadFacts(HeadSpec):
     """The content of ``head.json``: which network the head is, what it predicts and how it was trained.
 
     Attributes:
-        name: name of the network in manifests and answers.
-        version: its version.
-        labels: class names, in index order.
+        name: Name of the network in manifests and answers.
+        version: Its version.
+        labels: Class names, in index order.
         encoder_sha256: SHA-256 of the VGG19 weights that it was trained with.
-        training: how it was trained, for people; copied into the manifest.
+        training: How it was trained, for people; copied into the manifest.
     """
 
     name: str = Field(min_length=1)
@@ -58,7 +58,7 @@ class TrainedHead:
         """Build the head with its weights (see ``build_head``).
 
         Raises:
-            HeadError: the weights are missing or belong to another network.
+            HeadError: The weights are missing or belong to another network.
         """
         file = self.path / "head.weights.h5"
         head = build_head(len(self.facts.labels), self.facts, unroll=unroll)
@@ -119,12 +119,12 @@ def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
     """Write a head's facts and weights into ``path``, removing old calibration ranges and agreement.
 
     Args:
-        path: the head's folder; created if missing.
-        facts: the facts.
-        model: the head.
+        path: The head's folder; created if missing.
+        facts: The facts.
+        model: The head.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     path.mkdir(parents=True, exist_ok=True)
     for stale in ("agreement.json", "calibration.json", "head.json"):

@@ -26,13 +26,13 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
     """Quantize an exported fp32 network to int8.
 
     Args:
-        model: the fp32 ONNX file.
-        output: the int8 ONNX file to write.
-        ranges: calibration cache with the smallest and largest value of each activation; written if it does not exist.
-        clips: clips to measure the ranges on, each frames ``(40, 224, 224, 3)``; needed if ``ranges`` does not exist.
+        model: The fp32 ONNX file.
+        output: The int8 ONNX file to write.
+        ranges: Calibration cache with the smallest and largest value of each activation; written if it does not exist.
+        clips: Clips to measure the ranges on, each frames ``(40, 224, 224, 3)``; needed if ``ranges`` does not exist.
 
     Raises:
-        OSError: a file cannot be read or written.
+        OSError: A file cannot be read or written.
     """
     with _without_advice():
         quantize_static(

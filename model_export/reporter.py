@@ -24,9 +24,9 @@ class Reporter:
         """Report progress through items: the block iterates over the yielded ones.
 
         Args:
-            items: the items of work.
-            title: what is being done.
-            total: number of items, if ``items`` has no length.
+            items: The items of work.
+            title: What is being done.
+            total: Number of items, if ``items`` has no length.
         """
         yield items
 

@@ -51,20 +51,20 @@ def train_head(
     An interrupted training continues after the last complete epoch.
 
     Args:
-        selection: which clips.
-        features: folder of cached features.
-        output: the head's folder; logs, plots and checkpoints go to its ``run/``.
-        spec: which network.
-        recipe: how to train it.
-        name: name of the network in manifests and answers.
-        version: its version.
-        evaluation: folder of an evaluation of the same network, recipe and classes, whose accuracy the head states.
+        selection: Which clips.
+        features: Folder of cached features.
+        output: The head's folder; logs, plots and checkpoints go to its ``run/``.
+        spec: Which network.
+        recipe: How to train it.
+        name: Name of the network in manifests and answers.
+        version: Its version.
+        evaluation: Folder of an evaluation of the same network, recipe and classes, whose accuracy the head states.
         weights: VGG19's weights file; found or downloaded if not given.
-        reporter: receives progress.
+        reporter: Receives progress.
 
     Raises:
-        LimelightModelError: the clips, features, weights or evaluation cannot be used, or training failed.
-        OSError: a file cannot be read or written.
+        LimelightModelError: The clips, features, weights or evaluation cannot be used, or training failed.
+        OSError: A file cannot be read or written.
     """
     if not (name and version):
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")

@@ -36,7 +36,7 @@ class OnnxNetwork:
     """An ONNX file on the CPU.
 
     Args:
-        path: the file.
+        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,23 +74,23 @@ def verify_bundle(
     """Compare a bundle with Keras over many clips and write the agreement into its manifest.
 
     Args:
-        bundle: folder of the bundle.
-        head: head that the bundle was made from.
-        selection: which clips.
-        log: file of results by clip; an interrupted run continues from it.
-        precisions: which precisions to check; default: all.
-        features: folder of float32 features, which save running VGG19 in Keras.
-        record: also save the agreement beside the head's weights, for later exports.
+        bundle: Folder of the bundle.
+        head: Head that the bundle was made from.
+        selection: Which clips.
+        log: File of results by clip; an interrupted run continues from it.
+        precisions: Which precisions to check; default: all.
+        features: Folder of float32 features, which save running VGG19 in Keras.
+        record: Also save the agreement beside the head's weights, for later exports.
         weights: VGG19's weights file; found or downloaded if not given.
-        reporter: receives progress.
+        reporter: Receives progress.
 
     Returns:
         The agreement by precision.
 
     Raises:
-        LimelightModelError: the head is not the bundle's, or a clip, the features or the weights cannot be used.
-        BundleError: the bundle cannot be used.
-        OSError: a file cannot be read or written.
+        LimelightModelError: The head is not the bundle's, or a clip, the features or the weights cannot be used.
+        BundleError: The bundle cannot be used.
+        OSError: A file cannot be read or written.
     """
     checked = load_bundle(bundle)
     if list(head.facts.labels) != checked.manifest.labels:
@@ -145,10 +145,10 @@ def check_clips(
     """Run clips through a bundle's precisions and compare each with Keras.
 
     Args:
-        bundle: the bundle.
-        precisions: which of its precisions.
-        clips: name and reference of each clip.
-        log: file with one JSON object per line; checks of this bundle that it holds are not repeated.
+        bundle: The bundle.
+        precisions: Which of its precisions.
+        clips: Name and reference of each clip.
+        log: File with one JSON object per line; checks of this bundle that it holds are not repeated.
     """
     done = _read_log(log, bundle)
     networks = {precision: OnnxNetwork(bundle.model_path(precision)) for precision in precisions}

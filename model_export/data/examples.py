@@ -24,8 +24,8 @@ class Example:
 
     Attributes:
         features: ``.npy`` file of the cuboids X_t, float16 or float32 ``(40, 7, 7, channels)``.
-        label: index of the class.
-        group: source video; clips of one group must never be on both sides of an evaluation.
+        label: Index of the class.
+        group: Source video; clips of one group must never be on both sides of an evaluation.
         name: ``class/file``, for reports.
         flipped: ``.npy`` file of the clip mirrored left to right, if it was encoded.
     """
@@ -44,11 +44,11 @@ class Example:
         """Return the features as they are stored.
 
         Args:
-            flipped: read those of the mirrored clip.
+            flipped: Read those of the mirrored clip.
 
         Raises:
-            OSError: the file is gone.
-            ValueError: the mirrored clip was not encoded, or the file is damaged.
+            OSError: The file is gone.
+            ValueError: The mirrored clip was not encoded, or the file is damaged.
         """
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
@@ -63,8 +63,8 @@ def _read_npy(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
     training reads features in several threads while TensorFlow parses functions to trace them.
 
     Raises:
-        OSError: the file is missing.
-        ValueError: the file is damaged.
+        OSError: The file is missing.
+        ValueError: The file is damaged.
     """
     data = path.read_bytes()
     header = _NPY_HEADER.match(data)

@@ -34,13 +34,13 @@ class FeatureCache:
     """A folder of features, all made by one encoder from frames of one sampling and resize rule.
 
     Args:
-        directory: the folder; created if missing.
+        directory: The folder; created if missing.
         encoder_sha256: SHA-256 of the weights file that the encoder is built from.
-        dtype: type that features are stored in: float16 takes half the space, float32 is what ``verify`` compares with.
+        dtype: Type that features are stored in: float16 takes half the space, float32 is what ``verify`` compares with.
             A folder that already holds features keeps its own.
 
     Raises:
-        FeatureError: the folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
+        FeatureError: The folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
     """
 
     def __init__(self, directory: Path, encoder_sha256: str, dtype: FeatureDtype = "float16") -> None:
@@ -68,14 +68,14 @@ class FeatureCache:
         """Return the ``.npy`` file of one clip's features ``(40, 7, 7, channels)``; encode the clip if it is missing.
 
         Args:
-            clip: video file.
-            encode: returns the encoder; called only if the clip has to be encoded, since it takes seconds to build.
-            view: which view of the clip. The frames are mirrored, not the features: VGG19 is not symmetric.
+            clip: Video file.
+            encode: Returns the encoder; called only if the clip has to be encoded, since it takes seconds to build.
+            view: Which view of the clip. The frames are mirrored, not the features: VGG19 is not symmetric.
 
         Raises:
-            ClipError: the clip cannot be decoded.
-            FeatureError: the features cannot be written.
-            OSError: the clip cannot be read.
+            ClipError: The clip cannot be decoded.
+            FeatureError: The features cannot be written.
+            OSError: The clip cannot be read.
         """
         data = clip.read_bytes()
         path = self.path_of(data, view)

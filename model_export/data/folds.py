@@ -27,7 +27,7 @@ def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[F
     Each clip is tested once.
 
     Raises:
-        FoldError: a class has fewer than ``k`` groups.
+        FoldError: A class has fewer than ``k`` groups.
     """
     name, videos = _scarcest(examples, lambda example: example.group)
     if videos < k:
@@ -45,7 +45,7 @@ def random_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fo
     Clips of one video are then trained on and tested, so that figures are too good. Each clip is tested once.
 
     Raises:
-        FoldError: a class has fewer than ``k`` clips.
+        FoldError: A class has fewer than ``k`` clips.
     """
     name, clips = _scarcest(examples, lambda example: example.name)
     if clips < k:
@@ -60,7 +60,7 @@ def split_fold(examples: Sequence[Example], train: Collection[str], test: Collec
     """Build the fold of an official split from the names of the clips on its sides; other clips are not used.
 
     Raises:
-        FoldError: a side has no clip, or a tested class has no clip to train on.
+        FoldError: A side has no clip, or a tested class has no clip to train on.
     """
     train, test = frozenset(train), frozenset(test)
     fold = Fold(
@@ -88,7 +88,7 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
     If a class has too few groups for that share, more are held out.
 
     Raises:
-        FoldError: a class has clips of one group only.
+        FoldError: A class has clips of one group only.
     """
     name, groups = _scarcest(examples, lambda example: example.group)
     if groups < 2:

@@ -22,9 +22,9 @@ class Selection:
     """Which clips a command uses.
 
     Attributes:
-        videos: folder of class folders.
-        classes: only these classes; ``None``: all.
-        count: at most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
+        videos: Folder of class folders.
+        classes: Only these classes; ``None``: all.
+        count: At most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
     """
 
     videos: Path
@@ -35,7 +35,7 @@ class Selection:
         """Return the class names, in index order.
 
         Raises:
-            DatasetError: see ``find_clips``.
+            DatasetError: See ``find_clips``.
         """
         return class_names(find_clips(self.videos, self.classes))
 
@@ -43,7 +43,7 @@ class Selection:
         """Return the selected clips, sorted.
 
         Raises:
-            DatasetError: see ``find_clips``.
+            DatasetError: See ``find_clips``.
         """
         clips = find_clips(self.videos, self.classes)
         return clips_per_class(clips, self.count) if self.count else clips
@@ -54,12 +54,12 @@ class FeatureSet:
     """Clips and their features.
 
     Attributes:
-        videos: folder that the clips came from.
-        labels: class names, in index order.
-        clips: all selected clips.
-        examples: the clips that could be decoded, in the same order.
-        undecodable: the other clips, with the reason.
-        encoder_name: library that encoded the clips; ``None`` if all features were cached.
+        videos: Folder that the clips came from.
+        labels: Class names, in index order.
+        clips: All selected clips.
+        examples: The clips that could be decoded, in the same order.
+        undecodable: The other clips, with the reason.
+        encoder_name: Library that encoded the clips; ``None`` if all features were cached.
     """
 
     videos: Path
@@ -88,18 +88,18 @@ def gather_features(
     """Compute the VGG19 features of the selected clips that are not cached yet.
 
     Args:
-        selection: which clips.
+        selection: Which clips.
         weights: VGG19's weights file.
-        cache_folder: folder of cached features; created if missing.
-        flip: also compute features of the mirrored clips.
-        dtype: type to store features in; a folder that holds features already keeps its own.
-        least_classes: number of classes that are needed.
-        reporter: receives progress and the clips that were left out.
+        cache_folder: Folder of cached features; created if missing.
+        flip: Also compute features of the mirrored clips.
+        dtype: Type to store features in; a folder that holds features already keeps its own.
+        least_classes: Number of classes that are needed.
+        reporter: Receives progress and the clips that were left out.
 
     Raises:
-        DatasetError: there are too few classes, or no clip of a class can be decoded.
+        DatasetError: There are too few classes, or no clip of a class can be decoded.
         FeatureError: ``cache_folder`` holds features of another encoder or sampling rule, or cannot be written.
-        OSError: a clip cannot be read.
+        OSError: A clip cannot be read.
     """
     clips = selection.clips()
     labels = class_names(clips)

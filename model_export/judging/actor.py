@@ -22,9 +22,9 @@ class ActorClip:
     """A rendered clip, encoded, with the position of its actor.
 
     Attributes:
-        name: action and seed.
-        features: features of the sampled frames, float32 ``(40, 7, 7, channels)``.
-        shares: share of each cell's area that lies in the actor's box, ``(40, 7, 7)``, 0 to 1.
+        name: Action and seed.
+        features: Features of the sampled frames, float32 ``(40, 7, 7, channels)``.
+        shares: Share of each cell's area that lies in the actor's box, ``(40, 7, 7)``, 0 to 1.
     """
 
     name: str
@@ -49,14 +49,14 @@ def render_and_encode(
     Encoding takes seconds per clip with VGG19 on a CPU, so keep the clips if several heads are to be judged.
 
     Args:
-        encode: encodes RGB frames, uint8 ``(40, 224, 224, 3)``, to cuboids ``(40, 7, 7, channels)``.
-        actions: keys of the renderer's ``ACTIONS``.
-        clips: number of clips to render, each of another place and person.
-        seed: seed of the first clip; each further clip's is one more.
-        frames: length of each clip in frames.
+        encode: Encodes RGB frames, uint8 ``(40, 224, 224, 3)``, to cuboids ``(40, 7, 7, channels)``.
+        actions: Keys of the renderer's ``ACTIONS``.
+        clips: Number of clips to render, each of another place and person.
+        seed: Seed of the first clip; each further clip's is one more.
+        frames: Length of each clip in frames.
 
     Raises:
-        ValueError: an action is unknown.
+        ValueError: An action is unknown.
     """
     for index in range(clips):
         action = actions[index % len(actions)]
@@ -80,8 +80,8 @@ def box_shares(boxes: npt.ArrayLike, grid: int = GRID) -> Floats:
     """Compute the share of each cell's area that lies in a box.
 
     Args:
-        boxes: boxes ``(n, 4)`` as x0, y0, x1, y1, in fractions of the frame.
-        grid: number of cells per side.
+        boxes: Boxes ``(n, 4)`` as x0, y0, x1, y1, in fractions of the frame.
+        grid: Number of cells per side.
 
     Returns:
         Shares ``(n, grid, grid)``, rows from the top; their mean over cells is the box's share of the frame's area.
@@ -101,12 +101,12 @@ class ActorRatio:
     Uniform attention has ratio 1.
 
     Attributes:
-        names: names of the clips.
-        ratios: ratios of each clip's own maps, ``(clips,)``.
-        blind: ratios of the mean of the other clips' maps, step by step. Some places hold an actor more often than
+        names: Names of the clips.
+        ratios: Ratios of each clip's own maps, ``(clips,)``.
+        blind: Ratios of the mean of the other clips' maps, step by step. Some places hold an actor more often than
             others, so that a map that is the same for every clip may score above 1; only what ``ratios`` exceeds this
             by comes from looking at the clip.
-        ceilings: ratios of the best possible map, with all attention on the cell that lies deepest in the box. If that
+        ceilings: Ratios of the best possible map, with all attention on the cell that lies deepest in the box. If that
             cell is completely inside, this is 1 divided by the box's share of the area; a slim box may contain no whole
             cell.
     """
@@ -160,7 +160,7 @@ def actor_ratio(predict: Predict, clips: Iterable[ActorClip]) -> ActorRatio:
     the area.
 
     Raises:
-        ValueError: there are fewer than two clips, or the head has no attention.
+        ValueError: There are fewer than two clips, or the head has no attention.
     """
     clips = list(clips)
     if len(clips) < 2:

@@ -49,12 +49,12 @@ def logistic_regression(
     """Multinomial logistic regression on the standardised mean over frames and cells.
 
     Args:
-        classes: number of classes.
-        flip: also train on the mirrored views.
-        C: inverse strength of the L2 penalty. The default is a strong penalty: with 512 numbers per clip and a few
+        classes: Number of classes.
+        flip: Also train on the mirrored views.
+        C: Inverse strength of the L2 penalty. The default is a strong penalty: with 512 numbers per clip and a few
             dozen clips per class, training clips can always be separated.
-        seed: seed of the solver's shuffling.
-        pooling: replaces ``pool_cells``, for example by a cached one.
+        seed: Seed of the solver's shuffling.
+        pooling: Replaces ``pool_cells``, for example by a cached one.
     """
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
@@ -87,16 +87,16 @@ def plain_lstm(
     the lowest loss on them, then on the whole training side for that many epochs.
 
     Args:
-        classes: number of classes.
-        flip: also train on the mirrored views; epochs are chosen by plain views.
-        units: units of the LSTM.
-        epochs: largest number of epochs.
-        patience: number of epochs without a lower held-out loss after which the search ends.
-        batch_size: clips per step.
-        learning_rate: learning rate of RMSprop.
-        holdout: share of each class's groups that is held out; 0: no search, all epochs.
-        seed: seed of weights, dropout, order and held-out groups.
-        pooling: replaces ``pool_cells``, for example by a cached one.
+        classes: Number of classes.
+        flip: Also train on the mirrored views; epochs are chosen by plain views.
+        units: Units of the LSTM.
+        epochs: Largest number of epochs.
+        patience: Number of epochs without a lower held-out loss after which the search ends.
+        batch_size: Clips per step.
+        learning_rate: Learning rate of RMSprop.
+        holdout: Share of each class's groups that is held out; 0: no search, all epochs.
+        seed: Seed of weights, dropout, order and held-out groups.
+        pooling: Replaces ``pool_cells``, for example by a cached one.
     """
 
     def learn(train: Sequence[Example], hold: Sequence[Example], epochs: int) -> tuple[keras.Model, list[float]]:

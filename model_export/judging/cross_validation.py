@@ -29,9 +29,9 @@ class Contender:
     """A method that can be trained and judged.
 
     Attributes:
-        name: name for reports.
-        fit: trains and predicts; must depend on nothing but its arguments and the settings in ``recipe``.
-        recipe: every setting that the probabilities depend on. Predictions kept from an interrupted run are reused only
+        name: Name for reports.
+        fit: Trains and predicts; must depend on nothing but its arguments and the settings in ``recipe``.
+        recipe: Every setting that the probabilities depend on. Predictions kept from an interrupted run are reused only
             under the same recipe.
     """
 
@@ -52,21 +52,21 @@ def cross_validate(
     """Train and test every contender on every fold.
 
     Args:
-        examples: clips of all classes.
-        folds: the folds; an official split is a single one.
-        contenders: the methods; all get the same folds.
-        labels: names of the classes, in index order.
-        kept: folder to keep predictions in, one file per contender and fold, so that an interrupted run continues where
+        examples: Clips of all classes.
+        folds: The folds; an official split is a single one.
+        contenders: The methods; all get the same folds.
+        labels: Names of the classes, in index order.
+        kept: Folder to keep predictions in, one file per contender and fold, so that an interrupted run continues where
             it stopped. Predictions are reused only for the same contender, recipe and clips with feature files of the
             same names, which identify encoder and frames as well (see ``FeatureCache``).
-        reporter: receives the beginning and end of each training.
+        reporter: Receives the beginning and end of each training.
 
     Returns:
         The results of each contender, in order, with clips in the order in which the folds test them.
 
     Raises:
-        EvaluationError: a contender's probabilities are not finite, or a kept file is damaged.
-        ValueError: a contender's probabilities are not of shape ``(clips, classes)``.
+        EvaluationError: A contender's probabilities are not finite, or a kept file is damaged.
+        ValueError: A contender's probabilities are not of shape ``(clips, classes)``.
     """
     tested = [examples[i] for fold in folds for i in fold.test]
     numbers = [number for number, fold in enumerate(folds) for _ in fold.test]

@@ -41,9 +41,9 @@ class Deletion:
     """How much the probability of the predicted class drops without some cells.
 
     Attributes:
-        drops: drop of each clip, ``(clips,)``, for each choice of cells; the mean over the draws of random choices.
-        groups: source video of each clip; ``None``: every clip is a group of its own.
-        cells: number of cells, of 49, taken away from each frame.
+        drops: Drop of each clip, ``(clips,)``, for each choice of cells; the mean over the draws of random choices.
+        groups: Source video of each clip; ``None``: every clip is a group of its own.
+        cells: Number of cells, of 49, taken away from each frame.
     """
 
     drops: Mapping[Choice, Floats]
@@ -125,15 +125,15 @@ def deletion(
     ``2 + 2 * draws`` times one clip's features.
 
     Args:
-        predict: the head; called twice per clip, with 1 and with ``2 + 2 * draws`` clips.
-        clips: features of each clip, ``(40, 7, 7, channels)``; may be a generator that reads from disk.
-        groups: source video of each clip.
-        cells: number of cells, of 49, to take away from each frame.
-        draws: number of random choices to average over.
-        seed: seed of the random choices.
+        predict: The head; called twice per clip, with 1 and with ``2 + 2 * draws`` clips.
+        clips: Features of each clip, ``(40, 7, 7, channels)``; may be a generator that reads from disk.
+        groups: Source video of each clip.
+        cells: Number of cells, of 49, to take away from each frame.
+        draws: Number of random choices to average over.
+        seed: Seed of the random choices.
 
     Raises:
-        ValueError: the head has no attention, or most and least attended cells would overlap.
+        ValueError: The head has no attention, or most and least attended cells would overlap.
     """
     if not 0 < cells <= CELLS // 2:
         raise ValueError(f"{cells} most and {cells} least attended cells do not fit into {CELLS}")

@@ -32,10 +32,10 @@ class EvaluationProtocol:
     """How clips are divided into those to train on and those to test.
 
     Attributes:
-        title: title for reports.
-        kind: grouped or random folds, or an official split.
-        folds: folds of the examples; a single one for a split.
-        partition: the clips on the sides of an official split.
+        title: Title for reports.
+        kind: Grouped or random folds, or an official split.
+        folds: Folds of the examples; a single one for a split.
+        partition: The clips on the sides of an official split.
     """
 
     title: str
@@ -49,8 +49,8 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        report: path of ``report.md``.
-        experiments: the results, one experiment per protocol.
+        report: Path of ``report.md``.
+        experiments: The results, one experiment per protocol.
     """
 
     report: Path
@@ -74,19 +74,19 @@ def evaluate(
     An interrupted evaluation continues where it stopped.
 
     Args:
-        selection: which clips.
-        features: folder of cached features.
-        output: folder of the report, and of predictions and checkpoints.
-        plan: what is judged.
-        spec: the network; the plan sets its variant and scores.
-        recipe: how heads are trained.
+        selection: Which clips.
+        features: Folder of cached features.
+        output: Folder of the report, and of predictions and checkpoints.
+        plan: What is judged.
+        spec: The network; the plan sets its variant and scores.
+        recipe: How heads are trained.
         weights: VGG19's weights file; found or downloaded if not given.
-        command: the command line, for the report.
-        reporter: receives progress.
+        command: The command line, for the report.
+        reporter: Receives progress.
 
     Raises:
-        LimelightModelError: the clips, splits, features or weights cannot be used, or a training failed.
-        OSError: a file cannot be read or written.
+        LimelightModelError: The clips, splits, features or weights cannot be used, or a training failed.
+        OSError: A file cannot be read or written.
     """
     started = dt.datetime.now(dt.UTC)
     splits = _read_splits(plan)
@@ -141,7 +141,7 @@ def fold_protocol(data: FeatureSet, kind: FoldKind, k: int, seed: int) -> Evalua
     """Divide the examples into ``k`` folds for cross-validation.
 
     Raises:
-        FoldError: a class has too few groups or clips.
+        FoldError: A class has too few groups or clips.
     """
     deal = grouped_folds if kind == "grouped" else random_folds
     return EvaluationProtocol(f"{k} {kind} folds", kind, deal(data.examples, k, seed))
@@ -151,7 +151,7 @@ def split_protocol(data: FeatureSet, split: Split) -> EvaluationProtocol:
     """Divide the examples by an official split.
 
     Raises:
-        FoldError: a side of the split has no clip, or a tested class has none to train on.
+        FoldError: A side of the split has no clip, or a tested class has none to train on.
     """
     part = split.divide(data.clips)
     fold = split_fold(data.examples, *([clip.name for clip in side] for side in (part.train, part.test)))

@@ -51,10 +51,10 @@ def interval(value: float, resampled: Floats, least: float = -math.inf, most: fl
     resample lacks a third of the groups, which tends to lower macro precision.
 
     Args:
-        value: the figure over all clips.
-        resampled: the figure over each resample.
-        least: smallest possible value of the figure.
-        most: largest possible value of the figure.
+        value: The figure over all clips.
+        resampled: The figure over each resample.
+        least: Smallest possible value of the figure.
+        most: Largest possible value of the figure.
     """
     low, high = np.clip(np.quantile(resampled, QUANTILES) + value - resampled.mean(), least, most)
     return float(low), float(high)
@@ -78,12 +78,12 @@ def mean_over_groups(values: npt.ArrayLike, groups: Sequence[str] | None = None,
     """Estimate the mean over clips and its interval.
 
     Args:
-        values: one value per clip, ``(clips,)``.
-        groups: source video of each clip; ``None``: every clip is a group of its own.
-        seed: seed of the resamples.
+        values: One value per clip, ``(clips,)``.
+        groups: Source video of each clip; ``None``: every clip is a group of its own.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: there are fewer than two groups, or the numbers of groups and values differ.
+        ValueError: There are fewer than two groups, or the numbers of groups and values differ.
     """
     values = np.asarray(values, np.float64)
     names = groups if groups is not None else [str(index) for index in range(len(values))]

@@ -23,7 +23,7 @@ def attention_of(outputs: Outputs) -> npt.NDArray[np.float32]:
     """Return the attention ``(clips, 40, 7, 7)`` of a head's outputs.
 
     Raises:
-        ValueError: the head is of the variant ``base``, which has no attention.
+        ValueError: The head is of the variant ``base``, which has no attention.
     """
     if outputs.attention is None:
         raise ValueError("a head of variant base has no attention to judge; choose one of variant attention")
@@ -34,7 +34,7 @@ def attention_maps(predict: Predict, clips: Iterable[Cuboids]) -> Iterator[Maps]
     """Compute the maps ``(40, 7, 7)`` of one clip after the other.
 
     Raises:
-        ValueError: the head is of the variant ``base``, which has no attention.
+        ValueError: The head is of the variant ``base``, which has no attention.
     """
     for cuboids in clips:
         yield attention_of(predict(cuboids[np.newaxis]))[0]
@@ -60,15 +60,15 @@ class MapStatistics:
                         = constant + schedule + clip_specific
 
     Attributes:
-        clips: number of clips.
-        entropy: mean over clips at each step, ``(40,)``; log 49 for uniform maps, 0 if one cell has all attention.
-        against_uniform: divergence of all maps from the uniform map.
-        constant: divergence of the mean of all maps from the uniform map.
-        between_clips: divergence of each clip's mean map from the mean of all.
-        between_frames: divergence of each frame's map from its clip's mean map.
-        schedule: divergence of each step's mean map over clips from the mean of all: movement that is the same in every
+        clips: Number of clips.
+        entropy: Mean over clips at each step, ``(40,)``; log 49 for uniform maps, 0 if one cell has all attention.
+        against_uniform: Divergence of all maps from the uniform map.
+        constant: Divergence of the mean of all maps from the uniform map.
+        between_clips: Divergence of each clip's mean map from the mean of all.
+        between_frames: Divergence of each frame's map from its clip's mean map.
+        schedule: Divergence of each step's mean map over clips from the mean of all: movement that is the same in every
             clip.
-        clip_specific: divergence of each frame's map from its step's mean map: the part that depends on the clip. Maps
+        clip_specific: Divergence of each frame's map from its step's mean map: the part that depends on the clip. Maps
             without it explain nothing.
     """
 
@@ -147,7 +147,7 @@ def map_statistics(maps: Iterable[Maps]) -> MapStatistics:
     All maps must come from one head: differences between heads would look like differences between clips.
 
     Raises:
-        ValueError: there are fewer than two clips.
+        ValueError: There are fewer than two clips.
     """
     clips, total, entropy, entropy_of_means = 0, np.zeros(()), np.zeros(()), 0.0
     for clip in maps:

@@ -45,7 +45,7 @@ def plot_history(log: Path, path: Path) -> None:
 
     Args:
         log: CSV file that ``fit_head`` wrote; it has no ``val_`` columns if nothing was held out.
-        path: path of the picture.
+        path: Path of the picture.
 
     Raises:
         ReportError: ``log`` is missing or is not such a file.

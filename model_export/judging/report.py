@@ -38,10 +38,10 @@ class RunFacts:
     """How the figures were obtained.
 
     Attributes:
-        command: command line.
-        started: start, with time zone.
-        seed: seed of folds and weights.
-        settings: anything else that is needed to get the same figures, by name.
+        command: Command line.
+        started: Start, with time zone.
+        seed: Seed of folds and weights.
+        settings: Anything else that is needed to get the same figures, by name.
     """
 
     command: str
@@ -55,13 +55,13 @@ class DataFacts:
     """The clips that were evaluated and those that were left out.
 
     Attributes:
-        name: name of the data set.
-        clips: number of clips used.
-        classes: number of classes used.
-        groups: number of source videos used.
-        missing: clips that a split lists and that do not exist.
-        extra: clips that exist and that no split lists.
-        undecodable: clips that could not be decoded.
+        name: Name of the data set.
+        clips: Number of clips used.
+        classes: Number of classes used.
+        groups: Number of source videos used.
+        missing: Clips that a split lists and that do not exist.
+        extra: Clips that exist and that no split lists.
+        undecodable: Clips that could not be decoded.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Experiment:
     """Results of several contenders on the same folds.
 
     Attributes:
-        name: name, such as ``4 grouped folds`` or ``split 1``.
-        kind: how clips were dealt to folds.
-        results: one result per contender; the first is compared with all others, and its confusions are shown.
+        name: Name, such as ``4 grouped folds`` or ``split 1``.
+        kind: How clips were dealt to folds.
+        results: One result per contender; the first is compared with all others, and its confusions are shown.
     """
 
     name: str
@@ -108,7 +108,7 @@ def write_report(
         Path of ``report.md``.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     pictures = [f"confusion-{i}.png" if i > 1 else "confusion.png" for i in range(1, len(experiments) + 1)]
@@ -334,12 +334,12 @@ def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[s
     """Read the accuracy that an evaluation found for a recipe and classes, by experiment.
 
     Args:
-        directory: folder of the report.
-        recipe: every setting in one line, as ``describe`` returns it.
-        labels: names of the classes.
+        directory: Folder of the report.
+        recipe: Every setting in one line, as ``describe`` returns it.
+        labels: Names of the classes.
 
     Raises:
-        ReportError: the report cannot be read, or has no head of this recipe and these classes.
+        ReportError: The report cannot be read, or has no head of this recipe and these classes.
     """
     report = directory / "report.json"
     try:

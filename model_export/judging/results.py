@@ -19,11 +19,11 @@ class Figure:
     """One metric, as a fraction.
 
     Attributes:
-        value: the metric over all clips at once.
-        low: lower end of its 95 % interval, by bootstrap over groups.
-        high: upper end of the interval.
-        mean: mean over the folds, as in the paper's Table 3.
-        deviation: sample standard deviation (n − 1) over the folds; ``None`` for a single fold.
+        value: The metric over all clips at once.
+        low: Lower end of its 95 % interval, by bootstrap over groups.
+        high: Upper end of the interval.
+        mean: Mean over the folds, as in the paper's Table 3.
+        deviation: Sample standard deviation (n − 1) over the folds; ``None`` for a single fold.
     """
 
     value: float
@@ -57,15 +57,15 @@ class Results:
     """What one contender predicted for clips that it was not trained on, and the figures that follow.
 
     Attributes:
-        contender: name of the contender.
-        recipe: its settings.
-        labels: names of the classes, in index order.
-        names: names of the clips.
-        groups: groups of the clips.
-        truth: class indices of the clips, int64 ``(clips,)``.
-        probabilities: predicted probabilities, float64 ``(clips, classes)``.
-        folds: the fold that each clip was tested in, from 0, int64 ``(clips,)``.
-        leaked: whether other clips of the same group were trained on, bool ``(clips,)``.
+        contender: Name of the contender.
+        recipe: Its settings.
+        labels: Names of the classes, in index order.
+        names: Names of the clips.
+        groups: Groups of the clips.
+        truth: Class indices of the clips, int64 ``(clips,)``.
+        probabilities: Predicted probabilities, float64 ``(clips, classes)``.
+        folds: The fold that each clip was tested in, from 0, int64 ``(clips,)``.
+        leaked: Whether other clips of the same group were trained on, bool ``(clips,)``.
     """
 
     contender: str
@@ -161,14 +161,14 @@ class Comparison:
     """Two contenders on the same clips.
 
     Attributes:
-        first: name of the first contender.
-        second: name of the second contender.
-        difference: accuracy of the first minus that of the second, as a fraction.
-        low: lower end of the difference's 95 % interval, by bootstrap over groups.
-        high: upper end of the interval.
-        only_first: number of clips that only the first predicted correctly.
-        only_second: number of clips that only the second predicted correctly.
-        p: p-value of the exact two-sided McNemar test. It assumes independent clips, which those of one video are not,
+        first: Name of the first contender.
+        second: Name of the second contender.
+        difference: Accuracy of the first minus that of the second, as a fraction.
+        low: Lower end of the difference's 95 % interval, by bootstrap over groups.
+        high: Upper end of the interval.
+        only_first: Number of clips that only the first predicted correctly.
+        only_second: Number of clips that only the second predicted correctly.
+        p: P-value of the exact two-sided McNemar test. It assumes independent clips, which those of one video are not,
             and is therefore too small; the interval is not affected.
     """
 
@@ -186,7 +186,7 @@ def compare(first: Results, second: Results, seed: int = 0) -> Comparison:
     """Compare two contenders clip by clip.
 
     Raises:
-        ValueError: they were not tested on the same clips in the same folds.
+        ValueError: They were not tested on the same clips in the same folds.
     """
     if first.names != second.names or not np.array_equal(first.folds, second.folds):
         raise ValueError(f"{first.contender} and {second.contender} were not tested on the same folds")

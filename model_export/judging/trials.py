@@ -23,11 +23,11 @@ class HeadTrials:
     """Trains heads of one network and recipe on parts of the data; a head that was trained before is loaded.
 
     Attributes:
-        spec: which network.
-        recipe: how each head is trained.
-        classes: number of classes.
-        runs: folder of checkpoints and logs.
-        reporter: receives each epoch.
+        spec: Which network.
+        recipe: How each head is trained.
+        classes: Number of classes.
+        runs: Folder of checkpoints and logs.
+        reporter: Receives each epoch.
     """
 
     spec: HeadSpec

@@ -18,7 +18,7 @@ class DoublyStochastic(keras.Layer):
     steps. The layer returns the probabilities unchanged.
 
     Args:
-        weight: weight of the penalty in the loss.
+        weight: Weight of the penalty in the loss.
     """
 
     def __init__(self, weight: float, **kwargs: Any) -> None:
@@ -58,11 +58,11 @@ class AttentionSLSTMCell(keras.Layer):
     is dropped.
 
     Args:
-        units: size of h.
-        attention_units: size of mlp2, mlp3 and mlp4 (Table 2: 128).
+        units: Size of h.
+        attention_units: Size of mlp2, mlp3 and mlp4 (Table 2: 128).
         scores: ``state`` or ``content``.
-        cells: number of cells.
-        beside: number of values of the second input before its projection; 0 if there is none.
+        cells: Number of cells.
+        beside: Number of values of the second input before its projection; 0 if there is none.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ class InitialState(keras.Layer):
     In training, also draw the attention's dropout masks for the sequence.
 
     Args:
-        units: size of h.
-        masks: sizes of the dropout masks to draw.
-        dropout: share of units dropped from h_0, from c_0 and in each mask.
+        units: Size of h.
+        masks: Sizes of the dropout masks to draw.
+        dropout: Share of units dropped from h_0, from c_0 and in each mask.
     """
 
     def __init__(self, units: int, masks: tuple[int, ...] = (), dropout: float = 0.5, **kwargs: Any) -> None:
@@ -73,11 +73,11 @@ def build_head(
     flattened to 25088 values. MLP1 reads h_40 (readout ``last``) or the mean of all h_t (``mean``).
 
     Args:
-        classes: number of classes.
-        spec: which network. Several members are averaged as ``average_heads`` does.
-        dropout: rate of Table 2, in training only.
-        feature_dropout: rate at which whole channels of X are dropped, in training only; one mask per clip.
-        unroll: write the 40 steps out instead of looping, for export.
+        classes: Number of classes.
+        spec: Which network. Several members are averaged as ``average_heads`` does.
+        dropout: Rate of Table 2, in training only.
+        feature_dropout: Rate at which whole channels of X are dropped, in training only; one mask per clip.
+        unroll: Write the 40 steps out instead of looping, for export.
 
     Returns:
         A model from features, float32 ``(batch, 40, 7, 7, channels)``, to a dict of ``probabilities``
@@ -129,7 +129,7 @@ def average_heads(heads: Sequence[keras.Model]) -> keras.Model:
     """Build a head that answers with the mean of the heads' probabilities and maps; a single head is returned as it is.
 
     Raises:
-        ValueError: there is no head.
+        ValueError: There is no head.
     """
     if not heads:
         raise ValueError("no heads to average")

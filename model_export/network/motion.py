@@ -16,8 +16,8 @@ class Motion(keras.Layer):
     from small inputs, hence the gain.
 
     Args:
-        lags: distances between the frames compared, in frames.
-        gain: factor of all changes.
+        lags: Distances between the frames compared, in frames.
+        gain: Factor of all changes.
     """
 
     def __init__(self, lags: tuple[int, ...] = (1, 4), gain: float = 4.0, **kwargs: Any) -> None:

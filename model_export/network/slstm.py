@@ -12,8 +12,8 @@ def initial_state(h: Any, c: Any) -> list[Any]:
     n_0 = 1 and m_0 = 0, so that c_0 / n_0 = c_0.
 
     Args:
-        h: h_0, ``(batch, units)``.
-        c: c_0, ``(batch, units)``.
+        h: H_0, ``(batch, units)``.
+        c: C_0, ``(batch, units)``.
     """
     return [h, c, ops.ones_like(h), ops.zeros_like(h)]
 
@@ -35,8 +35,8 @@ class SLSTMCell(keras.Layer):
     the order f, i, z, o.
 
     Args:
-        units: size of h.
-        projected: whether the inputs are W_x x_t already, ``(batch, 4 · units)``; the cell then has no ``kernel``. W_x
+        units: Size of h.
+        projected: Whether the inputs are W_x x_t already, ``(batch, 4 · units)``; the cell then has no ``kernel``. W_x
             takes no part in the recurrence, so one product for all steps reads it once instead of at every step.
     """
 

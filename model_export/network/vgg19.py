@@ -27,9 +27,9 @@ def build_encoder(
     Args:
         weights: ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``, or a file with the same layout; ``None`` leaves
             the weights random.
-        dtype: type of the convolutions, ``float32`` or ``float16``. Mean subtraction and the result are always float32.
-        filters: channels of the five blocks; default: those of the file, or VGG19's. Narrower ones make tests quick.
-        image_size: height and width of a frame, a multiple of 32.
+        dtype: Type of the convolutions, ``float32`` or ``float16``. Mean subtraction and the result are always float32.
+        filters: Channels of the five blocks; default: those of the file, or VGG19's. Narrower ones make tests quick.
+        image_size: Height and width of a frame, a multiple of 32.
 
     Returns:
         uint8 ``(n, image_size, image_size, 3)`` RGB → float32 ``(n, image_size / 32, image_size / 32, filters[-1])``.

@@ -12,9 +12,9 @@ class LabelledClip:
     """One clip of a data set.
 
     Attributes:
-        path: video file.
-        label: the class, which is the name of its folder.
-        group: source video; clips of one group must never be on both sides of an evaluation.
+        path: Video file.
+        label: The class, which is the name of its folder.
+        group: Source video; clips of one group must never be on both sides of an evaluation.
     """
 
     path: Path

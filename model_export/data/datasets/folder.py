@@ -17,8 +17,8 @@ def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[Label
     clip is a group of its own.
 
     Args:
-        folder: holds one folder per class.
-        classes: only these; default: all.
+        folder: Holds one folder per class.
+        classes: Only these; default: all.
 
     Returns:
         The clips, sorted.

@@ -31,7 +31,7 @@ def read_split(folder: Path, number: int) -> Split:
     The split keeps a video on one side within a class, but not across classes.
 
     Raises:
-        DatasetError: there is no such file, a line is malformed, or a clip is listed twice.
+        DatasetError: There is no such file, a line is malformed, or a clip is listed twice.
     """
     return Split.of(f"HMDB-51 split {number}", _entries(folder, number))
 

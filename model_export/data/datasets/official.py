@@ -11,7 +11,7 @@ def read_official_split(folder: Path, number: int) -> Split:
     """Read split ``number`` (1 to 3) of UCF-101 or HMDB-51, whichever the names of the lists belong to.
 
     Raises:
-        DatasetError: the folder holds the lists of neither, or a list is malformed.
+        DatasetError: The folder holds the lists of neither, or a list is malformed.
     """
     if any(folder.glob("*_test_split?.txt")):
         return hmdb51.read_split(folder, number)

@@ -37,7 +37,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """Read the lines of a split file that are not blank, whatever its line endings.
 
     Raises:
-        DatasetError: the file is missing, empty or not a text file.
+        DatasetError: The file is missing, empty or not a text file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -55,11 +55,11 @@ class Partition:
     """The available clips, divided by a split; each part is in the order of the clips.
 
     Attributes:
-        train: clips to train on.
-        test: clips to test; none of them is in ``train``.
-        unused: clips listed as unused.
-        extra: clips that are not listed, or second files of a listed clip.
-        missing: clips listed for training or test in an available class that have no file, as ``class/stem``.
+        train: Clips to train on.
+        test: Clips to test; none of them is in ``train``.
+        unused: Clips listed as unused.
+        extra: Clips that are not listed, or second files of a listed clip.
+        missing: Clips listed for training or test in an available class that have no file, as ``class/stem``.
     """
 
     train: tuple[LabelledClip, ...]
@@ -76,8 +76,8 @@ class Split:
     Clips are identified by class and file name without the suffix, since copies of a data set are often re-encoded.
 
     Attributes:
-        name: name for reports.
-        sides: sides by label and file name without the suffix.
+        name: Name for reports.
+        sides: Sides by label and file name without the suffix.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Split:
         """Build a split from (line, label, file name, side) entries.
 
         Raises:
-            DatasetError: a clip is listed twice.
+            DatasetError: A clip is listed twice.
         """
         sides: dict[tuple[str, str], Side] = {}
         for line, label, file_name, side in entries:

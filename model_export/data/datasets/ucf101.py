@@ -27,7 +27,7 @@ def read_split(folder: Path, number: int) -> Split:
     """Read official split ``number`` (1 to 3) from ``classInd.txt``, ``trainlist0N.txt`` and ``testlist0N.txt``.
 
     Raises:
-        DatasetError: a file is missing, a line is malformed, or a class or a clip is listed twice.
+        DatasetError: A file is missing, a line is malformed, or a class or a clip is listed twice.
     """
     return Split.of(f"UCF-101 split {number}", _entries(folder, number, _read_classes(folder / "classInd.txt")))
 
