@@ -292,7 +292,7 @@ def verify(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of float32 features (`features --dtype float32`), which save running VGG19 in Keras."
+            help="Folder of float32 features (`features --dtype float32`), used instead of running VGG19 in Keras."
         ),
     ] = None,
     log: Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")] = Path(

@@ -207,7 +207,9 @@ def _fresh_folder(output: Path) -> Iterator[Path]:
                 f"{output} was not written because the disk is full ({error.strerror}); free {DISK_BYTES >> 20} MiB "
                 "or choose another --output"
             ) from error
-        raise ExportError(f"{output} was not written ({error}); correct that or choose another --output") from error
+        raise ExportError(
+            f"{output} was not written ({error}); correct the cause, or choose another --output"
+        ) from error
 
 
 def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter) -> None:

@@ -120,7 +120,8 @@ def _claim(run: Path, examples: Sequence[Example], recipe: dict[str, Any]) -> No
         raise TrainingError(f"{file} is damaged; remove {run}, or choose another --output") from error
     if other := sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key)):
         raise TrainingError(
-            f"{file}: its checkpoints are of another {', '.join(other)}; remove {run}, or choose another --output"
+            f"the checkpoints in {run} belong to another {', '.join(other)}; "
+            "remove the folder, or choose another --output"
         )
 
 

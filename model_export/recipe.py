@@ -31,7 +31,7 @@ class Recipe(BaseModel):
     learning_rate: float = Field(5e-4, ge=0, description="Learning rate of RMSProp; lower it if the loss jumps.")
     schedule: Schedule = Field(
         "cosine",
-        description="Learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` stays.",
+        description="Learning rate over the epochs: `cosine` falls to 0 along half a cosine, `constant` keeps it.",
     )
     feature_dropout: float = Field(
         0.5,

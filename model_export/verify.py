@@ -79,7 +79,7 @@ def verify_bundle(
         selection: Which clips.
         log: File of results by clip; an interrupted run continues from it.
         precisions: Which precisions to check; default: all.
-        features: Folder of float32 features, which save running VGG19 in Keras.
+        features: Folder of float32 features, used instead of running VGG19 in Keras.
         record: Also save the agreement beside the head's weights, for later exports.
         weights: VGG19's weights file; found or downloaded if not given.
         reporter: Receives progress.

@@ -51,7 +51,9 @@ class Admission:
             reason = "another would not be answered in time"
         else:
             return
-        raise Overloaded(f"{self.inside} clips are waiting or being worked on, {reason}", clip_s * self.inside)
+        raise Overloaded(
+            f"{self.inside} clips are waiting or in progress, and {reason}; try again later", clip_s * self.inside
+        )
 
     @contextlib.contextmanager
     def place(self, deadline: float, clips: int = 1) -> Iterator[None]:

@@ -14,6 +14,11 @@ import service.cli.app
 from service.http.problems import KINDS
 
 REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted(
+    str(page.relative_to(REPOSITORY))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "model_export/**/*.md")
+    for page in REPOSITORY.glob(pattern)
+)
 API = (REPOSITORY / "docs" / "api.md").read_text()
 
 
@@ -47,9 +52,7 @@ def test_the_documented_commands_are_accepted_by_the_programs(page: str) -> None
         programs[program].commands[name].make_context(name, arguments)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/api.md", "docs/operations.md", "docs/paper.md", "docs/sandbox.md", "docs/training.md"]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_project_point_to_existing_files(page: str) -> None:
     file = REPOSITORY / page
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL))

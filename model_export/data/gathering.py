@@ -105,7 +105,7 @@ def gather_features(
     labels = class_names(clips)
     if len(labels) < least_classes:
         raise DatasetError(
-            f"{selection.videos}: the class {labels[0]} alone leaves nothing to learn; add clips of another class"
+            f"{selection.videos}: {labels[0]} is the only class, and training needs at least two; add clips of another"
         )
     cached = FeatureCache(cache_folder, file_sha256(weights), dtype)
     load = cache(lambda: load_encoder(weights, cached.dtype))

@@ -93,7 +93,7 @@ def plain_lstm(
         epochs: Largest number of epochs.
         patience: Number of epochs without a lower held-out loss after which the search ends.
         batch_size: Clips per step.
-        learning_rate: Learning rate of RMSprop.
+        learning_rate: Learning rate of RMSProp.
         holdout: Share of each class's groups that is held out; 0: no search, all epochs.
         seed: Seed of weights, dropout, order and held-out groups.
         pooling: Replaces ``pool_cells``, for example by a cached one.

@@ -16,12 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from service.errors import CommandError, LimelightError
-from service.settings import Settings
+from service.settings import DEFAULT_URL, Settings
 
 if TYPE_CHECKING:
     from service.cli.classifying import Answer, Classify
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 TOP_K = 5
 VERDICT_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -55,13 +54,13 @@ def serve(
 
 @app.command()
 def predict(
-    clips: Annotated[list[Path], typer.Argument(help="Video files.", metavar="CLIP...", show_default=False)],
+    clips: Annotated[list[Path], typer.Argument(help="Video files.", metavar="CLIP", show_default=False)],
     url: Annotated[str | None, typer.Option(help=f"Address of a running service (default: {DEFAULT_URL}).")] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Run this bundle in this process instead of asking a service.")
     ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Draw where the network looked into this file: .png, .gif or .mp4.")
+        Path | None, typer.Option(help="Write a picture of where the network looked to this file: .png, .gif or .mp4.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the API's answers, one JSON object per line.")] = False,
     top_k: Annotated[int, typer.Option(min=1, help="Number of most likely classes to list.")] = TOP_K,
@@ -101,7 +100,9 @@ def demo(
         Path | None, typer.Argument(help="Video file (default: a drawn person doing jumping jacks).")
     ] = None,
     bundle: BundleOption = None,
-    overlay: Annotated[Path, typer.Option(help="File to draw where the network looked into.")] = Path("demo.png"),
+    overlay: Annotated[Path, typer.Option(help="File to write the picture of where the network looked to.")] = Path(
+        "demo.png"
+    ),
 ) -> None:
     """Start a server on a free port, classify a clip with it, draw the overlay, stop the server."""
     with _errors_as_one_sentence():
@@ -160,7 +161,9 @@ def _settings(**options: Any) -> Settings:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise CommandError(f"LIMELIGHT_{str(first['loc'][0]).upper()} is not valid: {first['msg']}") from error
+        raise CommandError(
+            f"LIMELIGHT_{str(first['loc'][0]).upper()} is not valid: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def _read(clip: Path) -> bytes:

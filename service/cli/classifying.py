@@ -17,14 +17,13 @@ from service.errors import ClipError, CommandError
 from service.isolation.processes import DecoderProcesses
 from service.metrics import Metrics
 from service.pipeline import Prediction, Stages
-from service.settings import LOOPBACK, Settings
+from service.settings import DEFAULT_URL, LOOPBACK, Settings
 from service.video.decoder import ClipFacts
 from service.video.limits import DecodeLimits
 
 # A prediction may wait behind others on a small machine, but a running server accepts the connection at once.
 TIMEOUT = httpx.Timeout(600, connect=10)
-EXAMPLE_URL = "http://127.0.0.1:8000"
-DECODE_MEMORY_BYTES = 2 * 2**30
+DECODE_MEMORY_BYTES: int = Settings.model_fields["decode_memory_bytes"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +169,9 @@ def _host(url: str) -> str:
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise CommandError(f"{url} is not an address ({error}); give one such as {EXAMPLE_URL}") from error
+        raise CommandError(f"{url} is not an address ({error}); give one such as {DEFAULT_URL}") from error
     if address.scheme not in {"http", "https"} or not address.host:
-        raise CommandError(f"{url} is not an HTTP address; give one such as {EXAMPLE_URL}")
+        raise CommandError(f"{url} is not an HTTP address; give one such as {DEFAULT_URL}")
     return address.host
 
 

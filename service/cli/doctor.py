@@ -16,13 +16,15 @@ from pathlib import Path
 
 import httpx
 
-from service.assembly import load_decoders, load_pipeline
+from service.assembly import load_pipeline
 from service.errors import BundleError, ClipError, DecodersError, EngineError
+from service.isolation.processes import start_decoders
 from service.metrics import Metrics
 from service.model.bundle import Manifest, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
 from service.settings import LOOPBACK, Settings
+from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
@@ -182,7 +184,10 @@ def _decoders(settings: Settings) -> Iterator[Finding]:
     """Check the layers of the sandbox, and decode a clip in it."""
     missing = Verdict.BAD if settings.require_sandbox else Verdict.POOR
     try:
-        decoders = load_decoders(settings.model_copy(update={"require_sandbox": False}))  # to list every layer
+        # Without the limits on clips, which may exclude the sample clip, and without requiring layers, to list them all.
+        decoders = start_decoders(
+            DecodeLimits(timeout_s=settings.decode_timeout_s), memory_bytes=settings.decode_memory_bytes
+        )
     except (DecodersError, OSError) as error:
         yield Finding("decoders", Verdict.BAD, str(error), DECODER_REMEDY)
         return
@@ -241,8 +246,8 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
     yield Finding("bundle", Verdict.GOOD, f"{found}; every checksum matches")
     clip_bytes = math.prod(manifest.clip_shape)
     if settings.max_body_bytes < clip_bytes:
-        remedy = f"set LIMELIGHT_MAX_BODY_BYTES above {clip_bytes}, one clip's size there, if you want to use it"
-        yield Finding("request size", Verdict.POOR, "no request of the Open Inference Protocol is small enough", remedy)
+        remedy = f"set LIMELIGHT_MAX_BODY_BYTES above {clip_bytes}, the size of one clip's frames, if clients use it"
+        yield Finding("request size", Verdict.POOR, "requests of the Open Inference Protocol exceed it", remedy)
     yield _network(settings, manifest)
 
 

@@ -48,7 +48,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "missing_file": Kind(
             400,
             "The form contains no file named `file`",
-            "send the clip as the file `file` of a multipart form (curl -F file=@clip.mp4)",
+            "the form has no file named `file`; send the clip as the file `file` of a multipart form "
+            "(curl -F file=@clip.mp4)",
         ),
         "invalid_tensor": Kind(
             400, "The inference request is not valid", "`frames` contains 0 clips; a request may contain 1 to 17"
@@ -92,7 +93,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
         "overloaded": Kind(
-            429, "The service is overloaded", "17 clips are waiting or being worked on, no more are accepted", 1
+            429,
+            "The service is overloaded",
+            "17 clips are waiting or in progress, and no more are accepted; try again later",
+            1,
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),

@@ -59,7 +59,7 @@ async def _receive_form(request: Request, boundary: bytes, clip: ClipFile) -> No
     if not form.complete:
         raise _malformed("it ends before its closing boundary")
     if not form.has_file:
-        raise Problem("missing_file", _HOW_TO_SEND)
+        raise Problem("missing_file", f"the form has no file named `file`; {_HOW_TO_SEND}")
 
 
 class _Form:

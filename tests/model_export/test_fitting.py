@@ -187,14 +187,14 @@ def test_checkpoints_of_another_network_or_recipe_are_refused(
 ) -> None:
     clips, run = examples(groups=2, per_group=1), tmp_path / "run"
     fit_head(clips, 3, PLAIN, QUICK, run=run)
-    with pytest.raises(TrainingError, match=f"recipe.json: its checkpoints are of another {named}; remove"):
+    with pytest.raises(TrainingError, match=f"belong to another {named}; remove"):
         fit_head(clips, 3, spec, recipe, run=run)
 
 
 def test_checkpoints_of_other_clips_are_refused(examples: Examples, tmp_path: Path) -> None:
     clips, run = examples(groups=2, per_group=1), tmp_path / "run"
     fit_head(clips, 3, PLAIN, QUICK, run=run)
-    with pytest.raises(TrainingError, match="of another set of features"):
+    with pytest.raises(TrainingError, match="belong to another set of features"):
         fit_head(clips[1:], 3, PLAIN, QUICK, run=run)
     (run / "recipe.json").write_text("{")
     with pytest.raises(TrainingError, match="is damaged; remove"):

@@ -79,6 +79,6 @@ def test_features_of_another_encoder_or_other_frames_are_refused(cached: CachedC
 def test_one_class_is_refused_if_two_are_needed(cached: CachedClips, tmp_path: Path) -> None:
     cached.add("squats/a.mp4", "squats/b.mp4")
     with pytest.raises(
-        DatasetError, match="the class squats alone leaves nothing to learn; add clips of another class"
+        DatasetError, match="squats is the only class, and training needs at least two; add clips of another"
     ):
         gather(cached, least_classes=2)
