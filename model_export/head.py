@@ -106,13 +106,17 @@ def load_head(path: Path) -> TrainedHead:
     """
     file = path / "head.json"
     try:
-        return TrainedHead(path, HeadFacts.model_validate_json(file.read_text()))
+        facts = HeadFacts.model_validate_json(file.read_text())
     except OSError as error:
         raise HeadError(
             f"{file} cannot be read ({error.strerror}); make a head with `limelight-model train`"
         ) from error
     except ValidationError as error:
         raise HeadError(f"{file} is not valid ({_first_line(error)}); train the head again") from error
+    # ``HeadSpec`` has defaults, for options. In a file they would turn a head of another network into a wrong one.
+    if missing := sorted(HeadFacts.model_fields.keys() - facts.model_fields_set):
+        raise HeadError(f"{file} is not valid ({', '.join(missing)} missing); train the head again")
+    return TrainedHead(path, facts)
 
 
 def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:

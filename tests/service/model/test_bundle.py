@@ -20,6 +20,8 @@ from service.model.bundle import (
     read_manifest,
     write_manifest,
 )
+from service.video.decoder import IMAGE_SIZE, RESIZE_RULE
+from service.video.sampling import FRAME_COUNT, SAMPLING_RULE
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 REMEDY = "limelight-model export"
@@ -238,3 +240,10 @@ class TestWriteManifest:
 
         assert (bundle / MANIFEST).read_bytes() == before
         assert not list(bundle.glob("*.part"))
+
+
+def test_the_decoder_makes_the_clips_that_a_manifest_describes(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+
+    assert manifest.clip_shape == (FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert (manifest.sampling, manifest.resize) == (SAMPLING_RULE, RESIZE_RULE)
