@@ -184,7 +184,7 @@ def _decoders(settings: Settings) -> Iterator[Finding]:
     """Check the layers of the sandbox, and decode a clip in it."""
     missing = Verdict.BAD if settings.require_sandbox else Verdict.POOR
     try:
-        # Without the limits on clips, which may exclude the sample clip, and without requiring layers, to list them all.
+        # Without limits that may exclude the sample clip, and without requiring layers, so as to list them all.
         decoders = start_decoders(
             DecodeLimits(timeout_s=settings.decode_timeout_s), memory_bytes=settings.decode_memory_bytes
         )
