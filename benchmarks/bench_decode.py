@@ -26,7 +26,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from benchmarks.report import REPOSITORY, argument_parser, publish
-from model_export.rendering.figure import keeps_scheduling, render_clip
+from model_export.rendering.figure import preserve_scheduling, render_clip
 from service.video.decoder import DecodeLimits, decode_clip
 
 BENCH = REPOSITORY / ".bench"
@@ -196,7 +196,7 @@ def drawing() -> Path:
     return path
 
 
-@keeps_scheduling()
+@preserve_scheduling()
 def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
     """Encode the pictures with the clip's codec, as often as it repeats them."""
     with av.open(str(path), "w") as output:
