@@ -17,8 +17,8 @@ from tests.docker.stack import Stack, address_of, docker
 from tests.processes import until
 
 CLIENTS = 3
-PAUSE_S = 0.4  # below the rate at which the gateway refuses
-ROUND_ABOUT_S = 5  # seconds within which the gateway notices that a replica is gone
+PAUSE_S = 0.4  # keeps the clients below the gateway's rate limit
+NOTICE_S = 5  # time within which the gateway notices that a replica is gone
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Asked:
 
 @contextmanager
 def load(stack: Stack, clip: bytes) -> Iterator[list[Asked]]:
-    """Keep ``CLIENTS`` clients sending a clip until the block ends; yield their requests."""
+    """Have ``CLIENTS`` clients send a clip again and again until the block ends. Yield their requests so far."""
     asked: list[Asked] = []
     over = threading.Event()
 
@@ -101,7 +101,7 @@ def test_a_replica_that_is_stopped_fails_no_request(three: Stack, clip: bytes) -
     answered = {one.name for one in asked if one.status == 200}
 
     assert exit_code == "0"
-    assert served & answered  # it did answer some
+    assert served & answered  # the replica was in use
     assert {one.status for one in asked} == {200}
 
 
@@ -111,12 +111,12 @@ def test_a_replica_that_is_killed_fails_only_its_own_requests(three: Stack, clip
     with load(three, clip) as asked:
         docker("kill", victim)
         killed = time.monotonic()
-        until(lambda: time.monotonic() > killed + ROUND_ABOUT_S)
+        until(lambda: time.monotonic() > killed + NOTICE_S)
     failed = {one.name: one for one in asked if one.status != 200}
     sent_to = {line["request_id"]: line["replica"] for line in three.gateway_log()}
 
     assert len(failed) <= CLIENTS
-    assert all(one.sent < killed + ROUND_ABOUT_S for one in failed.values())
+    assert all(one.sent < killed + NOTICE_S for one in failed.values())
     assert {sent_to[name].rpartition(" ")[2] for name in failed} <= {address}
     assert {json.loads(one.body)["code"] for one in failed.values()} <= {"bad_gateway", "gateway_timeout"}
 
@@ -124,7 +124,7 @@ def test_a_replica_that_is_killed_fails_only_its_own_requests(three: Stack, clip
     until(lambda: three.ask_prometheus(missing), patience_s=120)
 
 
-def test_without_any_replica_the_gateway_answers_503(three: Stack, clip: bytes) -> None:
+def test_the_gateway_answers_503_if_there_is_no_replica(three: Stack, clip: bytes) -> None:
     three.compose("kill", "limelight")
     answers: list[httpx.Response] = []
 

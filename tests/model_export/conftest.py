@@ -50,7 +50,7 @@ def narrow_encoder() -> Any:
 def narrow_head(
     tmp_path_factory: pytest.TempPathFactory, narrow_encoder: Any, rendered_frames: list[npt.NDArray[np.uint8]]
 ) -> Path:
-    """An untrained head for the narrow encoder, with calibration ranges, in a folder as `train` leaves one."""
+    """Folder of an untrained head for the narrow encoder, with calibration ranges, as ``train`` writes it."""
     import keras
 
     from model_export.export import convert
