@@ -116,13 +116,13 @@ async def overload(port: int, requests: list[bytes], clients: int, seconds: floa
     _, after, _ = await timed(closed_loop(port, requests, clients=clients, seconds=seconds))
     statuses = Counter(answer.status for answer in answers)
     refused = [answer for answer in answers if answer.status == 429]
-    told = sum("retry-after" in answer.headers for answer in refused)
+    with_retry_after = sum("retry-after" in answer.headers for answer in refused)
     other = {status: count for status, count in sorted(statuses.items()) if status not in (200, 429)}
     slowest = max((answer.seconds for answer in answers if answer.status == 200), default=0)
     ratio = 2 * goodput / (before + after)
     return (
         f"{before:.1f}, then {after:.1f} | {4 * before:.1f} | {goodput:.1f} | {ratio:.0%} | {statuses[200]} "
-        f"| {len(refused)} | {told} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
+        f"| {len(refused)} | {with_retry_after} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
     )
 
 

@@ -168,7 +168,7 @@ class TestFailedStart:
         manifest = bundle / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
 
-        assert f"limelight: {manifest} is of schema 2" in self.complaint(bundle)
+        assert f"limelight: {manifest} has schema 2" in self.complaint(bundle)
 
     def test_an_unavailable_device_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_DEVICE", "cuda")
