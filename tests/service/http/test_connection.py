@@ -98,7 +98,7 @@ class TestInternals:
 
 
 class Transport:
-    """Stands in for a transport and notes what is done to it."""
+    """A substitute for a transport that records what is done to it."""
 
     def __init__(self) -> None:
         self.called: list[str] = []

@@ -38,7 +38,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """Sends its parts one by one, then ends the body, falls silent or disconnects."""
+    """Sends its parts one by one, then ends the body, stops sending or disconnects."""
 
     def __init__(self, parts: Iterable[bytes], *, length: int | None = None, then: str = "end") -> None:
         declared = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
