@@ -53,7 +53,7 @@ class Clip:
 
 X264 = {"preset": "veryfast", "crf": "23", "g": "250"}
 CLIPS = (
-    # As UCF-101's clips: a keyframe every 12 frames, no B-frames, half a megabit per second.
+    # Like UCF-101's clips: a keyframe every 12 frames, no B-frames, half a megabit per second.
     Clip(
         "Xvid as in UCF-101, 320×240, 7 s",
         "xvid.avi",

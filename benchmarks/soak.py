@@ -1,7 +1,7 @@
 """Soak test that finds leaks: good, bad and broken clips and disconnecting clients for half an hour.
 
 Every few seconds it samples resident memory and open files of the server and of its fork server, the number of
-decoders, and the memory that they do not share. The run is flat if the last quarter's median is hardly above the
+decoders, and the memory that they do not share. The run is flat if the last quarter's median is not much above the
 second's; the first quarter warms up. The exit code is 1 if the run is not flat or the service failed a request; the
 server's log of failures goes to standard error, and so does a line of progress per minute. The table of medians goes to
 standard output and to the end of ``benchmarks/RESULTS.md``.

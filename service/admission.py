@@ -46,12 +46,14 @@ class Admission:
         """
         clip_s = self._clip_s or 0
         if self.inside + clips > self.capacity:
-            reason = "no more are accepted"
+            reason = "which is the limit"
         elif self.inside and self._clock() + clip_s * (self.inside + clips) > deadline:
-            reason = "another would not be answered in time"
+            reason = "so another would not be answered in time"
         else:
             return
-        raise Overloaded(f"{self.inside} clips are waiting or being worked on, {reason}", clip_s * self.inside)
+        raise Overloaded(
+            f"{self.inside} clips are waiting or in progress, {reason}; try again later", clip_s * self.inside
+        )
 
     @contextlib.contextmanager
     def place(self, deadline: float, clips: int = 1) -> Iterator[None]:

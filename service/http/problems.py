@@ -92,7 +92,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
         "overloaded": Kind(
-            429, "The service is overloaded", "17 clips are waiting or being worked on, no more are accepted", 1
+            429,
+            "The service is overloaded",
+            "17 clips are waiting or in progress, which is the limit; try again later",
+            1,
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
