@@ -128,16 +128,16 @@ async def overload(port: int, requests: list[bytes], clients: int, seconds: floa
 
 async def beside(port: int, request: bytes, slow: int, seconds: float) -> Sequence[Answer]:
     """Return the answers to sequential requests, while ``slow`` other clients upload slowly."""
-    dawdlers = [asyncio.create_task(dawdle(port, request)) for _ in range(slow)]
+    uploads = [asyncio.create_task(upload_slowly(port, request)) for _ in range(slow)]
     await asyncio.sleep(1)
     answers = all_predicted(await closed_loop(port, [request], clients=1, seconds=seconds))
-    for dawdler in dawdlers:
+    for dawdler in uploads:
         dawdler.cancel()
-    await asyncio.gather(*dawdlers, return_exceptions=True)
+    await asyncio.gather(*uploads, return_exceptions=True)
     return answers
 
 
-async def dawdle(port: int, request: bytes) -> None:
+async def upload_slowly(port: int, request: bytes) -> None:
     """Upload a byte now and then until cancelled; start again whenever the server closes the connection."""
     while True:
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -126,7 +126,7 @@ async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, second
 
 
 def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
-    """Return the answers unchanged. Raises ``RuntimeError`` if one is not a prediction: times of errors mean nothing."""
+    """Return the answers unchanged. Raises ``RuntimeError`` if one is an error, whose time would mean nothing."""
     for answer in answers:
         if answer.status != 200:
             raise RuntimeError(f"a request failed with status {answer.status}: {answer.body[:500]!r}")

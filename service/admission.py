@@ -46,7 +46,7 @@ class Admission:
         """
         clip_s = self._clip_s or 0
         if self.inside + clips > self.capacity:
-            reason = "which is the limit"
+            reason = f"of at most {self.capacity}"
         elif self.inside and self._clock() + clip_s * (self.inside + clips) > deadline:
             reason = "so another would not be answered in time"
         else:

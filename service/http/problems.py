@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "overloaded": Kind(
             429,
             "The service is overloaded",
-            "17 clips are waiting or in progress, which is the limit; try again later",
+            "17 clips are waiting or in progress, of at most 17; try again later",
             1,
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),

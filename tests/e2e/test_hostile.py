@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 60 * SOAK_S)]
 def assert_nothing_is_left_behind(server: Server, clip: bytes) -> Iterator[httpx.Client]:
     """Yield a client. Afterwards, check that the server has as many processes and descriptors as before."""
 
-    def census() -> tuple[int, int]:
+    def count_resources() -> tuple[int, int]:
         """Count child processes and open descriptors, after a clip is answered and its decoder has ended."""
         answer = httpx.post(f"{server.url}/predict", content=clip, timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
@@ -43,10 +43,10 @@ def assert_nothing_is_left_behind(server: Server, clip: bytes) -> Iterator[httpx
         descriptors = Path(f"/proc/{server.process.pid}/fd")
         return len(descendants(server.process.pid)[0]), len(list(descriptors.iterdir()))
 
-    before = census()
+    before = count_resources()
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
         yield client
-    until(lambda: census() == before)
+    until(lambda: count_resources() == before)
 
 
 @pytest.fixture(scope="module")

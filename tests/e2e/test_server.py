@@ -151,7 +151,7 @@ class TestFailedStart:
     """``limelight serve`` exits with 2 and prints the reason in one sentence."""
 
     def test_a_missing_bundle_is_reported(self, tmp_path: Path) -> None:
-        assert self.complaint(tmp_path / "none") == (
+        assert self.startup_error(tmp_path / "none") == (
             f"limelight: {tmp_path / 'none' / 'manifest.json'} does not exist: {tmp_path / 'none'} is not a bundle; "
             "make one with `limelight-model export`"
         )
@@ -161,35 +161,35 @@ class TestFailedStart:
         with (bundle / "model.fp32.onnx").open("ab") as file:
             file.write(b"!")
 
-        assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.complaint(bundle)
+        assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.startup_error(bundle)
 
     def test_a_manifest_of_another_schema_is_reported(self, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path / "bundle")
         manifest = bundle / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
 
-        assert f"limelight: {manifest} has schema 2" in self.complaint(bundle)
+        assert f"limelight: {manifest} has schema 2" in self.startup_error(bundle)
 
     def test_an_unavailable_device_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_DEVICE", "cuda")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
 
-        assert "LIMELIGHT_DEVICE=cpu" in self.complaint(write_tiny_bundle(tmp_path))
+        assert "LIMELIGHT_DEVICE=cpu" in self.startup_error(write_tiny_bundle(tmp_path))
 
     def test_an_invalid_setting_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
 
-        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
+        assert self.startup_error(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
 
     def test_an_occupied_port_is_reported(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            complaint = self.complaint(tmp_path, f"--port={port}")
+            startup_error = self.startup_error(tmp_path, f"--port={port}")
 
-        assert complaint.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
-        assert "--port" in complaint
+        assert startup_error.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
+        assert "--port" in startup_error
 
-    def complaint(self, bundle: Path, *options: str) -> str:
+    def startup_error(self, bundle: Path, *options: str) -> str:
         """Run a server that fails to start with exit code 2, and return its only line on standard error."""
         command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port=0", *options]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -138,16 +138,16 @@ class TestDisconnectedClient:
     def nothing_left_behind(self, server: Server, clip: bytes) -> Iterator[None]:
         """Check that a disconnected client leaves no process or descriptor behind, and costs no inference."""
 
-        def census() -> tuple[int, int]:
+        def count_resources() -> tuple[int, int]:
             descriptors = Path(f"/proc/{server.process.pid}/fd")
             return sum(map(len, descendants(server.process.pid))), len(list(descriptors.iterdir()))
 
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
             assert client.post("/predict", content=clip).status_code == 200
         until(lambda: not decoders(server.process.pid))
-        before, inferences = census(), metric(server, "batch_size_sum")
+        before, inferences = count_resources(), metric(server, "batch_size_sum")
         yield
-        until(lambda: census() <= before)
+        until(lambda: count_resources() <= before)
         assert metric(server, "batch_size_sum") == inferences
         assert metric(server, "in_flight_requests") == 0
         assert outcomes(server)[-1] == (499, None)

@@ -55,7 +55,7 @@ class TestAnswer:
         assert [float(width.removesuffix("%")) for width in widths] == pytest.approx(
             [100 * found["probability"] for found in best], rel=1e-3
         )
-        assert visitor.complaints == []
+        assert visitor.logged_errors == []
 
     def test_a_button_shows_all_classes(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
