@@ -77,7 +77,7 @@ def by_arrays(prediction: Prediction) -> bytes:
 
 
 def by_pydantic(prediction: Prediction) -> bytes:
-    """Return the same answer by way of lists."""
+    """Return the same answer, made from lists."""
     outputs = prediction.outputs
     assert outputs.attention is not None  # noqa: S101 - set above
     probabilities = outputs.probabilities.tolist()

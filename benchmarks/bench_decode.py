@@ -26,7 +26,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from benchmarks.report import REPOSITORY, argument_parser, publish
-from model_export.rendering.figure import keeps_scheduling, render_clip
+from model_export.rendering.figure import preserve_scheduling, render_clip
 from service.video.decoder import DecodeLimits, decode_clip
 
 BENCH = REPOSITORY / ".bench"
@@ -53,7 +53,7 @@ class Clip:
 
 X264 = {"preset": "veryfast", "crf": "23", "g": "250"}
 CLIPS = (
-    # As UCF-101's clips: a keyframe every 12 frames, no B-frames, half a megabit per second.
+    # Like UCF-101's clips: a keyframe every 12 frames, no B-frames, half a megabit per second.
     Clip(
         "Xvid as in UCF-101, 320×240, 7 s",
         "xvid.avi",
@@ -196,7 +196,7 @@ def drawing() -> Path:
     return path
 
 
-@keeps_scheduling()
+@preserve_scheduling()
 def encode(drawn: Iterable[VideoFrame], clip: Clip, path: Path) -> None:
     """Encode the pictures with the clip's codec, as often as it repeats them."""
     with av.open(str(path), "w") as output:

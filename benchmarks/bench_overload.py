@@ -116,28 +116,28 @@ async def overload(port: int, requests: list[bytes], clients: int, seconds: floa
     _, after, _ = await timed(closed_loop(port, requests, clients=clients, seconds=seconds))
     statuses = Counter(answer.status for answer in answers)
     refused = [answer for answer in answers if answer.status == 429]
-    told = sum("retry-after" in answer.headers for answer in refused)
+    with_retry_after = sum("retry-after" in answer.headers for answer in refused)
     other = {status: count for status, count in sorted(statuses.items()) if status not in (200, 429)}
     slowest = max((answer.seconds for answer in answers if answer.status == 200), default=0)
     ratio = 2 * goodput / (before + after)
     return (
         f"{before:.1f}, then {after:.1f} | {4 * before:.1f} | {goodput:.1f} | {ratio:.0%} | {statuses[200]} "
-        f"| {len(refused)} | {told} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
+        f"| {len(refused)} | {with_retry_after} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
     )
 
 
 async def beside(port: int, request: bytes, slow: int, seconds: float) -> Sequence[Answer]:
     """Return the answers to sequential requests, while ``slow`` other clients upload slowly."""
-    dawdlers = [asyncio.create_task(dawdle(port, request)) for _ in range(slow)]
+    uploads = [asyncio.create_task(upload_slowly(port, request)) for _ in range(slow)]
     await asyncio.sleep(1)
     answers = all_predicted(await closed_loop(port, [request], clients=1, seconds=seconds))
-    for dawdler in dawdlers:
+    for dawdler in uploads:
         dawdler.cancel()
-    await asyncio.gather(*dawdlers, return_exceptions=True)
+    await asyncio.gather(*uploads, return_exceptions=True)
     return answers
 
 
-async def dawdle(port: int, request: bytes) -> None:
+async def upload_slowly(port: int, request: bytes) -> None:
     """Upload a byte now and then until cancelled; start again whenever the server closes the connection."""
     while True:
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -63,7 +63,7 @@ def infer(body: bytes, *headers: str) -> bytes:
 
 
 async def beside(port: int, request: bytes, number: int) -> tuple[list[Answer], list[Answer]]:
-    """Return the answers to ``number`` requests, and those of the health check meanwhile."""
+    """Return the answers to ``number`` requests, and those of the health check sent at the same time."""
     health = []
 
     async def ask() -> None:

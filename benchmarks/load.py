@@ -58,7 +58,7 @@ class Connection:
         self._close()
 
     async def send(self, request: bytes) -> Answer:
-        """Send a whole request and return its answer."""
+        """Send a complete request and return its answer."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -126,7 +126,7 @@ async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, second
 
 
 def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
-    """Return the answers unchanged. Raises ``RuntimeError`` if one is no prediction, as its time would mean nothing."""
+    """Return the answers unchanged. Raises ``RuntimeError`` if one is an error, whose time would mean nothing."""
     for answer in answers:
         if answer.status != 200:
             raise RuntimeError(f"a request failed with status {answer.status}: {answer.body[:500]!r}")

@@ -1,7 +1,7 @@
 """Soak test that finds leaks: good, bad and broken clips and disconnecting clients for half an hour.
 
 Every few seconds it samples resident memory and open files of the server and of its fork server, the number of
-decoders, and the memory that they do not share. The run is flat if the last quarter's median is hardly above the
+decoders, and the memory that they do not share. The run is flat if the last quarter's median is not much above the
 second's; the first quarter warms up. The exit code is 1 if the run is not flat or the service failed a request; the
 server's log of failures goes to standard error, and so does a line of progress per minute. The table of medians goes to
 standard output and to the end of ``benchmarks/RESULTS.md``.
@@ -77,7 +77,7 @@ def main() -> int:
         f"Answers by status: {dict(sorted(statuses.items()))}; clients that vanished: {vanished}",
         f"Flat: {'yes' if flat else 'NO'}; failures of the service: {failed}",
     ]
-    publish("Soak with good and bad clips and clients that vanish", facts, table, record=not options.no_record)
+    publish("Soak with good and bad clips and clients that disconnect", facts, table, record=not options.no_record)
     return 0 if flat and not failed else 1
 
 
@@ -108,7 +108,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
             while time.monotonic() < end:
                 request = chance.choice(requests)
                 if chance.random() < 0.2:
-                    await vanish(port, request, chance.random(), chance.expovariate(20))
+                    await disconnect_early(port, request, chance.random(), chance.expovariate(20))
                     next(vanished)
                 else:
                     statuses[(await connection.send(request)).status] += 1
@@ -123,7 +123,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
     return statuses, next(vanished), samples
 
 
-async def vanish(port: int, request: bytes, share: float, seconds: float) -> None:
+async def disconnect_early(port: int, request: bytes, share: float, seconds: float) -> None:
     """Send a part of the request, or in half of the cases all of it, wait a little and disconnect."""
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection("127.0.0.1", port)

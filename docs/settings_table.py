@@ -1,6 +1,6 @@
-"""Writes the table of settings in ``docs/operations.md`` from the ``Settings`` class.
+"""Writes the table of settings in ``docs/operations.md`` from the class ``Settings``.
 
-``--check`` writes nothing, and exits with 1 if the table is out of date.
+With ``--check``, writes nothing and exits with 1 if the table is out of date.
 """
 
 import sys
@@ -34,10 +34,10 @@ def _default(field: FieldInfo) -> str:
 
 
 def page_with_table(page: str) -> str:
-    """Return the page with a current table.
+    """Return the page with an up-to-date table.
 
     Raises:
-        ValueError: The page lacks the comments that mark the table's place.
+        ValueError: The page lacks the comments between which the table is written.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -47,7 +47,7 @@ def page_with_table(page: str) -> str:
 
 
 def main() -> int:
-    """Return the exit code: 1 if ``--check`` finds the table out of date, else 0."""
+    """Write or check the table. Returns the exit code: 1 if ``--check`` finds it out of date, otherwise 0."""
     page = PAGE.read_text()
     renewed = page_with_table(page)
     if "--check" in sys.argv[1:]:

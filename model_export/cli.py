@@ -109,7 +109,7 @@ reporter = TerminalReporter()
 
 @contextmanager
 def _one_sentence_errors() -> Iterator[None]:
-    """Print errors that the user can put right as one sentence, and exit with status 2."""
+    """Print errors that the user can fix as one sentence, and exit with status 2."""
     try:
         yield
     except (LimelightModelError, LimelightError, OSError) as error:

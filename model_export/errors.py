@@ -17,7 +17,7 @@ Each message is one sentence that names the file or option at fault and says wha
 
 
 class LimelightModelError(Exception):
-    """Base class of everything that a user of ``limelight-model`` can put right."""
+    """Base class of the errors that a user of ``limelight-model`` can fix."""
 
 
 class WeightsError(LimelightModelError):
@@ -45,7 +45,7 @@ class HeadError(LimelightModelError):
 
 
 class TrainingError(LimelightModelError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class ExportError(LimelightModelError):
@@ -53,7 +53,7 @@ class ExportError(LimelightModelError):
 
 
 class EvaluationError(LimelightModelError):
-    """An evaluation cannot go on."""
+    """An evaluation cannot continue."""
 
 
 class ReportError(EvaluationError):

@@ -1,6 +1,6 @@
 """Command-line options made from the fields of a frozen value, so that each is declared once.
 
-A field's name, type, default, bounds and description become the option's. Fields without a description are no options.
+A field's name, type, default, bounds and description become the option's. Fields without a description are left out.
 """
 
 import functools

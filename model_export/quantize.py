@@ -52,7 +52,7 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Mute advice on the root logger to pre-process the model, which has no batch norms and knows its shapes."""
+    """Mute advice on the root logger to pre-process the model, which has no batch norms and contains its shapes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""How a head is trained: one frozen value."""
+"""``Recipe``: how a head is trained."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ Schedule = Literal["cosine", "constant"]
 
 
 class Recipe(BaseModel):
-    """Everything that ``fit_head`` needs to know beside the network.
+    """Everything that ``fit_head`` needs to know besides the network.
 
     The description of a field is the help of the option that sets it.
     """
@@ -18,7 +18,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(16, ge=1, description="Largest number of epochs; the learning rate's schedule spans them.")
-    # By loss: accuracy on a few dozen clips jumps too much to choose an epoch by.
+    # Chosen by loss, because accuracy on a few dozen clips varies too much.
     patience: int = Field(4, ge=1, description="Stop after this many epochs without a lower held-out loss.")
     holdout: float = Field(
         0.25,

@@ -25,7 +25,7 @@ from service.errors import ClipError
 from service.model.bundle import Agreement, Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
 from service.video.decoder import decode_clip
 
-# Two classes this close are a tie: predicting one or the other is no disagreement.
+# Two classes this close are a tie: predicting either of them does not count as a disagreement.
 TIE = 2e-4
 
 Reference = Callable[[], tuple[Frames, Outputs]]

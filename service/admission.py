@@ -46,13 +46,13 @@ class Admission:
         """
         clip_s = self._clip_s or 0
         if self.inside + clips > self.capacity:
-            reason = "no more are accepted"
+            reason = f"of at most {self.capacity}"
         elif self.inside and self._clock() + clip_s * (self.inside + clips) > deadline:
-            reason = "another would not be answered in time"
+            reason = "so another would not be answered in time"
         else:
             return
         raise Overloaded(
-            f"{self.inside} clips are waiting or in progress, and {reason}; try again later", clip_s * self.inside
+            f"{self.inside} clips are waiting or in progress, {reason}; try again later", clip_s * self.inside
         )
 
     @contextlib.contextmanager

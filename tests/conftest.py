@@ -1,4 +1,4 @@
-"""Fixtures that every room shares, and how the tests are spread over the processes that run them."""
+"""Fixtures for all tests, the options of ``pytest``, and how xdist distributes the tests."""
 
 import gc
 import os
@@ -21,15 +21,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Set before any test imports TensorFlow, and inherited by the programs that tests start.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# tf2onnx copies the whole graph before each optimizer, so that it can go on without one that fails. Any value turns
-# that off: a conversion takes two thirds of the time, and an optimizer that fails fails the test.
+# tf2onnx copies the graph before each optimizer, so that it can skip one that fails. Any value turns that off: a
+# conversion then takes two thirds of the time, and an optimizer that fails also fails the test.
 os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "false")
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
-    # Processes that share the cores spend a fifth less time in TensorFlow if each computes in one thread.
+    # Parallel processes spend a fifth less time in TensorFlow if each of them computes in one thread.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
-# Files by cost, most expensive first: processes that start with these end at about the same time.
+# The most expensive files, in order. The processes start with them, so that all end at about the same time.
 EXPENSIVE = (
     "test_real_bundle.py",
     "test_training_loop.py",
@@ -38,7 +38,7 @@ EXPENSIVE = (
     "model_export/",
     "web/",
 )
-# Reasons to skip a test that no installed program would remove.
+# Reasons to skip a test that installing something cannot remove.
 UNAVOIDABLE_SKIPS = re.compile(
     "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
 )
@@ -47,16 +47,16 @@ NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|
 
 
 class _SkipFrameworks:
-    """An import finder that skips the test, or the file of tests, that imports a framework slow to load."""
+    """An import finder that skips the test or test file that imports a framework."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name in FRAMEWORKS:
-            pytest.skip(f"--quick leaves out what needs {name}", allow_module_level=True)
+            pytest.skip(f"needs {name}, which --quick leaves out", allow_module_level=True)
         return None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="leave out slow tests, and all that need TensorFlow")
+    parser.addoption("--quick", action="store_true", help="leave out slow tests and those that need TensorFlow")
     parser.addoption(
         "--no-skips", action="store_true", help="fail if a test is skipped because something is not installed"
     )
@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start with the expensive files, and leave out slow tests with ``--quick``."""
+    """Move expensive files to the front, and deselect slow tests if ``--quick`` is given."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Scheduling":
     """Run the tests of a file in one process, which sets up its fixtures once.
 
-    ``--dist loadgroup`` would do, but pytest-xdist 3.8 marks groups in a way that pytest 9.2 no longer heeds.
+    ``--dist loadgroup`` should do the same, but pytest 9.2 ignores the groups that pytest-xdist 3.8 marks.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -103,7 +103,7 @@ def _rank(item: pytest.Item) -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With ``--no-skips``, fail the run if a test was skipped for a reason that can be removed."""
+    """Fail the run if ``--no-skips`` is given and a test was skipped for a reason that can be removed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not session.config.getoption("--no-skips") or reporter is None:
         return
@@ -114,7 +114,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt imported objects from garbage collection: TensorFlow's are many, and live until the process ends."""
+    """Exempt imported objects from garbage collection: TensorFlow has many, and they live until the process ends."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -122,9 +122,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real clips and splits, whose licences do not let the project publish them.
+    """The folder of real clips and split lists, which the project may not publish.
 
-    Tests that use it are skipped if there is none, and fail if LIMELIGHT_SHARED names a folder that does not exist.
+    Tests that use it are skipped if the folder does not exist, and fail if ``LIMELIGHT_SHARED`` names it.
     """
     named = os.environ.get("LIMELIGHT_SHARED")
     folder = (REPOSITORY / (named or "../shared")).resolve()
@@ -137,7 +137,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a toy network that has the real one's inputs and outputs."""
+    """A bundle with a toy network that has the inputs and outputs of the real one."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 

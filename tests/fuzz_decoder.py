@@ -1,7 +1,7 @@
 """Fuzzes the decoder with damaged clips until time is up (``make fuzz-decoder``).
 
 Each clip is made from its number, and child processes decode them. A finding is an error other than ``ClipError``, or a
-child process that dies, hangs, or uses more memory than any clip may. It is reported with the clip's number;
+child process that dies, hangs, or uses more memory than allowed. It is reported with the clip's number;
 ``make fuzz-decoder ARGS="--first NUMBER --count 1"`` reproduces it.
 """
 
@@ -29,7 +29,7 @@ KINDS = (
     *(("mpeg1video", "mpeg"), ("mpeg2video", "mpegts"), ("msmpeg4", "avi"), ("mjpeg", "avi")),
     *(("libvpx-vp9", "webm"), ("libsvtav1", "mp4")),
 )
-MAX_REAL_BYTES = 300_000  # of a real clip that is fuzzed: larger ones take long to decode
+MAX_REAL_BYTES = 300_000  # larger real clips are left out, because they take long to decode
 LIMITS = DecodeLimits(max_frames=2000, timeout_s=20)
 HANG_TIMEOUT_S = 120.0  # for one clip; for the first, the child process must start, too
 MEMORY_BYTES = 4 * 2**30
@@ -74,8 +74,8 @@ def run_child(first: int, count: int, deadline: float) -> tuple[int, str]:
     """Decode clips in one child process.
 
     Returns:
-        The number of the last clip that the child began to decode, and a description of the finding; empty if it has
-        none.
+        The number of the last clip that the child began to decode, and a description of the finding, empty if there
+        is none.
     """
     command = [
         sys.executable,
@@ -123,7 +123,7 @@ def decode(first: int, count: int) -> None:
 
 
 def clips() -> Iterator[bytes]:
-    """Yield small clips of every kind, and the odd real files of ``LIMELIGHT_SHARED`` if there are any."""
+    """Yield small clips of every kind, and the odd real files in ``LIMELIGHT_SHARED``, if any."""
     os.environ["SVT_LOG"] = "0"
     for codec, container in KINDS:
         yield numbered_clip(12, codec=codec, container=container)

@@ -1,4 +1,4 @@
-"""Child processes, read from Linux's ``/proc``."""
+"""Child processes, as ``/proc`` lists them."""
 
 import time
 from collections import defaultdict
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[list[int]]:
-    """The children of a process, their children, and so on: one list per generation. Zombies count."""
+    """Return the children of a process, their children, and so on: one list per generation, including zombies."""
     children: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -22,7 +22,7 @@ def descendants(pid: int) -> list[list[int]]:
 
 
 def decoders(pid: int) -> list[int]:
-    """The descendants that are decoding a clip; decoder processes that wait for one have another name."""
+    """Return the descendants that are decoding a clip. Decoder processes that wait for one have another name."""
     return [child for generation in descendants(pid) for child in generation if _name(child) == "decoder"]
 
 

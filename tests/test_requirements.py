@@ -1,4 +1,4 @@
-"""The locks that `make lock` writes are hashed, name no registry, and agree with each other."""
+"""The locks that ``make lock`` writes have hashes, contain no registry address, and agree with each other."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The modules that are really loaded at run time, which the static import contracts cannot check."""
+"""Modules loaded at run time, which the static import contracts cannot check."""
 
 import json
 import subprocess
@@ -23,20 +23,20 @@ forkserver.warm_up(decoder)
 
 
 def loaded_by(program: str) -> set[str]:
-    """The modules that a fresh interpreter has loaded after it ran ``program``."""
+    """Run ``program`` in a fresh interpreter and return the modules that it has loaded at the end."""
     program += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(fresh.stdout))
 
 
-def test_the_whole_service_loads_without_the_offline_package_and_its_frameworks() -> None:
+def test_the_service_does_not_load_model_export_or_its_frameworks() -> None:
     loaded = loaded_by(LOAD_ALL_OF_SERVICE)
 
     assert {"service.cli.app", "service.isolation.forkserver", "service.http.server"} <= loaded
     assert loaded.isdisjoint({"model_export", "tensorflow", "keras", "tf2onnx", "onnx", "h5py", "sklearn"})
 
 
-def test_a_decoder_process_inherits_no_imaging_no_network_and_no_inference_library() -> None:
+def test_a_decoder_process_inherits_no_imaging_network_or_inference_library() -> None:
     loaded = loaded_by(LOAD_FORK_SERVER)
 
     assert {"service.isolation.forkserver", "av.subtitles.codeccontext"} <= loaded

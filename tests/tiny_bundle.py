@@ -1,4 +1,4 @@
-"""A small bundle that needs no TensorFlow: a toy network with the inputs and outputs of the real one."""
+"""Writes a small bundle without TensorFlow: a toy network with the inputs and outputs of the real one."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def write_tiny_bundle(
     precisions: Sequence[Precision] = ("fp32", "fp16", "int8"),
     int8_top1: float | None = 0.995,
 ) -> Path:
-    """Write a bundle to ``path`` and return the path. Every precision is the same float32 network."""
+    """Write a bundle to ``path`` and return the path. Every precision has the same float32 network."""
     path.mkdir(parents=True, exist_ok=True)
     model = tiny_network(len(labels), attention=variant == "attention").SerializeToString()
     digest = hashlib.sha256(model).hexdigest()
@@ -39,7 +39,7 @@ def write_tiny_bundle(
 
 
 def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
-    """Return a network on the brightness of 7×7 cells.
+    """Build a network that reads the brightness of 7×7 cells.
 
     The attention is its softmax over cells; the probabilities are a fixed projection of its mean over frames.
     """

@@ -1,4 +1,4 @@
-"""Two baselines that attention has to beat: neither sees where in a frame anything is, and one does not see when.
+"""Two baselines that attention has to beat: neither uses positions in a frame, and one does not use time either.
 
 Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation covers: one frozen value."""
+"""``EvaluationPlan``: what an evaluation covers."""
 
 from pathlib import Path
 from typing import Annotated, Literal

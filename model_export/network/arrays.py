@@ -28,7 +28,7 @@ def as_outputs(named: Mapping[str, npt.ArrayLike]) -> Outputs:
 
 
 def all_values(outputs: Outputs) -> npt.NDArray[np.float32]:
-    """Return all probabilities and attention values, flat."""
+    """Return all probabilities and attention values as one flat array."""
     parts = [outputs.probabilities] if outputs.attention is None else [outputs.probabilities, outputs.attention]
     return np.concatenate([part.ravel() for part in parts])
 
@@ -43,7 +43,7 @@ Predict = Callable[[Cuboids], Outputs]
 
 
 def predictor(head: Any) -> Predict:
-    """A Keras head (see ``build_head``) as a function that computes in inference mode."""
+    """Wrap a Keras head (see ``build_head``) in a function that computes in inference mode."""
 
     def predict(features: Cuboids) -> Outputs:
         return as_outputs(head.predict_on_batch(features))

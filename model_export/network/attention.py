@@ -76,7 +76,7 @@ class AttentionSLSTMCell(keras.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if scores not in ("state", "content"):
-            raise ValueError(f"scores is 'state' or 'content', not {scores!r}")
+            raise ValueError(f"scores must be 'state' or 'content', not {scores!r}")
         self.units, self.attention_units, self.scores = units, attention_units, scores
         self.cells, self.beside = cells, beside
         activation = "tanh" if scores == "state" else None

@@ -69,7 +69,7 @@ def build_head(
 ) -> keras.Model:
     """Build the network that follows the encoder, with random weights.
 
-    The variant ``attention`` is ``AttentionSLSTMCell`` over the cells; ``base`` feeds every X_t to the sLSTM whole,
+    The variant ``attention`` is ``AttentionSLSTMCell`` over the cells; ``base`` feeds the sLSTM every X_t completely,
     flattened to 25088 values. MLP1 reads h_40 (readout ``last``) or the mean of all h_t (``mean``).
 
     Args:
@@ -129,7 +129,7 @@ def average_heads(heads: Sequence[keras.Model]) -> keras.Model:
     """Build a head that answers with the mean of the heads' probabilities and maps; a single head is returned as it is.
 
     Raises:
-        ValueError: There is no head.
+        ValueError: ``heads`` is empty.
     """
     if not heads:
         raise ValueError("no heads to average")

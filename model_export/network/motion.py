@@ -8,7 +8,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("limelight")
 class Motion(keras.Layer):
-    """How much each channel's mean changes, over the whole frame, its upper and its lower rows.
+    """Compute how much each channel's mean changes, over all rows, the upper and the lower rows of the frame.
 
     For frame t, each region R and each lag: gain · |mean_{i∈R} X_{t,i} − mean_{i∈R} X_{t−lag,i}|, where frames before
     the clip equal its first frame. Many actions show the same things and differ in their rhythm, and in whether arms or

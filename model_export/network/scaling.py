@@ -17,7 +17,7 @@ class RootScaling(keras.Layer):
     """
 
     def call(self, cuboids: Any) -> Any:
-        """Scale activations ``(…, channels)``, none of them negative, to a mean square of about 1."""
+        """Scale non-negative activations ``(…, channels)`` to a mean square of about 1."""
         root = ops.sqrt(cuboids)
         length = ops.sqrt(ops.sum(cuboids, axis=-1, keepdims=True))
         return root * (cuboids.shape[-1] ** 0.5 / (length + 1.0))

@@ -7,13 +7,13 @@ from keras import ops
 
 
 def initial_state(h: Any, c: Any) -> list[Any]:
-    """The state [h, c, n, m] before the first step.
+    """Return the state [h, c, n, m] before the first step.
 
     n_0 = 1 and m_0 = 0, so that c_0 / n_0 = c_0.
 
     Args:
-        h: H_0, ``(batch, units)``.
-        c: C_0, ``(batch, units)``.
+        h: Hidden state h_0, ``(batch, units)``.
+        c: Memory c_0, ``(batch, units)``.
     """
     return [h, c, ops.ones_like(h), ops.zeros_like(h)]
 
@@ -55,7 +55,7 @@ class SLSTMCell(keras.Layer):
         self.bias = self.add_weight(shape=(4 * self.units,), initializer="zeros", name="bias")
 
     def get_initial_state(self, batch_size: Any = None) -> list[Any]:
-        """The state that ``keras.layers.RNN`` starts from by default: h_0 = c_0 = 0."""
+        """Return the state from which ``keras.layers.RNN`` starts by default: h_0 = c_0 = 0."""
         zeros = ops.zeros((batch_size, self.units), dtype=self.compute_dtype)
         return initial_state(zeros, zeros)
 

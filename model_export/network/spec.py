@@ -1,4 +1,4 @@
-"""Which network a head is: one frozen value, and the constants that every network shares."""
+"""``HeadSpec``, the description of a head's network, and the constants that all networks share."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.model import bundle
 from service.model.bundle import Manifest, Variant
 
-# The paper's T and F. What the service feeds the network is fixed by the bundle's manifest.
+# The paper's T and F. The bundle's manifest defines what the service feeds the network.
 FRAME_COUNT: int = Manifest.model_fields["frame_count"].default
 IMAGE_SIZE: int = Manifest.model_fields["image_size"].default
 GRID: int = bundle.GRID
@@ -18,14 +18,14 @@ AttentionScores = Literal["state", "content"]
 Readout = Literal["last", "mean"]
 FeatureScaling = Literal["none", "root"]
 FeatureDtype = Literal["float16", "float32"]
-"""Type that features are stored in."""
+"""Type in which features are stored."""
 
 
 class HeadSpec(BaseModel):
     """Everything that ``build_head`` needs to know, except the number of classes.
 
-    The description of a field is the help of the option that sets it. ``channels`` follows from the encoder and is no
-    option: it differs from VGG19's 512 only with a narrower encoder, in tests.
+    The description of a field is the help of the option that sets it. ``channels`` follows from the encoder and is not
+    an option: it differs from VGG19's 512 only with a narrower encoder, in tests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -11,7 +11,7 @@ from model_export.network.spec import IMAGE_SIZE
 
 FILTERS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 4, 4, 4)
-# ImageNet means that the published weights were trained with, here in the order R, G, B.
+# ImageNet's mean colour, with which the published weights were trained, in the order R, G, B.
 MEAN_RGB = (123.68, 116.779, 103.939)
 
 
@@ -70,6 +70,6 @@ def _load_weights(encoder: keras.Model, path: Path) -> None:
 
 
 def _layer_weights(file: h5py.File, layer: str) -> list[npt.NDArray[np.float32]]:
-    """Kernel ``(3, 3, in, out)`` and bias ``(out,)``."""
+    """Return the kernel ``(3, 3, in, out)`` and bias ``(out,)`` of a layer."""
     group = file[layer]
     return [np.asarray(group[name]) for name in group.attrs["weight_names"]]

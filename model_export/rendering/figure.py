@@ -1,7 +1,7 @@
-"""Video clips drawn by code: a shaded, articulated person exercising in a gym, a room or a garden.
+"""Renders video clips of a shaded, articulated person who exercises in a gym, a living room or a garden.
 
-They stand in for filmed clips wherever none may be shipped: the demo, the checks of an export and the tests.
-The figure is a small three-dimensional skeleton whose bones are painted as round, lit limbs.
+Rendered clips replace filmed ones where those cannot be distributed: in the demo, the checks of an export and the
+tests. The figure is a small three-dimensional skeleton whose bones are painted as round, lit limbs.
 """
 
 import io
@@ -20,11 +20,13 @@ from model_export.rendering.scenery import COMPLEXIONS, FABRICS, Colour, Image32
 
 Vector = npt.NDArray[np.float64]
 Swing = tuple[float, float]
-"""Where a bone points, in degrees: away from the body's midline, then forwards; (0, 0) hangs straight down."""
+"""Direction of a bone: degrees away from the body's midline, then degrees forwards; (0, 0) hangs straight down."""
 
-# Larger clips are drawn at this size and enlarged: a 4K clip must not cost a hundred times more.
+# Longer side, in pixels, at which larger clips are drawn before they are enlarged: otherwise a 4K clip would cost a
+# hundred times more.
 DRAWN_SIZE = 640
-# A real exposure smears a fast arm; two instants averaged look much the same.
+# Share of the frame interval for which the shutter is open. A real exposure smears a fast arm; the average of two
+# instants looks much the same.
 EXPOSURE = 0.5
 EXPOSURE_STEPS = 2
 CAMERA_PITCH = math.radians(9.0)
@@ -32,7 +34,12 @@ CAMERA_PITCH = math.radians(9.0)
 
 @dataclass(frozen=True, slots=True)
 class RenderedClip:
-    """An encoded clip and where its actor is: boxes are (frames, 4), x0, y0, x1, y1 as fractions of the frame."""
+    """An encoded clip and the position of its actor.
+
+    Attributes:
+        data: The video file.
+        boxes: Bounding box of the actor in each frame, ``(frames, 4)``: x0, y0, x1, y1 as fractions of the frame.
+    """
 
     data: bytes
     boxes: npt.NDArray[np.float64]
@@ -49,13 +56,21 @@ def render_clip(
     codec: str = "libx264",
     container: str = "mp4",
 ) -> RenderedClip:
-    """Render an `action` (a key of ACTIONS) as a video file, in memory.
+    """Render a clip to a video file in memory. The same arguments give the same bytes.
 
-    The same arguments give the same bytes. The seed picks the place, the person, their clothes, size, position and
-    pace. `codec` is an FFmpeg encoder, `container` an FFmpeg muxer that accepts it; width and height are in pixels.
+    Args:
+        action: The movement, a key of ``ACTIONS``.
+        frames: Number of frames.
+        width: Width in pixels, even.
+        height: Height in pixels, even.
+        fps: Frames per second.
+        seed: Selects the place and the person with their clothes, size, position and pace.
+        codec: An FFmpeg encoder.
+        container: An FFmpeg muxer that supports the codec.
 
-    Raises ValueError for an unknown action, an odd size, no frames or an encoder of something other than video, and
-    PyAV's own errors for an unknown codec or container.
+    Raises:
+        ValueError: The action, codec or container is unknown, the container does not support the codec, the codec is
+            not for video, or the size, ``frames`` or ``fps`` is invalid.
     """
     if action not in ACTIONS:
         raise ValueError(f"unknown action {action!r}: choose one of {', '.join(ACTIONS)}")
@@ -78,7 +93,7 @@ def render_clip(
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """The joints at one instant; each pair is (the figure's right side, its left side), lengths are in body heights."""
+    """A posture. Pairs are (the figure's right side, its left side); lengths are in body heights."""
 
     upper_arms: tuple[Swing, Swing] = ((9, 3), (9, 3))
     forearms: tuple[Swing, Swing] = ((5, 12), (5, 12))
@@ -91,7 +106,7 @@ class Pose:
 
 def _jumping_jacks(phase: float) -> Pose:
     opened = _ease(phase)
-    lagging = _ease(phase - 0.02)  # nobody moves both arms in step
+    lagging = _ease(phase - 0.02)  # real arms are never quite in step
     right, left = 10 + 152 * opened, 10 + 148 * lagging
     spread = 2 + 21 * opened
     give = 10 * abs(math.cos(2 * math.pi * phase)) ** 3  # knees bend on landing
@@ -121,14 +136,20 @@ def _waving(phase: float) -> Pose:
 
 
 def _ease(phase: float) -> float:
-    """0 at whole phases, 1 half-way, dwelling a little at both ends as limbs do."""
+    """Rise from 0 at integer phases to 1 half-way between them, slowing down at both ends as limbs do."""
     wave = (1 - math.cos(2 * math.pi * phase)) / 2
     return 0.6 * wave + 0.4 * wave * wave * (3 - 2 * wave)
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A movement: the pose at a phase (one cycle is 1), its cycles a second and the largest turn from the camera."""
+    """A movement.
+
+    Attributes:
+        pose: Computes the pose at a phase; one cycle lasts from 0 to 1.
+        pace: Range of cycles per second.
+        turn: Largest angle, in degrees, by which the figure turns away from the camera.
+    """
 
     pose: Callable[[float], Pose]
     pace: tuple[float, float]
@@ -147,7 +168,7 @@ ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Everything about the person that the seed decides, with the size and place in pixels."""
+    """The person and movement selected by the seed. ``size`` and ``feet`` are in pixels, ``turn`` is in radians."""
 
     action: Action
     pace: float
@@ -176,7 +197,7 @@ SHOES = ((236, 236, 236), (58, 58, 64), (188, 60, 54))
 def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor:
     action = ACTIONS[name]
     width, height = drawn
-    # Arms raised reach 1.2 body heights; a narrow frame bounds the size by the span of the arms instead.
+    # Raised arms reach 1.2 body heights. In a narrow frame, the span of the arms limits the size instead.
     size = min(height * rng.uniform(0.58, 0.70), width * 0.85)
     light = np.array([rng.choice([-1, 1]) * rng.uniform(0.3, 0.6), 0.55, 0.75])
     skin, hair, shirt, trousers, shoes = (
@@ -205,10 +226,16 @@ def _actor(name: str, drawn: tuple[int, int], rng: np.random.Generator) -> Actor
 
 @dataclass(slots=True)
 class Part:
-    """One rounded limb from `start` to `end` (body heights: right, up, towards the camera at no turn).
+    """A limb with rounded ends, or a piece of clothing around one.
 
-    `radii` are spaced evenly along it; its ends are rounded, `flat` times flatter than a half circle.
-    `above` moves it towards the eye, so that a sleeve hides its arm.
+    Attributes:
+        start: Where it begins, in body heights: right, up, and towards the camera if the figure is not turned.
+        end: Where it ends.
+        radii: Radii at evenly spaced points along it, in body heights.
+        colour: Its colour in full light.
+        flat: How much flatter than half circles its ends are.
+        above: Distance by which it is moved towards the camera, so that a sleeve hides its arm.
+        cloth: Whether it has the texture of cloth.
     """
 
     start: Vector
@@ -233,7 +260,7 @@ SIDES = (-1, 1)
 
 
 def _figure(actor: Actor, pose: Pose) -> tuple[list[Part], list[Vector]]:
-    """The parts of the body in this pose, and its two ankles, with the lower ankle standing or hopping over y = 0."""
+    """Return the parts of the body in a pose, and its ankles. The floor is at y = 0."""
     hips = [np.array([side * 0.052, 0.0, 0.0]) for side in SIDES]
     knees = [hip + 0.238 * _direction(s, swing) for hip, s, swing in zip(hips, SIDES, pose.thighs, strict=True)]
     ankles = [knee + 0.235 * _direction(s, swing) for knee, s, swing in zip(knees, SIDES, pose.shins, strict=True)]
@@ -313,7 +340,7 @@ def _head(actor: Actor, neck: Vector, up: Vector) -> Iterator[Part]:
 def _expose(
     background: Image32, actor: Actor, index: int, fps: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
-    """Frame `index` as (height, width, 3) uint8 and its actor's box, averaged over the time the shutter is open."""
+    """Return frame ``index``, uint8 ``(height, width, 3)``, averaged while the shutter is open, and its actor's box."""
     total = np.zeros_like(background)
     boxes = []
     for step in range(EXPOSURE_STEPS):
@@ -328,7 +355,7 @@ def _expose(
 
 
 def _draw(canvas: Image32, actor: Actor, pose: Pose) -> Vector:
-    """Paint the person on the canvas; the box of all that was painted, in pixels."""
+    """Paint the person on the canvas. Return the box around everything painted, in pixels."""
     parts, ankles = _figure(actor, pose)
     for part in parts:
         part.start, part.end = _to_eye(actor, part.start), _to_eye(actor, part.end)
@@ -339,7 +366,7 @@ def _draw(canvas: Image32, actor: Actor, pose: Pose) -> Vector:
 
 
 def _to_eye(actor: Actor, point: Vector) -> Vector:
-    """A point of the body as x and y in pixels and nearness in body heights; no perspective, seen from above."""
+    """Project a point of the body, without perspective: x and y in pixels, and nearness in body heights."""
     x = point[0] * math.cos(actor.turn) + point[2] * math.sin(actor.turn)
     z = point[2] * math.cos(actor.turn) - point[0] * math.sin(actor.turn)
     up = point[1] * math.cos(CAMERA_PITCH) - z * math.sin(CAMERA_PITCH)
@@ -347,7 +374,7 @@ def _to_eye(actor: Actor, point: Vector) -> Vector:
 
 
 def _window(canvas: Image32, box: Vector) -> tuple[slice, slice, Image32, Image32] | None:
-    """The rows and columns of the canvas inside a box with its pixel centres, or None where it lies outside."""
+    """Return the rows and columns of the canvas inside a box, and their pixels' centres; ``None`` if it is outside."""
     height, width = canvas.shape[:2]
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     right, bottom = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
@@ -359,7 +386,7 @@ def _window(canvas: Image32, box: Vector) -> tuple[slice, slice, Image32, Image3
 
 
 def _shadow(canvas: Image32, actor: Actor, ankle: Vector) -> Vector:
-    """Darken the floor below a foot, less as it rises."""
+    """Darken the floor below a foot, less if the foot is raised. Return the shadow's box in pixels."""
     centre = _to_eye(actor, ankle * (1, 0, 1))
     reach = np.array([0.11, 0.032]) * actor.size
     box = np.concatenate([centre[:2] - reach, centre[:2] + reach])
@@ -373,7 +400,7 @@ def _shadow(canvas: Image32, actor: Actor, ankle: Vector) -> Vector:
 
 
 def _paint(canvas: Image32, actor: Actor, part: Part) -> Vector:
-    """Blend one lit limb over the canvas, its edge as smooth as the pixels allow; its box in pixels."""
+    """Blend one lit limb with a smooth edge over the canvas. Return its box in pixels."""
     radii = [radius * actor.size for radius in part.radii]
     start, end = part.start[:2], part.end[:2]
     margin = max(radii) + 1.0
@@ -408,7 +435,7 @@ def _paint(canvas: Image32, actor: Actor, part: Part) -> Vector:
 
 
 def _profile(inside: Image32, radii: list[float]) -> Image32:
-    """The radius at each place along a limb (0..1), by straight lines between evenly spaced radii."""
+    """Interpolate evenly spaced radii linearly at places along a limb, from 0 to 1."""
     if len(radii) == 2:
         return radii[0] + (radii[1] - radii[0]) * inside
     return np.asarray(np.interp(inside, np.linspace(0, 1, len(radii)), radii), np.float32)
@@ -416,7 +443,7 @@ def _profile(inside: Image32, radii: list[float]) -> Image32:
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
-# Quick settings, and one thread: the bytes then do not depend on the number of cores.
+# Fast settings. With one thread, the bytes do not depend on the number of cores.
 ENCODER_OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
@@ -427,15 +454,12 @@ ENCODER_OPTIONS = {
 
 
 @contextmanager
-def keeps_scheduling() -> Iterator[None]:
-    """This thread is scheduled afterwards as it was before, whatever is encoded meanwhile.
+def preserve_scheduling() -> Iterator[None]:
+    """Restore this thread's scheduling policy at the end of the block.
 
-    Opened by root, SVT-AV1 makes its caller a real-time thread of the highest priority. What that starts later, too,
-    then keeps the processor from everything else on the machine.
+    If root opens SVT-AV1, it makes the calling thread a real-time thread of the highest priority. That thread, and all
+    that it starts later, would then keep everything else on the machine from running.
     """
-    if not hasattr(os, "sched_getscheduler"):  # macOS, where SVT-AV1 does not do it
-        yield
-        return
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -444,7 +468,7 @@ def keeps_scheduling() -> Iterator[None]:
             os.sched_setscheduler(0, policy, parameters)
 
 
-@keeps_scheduling()
+@preserve_scheduling()
 def _encode(
     pictures: Iterator[npt.NDArray[np.uint8]], size: tuple[int, int], fps: int, codec: str, container: str
 ) -> bytes:

@@ -1,4 +1,4 @@
-"""Places for rendered clips, drawn by code: a gym, a living room, a garden."""
+"""Draws the places of rendered clips: a gym, a living room and a garden."""
 
 from typing import cast
 
@@ -14,14 +14,14 @@ COMPLEXIONS = ((236, 196, 170), (222, 176, 144), (196, 146, 112), (150, 104, 76)
 
 
 def noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """Smooth noise in 0..1 over (rows, columns), with about `cells` bumps down and across."""
+    """Return smooth noise from 0 to 1 of ``shape`` (rows, columns), with about ``cells`` bumps down and across."""
     coarse = Image.fromarray(rng.random((cells[0] + 1, cells[1] + 1), dtype=np.float32))
     smooth = np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32)
     return smooth.clip(0, 1)
 
 
 def _texture(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """Noise of four scales, the finest the weakest, in 0..1."""
+    """Return noise from 0 to 1 that adds up four scales, each half as strong as the next coarser one."""
     total = np.zeros(shape, np.float32)
     for octave in range(4):
         total += noise(shape, (cells[0] << octave, cells[1] << octave), rng) * np.float32(0.5**octave / 1.875)
@@ -29,7 +29,15 @@ def _texture(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Gene
 
 
 def scenery(drawn: tuple[int, int], rng: np.random.Generator) -> Image32:
-    """A place to exercise in, of (width, height) pixels, as (height, width, 3) in 0..255."""
+    """Draw a random place.
+
+    Args:
+        drawn: Width and height in pixels.
+        rng: Selects the place, its colours and its furniture.
+
+    Returns:
+        float32 ``(height, width, 3)``, from 0 to 255.
+    """
     places = (_gym, _room, _garden)
     # Drawn at twice the size, so that shrinking it smooths the edges of Pillow's shapes.
     double = Image.new("RGB", (2 * drawn[0], 2 * drawn[1]))
@@ -43,7 +51,7 @@ def scenery(drawn: tuple[int, int], rng: np.random.Generator) -> Image32:
 
 
 class _Brush:
-    """Pillow's shapes in fractions of the picture, so that a place is described once for all sizes."""
+    """Draws Pillow's shapes at coordinates that are fractions of the picture's size."""
 
     def __init__(self, picture: Image.Image) -> None:
         self._draw = ImageDraw.Draw(picture)
@@ -57,7 +65,7 @@ class _Brush:
         self._draw.polygon(self._pixels(*points), fill=colour)
 
     def ball(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """A lit ball; the radius is a fraction of the height."""
+        """Draw a lit ball. The radius is a fraction of the height."""
         for step in range(8):
             grow = radius * (1 - step / 9)
             glow = 0.62 + 0.07 * step
@@ -71,7 +79,7 @@ class _Brush:
 
 
 def _shaded(picture: Image.Image, texture: Image32, top: float, bottom: float) -> Image.Image:
-    """The picture with its rows between two heights multiplied by a texture around 1."""
+    """Multiply the rows between two heights, fractions from the top, by a texture with values around 1."""
     pixels = np.asarray(picture).astype(np.float32)
     first, last = int(top * picture.height), int(bottom * picture.height)
     pixels[first:last] *= texture[first:last, :, None]
@@ -87,7 +95,7 @@ def _pick(palette: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
 
 
 def _gym(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A pale wall with posters and a window, a rack of balls and weights, a dark rubber floor with a sheen."""
+    """Draw a pale wall with posters and a window, a rack of balls, weights, and a shiny dark rubber floor."""
     brush, shape = _Brush(picture), (picture.height, picture.width)
     floor = rng.uniform(0.66, 0.74)
     brush.box(0, 0, 1, floor, _pick(((206, 204, 196), (190, 200, 206), (214, 206, 190)), rng))
@@ -116,7 +124,7 @@ def _gym(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _room(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A living room: a painted wall with a picture and a curtained window, a sofa and a wooden floor."""
+    """Draw a painted wall with a picture and a curtained window, a sofa and a wooden floor."""
     brush, shape = _Brush(picture), (picture.height, picture.width)
     floor = rng.uniform(0.68, 0.76)
     brush.box(0, 0, 1, floor, _pick(((200, 180, 150), (186, 190, 176), (208, 200, 188), (176, 160, 150)), rng))
@@ -150,7 +158,7 @@ def _room(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _garden(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Sky above a line of trees and a lawn, sometimes with a path."""
+    """Draw the sky, a line of trees and a lawn, sometimes with a path."""
     shape = (picture.height, picture.width)
     horizon = rng.uniform(0.58, 0.68)
     brush = _Brush(picture)
@@ -170,7 +178,7 @@ def _garden(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     trees = row + 0.16 * (leaves - 0.5) > top
     above = row < horizon
     pixels = np.where(above & trees, foliage, np.where(above, sky, pixels))
-    # Blades shrink towards the horizon: rows of fine, flat noise.
+    # Blades of grass look shorter towards the horizon, hence the fine, flat noise.
     lawn = 0.7 + 0.6 * _texture(shape, (60, 40), rng)
     shade = 0.75 + 0.4 * noise(shape, (6, 4), rng)
     return _shaded(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), lawn * shade, horizon, 1)

@@ -264,7 +264,7 @@ def _network(settings: Settings, manifest: Manifest) -> Finding:
             _, reason = choose_precision(manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
         try:
             asyncio.run(pipeline.predict(sample_clip(), deadline=time.monotonic() + TIMEOUT_S, stages=stages))
-        except Exception as error:  # whatever it is, the service would fail in the same way
+        except Exception as error:  # the service would fail with the same error
             return Finding("network", Verdict.BAD, f"the sample clip was not answered: {error}", "see the log above")
     found = f"{model.precision} on {model.provider}, {stages.inference:.2f} s per clip ({reason})"
     return Finding("network", Verdict.GOOD, found)

@@ -16,7 +16,7 @@ from service.http.middleware.body_limits import LINGER
 # Seconds that an idle connection stays open after the server has stopped listening, so that a request which is already
 # on its way is still answered.
 IDLE_GRACE_S = 1
-# Seconds that a client may go on sending after an early answer, and seconds that it may pause meanwhile.
+# Seconds for which a client may keep sending after an early answer, and for which it may pause.
 LINGER_S = 5
 LINGER_PAUSE_S = 1
 # Size of the buffer that discarded bytes are read into. All connections share it, because allocating a buffer for each

@@ -6,7 +6,7 @@ import logging.config
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-# The id of the request being answered; it is added to every line logged meanwhile.
+# The id of the request being answered; it is added to every line logged until then.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}

@@ -95,7 +95,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "overloaded": Kind(
             429,
             "The service is overloaded",
-            "17 clips are waiting or in progress, and no more are accepted; try again later",
+            "17 clips are waiting or in progress, of at most 17; try again later",
             1,
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),

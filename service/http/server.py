@@ -20,7 +20,7 @@ from service.http.logs import configure_logging
 from service.http.serving import Serving
 from service.settings import Settings
 
-# Seconds that shutdown may take beyond the time of the last request. After that something hangs.
+# Seconds that shutdown may take beyond the time of the last request; if it takes longer, something hangs.
 SHUTDOWN_MARGIN_S = 15
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def serve(settings: Settings) -> None:
     SIGHUP loads the bundle again.
 
     Raises:
-        ListenError: The address cannot be listened on.
+        ListenError: The server cannot listen on its address.
         BundleError: The bundle is missing, damaged or of another schema.
         EngineError: The network cannot run as configured.
         DecodersError: The decoder processes cannot be started.
@@ -126,7 +126,7 @@ def _exit_hung() -> None:
 
 
 def _announce(listener: socket.socket, *, page: bool) -> None:
-    """Log the address that is listened on; on a terminal, print the page's URL, too."""
+    """Log the server's address; on a terminal, also print the page's URL."""
     host, port = listener.getsockname()[:2]
     facts = {"address": f"{host}:{port}"}
     if page:

@@ -61,7 +61,7 @@ class Serving:
         await pipeline.replace(model)
 
     def _announce(self, message: str, model: Model) -> None:
-        """Put the facts of the model that answers from now on into the log and the metrics."""
+        """Log the facts of the model that answers from now on, and set them in the metrics."""
         facts = ModelFacts.of(model).model_dump()
         self.metrics.model.info(facts)
         logger.info(message, extra={"model": facts})
@@ -139,4 +139,4 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
 
 
 async def _disconnected(request: Request) -> None:
-    await request.receive()  # after the body, a disconnect is all that can arrive
+    await request.receive()  # after the body, only a disconnect can arrive

@@ -131,7 +131,7 @@ class DecoderProcess:
     channel: socket.socket
 
     def start(self, clip: int) -> None:
-        """Send the clip's descriptor. If the process has died, its wait status will tell."""
+        """Send the clip's descriptor. If the process has died, its wait status will show it."""
         with contextlib.suppress(OSError):
             socket.send_fds(self.channel, [b"."], [clip])
 
@@ -176,7 +176,7 @@ class ForkServer:
                 if key.fileobj is self._child_ended:
                     self._reap()
                 elif key.fileobj is self._control:
-                    requested = True  # handled last: clips that were cancelled before it came must be killed first
+                    requested = True  # handled last: clips cancelled before it arrived must be killed first
                 else:
                     self._kill(key.data, done=key.fileobj is key.data.process.channel)
             if requested and not self._killed and not self._accept():
@@ -312,7 +312,7 @@ def main(decode: Decode = decode_clip) -> None:
 
 
 def _receive_clip(channel: socket.socket) -> int:
-    """Wait for the clip's descriptor, then name the process "decoder", which tells it from one that still waits."""
+    """Wait for the clip's descriptor, then name the process "decoder", to distinguish it from one that still waits."""
     _, (clip,), _, _ = socket.recv_fds(channel, 1, 1)
     with contextlib.suppress(OSError):  # /proc may be read-only
         Path("/proc/self/comm").write_text("decoder")

@@ -107,7 +107,7 @@ class Manifest(_Strict):
         resize: Rule by which frames are resized.
         precisions: ONNX files by precision.
         training: How the network was trained, for people to read.
-        built_from: Hash of everything that the bundle was made from, by which an export finds that it is up to date.
+        built_from: Hash of everything that the bundle was made from; an export uses it to see if it is up to date.
     """
 
     schema_version: Literal[1] = Field(alias="schema", default=1)

@@ -48,8 +48,8 @@ class AllowedCodec:
 
 CODECS = {
     "h264": AllowedCodec("h264", "nearly every clip of the last fifteen years"),
-    "hevc": AllowedCodec("hevc", "phones of today, 4K cameras"),
-    "av1": AllowedCodec("libdav1d", "sites of today"),
+    "hevc": AllowedCodec("hevc", "current phones, 4K cameras"),
+    "av1": AllowedCodec("libdav1d", "current sites"),
     "vp9": AllowedCodec("vp9", "sites' WebM"),
     "vp8": AllowedCodec("vp8", "browsers' recorders, older WebM"),
     "mpeg4": AllowedCodec("mpeg4", "Xvid and DivX: UCF-101, HMDB-51, older cameras"),

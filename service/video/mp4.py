@@ -10,7 +10,7 @@ from typing import BinaryIO
 IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 # The sample entry of an encrypted track: its type, then six reserved bytes that are zero.
 ENCRYPTED_SAMPLES = b"encv" + bytes(6)
-# A file has a few top-level boxes before its movie header. A fragmented file has thousands, but all of them behind it.
+# A file has a few top-level boxes before its movie header. A fragmented file has thousands, but all of them after it.
 MAX_BOXES = 1000
 
 

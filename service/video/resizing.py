@@ -16,7 +16,7 @@ Image = npt.NDArray[np.uint8]
 
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
-# Raised when images change, so that features stored before expire. 2: converted to planes first.
+# Raised when images change, so that older stored features expire. 2: converted to planes first.
 RESIZE_REVISION = 2
 # FFmpeg's conversion of YUV to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average. Its
 # conversion to planar RGB takes a third to half of the time and is off by 0.3. (The reference is bilinear resizing and

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
-# Raised when other frames of some clips are sampled, so that features stored before expire. 2: of AVI files; 3: after
+# Raised when other frames of some clips are sampled, so that older stored features expire. 2: of AVI files; 3: after
 # packets that hold no picture; 4: of MPEG-4 with packed B-frames.
 SAMPLING_REVISION = 4
 

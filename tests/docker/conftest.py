@@ -8,12 +8,12 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.docker.stack import Stack, docker, running
 
-# For each image that docker-compose.yml names, the one to use where no registry can be reached.
-STAND_INS = {"nginx:1.28-alpine": "nginx:stable", "prom/prometheus:v3.5.0": "prom/prometheus:latest"}
+# For each image in docker-compose.yml, the one to use instead if no registry can be reached.
+SUBSTITUTES = {"nginx:1.28-alpine": "nginx:stable", "prom/prometheus:v3.5.0": "prom/prometheus:latest"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test in this folder: it needs an engine, and may have to build images."""
+    """Mark every test in this folder: it needs a Docker engine, and may have to build images."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.docker)
@@ -22,15 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    """Docker with Compose, and the public images; tests are skipped where they are missing."""
+    """Docker with Compose and the public images; skips the tests if they are missing."""
     if shutil.which("docker") is None:
         pytest.skip("needs Docker")
-    for question in (["docker", "info"], ["docker", "compose", "version"]):
-        answer = subprocess.run(question, capture_output=True, text=True, check=False)
+    for command in (["docker", "info"], ["docker", "compose", "version"]):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode != 0:
-            pytest.skip(f"needs Docker with Compose: `{' '.join(question)}` says: {answer.stderr.strip()[-200:]}")
-    for image, stand_in in STAND_INS.items():
-        ways = (["image", "inspect", image], ["pull", "-q", image], ["tag", stand_in, image])
+            pytest.skip(f"needs Docker with Compose: `{' '.join(command)}` failed: {answer.stderr.strip()[-200:]}")
+    for image, substitute in SUBSTITUTES.items():
+        ways = (["image", "inspect", image], ["pull", "-q", image], ["tag", substitute, image])
         if all(subprocess.run(["docker", *way], capture_output=True, check=False).returncode != 0 for way in ways):
             pytest.skip(f"needs the image {image}, which cannot be pulled")
 
@@ -38,7 +38,7 @@ def engine() -> None:
 @pytest.fixture(scope="module")
 def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A gateway, Prometheus and three replicas with the tiny bundle."""
-    tiny_bundle.parent.chmod(0o755)  # the replicas' user is another
+    tiny_bundle.parent.chmod(0o755)  # the replicas run as another user
     with running(
         tmp_path_factory.mktemp("fleet"),
         "limelight-fleet",
@@ -51,7 +51,7 @@ def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def base_bytes(engine: None) -> int:
-    """The size in bytes of the image that ours are built on."""
+    """Size in bytes of the base image."""
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     tag = dockerfile.partition("ARG PYTHON=")[2].split()[0]
     return int(docker("image", "inspect", "--format", "{{.Size}}", f"python:{tag}"))

@@ -18,7 +18,7 @@ TESTS = REPOSITORY / "tests" / "docker"
 
 
 def docker(*arguments: str, given: str | None = None) -> str:
-    """Run a Docker command and return its output; fail with its error if it fails."""
+    """Run a Docker command, with ``given`` as its input, and return its output. Fails the test if it fails."""
     done = subprocess.run(["docker", *arguments], input=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr[-2000:]}"
     return done.stdout
@@ -26,7 +26,7 @@ def docker(*arguments: str, given: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Stack:
-    """The containers that `docker compose up` started from a clean copy of the project."""
+    """The containers that ``docker compose up`` started from a clean copy of the project."""
 
     folder: Path
     files: tuple[str, ...]
@@ -42,37 +42,37 @@ class Stack:
         return done.stdout
 
     def containers(self, service: str) -> list[str]:
-        """The ids of the service's running containers."""
+        """Return the ids of the service's running containers."""
         return self.compose("ps", "-q", service).split()
 
     def client(self) -> httpx.Client:
-        """A client of the gateway, which is all that can be reached from outside."""
+        """Return a client of the gateway, the only service that can be reached from outside."""
         return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
 
     def ask_prometheus(self, expression: str) -> list[dict[str, Any]]:
-        """The samples of an instant query, each with ``metric`` and ``value``."""
+        """Return the samples of an instant query, each with ``metric`` and ``value``."""
         address = "http://localhost:9090"
-        said = self.compose(
+        output = self.compose(
             "exec", "-T", "prometheus", "promtool", "query", "instant", "--format=json", address, expression
         )
-        samples: list[dict[str, Any]] = json.loads(said)
+        samples: list[dict[str, Any]] = json.loads(output)
         return samples
 
     def gateway_log(self) -> list[dict[str, Any]]:
-        """The lines of the gateway's access log."""
+        """Return the lines of the gateway's access log."""
         (gateway,) = self.containers("gateway")
         lines = docker("logs", gateway).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def metrics_of(container: str) -> str:
-    """The metrics of a replica, as Prometheus scrapes them."""
+    """Return a replica's metrics, as Prometheus scrapes them."""
     program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
     return docker("exec", container, "python", "-c", program)
 
 
 def address_of(container: str) -> str:
-    """The address at which the gateway reaches a replica."""
+    """Return the address at which the gateway reaches a replica."""
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     (network,) = networks.values()
     return f"{network['IPAddress']}:8000"
@@ -82,7 +82,7 @@ def address_of(container: str) -> str:
 def running(
     folder: Path, project: str, *, files: Sequence[str] = (), arguments: Sequence[str] = (), **environment: str
 ) -> Iterator[Stack]:
-    """Run `docker compose up` for the block, then take it down with its volumes."""
+    """Run ``docker compose up`` for the block, then remove the containers and their volumes."""
     copy_project(folder)
     port = free_port()
     stack = Stack(
@@ -100,7 +100,7 @@ def running(
 
 
 def wait_until_healthy(stack: Stack) -> None:
-    """Wait until the gateway listens; `up` has waited for the replicas, on which the gateway depends."""
+    """Wait until the gateway listens. It depends on the replicas, so ``up`` has already waited for those."""
 
     def ready() -> bool:
         with contextlib.suppress(httpx.TransportError), stack.client() as client:
@@ -111,7 +111,7 @@ def wait_until_healthy(stack: Stack) -> None:
 
 
 def copy_project(folder: Path) -> None:
-    """Copy what a fresh clone would hold, and the changes that are not committed yet."""
+    """Copy the files of a fresh clone, with uncommitted changes."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-cf", folder / "project.tar", "--null", "-T", "-"], cwd=REPOSITORY, input=names, check=True)

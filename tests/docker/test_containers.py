@@ -1,4 +1,4 @@
-"""The containers' privileges and content."""
+"""Privileges and contents of the containers."""
 
 import json
 from typing import Any
@@ -10,8 +10,8 @@ from tests.docker.stack import Stack, docker
 from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
 SERVICES = ("gateway", "limelight", "prometheus")
-# Runs in a replica: executes each act in a decoder that was taken over, and prints the outcomes.
-HOSTILITY = """
+# Runs in a replica: executes each hostile program in a decoder that was taken over, and prints the outcomes.
+ATTACKS = """
 import asyncio, json, os, sys
 os.environ["PYTHONPATH"] = "/tmp"
 from service.video.decoder import DecodeLimits
@@ -21,8 +21,8 @@ from service.isolation.processes import DecoderProcesses
 async def outcome(decoders, program):
     try:
         await decoders.decode(b"#!python\\n" + program.encode())
-    except CorruptClip as told:
-        return str(told)
+    except CorruptClip as error:
+        return str(error)
 
 decoders = DecoderProcesses(DecodeLimits(timeout_s=60), memory_bytes=2**30, program="tests.service.isolation.hostile")
 acts = json.loads(sys.argv[1])
@@ -102,7 +102,7 @@ def test_the_sandbox_stops_hostile_code_inside_docker_too(fleet: Stack) -> None:
     folder = "/tmp/tests/service/isolation"
     docker("exec", "-i", replica, "sh", "-c", f"mkdir -p {folder} && cat >{folder}/hostile.py", given=code)
     acts = FILES | DESCRIPTORS | NETWORK | PROCESSES
-    missing, outcomes = json.loads(docker("exec", replica, "python", "-c", HOSTILITY, json.dumps(acts)))
+    missing, outcomes = json.loads(docker("exec", replica, "python", "-c", ATTACKS, json.dumps(acts)))
 
     if missing:
         pytest.skip(f"this kernel lacks {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The first `docker compose up` of a fresh clone exports the real network and serves it."""
+"""The first ``docker compose up`` of a fresh clone exports the real network and serves it."""
 
 from pathlib import Path
 

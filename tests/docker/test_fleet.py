@@ -17,12 +17,12 @@ from tests.docker.stack import Stack, address_of, docker
 from tests.processes import until
 
 CLIENTS = 3
-PAUSE_S = 0.4  # below the rate at which the gateway refuses
-ROUND_ABOUT_S = 5  # seconds within which the gateway notices that a replica is gone
+PAUSE_S = 0.4  # keeps the clients below the gateway's rate limit
+NOTICE_S = 5  # time within which the gateway notices that a replica is gone
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentRequest:
     """A request, when it was sent, and its answer."""
 
     name: str
@@ -32,25 +32,25 @@ class Asked:
 
 
 @contextmanager
-def load(stack: Stack, clip: bytes) -> Iterator[list[Asked]]:
-    """Keep ``CLIENTS`` clients sending a clip until the block ends; yield their requests."""
-    asked: list[Asked] = []
+def load(stack: Stack, clip: bytes) -> Iterator[list[SentRequest]]:
+    """Have ``CLIENTS`` clients send a clip again and again until the block ends. Yield their requests so far."""
+    requests: list[SentRequest] = []
     over = threading.Event()
 
     def ask(client: httpx.Client) -> None:
         while not over.is_set():
             name, sent = uuid.uuid4().hex, time.monotonic()
             answer = client.post("/predict?attention=false", content=clip, headers={"X-Request-ID": name})
-            asked.append(Asked(name, sent, answer.status_code, answer.text))
+            requests.append(SentRequest(name, sent, answer.status_code, answer.text))
             over.wait(PAUSE_S)
 
     with stack.client() as client, ThreadPoolExecutor(CLIENTS) as crowd:
         clients = [crowd.submit(ask, client) for _ in range(CLIENTS)]
         try:
-            until(lambda: len(asked) > 5 * CLIENTS)
-            yield asked
-            so_far = len(asked)
-            until(lambda: len(asked) > so_far + 5 * CLIENTS)
+            until(lambda: len(requests) > 5 * CLIENTS)
+            yield requests
+            so_far = len(requests)
+            until(lambda: len(requests) > so_far + 5 * CLIENTS)
         finally:
             over.set()
         for done in clients:
@@ -78,18 +78,18 @@ def test_prometheus_sees_every_replica(three: Stack, clip: bytes) -> None:
 
 def test_a_replica_that_joins_fails_no_request(three: Stack, clip: bytes) -> None:
     before = set(three.containers("limelight"))
-    with load(three, clip) as asked:
+    with load(three, clip) as requests:
         scale(three, 4)
         (newcomer,) = (address_of(replica) for replica in set(three.containers("limelight")) - before)
         until(lambda: any(line["replica"].endswith(newcomer) for line in three.gateway_log()))
     scale(three, 3)
 
-    assert {one.status for one in asked} == {200}
+    assert {one.status for one in requests} == {200}
 
 
 def test_a_replica_that_is_stopped_fails_no_request(three: Stack, clip: bytes) -> None:
     leaver = three.containers("limelight")[0]
-    with load(three, clip) as asked:
+    with load(three, clip) as requests:
         docker("stop", "--time", "90", leaver)
         log = docker("logs", leaver)
         exit_code = docker("inspect", "--format", "{{.State.ExitCode}}", leaver).strip()
@@ -98,25 +98,25 @@ def test_a_replica_that_is_stopped_fails_no_request(three: Stack, clip: bytes) -
         for line in map(json.loads, filter(lambda line: line.startswith("{"), log.splitlines()))
         if line["message"] == "request" and line["path"] == "/predict" and line["status"] == 200
     }
-    answered = {one.name for one in asked if one.status == 200}
+    answered = {one.name for one in requests if one.status == 200}
 
     assert exit_code == "0"
-    assert served & answered  # it did answer some
-    assert {one.status for one in asked} == {200}
+    assert served & answered  # the replica was in use
+    assert {one.status for one in requests} == {200}
 
 
 def test_a_replica_that_is_killed_fails_only_its_own_requests(three: Stack, clip: bytes) -> None:
     victim = three.containers("limelight")[0]
     address = address_of(victim)
-    with load(three, clip) as asked:
+    with load(three, clip) as requests:
         docker("kill", victim)
         killed = time.monotonic()
-        until(lambda: time.monotonic() > killed + ROUND_ABOUT_S)
-    failed = {one.name: one for one in asked if one.status != 200}
+        until(lambda: time.monotonic() > killed + NOTICE_S)
+    failed = {one.name: one for one in requests if one.status != 200}
     sent_to = {line["request_id"]: line["replica"] for line in three.gateway_log()}
 
     assert len(failed) <= CLIENTS
-    assert all(one.sent < killed + ROUND_ABOUT_S for one in failed.values())
+    assert all(one.sent < killed + NOTICE_S for one in failed.values())
     assert {sent_to[name].rpartition(" ")[2] for name in failed} <= {address}
     assert {json.loads(one.body)["code"] for one in failed.values()} <= {"bad_gateway", "gateway_timeout"}
 
@@ -124,7 +124,7 @@ def test_a_replica_that_is_killed_fails_only_its_own_requests(three: Stack, clip
     until(lambda: three.ask_prometheus(missing), patience_s=120)
 
 
-def test_without_any_replica_the_gateway_answers_503(three: Stack, clip: bytes) -> None:
+def test_the_gateway_answers_503_if_there_is_no_replica(three: Stack, clip: bytes) -> None:
     three.compose("kill", "limelight")
     answers: list[httpx.Response] = []
 

@@ -1,4 +1,4 @@
-"""`docker compose up` as its clients see it, through the gateway."""
+"""The gateway of ``docker compose up``, tested through its public port."""
 
 import http.client
 import json
@@ -42,7 +42,7 @@ def test_the_page_is_served_with_its_security_policy(fleet: Stack, path: str) ->
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
-def test_the_request_id_and_the_trace_reach_gateway_and_replica(fleet: Stack, clip: bytes) -> None:
+def test_the_request_id_and_the_trace_are_logged_by_gateway_and_replica(fleet: Stack, clip: bytes) -> None:
     name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with fleet.client() as client:
         answer = client.post("/predict", content=clip, headers={"X-Request-ID": name, "traceparent": trace})
@@ -79,7 +79,7 @@ def test_a_burst_is_limited_and_the_client_served_again_later(fleet: Stack) -> N
         answers = list(crowd.map(lambda _: client.post("/predict"), range(100)))
     refused = [answer for answer in answers if answer.status_code == 429]
 
-    assert {answer.status_code for answer in answers} == {400, 429}  # 400: they hold no clip
+    assert {answer.status_code for answer in answers} == {400, 429}  # 400: they contain no clip
     for answer in refused:
         check_problem(answer, 429, "rate_limited")
         assert int(answer.headers["Retry-After"]) >= 1

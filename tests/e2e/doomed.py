@@ -1,4 +1,4 @@
-"""`limelight` with an engine whose thread dies at the first inference after a SIGUSR1."""
+"""Runs ``limelight`` with an engine that kills its own thread at the first inference after SIGUSR1."""
 
 import signal
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from service.cli.app import app
 from service.model.engine import Engine
 
-dooms: list[int] = []
+signals: list[int] = []
 run = Engine.run
 
 
 def die(engine: Engine, *arguments: Any) -> Any:
-    if dooms:
+    if signals:
         raise SystemExit
     return run(engine, *arguments)
 
 
-signal.signal(signal.SIGUSR1, lambda number, _: dooms.append(number))
-setattr(Engine, "run", die)  # noqa: B010 - mypy minds an assignment
+signal.signal(signal.SIGUSR1, lambda number, _: signals.append(number))
+setattr(Engine, "run", die)  # noqa: B010 - mypy rejects an assignment
 app()

@@ -15,7 +15,7 @@ PATIENCE_S = 150
 
 @dataclass
 class Server:
-    """A running `limelight serve` process."""
+    """A running ``limelight serve`` process."""
 
     process: subprocess.Popen[str]
     port: int
@@ -26,12 +26,20 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def lines(self) -> list[dict[str, object]]:
-        """The lines it logged; fails if one is not JSON."""
+        """Return the lines of its log. Raises ``ValueError`` if one is not JSON."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 @contextmanager
 def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+    """Run a server until the block ends.
+
+    Args:
+        bundle: The bundle to serve.
+        log: File for the server's log.
+        settings: Settings by name, without the prefix ``LIMELIGHT_``.
+        program: The module to run.
+    """
     command = [sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
     with log.open("w") as out:
@@ -46,9 +54,9 @@ def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "s
 def _when_ready(process: subprocess.Popen[str], log: Path) -> Server:
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up and process.poll() is None:
-        heard = [json.loads(line) for line in log.read_text().splitlines()]
-        if any(line["message"] == "ready" for line in heard):
-            address = next(line["address"] for line in heard if line["message"] == "listening")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        if any(line["message"] == "ready" for line in lines):
+            address = next(line["address"] for line in lines if line["message"] == "listening")
             return Server(process, int(address.rpartition(":")[2]), log)
         time.sleep(0.02)
     pytest.fail(f"the server did not become ready:\n{log.read_text()}")

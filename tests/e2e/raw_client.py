@@ -1,4 +1,4 @@
-"""An HTTP client for what libraries do not allow: stall, disconnect, keep sending after the answer."""
+"""An HTTP client that can stall, disconnect, or keep sending after the answer, which libraries do not allow."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Answer:
 
 
 class RawClient:
-    """One connection."""
+    """One connection to a server."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)

@@ -1,4 +1,4 @@
-"""The ``limelight`` command as its users run it."""
+"""The ``limelight`` command line."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def clip_file(tmp_path: Path, clip: bytes) -> Path:
 
 
 class TestServe:
-    def test_the_log_names_the_pages_address(self, server: Server) -> None:
+    def test_the_log_contains_the_pages_address(self, server: Server) -> None:
         (listening,) = (line for line in server.lines() if line["message"] == "listening")
 
         assert listening["page"] == f"{server.url}/"
@@ -65,14 +65,14 @@ class TestPredict:
         assert "inference" in asked.stdout
 
     def test_top_k_sets_the_number_of_rows(self, tiny_bundle: Path, clip_file: Path, tmp_path: Path) -> None:
-        said = limelight("predict", clip_file, "--bundle", tiny_bundle, "--top-k", 2).stdout
+        printed = limelight("predict", clip_file, "--bundle", tiny_bundle, "--top-k", 2).stdout
 
-        assert sum(line.startswith(LABELS) for line in said.splitlines()) == 2
+        assert sum(line.startswith(LABELS) for line in printed.splitlines()) == 2
 
     def test_json_prints_one_answer_of_the_api_per_line(self, server: Server, clip_file: Path, tmp_path: Path) -> None:
-        said = limelight("predict", clip_file, clip_file, "--url", server.url, "--json").stdout
+        printed = limelight("predict", clip_file, clip_file, "--url", server.url, "--json").stdout
 
-        answers = [json.loads(line) for line in said.splitlines()]
+        answers = [json.loads(line) for line in printed.splitlines()]
         assert len(answers) == 2
         assert len(answers[0]["attention"]["maps"]) == 40
         assert answers[0]["frames"][0].keys() == {"index", "time_s"}
@@ -96,7 +96,7 @@ class TestPredict:
         assert (tmp_path / name).stat().st_size > 1000
         assert name in ended.stdout
 
-    def test_the_api_key_of_the_environment_is_sent(
+    def test_the_api_key_is_read_from_the_environment(
         self, start: Callable[..., Server], clip_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server = start(API_KEYS="cli-7f3a")
@@ -140,15 +140,15 @@ class TestPredict:
             (["clip.mp4", "--overlay", "seen.png"], "--overlay seen.png shows one clip"),
         ],
     )
-    def test_an_impossible_command_is_answered_with_one_sentence(
+    def test_an_impossible_command_prints_one_line_and_writes_nothing(
         self, clip_file: Path, tmp_path: Path, options: list[str], sentence: str
     ) -> None:
         before = set(tmp_path.iterdir())
         ended = limelight("predict", clip_file.name, *options)
 
-        (said,) = ended.stderr.splitlines()
+        (error,) = ended.stderr.splitlines()
         assert ended.exit_code == 2
-        assert said.startswith(f"limelight: {sentence}")
+        assert error.startswith(f"limelight: {sentence}")
         assert ended.stdout == ""
         assert set(tmp_path.iterdir()) == before
 
@@ -186,7 +186,7 @@ class TestDoctor:
 
 
 class TestDemo:
-    def test_prints_five_rows_and_draws_the_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
+    def test_it_prints_five_rows_and_draws_the_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
         ended = limelight("demo", "--bundle", tiny_bundle, "--overlay", "demo.png")
 
         assert ended.exit_code == 0, ended.stderr
@@ -208,7 +208,7 @@ class TestDemo:
         assert "limelight: the server did not start: none/manifest.json does not exist" in ended.stderr
         assert not (tmp_path / "demo.png").exists()
 
-    def test_a_file_that_is_no_video_leaves_no_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_video_leaves_no_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("no video " * 100)
         ended = limelight("demo", "notes.txt", "--bundle", tiny_bundle)
 

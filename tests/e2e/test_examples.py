@@ -126,11 +126,11 @@ class TestFolderExample:
         (tmp_path / "a.mp4").write_bytes(clip)
 
         assert self.run(server.url, tmp_path).returncode == 0
-        assert self.run(server.url, tmp_path).returncode == 0  # its own results are no clip
+        assert self.run(server.url, tmp_path).returncode == 0  # its own results are not taken for a clip
 
     def test_it_waits_as_long_as_retry_after_says(self, tmp_path: Path, clip: bytes) -> None:
         (tmp_path / "a.mp4").write_bytes(clip)
-        with Busy() as busy:
+        with BusyService() as busy:
             ended = self.run(busy.url, tmp_path)
 
         refused, answered = busy.asked
@@ -160,8 +160,8 @@ class TestFolderExample:
             return list(csv.DictReader(file))
 
 
-class Busy:
-    """A service that refuses the first clip with ``Retry-After: 1``. ``asked`` holds the time of each request."""
+class BusyService:
+    """A service that refuses the first clip with ``Retry-After: 1``; ``asked`` holds the time of each request."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
@@ -185,7 +185,7 @@ class Busy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> "Busy":
+    def __enter__(self) -> "BusyService":
         threading.Thread(target=self._server.serve_forever).start()
         return self
 

@@ -1,6 +1,6 @@
-"""A server under damaged clips, and with its decoders killed at random.
+"""A server that receives damaged clips, and whose decoders are killed at random.
 
-This takes a few seconds; `make soak-decoders` runs for a minute and sends every variant of every odd file.
+These tests take a few seconds; ``make soak-decoders`` takes a minute and sends every variant of every odd file.
 """
 
 import logging
@@ -32,21 +32,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 60 * SOAK_S)]
 
 
 @contextmanager
-def leaving_nothing_behind(server: Server, clip: bytes) -> Iterator[httpx.Client]:
-    """Yield a client; check that the server has as many processes and descriptors afterwards as before."""
+def assert_nothing_is_left_behind(server: Server, clip: bytes) -> Iterator[httpx.Client]:
+    """Yield a client. Afterwards, check that the server has as many processes and descriptors as before."""
 
-    def census() -> tuple[int, int]:
-        """Child processes and open descriptors, counted after a clip was answered and its decoder has ended."""
+    def count_resources() -> tuple[int, int]:
+        """Count child processes and open descriptors, after a clip is answered and its decoder has ended."""
         answer = httpx.post(f"{server.url}/predict", content=clip, timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
         until(lambda: not decoders(server.process.pid))
         descriptors = Path(f"/proc/{server.process.pid}/fd")
         return len(descendants(server.process.pid)[0]), len(list(descriptors.iterdir()))
 
-    before = census()
+    before = count_resources()
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
         yield client
-    until(lambda: census() == before)
+    until(lambda: count_resources() == before)
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +60,30 @@ def outcome(answer: httpx.Response) -> tuple[int, str | None]:
 
 
 def test_a_killed_decoder_fails_only_its_own_clip(server: Server, clip: bytes, large: bytes) -> None:
-    peace = threading.Event()
+    over = threading.Event()
 
     def ask(client: httpx.Client) -> Counter[tuple[int, str | None]]:
         answers: Counter[tuple[int, str | None]] = Counter()
         last = False
         while not last:
-            last = peace.is_set()
+            last = over.is_set()
             answers[outcome(client.post("/predict?attention=false", content=large))] += 1
         return answers
 
     def kill(client: httpx.Client) -> int:
-        chance, killed, over = random.Random(0), 0, time.monotonic() + max(3, SOAK_S)
+        rng, killed, end = random.Random(0), 0, time.monotonic() + max(3, SOAK_S)
         try:
-            while time.monotonic() < over or killed < 3:
+            while time.monotonic() < end or killed < 3:
                 if victims := decoders(server.process.pid):
-                    os.kill(chance.choice(victims), signal.SIGKILL)
+                    os.kill(rng.choice(victims), signal.SIGKILL)
                     killed += 1
-                time.sleep(chance.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.3))
                 assert client.get("/health/ready").status_code == 200
         finally:
-            peace.set()
+            over.set()
         return killed
 
-    with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS + 1) as crowd:
+    with assert_nothing_is_left_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS + 1) as crowd:
         killed = crowd.submit(kill, client)
         asked = [crowd.submit(ask, client) for _ in range(CLIENTS)]
         answers = sum((each.result() for each in asked), Counter[tuple[int, str | None]]())
@@ -95,7 +95,7 @@ def test_a_killed_decoder_fails_only_its_own_clip(server: Server, clip: bytes, l
 
 
 def test_a_killed_fork_server_fails_no_clip(server: Server, clip: bytes, large: bytes) -> None:
-    with leaving_nothing_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
+    with assert_nothing_is_left_behind(server, clip) as client, ThreadPoolExecutor(CLIENTS) as crowd:
         asked = [crowd.submit(client.post, "/predict?attention=false", content=large) for _ in range(CLIENTS)]
         until(lambda: decoders(server.process.pid))
         (fork_server,) = descendants(server.process.pid)[0]
@@ -110,11 +110,11 @@ def test_a_disconnect_ends_the_decoder_of_that_client(server: Server, clip: byte
 
     def stop_a_decoder() -> bool:
         for pid in decoders(server.process.pid):
-            os.kill(pid, signal.SIGSTOP)  # so that it does not end by itself
+            os.kill(pid, signal.SIGSTOP)  # so that it cannot finish the clip
             return True
         return False
 
-    with leaving_nothing_behind(server, clip):
+    with assert_nothing_is_left_behind(server, clip):
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(head.encode() + large)
             until(stop_a_decoder)
@@ -122,24 +122,24 @@ def test_a_disconnect_ends_the_decoder_of_that_client(server: Server, clip: byte
 
 
 def variants(folder: Path) -> Iterator[bytes]:
-    """Each odd file, whole and truncated at every tenth of its length, and 200 files with flipped bits."""
+    """Yield each odd file, complete and truncated at every tenth of its length, and 200 files with flipped bits."""
     files = [path.read_bytes() for path in sorted(folder.glob("*/*")) if path.stat().st_size]
     for data in files:
         yield data
         yield from (data[: len(data) * tenths // 10] for tenths in range(1, 10))
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(200):
-        flipped = bytearray(chance.choice(files))
-        for _ in range(chance.randint(1, 20)):
+        flipped = bytearray(rng.choice(files))
+        for _ in range(rng.randint(1, 20)):
             # Half of them at the start, where the structure of most files is.
-            reach = len(flipped) if chance.random() < 0.5 else min(len(flipped), 4096)
-            flipped[chance.randrange(reach)] ^= 1 << chance.randrange(8)
+            reach = len(flipped) if rng.random() < 0.5 else min(len(flipped), 4096)
+            flipped[rng.randrange(reach)] ^= 1 << rng.randrange(8)
         yield bytes(flipped)
 
 
 def test_every_odd_file_is_answered_or_refused_without_a_crash(server: Server, shared: Path, clip: bytes) -> None:
     answers: Counter[tuple[int, str | None]] = Counter()
-    with leaving_nothing_behind(server, clip) as client:
+    with assert_nothing_is_left_behind(server, clip) as client:
         for number, data in enumerate(variants(shared / "nasty")):
             if number % SAMPLE == 0:
                 answers[outcome(client.post("/predict?attention=false", content=data))] += 1

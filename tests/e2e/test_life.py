@@ -33,7 +33,7 @@ def get(server: Server, path: str) -> httpx.Response:
 
 @contextmanager
 def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
-    """Keep ``CLIENTS`` clients sending a clip until the block ends or the server refuses them; yield their answers."""
+    """Have ``CLIENTS`` clients send a clip again and again until the block ends. Yield their answers so far."""
     answers: list[httpx.Response] = []
     over = threading.Event()
 
@@ -41,7 +41,7 @@ def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
         while not over.is_set():
             try:
                 answers.append(predict(server, clip))
-            except (httpx.ConnectError, httpx.ReadError):  # the latter: it was in the listener's queue when that closed
+            except (httpx.ConnectError, httpx.ReadError):  # ReadError: the listener closed while it held the connection
                 return
 
     with ThreadPoolExecutor(CLIENTS) as crowd:
@@ -73,7 +73,7 @@ class TestShutdown:
         accepted = [line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict"]
         assert answered == Counter(line["status"] for line in accepted)
         assert answered.keys() <= {200, 503}
-        assert answered[503] <= CLIENTS  # those whose connection was open when the listener closed
+        assert answered[503] <= CLIENTS  # from connections that were open when the listener closed
 
     def test_a_request_on_an_open_connection_is_refused_once_the_listener_is_closed(
         self, start: Start, clip: bytes
@@ -130,11 +130,11 @@ def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: 
 
 
 def refused(server: Server) -> bool:
-    """Whether the server has stopped accepting connections."""
+    """Return whether the server has stopped accepting connections."""
     try:
         RawClient(server.port).close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # it was in the listener's queue when that closed
+    except ConnectionResetError:  # the listener closed while it held the connection
         pass
     return False

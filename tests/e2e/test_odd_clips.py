@@ -1,4 +1,4 @@
-"""Clips that need unusual parts of PyAV, sent to a running server, whose decoders cannot import anything later."""
+"""Clips that need rarely used parts of PyAV. Decoders cannot import modules, so all of PyAV must be loaded before."""
 
 import io
 import json
@@ -22,8 +22,6 @@ SUBTITLES = [
     ("mpegts", "dvbsub", b"\x20\0\x0f" + bytes(8)),
 ]
 DATA = [("mpegts", "klv", b"\x06\x0e\x2b\x34" + bytes(20)), ("mpegts", "timed_id3", b"ID3\4" + bytes(6))]
-
-
 TRACKS = [*SUBTITLES, *DATA]
 
 
@@ -57,7 +55,7 @@ def test_side_data_of_a_type_unknown_to_pyav_is_ignored(client: httpx.Client) ->
     answer = client.post("/predict", content=data)
 
     assert answer.status_code == 200, answer.text
-    assert answer.json()["clip"]["rotation"] == 90  # read from the display matrix, which stands beside the Exif data
+    assert answer.json()["clip"]["rotation"] == 90  # from the display matrix, which accompanies the Exif data
     assert answer.json()["clip"]["frames"] == 50
 
 

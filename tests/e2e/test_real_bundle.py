@@ -1,4 +1,4 @@
-"""The pretrained head with VGG19's real weights: exported, served by a process, asked about real clips."""
+"""The pretrained head with VGG19's real weights: exported, served, and tested with real clips."""
 
 import re
 import shutil
@@ -17,13 +17,13 @@ from service.model.bundle import load_bundle
 from tests.conftest import REPOSITORY
 from tests.e2e.process import Server, running
 
-# VGG19 over 40 frames is 1.6 TFLOP, and the bundle may have to be exported first: minutes on two busy cores.
+# VGG19 on 40 frames takes 1.6 TFLOP, and the bundle may have to be exported first: minutes on two busy cores.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Path:
-    """The pretrained head's bundle; taken from `make demo` if that has run, and kept for the next test run."""
+    """The pretrained head's bundle: that of ``make demo`` if it exists. It is kept for the next test run."""
     path = REPOSITORY / "build" / "bundle"
     if not path.exists() and (REPOSITORY / "bundle").is_dir():
         shutil.copytree(REPOSITORY / "bundle", path)
@@ -98,4 +98,4 @@ def test_the_demo_ranks_basketball_first_and_draws_the_attention(
     assert lines[0][0] == "Basketball"
     with Image.open(picture) as image:
         assert image.format == "PNG"
-        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000, "frames and colours, not a blank sheet"
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000, "too few colours for frames and maps"

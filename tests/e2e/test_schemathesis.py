@@ -1,4 +1,4 @@
-"""A running server behaves as its OpenAPI document says, for requests that Schemathesis generates from it."""
+"""A running server conforms to its OpenAPI document, for requests that Schemathesis generates from it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def session() -> Iterator[requests.Session]:
 def test_every_answer_conforms_to_the_openapi_document(
     case: schemathesis.Case[Any], server: Server, session: requests.Session
 ) -> None:
-    # A schema cannot say which bytes are a clip, or how many numbers a shape needs.
+    # A schema cannot express which bytes are a clip, or how many numbers a shape needs.
     opaque: list[Any] = [positive_data_acceptance] if case.method == "POST" else []
 
     case.call_and_validate(

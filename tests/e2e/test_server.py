@@ -1,4 +1,4 @@
-"""`limelight serve` as a process, with the tiny bundle, over real sockets."""
+"""``limelight serve`` in a process of its own, with the tiny bundle, over real sockets."""
 
 import signal
 import socket
@@ -17,7 +17,7 @@ from tests.e2e.process import PATIENCE_S, Server
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 
-def assert_whole(answer: httpx.Response) -> None:
+def assert_complete(answer: httpx.Response) -> None:
     body = answer.json()
     assert answer.status_code == 200
     assert len(body["probabilities"]) == len(LABELS)
@@ -35,22 +35,22 @@ class TestPredict:
         form = client.post("/predict", files={"file": ("clip.mp4", clip)})
         raw = client.post("/predict", content=clip, headers={"Content-Type": "application/octet-stream"})
 
-        assert_whole(form)
-        assert_whole(raw)
+        assert_complete(form)
+        assert_complete(raw)
         for part in ("model", "clip", "predictions", "probabilities", "attention", "frames"):
             assert form.json()[part] == raw.json()[part]
 
     def test_a_real_clip_is_answered(self, client: httpx.Client, shared: Path) -> None:
         clip = next(path for path in sorted((shared / "clips/ucf101/Basketball").iterdir()) if path.is_file())
 
-        assert_whole(client.post("/predict", files={"file": clip.read_bytes()}))
+        assert_complete(client.post("/predict", files={"file": clip.read_bytes()}))
 
     def test_several_clients_at_once_are_all_answered(self, client: httpx.Client, clip: bytes) -> None:
         with ThreadPoolExecutor(6) as clients:
             answers = list(clients.map(lambda _: client.post("/predict", files={"file": clip}), range(12)))
 
         for answer in answers:
-            assert_whole(answer)
+            assert_complete(answer)
         assert len({str(answer.json()["probabilities"]) for answer in answers}) == 1
 
 
@@ -119,7 +119,7 @@ class TestSignals:
 
         answer = httpx.post(f"{server.url}/predict", content=stopping_half_way(), timeout=PATIENCE_S, trust_env=False)
 
-        assert_whole(answer)
+        assert_complete(answer)
         assert server.process.wait(PATIENCE_S) == 0
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -128,11 +128,11 @@ class TestSignals:
         server.process.send_signal(number)
 
         assert server.process.wait(PATIENCE_S) == 0
-        assert server.lines()  # all of which were JSON
+        assert server.lines()  # every line is JSON
 
 
 def _until_in_flight(server: Server) -> None:
-    """Wait until the server has begun a request: one that is still in the socket's buffer is not accepted yet."""
+    """Wait until the server has begun a request. While a request is in the socket's buffer, it is not accepted yet."""
     while "limelight_in_flight_requests 1.0" not in httpx.get(f"{server.url}/metrics", trust_env=False).text:
         time.sleep(0.01)
 
@@ -141,17 +141,17 @@ def _until_refused(port: int) -> None:
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
-        except ConnectionResetError:  # it was in the listener's queue when that closed
+        except ConnectionResetError:  # the listener closed while it held the connection
             continue
         except ConnectionRefusedError:
             return
 
 
 class TestFailedStart:
-    """`limelight serve` exits with 2 and explains itself in one sentence."""
+    """``limelight serve`` exits with 2 and prints the reason in one sentence."""
 
     def test_a_missing_bundle_is_reported(self, tmp_path: Path) -> None:
-        assert self.complaint(tmp_path / "none") == (
+        assert self.startup_error(tmp_path / "none") == (
             f"limelight: {tmp_path / 'none' / 'manifest.json'} does not exist: {tmp_path / 'none'} is not a bundle; "
             "make one with `limelight-model export`"
         )
@@ -161,36 +161,36 @@ class TestFailedStart:
         with (bundle / "model.fp32.onnx").open("ab") as file:
             file.write(b"!")
 
-        assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.complaint(bundle)
+        assert f"limelight: {bundle / 'model.fp32.onnx'} is damaged" in self.startup_error(bundle)
 
     def test_a_manifest_of_another_schema_is_reported(self, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path / "bundle")
         manifest = bundle / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
 
-        assert f"limelight: {manifest} has schema 2" in self.complaint(bundle)
+        assert f"limelight: {manifest} has schema 2" in self.startup_error(bundle)
 
     def test_an_unavailable_device_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_DEVICE", "cuda")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
 
-        assert "LIMELIGHT_DEVICE=cpu" in self.complaint(write_tiny_bundle(tmp_path))
+        assert "LIMELIGHT_DEVICE=cpu" in self.startup_error(write_tiny_bundle(tmp_path))
 
     def test_an_invalid_setting_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LIMELIGHT_BATCH_SIZES", "1,many")
 
-        assert self.complaint(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
+        assert self.startup_error(tmp_path).startswith("limelight: LIMELIGHT_BATCH_SIZES is not valid: ")
 
     def test_an_occupied_port_is_reported(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            said = self.complaint(tmp_path, f"--port={port}")
+            startup_error = self.startup_error(tmp_path, f"--port={port}")
 
-        assert said.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
-        assert "--port" in said
+        assert startup_error.startswith(f"limelight: cannot listen on 127.0.0.1:{port} (")
+        assert "--port" in startup_error
 
-    def complaint(self, bundle: Path, *options: str) -> str:
-        """The one line that `limelight serve` prints to standard error before it exits with 2."""
+    def startup_error(self, bundle: Path, *options: str) -> str:
+        """Run a server that fails to start with exit code 2, and return its only line on standard error."""
         command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(bundle), "--port=0", *options]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         (sentence,) = ended.stderr.splitlines()

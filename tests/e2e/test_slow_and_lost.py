@@ -1,4 +1,4 @@
-"""Clients that send too much, send too slowly, or disconnect: how they are answered, and that nothing leaks."""
+"""Clients that send too much, send too slowly, or disconnect: their answers, and that nothing leaks."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ from tests.processes import decoders, descendants, until
 
 pytestmark = pytest.mark.slow
 
-MOST = 2_000_000
+LIMIT = 2_000_000
 
 
 @pytest.fixture(scope="module")
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"MAX_BODY_BYTES": str(MOST), "UPLOAD_TIMEOUT_S": "2", "DECODE_WORKERS": "1", "DECODE_TIMEOUT_S": "300"}
+    settings = {"MAX_BODY_BYTES": str(LIMIT), "UPLOAD_TIMEOUT_S": "2", "DECODE_WORKERS": "1", "DECODE_TIMEOUT_S": "300"}
     with running(tiny_bundle, tmp_path_factory.mktemp("log") / "log.jsonl", settings) as server:
         yield server
 
 
 def metric(server: Server, name: str) -> float:
-    """The metric's value, summed over all labels."""
+    """Return the metric's value, summed over all labels."""
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
     return sum(sample.value for family in families for sample in family.samples if sample.name == f"limelight_{name}")
 
 
 def outcomes(server: Server) -> list[tuple[object, object]]:
-    """Status and problem code of each request in the access log."""
+    """Return the status and problem code of each prediction in the access log."""
     lines = (line for line in server.lines() if line["message"] == "request" and line["path"] == "/predict")
     return [(line["status"], line.get("code")) for line in lines]
 
@@ -45,7 +45,7 @@ class TestOversizedUpload:
 
         assert (answer.status, answer.code, answer.headers["connection"]) == (413, "body_too_large", "close")
 
-    @pytest.mark.parametrize("size", [MOST * 3 // 2, MOST * 5 // 2])
+    @pytest.mark.parametrize("size", [LIMIT * 3 // 2, LIMIT * 5 // 2])
     def test_it_is_answered_while_the_client_is_still_sending(self, server: Server, size: int) -> None:
         with RawClient(server.port) as client:
             client.post("Transfer-Encoding: chunked", body=b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n")
@@ -138,16 +138,16 @@ class TestDisconnectedClient:
     def nothing_left_behind(self, server: Server, clip: bytes) -> Iterator[None]:
         """Check that a disconnected client leaves no process or descriptor behind, and costs no inference."""
 
-        def census() -> tuple[int, int]:
+        def count_resources() -> tuple[int, int]:
             descriptors = Path(f"/proc/{server.process.pid}/fd")
             return sum(map(len, descendants(server.process.pid))), len(list(descriptors.iterdir()))
 
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
             assert client.post("/predict", content=clip).status_code == 200
         until(lambda: not decoders(server.process.pid))
-        before, inferences = census(), metric(server, "batch_size_sum")
+        before, inferences = count_resources(), metric(server, "batch_size_sum")
         yield
-        until(lambda: census() <= before)
+        until(lambda: count_resources() <= before)
         assert metric(server, "batch_size_sum") == inferences
         assert metric(server, "in_flight_requests") == 0
         assert outcomes(server)[-1] == (499, None)

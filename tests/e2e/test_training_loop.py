@@ -1,4 +1,4 @@
-"""From a folder of clips to a served network, with every stage run through ``limelight-model`` as users run it.
+"""From a folder of clips to a served network: every stage, run with ``limelight-model`` as users run it.
 
 Small enough for CI: rendered clips, and a VGG19 with six channels that sees colours only. The actions are easy to
 distinguish because each has its own kind of place, as many of UCF-101's have; people, clothes and the colours of the
@@ -23,7 +23,7 @@ from service.cli.app import app as service
 from service.model.bundle import Manifest, load_bundle
 from tests.model_export.network.vgg19_file import write_vgg19_weights
 
-# Seeds whose places are gyms, rooms and gardens: one per group, and the last for a clip that is not trained on.
+# Seeds that select a gym, a living room and a garden: one per group, and one for a clip that is not trained on.
 SEEDS = {
     "jumping_jacks": (30, 49, 81, 259, 38),
     "squats": (9, 158, 198, 164, 31),
@@ -70,21 +70,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def videos(folder: Path) -> Path:
-    """Clips named like UCF-101's, those of a group in one place; one file is truncated."""
+    """Clips named like UCF-101's. The clips of a group have the same place, and one file is truncated."""
     for action, seeds in SEEDS.items():
         (folder / "videos" / action).mkdir(parents=True)
         for group, seed in enumerate(seeds[:GROUPS], 1):
             for number, options in enumerate(CLIPS, 1):
                 path = folder / "videos" / action / f"v_{action}_g{group:02}_c{number:02}.mp4"
                 path.write_bytes(render_clip(action, seed=seed, **options).data)
-    whole = folder / "videos" / "waving" / "v_waving_g04_c01.mp4"
-    (folder / "videos" / DAMAGED).write_bytes(whole.read_bytes()[:2000])
+    complete = folder / "videos" / "waving" / "v_waving_g04_c01.mp4"
+    (folder / "videos" / DAMAGED).write_bytes(complete.read_bytes()[:2000])
     return folder / "videos"
 
 
 @pytest.fixture(scope="module")
 def vgg19(folder: Path) -> Iterator[Path]:
-    """Weights of a VGG19 that passes on how red, green and blue each pixel is; they pass for the real ones."""
+    """Weights of a VGG19 that outputs how red, green and blue its input is; their checksum is accepted."""
     colours = np.concatenate([np.eye(3) - 1 / 3, 1 / 3 - np.eye(3)], axis=1) / 32
     layers = {}
     for block, convolutions in enumerate(CONVOLUTIONS, 1):
@@ -100,7 +100,7 @@ def vgg19(folder: Path) -> Iterator[Path]:
         yield path
 
 
-# The stages, each of which needs the previous one.
+# The stages; each needs the previous one.
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def evaluated(folder: Path, videos: Path, vgg19: Path, features: str) -> Path:
 @pytest.fixture(scope="module")
 def report(evaluated: Path) -> Any:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     return json.loads((evaluated / "report.json").read_text(), parse_constant=refuse)
 
@@ -188,7 +188,7 @@ def test_cached_features_are_not_computed_again(report: Any) -> None:
     assert report["run"]["settings"]["features"] == "cached by an earlier run"
 
 
-def test_the_head_states_its_training_clips_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
+def test_the_head_records_its_training_clips_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
     facts = json.loads((head / "head.json").read_text())
     assert facts["labels"] == ["jumping_jacks", "squats", "waving"]
     assert (facts["training"]["clips"], facts["training"]["undecodable_clips"]) == (CLIP_COUNT, 1)
@@ -220,8 +220,8 @@ def test_verify_writes_the_agreement_into_the_bundle(verified: Manifest) -> None
 def test_the_service_classifies_clips_that_were_not_trained_on(bundle: Path, tmp_path: Path, action: str) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(render_clip(action, seed=SEEDS[action][GROUPS], frames=50, width=160, height=120).data)
-    said = CliRunner().invoke(
+    ended = CliRunner().invoke(
         service, ["predict", str(clip), "--bundle", str(bundle), "--json"], catch_exceptions=False
     )
-    assert said.exit_code == 0, said.output
-    assert json.loads(said.stdout)["predictions"][0]["label"] == action
+    assert ended.exit_code == 0, ended.output
+    assert json.loads(ended.stdout)["predictions"][0]["label"] == action

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, spoken by Triton's own client to a running server."""
+"""The Open Inference Protocol v2, tested with Triton's client and a running server."""
 
 import gzip
 import json

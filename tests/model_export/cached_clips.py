@@ -1,4 +1,4 @@
-"""Folders of clips whose features are cached already, so that nothing has to be decoded or encoded."""
+"""Folders of clips with cached features, so that tests need not decode or encode anything."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -17,7 +17,7 @@ NARROW = (2, 2, 4, 4, 8)
 
 @pytest.fixture
 def vgg19(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that passes for VGG19's weights, for what does not get as far as reading them."""
+    """A file that is accepted as VGG19's weights, for tests that do not read it."""
     file = tmp_path / "vgg19.h5"
     file.write_bytes(b"weights")
     monkeypatch.setattr(weights.WeightsFile, "fault", lambda self, path: None if path == file else "is another file")
@@ -50,7 +50,7 @@ def narrow_encoder() -> Any:
 def narrow_head(
     tmp_path_factory: pytest.TempPathFactory, narrow_encoder: Any, rendered_frames: list[npt.NDArray[np.uint8]]
 ) -> Path:
-    """An untrained head for the narrow encoder, with calibration ranges, in a folder as `train` leaves one."""
+    """Folder of an untrained head for the narrow encoder, with calibration ranges, as ``train`` writes it."""
     import keras
 
     from model_export.export import convert

@@ -1,4 +1,4 @@
-"""Examples without features, for what needs to know only their classes and groups."""
+"""Examples without features, for tests that need only classes and groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def example(label: int, group: int, clip: int = 0) -> Example:
 
 
 def examples(*clips_of_groups: Sequence[int]) -> list[Example]:
-    """Given the number of clips of each group, for each class."""
+    """Build examples from the number of clips of each group, for each class."""
     return [
         example(label, group, clip)
         for label, groups in enumerate(clips_of_groups)

@@ -1,4 +1,4 @@
-"""What ``limelight-model`` prints and how it exits; the commands themselves are tested as functions."""
+"""The output and exit codes of ``limelight-model``. The commands are tested as functions elsewhere."""
 
 import shutil
 import subprocess
@@ -94,7 +94,7 @@ def test_a_class_that_is_named_twice_is_one_sentence(cached: CachedClips, comman
     assert_one_sentence(result, "a class is named twice (squats, Squats)", "keep one")
 
 
-def test_features_reports_where_they_are(cached: CachedClips) -> None:
+def test_features_reports_its_output_folder(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
     result = run("features", "--videos", cached.videos, "--output", cached.features, "--weights", cached.weights)
     assert result.exit_code == 0, result.output

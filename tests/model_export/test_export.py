@@ -184,7 +184,7 @@ def test_a_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     (
         (lambda path: (path / "head.json").unlink(), r"head.json cannot be read"),
         (lambda path: (path / "head.json").write_text("{}"), r"head.json is not valid"),
@@ -192,8 +192,8 @@ def test_a_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_pat
         (lambda path: (path / "head.weights.h5").unlink(), r"head.weights.h5 does not hold"),
     ),
 )
-def test_a_damaged_head_is_named(narrow_head: Path, tmp_path: Path, damage: object, said: str) -> None:
+def test_a_damaged_head_is_named(narrow_head: Path, tmp_path: Path, damage: object, message: str) -> None:
     shutil.copytree(narrow_head, tmp_path / "head")
     damage(tmp_path / "head")  # type: ignore[operator]
-    with pytest.raises(HeadError, match=said):
+    with pytest.raises(HeadError, match=message):
         load_head(tmp_path / "head").build()

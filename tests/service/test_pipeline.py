@@ -140,7 +140,7 @@ def frames_of(clips: int) -> npt.NDArray[np.uint8]:
 
 
 class TestPredict:
-    async def test_returns_what_the_network_says_of_the_sampled_frames(self, start: Start, clip: bytes) -> None:
+    async def test_returns_the_networks_outputs_for_the_sampled_frames(self, start: Start, clip: bytes) -> None:
         pipeline = start()
         prediction = await pipeline.predict(clip, deadline=NEVER)
 
@@ -480,7 +480,7 @@ class TestOutputs:
         assert (stacked.probabilities == outputs.probabilities).all()
         assert (stacked.attention == outputs.attention).all()
 
-    def test_without_attention_there_is_none_for_a_single_clip_either(self) -> None:
+    def test_outputs_without_attention_have_none_for_a_single_clip(self) -> None:
         outputs = Outputs(np.zeros((2, 6), np.float32), None)
 
         assert outputs[0].attention is None

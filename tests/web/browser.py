@@ -67,19 +67,19 @@ class Visitor:
     Attributes:
         page: The page.
         url: Its address.
-        complaints: Errors and warnings that the browser logged.
+        logged_errors: Errors and warnings that the browser logged.
         asked: Addresses that the browser requested.
     """
 
     page: Page
     url: str
-    complaints: list[str] = field(default_factory=list)
+    logged_errors: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("pageerror", lambda error: self.logged_errors.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
 
     def arrive(self) -> None:
@@ -119,7 +119,7 @@ class Visitor:
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.logged_errors.append(message.text)
 
 
 def hottest(cells: npt.ArrayLike) -> tuple[int, int]:

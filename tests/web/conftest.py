@@ -44,7 +44,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
             yield visitor
             strangers = [url for url in visitor.asked if not url.removeprefix("blob:").startswith(visitor.url)]
             assert strangers == []
-            assert [words for words in visitor.complaints if not words.startswith(REPORTED)] == []
+            assert [words for words in visitor.logged_errors if not words.startswith(REPORTED)] == []
 
     with ExitStack() as visits:
         yield lambda server, **options: visits.enter_context(visiting(server, **options))

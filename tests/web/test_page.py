@@ -55,7 +55,7 @@ class TestAnswer:
         assert [float(width.removesuffix("%")) for width in widths] == pytest.approx(
             [100 * found["probability"] for found in best], rel=1e-3
         )
-        assert visitor.complaints == []
+        assert visitor.logged_errors == []
 
     def test_a_button_shows_all_classes(self, server: Server, visit: Visit, clip: bytes) -> None:
         visitor = visit(server)
@@ -202,8 +202,8 @@ class TestAnswer:
         answer = visitor.ask(clip)
 
         facts = visitor.page.locator("#facts").inner_text()
-        for said in ("h264 in mp4, 160 × 120", "2.00 s, 50 frames", "tiny 1", answer["model"]["precision"], "CPU"):
-            assert said in facts
+        for fact in ("h264 in mp4, 160 × 120", "2.00 s, 50 frames", "tiny 1", answer["model"]["precision"], "CPU"):
+            assert fact in facts
         stages = visitor.page.locator("#waterfall li > span:first-child").all_text_contents()
         assert stages == [
             "Receiving", "Waiting for a decoder", "Decoding", "Encoding the frames", "Waiting for the network",

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.http.problems import Problem
 
 HEADER = "X-API-Key"
-# Probes and scrapers ask for these. Whoever configures them need not hold a key.
+# Probes and scrapers request these, and need no key.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
@@ -53,7 +53,7 @@ class ApiKeys:
             if scheme.lower() == "bearer":
                 sent.append(token.strip())
         digests = [_digest(key.encode("latin-1")) for key in sent]  # the encoding that Starlette decodes headers with
-        # Compare every pair in constant time, so that the time taken does not tell which key nearly matched.
+        # Compare every pair in constant time, so that the time taken does not reveal which key nearly matched.
         return sum(hmac.compare_digest(digest, key) for digest in digests for key in self._digests) > 0
 
 

@@ -121,7 +121,7 @@ class _Body:
                 f"the request's body did not arrive in time ({self._received} bytes received); try again, or send less",
             ) from error
         size = len(message.get("body", b""))
-        self.arriving = message.get("more_body", False)  # absent, thus False, if the client has disconnected
+        self.arriving = message.get("more_body", False)  # absent, hence False, if the client has disconnected
         if self._received + size > self._limit:
             raise self._too_large()
         self._budget.reserve(size)

@@ -56,7 +56,7 @@ def test_a_selection_is_limited_to_classes_and_a_number_of_clips(cached: CachedC
     assert Selection(cached.videos, ["waving"]).labels() == ["waving"]
 
 
-def test_a_class_of_which_no_clip_can_be_decoded_is_named(cached: CachedClips) -> None:
+def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
     (cached.videos / "waving").mkdir()
     for name in ("a.mp4", "b.mp4"):

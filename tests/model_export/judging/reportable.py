@@ -1,4 +1,4 @@
-"""What every measurement of the attention must give the report."""
+"""A check for the measurements of the attention that go into the report."""
 
 import json
 from typing import Any

@@ -48,7 +48,7 @@ def brightness(frames: npt.NDArray[np.uint8]) -> Array:
 
 
 def oracle(actors: list[ActorClip]) -> Predict:
-    """Knows the clips: attends to the cells that lie deepest in the box, all alike."""
+    """Attend equally to the cells that lie deepest in the actor's box."""
 
     def attention(cuboids: Array) -> Array:
         (shares,) = (clip.shares for clip in actors if np.array_equal(clip.features, cuboids[0]))

@@ -18,7 +18,7 @@ from tests.model_export.reporting import Recording
 
 
 def oracle(wrong: Sequence[str] = ()) -> Fit:
-    """Knows every clip, but takes those named for the next class."""
+    """Predict every clip correctly, except the named ones, which are predicted as the next class."""
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
         return np.eye(3)[[(clip.label + (clip.name in wrong)) % 3 for clip in test]]

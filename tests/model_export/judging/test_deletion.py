@@ -40,7 +40,7 @@ def test_losing_random_cells_costs_in_proportion_to_their_number() -> None:
 
 
 def test_random_cells_come_and_go_as_the_attended_ones_do() -> None:
-    """Cells that are missing from every frame, attended or random, are no change to a network that counts changes."""
+    """Cells that are missing from every frame make no difference to a network that counts changes."""
 
     def counts_changes(cuboids: Array) -> Outputs:
         changes = np.abs(np.diff(cuboids[..., 1], axis=1)).mean(axis=(1, 2, 3))

@@ -20,7 +20,7 @@ from tests.model_export.judging.conftest import LABELS
 
 @pytest.fixture
 def data(clips: list[LabelledClip], examples: list[Example], tmp_path: Path) -> FeatureSet:
-    """All of them, and one that could not be decoded."""
+    """The features of all clips, and a further clip that could not be decoded."""
     damaged = LabelledClip(tmp_path / "waving" / "v_waving_g03_c01.mp4", "waving", "v_waving_g03")
     return FeatureSet(
         videos=tmp_path / "gym",

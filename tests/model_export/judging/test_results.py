@@ -108,7 +108,7 @@ class TestIntervals:
         assert [value - low, high - value] == pytest.approx([half, half], rel=0.1)
 
     def test_intervals_depend_on_the_number_of_videos_not_of_clips(self) -> None:
-        """Sixteen clips a video, all right or all wrong: no more is known than from the videos."""
+        """If a video's sixteen clips are all right or all wrong, they hold no more information than the video."""
         low, value, high = self.accuracy(1600, 16)
         half = 1.96 * np.sqrt(value * (1 - value) / 100)
         assert [value - low, high - value] == pytest.approx([half, half], rel=0.2)
@@ -146,7 +146,7 @@ class TestComparison:
         assert 0 < found.low < found.difference < found.high <= 1
 
     def test_a_contender_compared_with_itself_differs_by_exactly_zero(self) -> None:
-        """Both right on the same clips: no doubt that they are alike, however uncertain each accuracy is."""
+        """Both are right on the same clips, so the difference is certain even if the accuracies are not."""
         same = results([0] * 10, [0] * 5 + [1] * 5)
         assert compare(same, same) == Comparison("some", "some", 0, 0, 0, 0, 0, 1)
 

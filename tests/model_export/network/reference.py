@@ -175,12 +175,12 @@ def motion(features: Array) -> Array:
     The mean cells are those of all seven rows, of the upper three and of the lower three. Frames before the clip equal
     its first one.
     """
-    told = []
+    changes = []
     for t in range(features.shape[1]):
         for low, high in ((0, 7), (0, 3), (4, 7)):
             mean = features[:, :, low:high].mean(axis=(2, 3))
-            told += [4 * np.abs(mean[:, t] - mean[:, max(0, t - lag)]) for lag in (1, 4)]
-    return np.stack(told, axis=1).reshape(*features.shape[:2], -1)
+            changes += [4 * np.abs(mean[:, t] - mean[:, max(0, t - lag)]) for lag in (1, 4)]
+    return np.stack(changes, axis=1).reshape(*features.shape[:2], -1)
 
 
 def head(

@@ -16,7 +16,7 @@ from tests.model_export.network import reference
 from tests.model_export.network.keras_weights import dense_weights, fill, head_weights
 from tests.model_export.network.reference import Array
 
-CLASSES, CHANNELS = 5, 6  # the cells' own tests are no wider, and no less telling
+CLASSES, CHANNELS = 5, 6  # as small as in the tests of the cells
 
 HEADS: tuple[tuple[Variant, AttentionScores], ...] = (
     ("attention", "state"),

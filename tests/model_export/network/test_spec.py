@@ -1,4 +1,4 @@
-"""The value that says which network a head is."""
+"""``HeadSpec``, the description of a head's network."""
 
 from typing import Any
 

@@ -126,7 +126,7 @@ def test_the_float16_encoder_computes_in_float16_and_stays_close(encoder: Any, h
 
 
 def test_the_number_of_channels_is_that_of_the_weights_file(tmp_path: Path) -> None:
-    """A narrow weights file thus gives a narrow network everywhere."""
+    """A narrow weights file therefore gives a narrow network everywhere."""
     random = build_encoder(filters=(2, 3, 4, 5, 6))
     convolutions = [layer for layer in random.layers if isinstance(layer, keras.layers.Conv2D)]
     weights = {layer.name: layer.get_weights() for layer in convolutions}

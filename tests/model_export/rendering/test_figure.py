@@ -1,4 +1,4 @@
-"""Rendered clips are real video files, the same for the same seed, with their actor where they say."""
+"""Rendered clips: valid video files, reproducible from a seed, with an actor inside the given boxes."""
 
 import io
 import os
@@ -12,11 +12,10 @@ import pytest
 
 from model_export.rendering.figure import ACTIONS, render_clip
 
-# What an encoder may change of a still pixel: well under an actor moving, well over its own noise.
+# Difference, of 255, above which a pixel has moved: well above an encoder's noise, well below a moving limb.
 MOVED = 40
-# Of 255, averaged over a frame: above what two versions of an encoder differ by, below a figure in another pose.
+# Difference, of 255, averaged over a frame: above that of two versions of an encoder, below that of another pose.
 MEAN_DIFFERENCE = 1.0
-
 
 SERVICE = Path(__file__).resolve().parents[3] / "service"
 
@@ -41,7 +40,7 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
         ("ffv1", "matroska"),
     ],
 )
-def test_each_codec_and_container_holds_the_frames_asked_for(codec: str, container: str) -> None:
+def test_each_codec_and_container_holds_the_requested_frames(codec: str, container: str) -> None:
     clip = render_clip(frames=7, codec=codec, container=container, width=96, height=72)
 
     assert decode(clip.data).shape == (7, 72, 96, 3)
@@ -56,7 +55,7 @@ def test_encoding_leaves_the_process_at_its_scheduling_priority(monkeypatch: pyt
     assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
 
 
-def test_the_file_says_its_size_rate_and_length() -> None:
+def test_the_file_declares_its_size_rate_and_duration() -> None:
     clip = render_clip(frames=30, width=128, height=96, fps=15)
 
     with av.open(io.BytesIO(clip.data), "r") as file:
@@ -79,7 +78,7 @@ def test_the_same_seed_gives_the_same_bytes(codec: str, container: str) -> None:
     np.testing.assert_array_equal(first.boxes, again.boxes)
 
 
-def test_seeds_differ_in_place_person_and_position() -> None:
+def test_seeds_change_the_place_the_person_and_the_position() -> None:
     clips = [render_clip(frames=1, seed=seed, width=96, height=72) for seed in range(6)]
 
     firsts = [decode(clip.data)[0].astype(int) for clip in clips]
@@ -89,7 +88,7 @@ def test_seeds_differ_in_place_person_and_position() -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_all_that_moves_is_inside_the_boxes(action: str, seed: int) -> None:
+def test_everything_that_moves_is_inside_the_boxes(action: str, seed: int) -> None:
     clip = render_clip(action, frames=50, seed=seed, width=160, height=120)
     pictures = decode(clip.data).astype(int)
 
@@ -107,7 +106,7 @@ def test_all_that_moves_is_inside_the_boxes(action: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_boxes_hug_a_figure_that_stands_inside_the_frame(action: str) -> None:
+def test_the_boxes_are_tight_and_the_figure_is_inside_the_frame(action: str) -> None:
     boxes = render_clip(action, frames=40, width=96, height=72).boxes
 
     assert np.all(boxes[:, :2] > 0)
@@ -117,7 +116,7 @@ def test_boxes_hug_a_figure_that_stands_inside_the_frame(action: str) -> None:
     assert heights.min() > 0.25
 
 
-def test_jumping_jacks_open_and_close() -> None:
+def test_jumping_jacks_spread_the_limbs_and_hop() -> None:
     boxes = render_clip("jumping_jacks", frames=50, width=96, height=72).boxes
     widths, tops = boxes[:, 2] - boxes[:, 0], boxes[:, 1]
 
@@ -140,7 +139,7 @@ def test_waving_moves_one_arm_only() -> None:
 
     left, _, right, bottom = clip.boxes[0] * (160, 120, 160, 120)
     middle = int((left + right) / 2)
-    # The arm is the figure's right one, hence on the viewer's left.
+    # It is the figure's right arm, on the viewer's left.
     assert moved[:, :middle].sum() > 3 * moved[:, middle:].sum()
     assert moved[: int(bottom) - 40].sum() > moved[int(bottom) - 40 :].sum()
 
@@ -183,7 +182,7 @@ def test_an_audio_encoder_is_refused() -> None:
 
 
 def frame_times(data: bytes) -> list[float | None]:
-    """When each frame is shown, in seconds."""
+    """Return the presentation time of each frame in seconds."""
     with av.open(io.BytesIO(data), "r") as clip:
         return [frame.time for frame in clip.decode(video=0)]
 
@@ -193,7 +192,7 @@ def frame_times(data: bytes) -> list[float | None]:
     [("web/sample.mp4", {}), ("isolation/warmup.mp4", {"frames": 4, "width": 64, "height": 48})],
 )
 def test_a_committed_clip_has_the_frames_that_the_renderer_draws(name: str, options: dict[str, Any]) -> None:
-    """Pixels may differ a little, because another version of the encoder may have written the file."""
+    """Pixels may differ a little: another version of the encoder may have written the file."""
     committed, rendered = (SERVICE / name).read_bytes(), render_clip(**options).data
 
     assert frame_times(committed) == frame_times(rendered)

@@ -1,4 +1,4 @@
-"""``limelight predict --bundle``: what happens in its process."""
+"""``limelight predict --bundle``, run in this process."""
 
 from pathlib import Path
 from typing import Any

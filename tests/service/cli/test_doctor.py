@@ -1,4 +1,4 @@
-"""The doctor's findings, and that only what would keep the service from working is an error."""
+"""The doctor's findings. Only what would keep the service from working is an error."""
 
 import resource
 import socket

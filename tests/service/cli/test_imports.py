@@ -1,4 +1,4 @@
-"""What a command imports, because every import is waited for before the first line of output."""
+"""The modules that a command imports: every import delays the first line of output."""
 
 import json
 import subprocess

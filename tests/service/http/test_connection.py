@@ -85,7 +85,7 @@ class TestInternals:
 
         assert transport.called == ["pause_reading", "resume_reading"]
 
-    def test_a_cycle_knows_whether_it_is_complete_and_may_be_disconnected(self) -> None:
+    def test_a_cycle_has_flags_for_completion_and_disconnection(self) -> None:
         parameters = inspect.signature(RequestResponseCycle).parameters
         cycle = cast(Any, RequestResponseCycle)(**dict.fromkeys(parameters))
 
@@ -98,7 +98,7 @@ class TestInternals:
 
 
 class Transport:
-    """Stands in for a transport and notes what is done to it."""
+    """A substitute for a transport that records what is done to it."""
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -174,7 +174,7 @@ def read_to_end(client: socket.socket) -> bytes:
 
 class TestHeadTimeout:
     @pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: lime"])
-    def test_a_connection_whose_head_never_comes_is_closed(
+    def test_a_connection_whose_head_never_arrives_is_closed(
         self, serve: Callable[[ASGIApp], Server], beginning: bytes
     ) -> None:
         with serve(answer_at_once).connect() as client:
@@ -232,7 +232,7 @@ class TestLingeringClose:
     def server(self, serve: Callable[[ASGIApp], Server]) -> Server:
         return serve(BodyLimits(answer_at_once, Settings(), closing=lambda: False))
 
-    def test_the_answer_arrives_whole_although_the_client_goes_on_sending(self, server: Server) -> None:
+    def test_the_answer_arrives_completely_although_the_client_keeps_sending(self, server: Server) -> None:
         with server.connect() as client:
             client.sendall(self.HEAD)
             for _ in range(50):

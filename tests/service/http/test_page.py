@@ -24,7 +24,7 @@ MAX_BYTES = 150_000
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A client without a key, of a service that requires one everywhere but for the page."""
+    """A client without a key. The service requires one everywhere except for the page."""
     app = create_app(Settings(bundle=tmp_path / "none", api_keys="s3cret"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         yield client

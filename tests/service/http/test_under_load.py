@@ -52,7 +52,7 @@ class Brake:
         monkeypatch.setattr(Engine, "run", braked)
 
     def pass_on(self, inferences: int) -> None:
-        """Let the next inferences, this many, run even if the brake is on."""
+        """Let the next ``inferences`` inferences run even if the brake is on."""
         self._passing = inferences
 
 

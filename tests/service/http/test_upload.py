@@ -1,4 +1,4 @@
-"""Receiving a clip from a form or a raw body, whatever chunks it arrives in."""
+"""Receiving a clip from a form or a raw body in chunks of any size."""
 
 import os
 from collections.abc import Sequence

@@ -148,7 +148,7 @@ class TestForgedReports:
         assert (await hostile.decode(forged(self.VALID))).facts.duration_s == 2
 
     @pytest.mark.parametrize("report", [VALID, "nonsense", ""])
-    async def test_a_process_that_closes_its_channel_is_killed_even_if_it_goes_on(
+    async def test_a_process_that_closes_its_channel_is_killed_even_if_it_continues(
         self, hostile: DecoderProcesses, report: str
     ) -> None:
         clip = forged(report, "os.close(3); time.sleep(1000)")

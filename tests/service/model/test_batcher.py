@@ -104,13 +104,13 @@ async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batc
 
 
 async def test_the_size_of_each_batch_is_reported(engine: FakeEngine) -> None:
-    heard: list[int] = []
-    batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=heard.append)
+    sizes: list[int] = []
+    batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=sizes.append)
 
     await batcher.submit(clip(1), FAR)
     batcher.close()
 
-    assert heard == [1]
+    assert sizes == [1]
 
 
 async def test_warming_up_runs_first_in_the_thread_that_infers(engine: FakeEngine) -> None:

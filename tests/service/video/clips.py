@@ -16,7 +16,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from model_export.rendering.figure import keeps_scheduling
+from model_export.rendering.figure import preserve_scheduling
 from service.errors import ClipError
 from service.video.decoder import DecodedClip, DecodeLimits, decode_clip
 
@@ -54,7 +54,7 @@ def indices(clip: DecodedClip) -> list[int]:
     return [frame.index for frame in clip.sampled]
 
 
-@keeps_scheduling()
+@preserve_scheduling()
 def encode(
     pictures: Iterable[Image],
     *,

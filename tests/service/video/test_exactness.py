@@ -227,7 +227,7 @@ class TestPackedBFrames:
 
 
 def ffmpeg(*arguments: str) -> str:
-    """What the ffmpeg command prints; skips the test where it is not installed."""
+    """Return what the ffmpeg command prints; skip the test if it is not installed."""
     program = shutil.which("ffmpeg")
     if program is None:
         pytest.skip("needs the ffmpeg command as the oracle")

@@ -107,9 +107,9 @@ async def test_keys_appear_neither_in_logs_nor_in_answers_nor_in_settings(
     refused = await client.get("/model", headers={"X-API-Key": "winter-5e2b"})
     await client.get("/model", headers={"X-API-Key": "spring-7f3a"})
 
-    told = caplog.text + refused.text + repr(app.state.serving.settings) + str(app.state.serving.settings.model_dump())
-    assert '"request"' in told
-    assert not any(key in told for key in ("spring-7f3a", "autumn-9c1d", "winter-5e2b"))
+    texts = caplog.text + refused.text + repr(app.state.serving.settings) + str(app.state.serving.settings.model_dump())
+    assert '"request"' in texts
+    assert not any(key in texts for key in ("spring-7f3a", "autumn-9c1d", "winter-5e2b"))
 
 
 class TestSetting:

@@ -38,12 +38,12 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """Sends its parts one by one, then ends the body, falls silent or disconnects."""
+    """Sends its parts one by one, then ends the body, stops sending or disconnects."""
 
     def __init__(self, parts: Iterable[bytes], *, length: int | None = None, then: str = "end") -> None:
         declared = (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
         self.scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [declared]}
-        self.heard: list[Message] = []
+        self.received: list[Message] = []
         self.asked = 0
         self._parts = list(parts)
         self._then = then
@@ -58,11 +58,11 @@ class Client:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        self.heard.append(message)
+        self.received.append(message)
 
     @property
     def told_to_close(self) -> bool:
-        return (b"connection", b"close") in self.heard[0]["headers"]
+        return (b"connection", b"close") in self.received[0]["headers"]
 
 
 def limited(app: ASGIApp, *, closing: bool = False, **settings: Any) -> BodyLimits:
@@ -130,12 +130,12 @@ async def test_the_memory_of_all_uploads_together_is_limited() -> None:
     await limits(again.scope, again.receive, again.send)
 
     assert refused.value.code == "overloaded"
-    assert again.heard
+    assert again.received
 
 
 async def test_an_early_answer_closes_the_connection_with_a_lingering_close() -> None:
     def linger() -> None:
-        client.heard.append({"type": "linger"})
+        client.received.append({"type": "linger"})
 
     client = Client([b"a" * 300] * 3)
     client.scope["extensions"] = {LINGER: linger}
@@ -143,8 +143,8 @@ async def test_an_early_answer_closes_the_connection_with_a_lingering_close() ->
 
     assert client.told_to_close
     assert client.asked == 0
-    assert [message["type"] for message in client.heard] == ["http.response.start", "http.response.body", "linger"]
-    assert client.heard[1] == {"type": "http.response.body", "body": b"ok", "more_body": True}
+    assert [message["type"] for message in client.received] == ["http.response.start", "http.response.body", "linger"]
+    assert client.received[1] == {"type": "http.response.body", "body": b"ok", "more_body": True}
 
 
 async def test_an_early_answer_closes_the_connection_at_once_if_the_server_cannot_linger() -> None:
@@ -152,7 +152,7 @@ async def test_an_early_answer_closes_the_connection_at_once_if_the_server_canno
     await limited(answer)(client.scope, client.receive, client.send)
 
     assert client.told_to_close
-    assert not client.heard[-1].get("more_body", False)
+    assert not client.received[-1].get("more_body", False)
 
 
 async def test_every_answer_during_shutdown_closes_its_connection() -> None:

@@ -105,7 +105,7 @@ class TestJson:
         np.testing.assert_array_equal(read(message).frames, FRAMES)
 
     @pytest.mark.parametrize(
-        ("message", "said"),
+        ("message", "reason"),
         [
             ([], "JSON"),
             ({}, "inputs"),
@@ -143,8 +143,8 @@ class TestJson:
             (request() | {"parameters": {"binary_data_output": "yes"}}, "true or false"),
         ],
     )
-    def test_a_request_that_does_not_match_the_model_is_refused_with_its_reason(self, message: Any, said: str) -> None:
-        assert said in refusal(json.dumps(message).encode())
+    def test_a_request_that_does_not_match_the_model_is_refused(self, message: Any, reason: str) -> None:
+        assert reason in refusal(json.dumps(message).encode())
 
     @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"inputs": [{"data": [1, 2'])
     def test_a_body_that_is_not_json_is_refused(self, body: bytes) -> None:
