@@ -47,10 +47,10 @@ def configure_logging(level: str) -> None:
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
-                "uvicorn": {"level": "WARNING"},  # its messages about start and stop repeat ours
-                "python_multipart": {
-                    "level": "ERROR"
-                },  # it warns about each malformed form; the access line has the problem's code
+                # Uvicorn's messages about start and stop repeat ours. The multipart parser warns about each malformed form,
+                # but the access line has the problem's code already.
+                "uvicorn": {"level": "WARNING"},
+                "python_multipart": {"level": "ERROR"},
             },
         }
     )
