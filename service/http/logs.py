@@ -47,8 +47,8 @@ def configure_logging(level: str) -> None:
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
-                # Uvicorn's messages about start and stop repeat ours; the access line has the code of each malformed form
-                # that the multipart parser warns about.
+                # Uvicorn's messages about start and stop repeat ours. The multipart parser warns about each malformed
+                # form, which the access line reports already.
                 "uvicorn": {"level": "WARNING"},
                 "python_multipart": {"level": "ERROR"},
             },
