@@ -82,7 +82,7 @@ class TestRefusals:
         )
 
     def test_one_class_is_refused(self, cached: CachedClips) -> None:
-        with pytest.raises(DatasetError, match="the class squats alone"):
+        with pytest.raises(DatasetError, match="squats is the only class"):
             self.evaluate(cached, "squats/a.mp4", "squats/b.mp4")
 
     def test_fewer_groups_than_folds_are_refused(self, cached: CachedClips) -> None:
