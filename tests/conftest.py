@@ -37,6 +37,10 @@ EXPENSIVE = (
     "test_training.py",
     "model_export/",
     "web/",
+    "test_exactness.py",
+    "e2e/",
+    "test_nasty.py",
+    "isolation/test_processes.py",
 )
 # Reasons to skip a test that installing something cannot remove.
 UNAVOIDABLE_SKIPS = re.compile(
