@@ -1,6 +1,7 @@
 """Fitting a head to cached features."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -72,6 +73,19 @@ def weights(result: FittedHead) -> list[Any]:
 def assert_same(first: FittedHead, second: FittedHead) -> None:
     for one, other in zip(weights(first), weights(second), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def finished_run(examples: Examples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    fit_head(examples(groups=2, per_group=1), 3, PLAIN, QUICK, run=folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A folder with the checkpoints of a finished run, of ``QUICK`` on two groups of one clip each."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def test_a_head_learns_what_one_cell_shows_and_is_scored_on_held_out_groups(examples: Examples) -> None:
@@ -183,17 +197,15 @@ def test_every_epoch_is_logged_as_csv(examples: Examples, tmp_path: Path) -> Non
     [(HeadSpec(feature_scaling="none", variant="base"), QUICK, "variant"), (PLAIN, quick(seed=5), "seed")],
 )
 def test_checkpoints_of_another_network_or_recipe_are_refused(
-    examples: Examples, tmp_path: Path, spec: HeadSpec, recipe: Recipe, named: str
+    examples: Examples, run: Path, spec: HeadSpec, recipe: Recipe, named: str
 ) -> None:
-    clips, run = examples(groups=2, per_group=1), tmp_path / "run"
-    fit_head(clips, 3, PLAIN, QUICK, run=run)
+    clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match=f"belong to another {named}; remove"):
         fit_head(clips, 3, spec, recipe, run=run)
 
 
-def test_checkpoints_of_other_clips_are_refused(examples: Examples, tmp_path: Path) -> None:
-    clips, run = examples(groups=2, per_group=1), tmp_path / "run"
-    fit_head(clips, 3, PLAIN, QUICK, run=run)
+def test_checkpoints_of_other_clips_are_refused(examples: Examples, run: Path) -> None:
+    clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match="belong to another set of features"):
         fit_head(clips[1:], 3, PLAIN, QUICK, run=run)
     (run / "recipe.json").write_text("{")
