@@ -128,6 +128,6 @@ class FeatureCache:
             yield
         except OSError as error:
             raise FeatureError(
-                f"features cannot be written to {self.directory} ({error.strerror}); correct that, or choose another "
-                "folder"
+                f"features cannot be written to {self.directory} ({error.strerror}); correct the cause, or choose "
+                "another folder"
             ) from error
