@@ -51,11 +51,12 @@ demo: setup ## Fetch weights, export a bundle, start a server, classify a clip, 
 serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* variables apply)
 	$(BIN)/limelight serve --bundle bundle
 
-# More than four processes do not pay: each loads TensorFlow, and the longest file decides when the run ends.
-JOBS ?= auto
+# One process more than cores, because many tests wait for servers and browsers. More than four do not pay: each loads
+# TensorFlow, and the longest file decides when the run ends.
+JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
-test: setup ## Run all tests, on up to four cores (ARGS="-k name" picks some, JOBS=0 runs them one by one)
+test: setup ## Run all tests, in up to four processes (ARGS="-k name" picks some, JOBS=0 runs them one by one)
 	$(PYTEST) $(ARGS)
 
 test-quick: setup ## Run the tests that are fast and need neither TensorFlow nor a browser: under two minutes
