@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import until
+
 PATIENCE_S = 150
 
 
@@ -28,6 +30,12 @@ class Server:
     def lines(self) -> list[dict[str, object]]:
         """Return the lines of its log. Raises ``ValueError`` if one is not JSON."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def access_line(self, request_id: str) -> dict[str, object]:
+        """Wait for the access line of a request, which is written after its answer has been sent."""
+        until(lambda: f'"{request_id}"' in self.log.read_text())
+        (line,) = (line for line in self.lines() if line.get("request_id") == request_id)
+        return line
 
 
 @contextmanager

@@ -81,8 +81,11 @@ class TestObservability:
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 200
 
-    def test_the_metrics_can_be_parsed_and_name_every_stage(self, client: httpx.Client, clip: bytes) -> None:
-        client.post("/predict", content=clip)
+    def test_the_metrics_can_be_parsed_and_name_every_stage(
+        self, client: httpx.Client, server: Server, clip: bytes
+    ) -> None:
+        client.post("/predict", content=clip, headers={"X-Request-ID": "e2e-metrics"})
+        server.access_line("e2e-metrics")  # the request has then been counted
         families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
 
         assert {"limelight_request_seconds", "limelight_stage_seconds", "limelight_ready"} <= families.keys()
@@ -95,7 +98,7 @@ class TestObservability:
     ) -> None:
         client.post("/predict", content=clip, headers={"X-Request-ID": "e2e-17"})
 
-        (line,) = (line for line in server.lines() if line.get("request_id") == "e2e-17")
+        line = server.access_line("e2e-17")
         assert (line["message"], line["path"], line["status"]) == ("request", "/predict", 200)
 
     def test_the_openapi_document_lists_the_endpoints(self, client: httpx.Client) -> None:

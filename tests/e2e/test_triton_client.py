@@ -164,7 +164,7 @@ def test_an_inference_request_appears_in_metrics_and_access_log(server: Server, 
 
     assert answer.status_code == 200
     assert "queue;dur=" in answer.headers["Server-Timing"]
-    (line,) = (line for line in server.lines() if line.get("request_id") == "v2-17")
+    line = server.access_line("v2-17")
     assert (line["path"], line["status"]) == ("/v2/models/tiny/infer", 200)
     assert line["stages_ms"].keys() == {"receive", "queue", "inference"}  # type: ignore[attr-defined]
     metrics = httpx.get(f"{server.url}/metrics", trust_env=False).text
