@@ -135,10 +135,10 @@ COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 
 
 lock: ## Renew requirements/*.txt with uv (ARGS=--upgrade for the newest versions)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: install it (pipx install uv) or set UV=/path/to/uv" >&2; exit 2; }
-	@$(COMPILE) --extra cpu --extra export --extra dev -o requirements/dev-cpu.txt
-	@$(COMPILE) --extra gpu --extra export --extra dev -o requirements/dev-gpu.txt
-	@$(COMPILE) --extra cpu -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
-	@$(COMPILE) --extra gpu -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
+	@$(COMPILE) --extra cpu --extra otel --extra export --extra dev -o requirements/dev-cpu.txt
+	@$(COMPILE) --extra gpu --extra otel --extra export --extra dev -o requirements/dev-gpu.txt
+	@$(COMPILE) --extra cpu --extra otel -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
+	@$(COMPILE) --extra gpu --extra otel -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
 	@$(COMPILE) --extra cpu --extra export -c requirements/dev-cpu.txt -o requirements/export.txt
 	@echo hatchling | $(subst pyproject.toml,-,$(COMPILE)) -c requirements/dev-cpu.txt -o requirements/build.txt
 

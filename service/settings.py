@@ -1,5 +1,7 @@
 """The service's settings, read from ``LIMELIGHT_*`` environment variables."""
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,18 +11,34 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Address of a service with default settings."""
 
+UNIX = "unix"
+"""What ``trusted_proxies`` calls the clients of a Unix socket, which have no address."""
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine can reach."""
 
 
 def _split_at_commas(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _split_keys(value: Any) -> Any:
-    if isinstance(value, str):  # a variable that is set but empty means no keys
-        return [key.strip() for key in value.split(",")] if value.strip() else []
-    return value
+def _clean_root_path(path: str) -> str:
+    """Return a path prefix with a leading and without a trailing slash; "" if there is none."""
+    if not re.fullmatch(r"[\w./~-]*", path, re.ASCII):
+        raise ValueError("the prefix must be a path such as /limelight")
+    return "/" + path.strip("/") if path.strip("/") else ""
+
+
+def _check_origin(origin: str) -> str:
+    if origin != "*" and not re.fullmatch(r"https?://[^\s/?#@]+", origin):
+        raise ValueError("each origin must be * or a scheme and host such as https://app.example, without a path")
+    return origin
+
+
+def _check_proxy(proxy: str) -> str:
+    if proxy not in {"*", UNIX}:
+        ipaddress.ip_network(proxy)
+    return proxy
 
 
 def _check_key(key: SecretStr) -> SecretStr:
@@ -42,6 +60,26 @@ class Settings(BaseSettings):
     bundle: Path = Field(Path("bundle"), description="Folder written by `limelight-model export`.")
     host: str = Field("127.0.0.1", description="Address to listen on; use `0.0.0.0` in a container.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    unix_socket: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
+    root_path: Annotated[str, AfterValidator(_clean_root_path)] = Field(
+        "",
+        description="Path prefix under which an ingress serves the service, such as `/limelight`. The ingress may "
+        "remove the prefix or keep it.",
+    )
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(_split_at_commas)
+    ] = Field(
+        (),
+        description="Addresses and networks, comma-separated, whose `X-Forwarded-For` and `traceparent` are believed; "
+        "`unix` stands for the Unix socket, `*` for everybody.",
+    )
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split_at_commas)
+    ] = Field(
+        (),
+        description="Comma-separated origins of web applications that may call the service from a browser, such as "
+        "`https://app.example`; `*` for every origin.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="`debug`, `info`, `warning` or `error`. Each line of the log is a JSON object."
     )
@@ -75,6 +113,21 @@ class Settings(BaseSettings):
         None, ge=1, description="Limit of ONNX Runtime's memory arena on the GPU; set it if others share the GPU."
     )
 
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Open connections; further ones are answered 503. Default: 1024, or less if the limit of open "
+        "files requires it.",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="Time that an idle connection stays open. Must be longer than the idle timeout of the load "
+        "balancer in front.",
+    )
+    send_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time that a client may read nothing of its answer; then it is disconnected."
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; larger ones are answered 413.")
     upload_timeout_s: float = Field(
         10.0, gt=0, description="Longest time that a client may send nothing during an upload; then 408."
@@ -106,7 +159,7 @@ class Settings(BaseSettings):
 
     ui: bool = Field(True, description="Serve the page at `/`. It holds no data and needs no key.")
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_keys)
+        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
         (),
         description="Comma-separated API keys. If set, every request except for health, metrics and the page must "
