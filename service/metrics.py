@@ -9,6 +9,9 @@ _CLIP_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _BYTES = tuple(4.0**power * 1024 for power in range(9))  # 1 KiB to 64 MiB
 _CLIPS = (1, 2, 4, 8, 16, 32)
 
+# Why connections are refused: the labels exist from the start, so that a rate sees the first one.
+CONNECTION_REFUSALS = ("bad_request", "head_too_large", "head_timeout", "send_timeout", "too_many_connections")
+
 
 class Metrics:
     """The metrics of one application.
@@ -45,6 +48,15 @@ class Metrics:
         self.in_flight_requests = Gauge(
             "limelight_in_flight_requests", "Prediction requests being received or answered.", registry=registry
         )
+        self.connections = Gauge("limelight_connections", "Open connections.", registry=registry)
+        self.connections_refused = Counter(
+            "limelight_connections_refused",
+            "Connections closed because the client sent no valid request or did not read, or there were too many.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in CONNECTION_REFUSALS:
+            self.connections_refused.labels(reason)
         self.admitted_clips = Gauge(
             "limelight_admitted_clips", "Clips of all requests that are waiting or being processed.", registry=registry
         )

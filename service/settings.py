@@ -1,7 +1,9 @@
 """The service's settings, read from ``LIMELIGHT_*`` environment variables."""
 
 import ipaddress
+import os
 import re
+import resource
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 UNIX = "unix"
 """What ``trusted_proxies`` calls the clients of a Unix socket, which have no address."""
+
+MAX_CONNECTIONS = 1024
+"""Default of ``max_connections`` where the limit of open files does not require less."""
+
+# Files that the service has open besides connections and clips, and those of a clip that is being decoded.
+RESERVED_FILES = 64
+FILES_PER_DECODER = 8
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine can reach."""
@@ -165,3 +174,17 @@ class Settings(BaseSettings):
         description="Comma-separated API keys. If set, every request except for health, metrics and the page must "
         "carry one of them. List two while you change keys.",
     )
+
+    def connection_limit(self) -> int:
+        """Return ``max_connections``, or else the number of connections that the limit of open files allows.
+
+        A connection takes a file descriptor, and so does the clip that arrives on it. The last third is for connections
+        that are being accepted or refused.
+        """
+        if self.max_connections is not None:
+            return self.max_connections
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises its limit to the hard limit
+        if files == resource.RLIM_INFINITY:
+            return MAX_CONNECTIONS
+        reserved = RESERVED_FILES + FILES_PER_DECODER * (self.decode_workers or len(os.sched_getaffinity(0)))
+        return min(MAX_CONNECTIONS, max(1, (files - reserved) // 3))

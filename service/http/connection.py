@@ -1,18 +1,35 @@
-"""HTTP connections: uvicorn's httptools protocol with a timeout for request heads and a lingering close.
+"""HTTP connections: uvicorn's h11 protocol with bounds on what a client may send, leave unread and hold open.
 
-Uvicorn has no option for either: its keep-alive timeout starts only after an answer and ends with the first byte of the
-next request. So its protocol is subclassed, here and nowhere else. pyproject.toml caps uvicorn below the next minor
-release, and ``tests/service/http/test_connection.py`` fails if the internals used here change.
+h11 is a strict parser that handles one request of a connection at a time. Uvicorn's faster parser, httptools, buffers
+heads, trailers and pipelined requests without a bound.
+
+Uvicorn has no option for these bounds. So its protocol is subclassed, here and nowhere else. pyproject.toml caps
+uvicorn below the next minor release, and ``tests/service/http/test_connection.py`` fails if the internals used here
+change.
 """
 
 import asyncio
 import functools
+import http
+import logging
+import uuid
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.http.middleware.body_limits import LINGER
+from service.http.problems import Problem, problem_response
+from service.metrics import Metrics
 
+# Bounds of a request's head: its target and headers in bytes, and the number of headers. The trailers of a chunked body
+# have the same bound in bytes.
+MAX_HEAD_BYTES = 2**15
+MAX_HEADERS = 100
+# What a client must read of an answer within ``ConnectionLimits.send_timeout_s``, unless less is left. A limit on
+# silence alone would let a client hold a connection for as long as it likes by reading single bytes.
+MIN_READ_BYTES = 4096
 # Seconds that an idle connection stays open after the server has stopped listening, so that a request which is already
 # on its way is still answered.
 IDLE_GRACE_S = 1
@@ -23,66 +40,182 @@ LINGER_PAUSE_S = 1
 # read costs more than copying into this one.
 DISCARD_BYTES = 2**16
 
+logger = logging.getLogger(__name__)
 
-def connection_factory(head_timeout_s: float) -> Any:
-    """Return the ``http`` argument of ``uvicorn.Config`` that makes uvicorn use ``Connection``.
 
-    Args:
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What connections may take.
+
+    Attributes:
+        connections: Number of open connections. When it is reached, the connection that has been idle for the longest
+            time is closed in favour of a new one. If none is idle, the new one is answered 503.
         head_timeout_s: Seconds that a client has to send the head of a request.
+        send_timeout_s: Seconds in which a client has to read ``MIN_READ_BYTES`` of its answer.
     """
-    return cast(Any, functools.partial(Connection, head_timeout_s, bytearray(DISCARD_BYTES)))
+
+    connections: int
+    head_timeout_s: float
+    send_timeout_s: float
 
 
-class Connection(HttpToolsProtocol):
-    """A connection that times out if a request head does not arrive, and that lingers after an early answer.
+def connection_factory(limits: ConnectionLimits, metrics: Metrics) -> Any:
+    """Return the ``http`` argument of ``uvicorn.Config`` that makes uvicorn use ``Connection``."""
+    return cast(Any, functools.partial(Connection, _Shared(limits, metrics)))
+
+
+@dataclass
+class _Shared:
+    """What all connections of a server share.
+
+    Attributes:
+        limits: The limits of all connections.
+        metrics: Where connections are counted.
+        idle: The connections without a request in progress; the first has been idle for the longest time.
+        discarded: Where bytes that arrive after an early answer are written and ignored.
+    """
+
+    limits: ConnectionLimits
+    metrics: Metrics
+    idle: dict["Connection", None] = field(default_factory=dict)
+    discarded: bytearray = field(default_factory=lambda: bytearray(DISCARD_BYTES))
+
+
+class Connection(H11Protocol):
+    """A connection that refuses oversized heads, does not wait for silent clients, and lingers after an early answer.
 
     Args:
-        head_timeout_s: Seconds that a client has to send the head of a request.
-        discard_buffer: Where bytes that arrive after an early answer are written and ignored.
+        shared: What it shares with the server's other connections.
         options: The arguments of uvicorn's protocol.
     """
 
-    def __init__(self, head_timeout_s: float, discard_buffer: bytearray, **options: Any) -> None:
+    def __init__(self, shared: _Shared, **options: Any) -> None:
         super().__init__(**options)
-        self._head_timeout_s = head_timeout_s
-        self._discard_buffer = discard_buffer
+        self.conn: _Parser = _Parser(h11.SERVER, MAX_HEAD_BYTES)
+        self._shared = shared
+        self._limits = shared.limits
         self._head_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the head timeout of the first request."""
+        """Make room for the connection or refuse it; start the head timeout of the first request."""
         super().connection_made(transport)
-        self._start_head_timer()
+        self._shared.metrics.connections.inc()
+        transport.set_write_buffer_limits(0)  # so that ``pause_writing`` tells whether anything is unread
+        if len(self.connections) > self._limits.connections and not self._close_longest_idle():
+            self._refuse("too_many_connections", "all connections of this server are in use; try again later")
+        elif not transport.is_closing():
+            self._start_head_timer()
+            self._shared.idle[self] = None
 
-    def on_message_begin(self) -> None:
-        """Offer the application a lingering close as an ASGI extension."""
-        super().on_message_begin()
-        cast(dict[str, Any], self.scope)["extensions"] = {LINGER: self._linger}
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrives, and start or cancel the head timeout accordingly."""
+        super().data_received(data)
+        self._follow()
 
-    def on_headers_complete(self) -> None:
-        """Cancel the head timeout: the head is complete."""
-        self._cancel_head_timer()
-        super().on_headers_complete()
+    def handle_events(self) -> None:
+        """Handle the parser's events, and offer the application a lingering close as an ASGI extension."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: self._linger}  # its task begins later
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that cannot be parsed."""
+        if self.conn.too_large:
+            bounds = f"{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers"
+            self._refuse("head_too_large", f"the request's head exceeds the limit of {bounds}; send fewer headers")
+        else:
+            self._refuse("bad_request", "the request is not valid HTTP/1.1; correct the client")
 
     def on_response_complete(self) -> None:
-        """Start the head timeout of the next request."""
+        """Note that the connection is idle, unless the next request has arrived already."""
+        self._shared.idle[self] = None
         super().on_response_complete()
-        self._start_head_timer()
+        self._follow()
+
+    def pause_writing(self) -> None:
+        """Start to watch whether the client reads: a part of its answer is unread."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """Stop watching: the client has read everything."""
+        super().resume_writing()
+        self._cancel_reader_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the head timeout: the connection is gone."""
+        """Cancel the timeouts: the connection is gone."""
         self._cancel_head_timer()
+        self._cancel_reader_timer()
+        self._shared.idle.pop(self, None)
+        self._shared.metrics.connections.dec()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """Close the connection when the server stops listening: after a grace period if idle, else after the answer."""
         if self._idle:
-            self.loop.call_later(IDLE_GRACE_S, super().shutdown)
+            self.loop.call_later(IDLE_GRACE_S, self._shut_down_if_idle)
         else:
-            super().shutdown()
+            self._shut_down_if_idle()
+
+    def _shut_down_if_idle(self) -> None:
+        if self._idle:
+            self._close()
+        else:
+            self.cycle.keep_alive = False
 
     @property
     def _idle(self) -> bool:
         return bool(getattr(self.cycle, "response_complete", True))  # the cycle is None before the first request
+
+    def _follow(self) -> None:
+        """Keep the head timeout and the list of idle connections up to date."""
+        if not self._idle:
+            self._cancel_head_timer()
+            self._shared.idle.pop(self, None)
+        elif self._head_timer is None and self.conn.trailing_data[0]:
+            self._start_head_timer()
+
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that has been idle for the longest time. Return whether there is one."""
+        longest = next(iter(self._shared.idle), None)
+        if longest is not None:
+            self._shared.idle.pop(longest)
+            longest._close()
+        return longest is not None
+
+    def _close(self) -> None:
+        """Close the connection at once, whether or not the client has read everything."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # otherwise the transport would wait for the client
+        else:
+            self.transport.close()
+
+    def _refuse(self, code: str, detail: str) -> None:
+        """Answer with a problem instead of the application, and close the connection."""
+        request_id = uuid.uuid4().hex
+        self._count(code)
+        client = self.client[0] if self.client else None
+        logger.info("connection refused", extra={"request_id": request_id, "client": client, "code": code})
+        in_progress = not self._idle
+        if in_progress:  # its body is malformed
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if (in_progress and self.cycle.response_started) or len(self.connections) > 2 * self._limits.connections:
+            self.transport.abort()
+            return
+        response = problem_response(Problem(code, detail), request_id, path="/")
+        status = http.HTTPStatus(response.status_code)
+        headers = [
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        head = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % header for header in headers)]
+        self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
+        self._linger()
 
     def _linger(self) -> None:
         """Close the sending side now and the connection later, as RFC 9112, section 9.6 describes.
@@ -90,25 +223,76 @@ class Connection(HttpToolsProtocol):
         Closing both at once would reset the connection, and the client might lose the answer. What it still sends
         bypasses parser and application, which would cost more than the rest of the refusal.
         """
-        self.cycle.disconnected = True  # uvicorn does nothing more with this request
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # uvicorn does nothing more with this request
         if not self.transport.is_closing():
             self.flow.pause_reading()  # uvloop looks at the type of its protocol only when reading starts
-            self.transport.set_protocol(_Discard(self, self._discard_buffer))
+            self.transport.set_protocol(_Discard(self, self._shared.discarded))
             self.flow.resume_reading()
             self.transport.write_eof()
 
+    def _count(self, reason: str) -> None:
+        self._shared.metrics.connections_refused.labels(reason).inc()
+
     def _start_head_timer(self) -> None:
-        self._cancel_head_timer()
-        self._head_timer = self.loop.call_later(self._head_timeout_s, self._close_if_idle)
+        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._end_waiting_for_head)
 
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _close_if_idle(self) -> None:
-        if self._idle:
-            self.transport.close()
+    def _end_waiting_for_head(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._count("head_timeout")
+        self._close()
+
+    def _watch_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self._limits.send_timeout_s, self._check_reader, unread)
+
+    def _cancel_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _check_reader(self, before: int) -> None:
+        """Cut the connection off if the client has read too little since ``before`` bytes were unread."""
+        if before - self.transport.get_write_buffer_size() < min(MIN_READ_BYTES, before):
+            self._count("send_timeout")
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+
+class _Parser(h11.Connection):
+    """h11's parser with exact bounds on heads; h11 only bounds what it has to buffer.
+
+    Attributes:
+        too_large: Whether the last error is that a head or trailers are too large.
+    """
+
+    too_large = False
+
+    def next_event(self) -> Any:
+        """Return the next event.
+
+        Raises:
+            h11.RemoteProtocolError: The client sent something that is not HTTP, or that is too large.
+        """
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request) and _exceeds_bounds(event):
+                raise h11.RemoteProtocolError("head too large", error_status_hint=431)
+        except h11.RemoteProtocolError as error:
+            self.too_large = error.error_status_hint == 431
+            raise
+        return event
+
+
+def _exceeds_bounds(request: h11.Request) -> bool:
+    size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+    return size > MAX_HEAD_BYTES or len(request.headers) > MAX_HEADERS
 
 
 class _Discard(asyncio.BufferedProtocol):

@@ -47,9 +47,9 @@ def configure_logging(level: str) -> None:
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
-                # Uvicorn's messages about start and stop repeat ours. The multipart parser warns about each malformed
-                # form, which the access line reports already.
-                "uvicorn": {"level": "WARNING"},
+                # Uvicorn's messages about start, stop and malformed requests repeat ours. The multipart parser warns
+                # about each malformed form, which the access line reports already.
+                "uvicorn": {"level": "ERROR"},
                 "python_multipart": {"level": "ERROR"},
             },
         }

@@ -54,6 +54,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "invalid_tensor": Kind(
             400, "The inference request is not valid", "`frames` contains 0 clips; a request may contain 1 to 17"
         ),
+        "bad_request": Kind(
+            400, "The request is not valid HTTP", "the request is not valid HTTP/1.1; correct the client"
+        ),
         "unauthorized": Kind(
             401,
             "An API key is required",
@@ -92,6 +95,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
+        "head_too_large": Kind(
+            431,
+            "The request's head is too large",
+            "the request's head exceeds the limit of 32768 bytes and 100 headers; send fewer headers",
+        ),
         "overloaded": Kind(
             429,
             "The service is overloaded",
@@ -100,6 +108,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
+        "too_many_connections": Kind(
+            503,
+            "The service has too many connections",
+            "all connections of this server are in use; try again later",
+            1,
+        ),
         "draining": Kind(503, "The service is shutting down", "the service is shutting down; try another instance", 2),
         "deadline_exceeded": Kind(504, "The prediction timed out", "the answer was not ready in time"),
     }

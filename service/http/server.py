@@ -4,18 +4,20 @@ import asyncio
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from service.errors import ListenError
 from service.http.app import create_app
-from service.http.connection import connection_factory
+from service.http.connection import ConnectionLimits, connection_factory
 from service.http.logs import configure_logging
 from service.http.serving import Serving
 from service.settings import Settings
@@ -45,12 +47,18 @@ def serve(settings: Settings) -> None:
         server.should_exit = True
 
     configure_logging(settings.log_level)
+    _raise_file_limit()
     listener = _listen(settings.host, settings.port)
     app = create_app(settings, on_failure=stop)
     server = _Server(
         uvicorn.Config(
             app,
-            http=connection_factory(settings.upload_timeout_s),
+            http=connection_factory(
+                ConnectionLimits(settings.connection_limit(), settings.upload_timeout_s, settings.send_timeout_s),
+                app.state.serving.metrics,
+            ),
+            backlog=min(settings.connection_limit(), 2048),
+            timeout_keep_alive=cast(int, settings.keep_alive_s),  # uvicorn only passes it to ``call_later``
             lifespan="on",
             ws="none",
             access_log=False,  # ``AccessLog`` writes a more useful line
@@ -123,6 +131,12 @@ class _Server(uvicorn.Server):
 def _exit_hung() -> None:
     logger.critical("shutdown did not finish in time; exiting without it")
     os._exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard limit: it is low by default for programs that use ``select``."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _announce(listener: socket.socket, *, page: bool) -> None:

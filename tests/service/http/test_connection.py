@@ -1,11 +1,13 @@
 """Uvicorn's internals that ``service.http.connection`` relies on, and what connections do on a real socket.
 
 If a test here fails after an upgrade of uvicorn, compare ``service/http/connection.py`` with the new
-``uvicorn/protocols/http/httptools_impl.py`` before raising the bound in pyproject.toml.
+``uvicorn/protocols/http/h11_impl.py`` before raising the bound in pyproject.toml.
 """
 
 import asyncio
+import contextlib
 import inspect
+import json
 import socket
 import threading
 import time
@@ -13,20 +15,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
+import h11
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.http import connection
-from service.http.connection import connection_factory
+from service.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, ConnectionLimits, connection_factory
 from service.http.middleware.body_limits import LINGER, BodyLimits
+from service.metrics import Metrics
 from service.settings import Settings
+from tests.processes import until
 
 PATIENCE_S = 30
-HEAD_TIMEOUT_S = 0.5
+HEAD_TIMEOUT_S = SEND_TIMEOUT_S = 0.5
 ANSWER = b"x" * 100_000
 
 
@@ -37,21 +42,27 @@ class TestInternals:
         "__init__": ["self", "config", "server_state", "app_state", "_loop"],
         "connection_made": ["self", "transport"],
         "connection_lost": ["self", "exc"],
-        "on_message_begin": ["self"],
-        "on_headers_complete": ["self"],
+        "data_received": ["self", "data"],
+        "handle_events": ["self"],
         "on_response_complete": ["self"],
+        "pause_writing": ["self"],
+        "resume_writing": ["self"],
+        "send_400_response": ["self", "msg"],
         "shutdown": ["self"],
     }
 
     @pytest.mark.parametrize("method", SIGNATURES)
     def test_overridden_methods_have_the_expected_signatures(self, method: str) -> None:
-        assert list(inspect.signature(getattr(HttpToolsProtocol, method)).parameters) == self.SIGNATURES[method]
+        assert list(inspect.signature(getattr(H11Protocol, method)).parameters) == self.SIGNATURES[method]
 
     def test_nothing_else_of_uvicorn_is_overridden_by_accident(self) -> None:
-        ours = {"_head_timeout_s", "_discard_buffer", "_head_timer", *vars(connection.Connection)}
-        inherited = {*dir(HttpToolsProtocol), *vars(self.protocol())} - {*dir(object), "__module__"}
+        ours = {"_shared", "_limits", "_head_timer", "_reader_timer", *vars(connection.Connection)}
+        inherited = {*dir(H11Protocol), *vars(self.protocol())} - {*dir(object), "__module__"}
 
         assert ours & inherited == self.SIGNATURES.keys() - {"__init__"}
+
+    def test_the_parser_is_kept_where_ours_replaces_it(self) -> None:
+        assert type(self.protocol().conn) is h11.Connection
 
     def test_a_new_connection_has_no_cycle_yet(self) -> None:
         attributes = vars(self.protocol())
@@ -67,16 +78,6 @@ class TestInternals:
         assert isinstance(protocol.flow, FlowControl)
         assert protocol in protocol.server_state.connections
 
-    def test_the_scope_of_a_request_is_a_new_dictionary_that_may_be_extended(self) -> None:
-        protocol = self.protocol()
-        protocol.on_message_begin()
-        first = protocol.scope
-        protocol.on_message_begin()
-
-        assert type(first) is dict
-        assert first is not protocol.scope
-        assert "extensions" not in first
-
     def test_flow_control_pauses_and_resumes_the_transport(self) -> None:
         transport = Transport()
         flow = FlowControl(cast(asyncio.Transport, transport))
@@ -87,14 +88,16 @@ class TestInternals:
 
     def test_a_cycle_has_flags_for_completion_and_disconnection(self) -> None:
         parameters = inspect.signature(RequestResponseCycle).parameters
-        cycle = cast(Any, RequestResponseCycle)(**dict.fromkeys(parameters))
+        given = dict.fromkeys(parameters) | {"conn": h11.Connection(h11.SERVER), "message_event": asyncio.Event()}
+        cycle = cast(Any, RequestResponseCycle)(**given)
 
-        assert (cycle.response_complete, cycle.disconnected) == (False, False)
+        assert (cycle.response_started, cycle.response_complete, cycle.disconnected) == (False, False, False)
+        assert isinstance(cycle.message_event, asyncio.Event)
 
     @staticmethod
-    def protocol() -> HttpToolsProtocol:
+    def protocol() -> H11Protocol:
         config = uvicorn.Config(answer_at_once, log_config=None, lifespan="off", ws="none")
-        return HttpToolsProtocol(config, ServerState(), {}, cast(asyncio.AbstractEventLoop, object()))
+        return H11Protocol(config, ServerState(), {}, cast(asyncio.AbstractEventLoop, object()))
 
 
 class Transport:
@@ -121,8 +124,10 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
 class Server(uvicorn.Server):
     """A uvicorn server with our connections, on a free port, in a thread."""
 
-    def __init__(self, app: ASGIApp, loop: str) -> None:
-        factory = connection_factory(HEAD_TIMEOUT_S)
+    def __init__(self, app: ASGIApp, loop: str, connections: int = 50) -> None:
+        self.metrics = Metrics()
+        limits = ConnectionLimits(connections, head_timeout_s=HEAD_TIMEOUT_S, send_timeout_s=SEND_TIMEOUT_S)
+        factory = connection_factory(limits, self.metrics)
         super().__init__(
             uvicorn.Config(app, http=factory, loop=loop, lifespan="off", ws="none", log_config=None, access_log=False)
         )
@@ -143,6 +148,19 @@ class Server(uvicorn.Server):
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
 
+    def ask(self, *parts: bytes) -> bytes:
+        """Send these bytes on a connection of their own, and return everything that the server answers."""
+        with self.connect() as client:
+            for part in parts:
+                client.sendall(part)
+            return read_to_end(client)
+
+    def refused(self, reason: str) -> float:
+        """Return how many connections have been refused for this reason."""
+        value = self.metrics.registry.get_sample_value("limelight_connections_refused_total", {"reason": reason})
+        assert value is not None
+        return value
+
 
 @pytest.fixture
 def loop() -> str:
@@ -151,12 +169,12 @@ def loop() -> str:
 
 
 @pytest.fixture
-def serve(loop: str) -> Iterator[Callable[[ASGIApp], Server]]:
+def serve(loop: str) -> Iterator[Callable[..., Server]]:
     """Start a server for an application; it stops at the end of the test."""
     opened = []
 
-    def start(app: ASGIApp) -> Server:
-        context = Server(app, loop).running()
+    def start(app: ASGIApp, **options: int) -> Server:
+        context = Server(app, loop, **options).running()
         opened.append(context)
         return context.__enter__()
 
@@ -175,7 +193,7 @@ def read_to_end(client: socket.socket) -> bytes:
 class TestHeadTimeout:
     @pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: lime"])
     def test_a_connection_whose_head_never_arrives_is_closed(
-        self, serve: Callable[[ASGIApp], Server], beginning: bytes
+        self, serve: Callable[..., Server], beginning: bytes
     ) -> None:
         with serve(answer_at_once).connect() as client:
             client.sendall(beginning)
@@ -184,13 +202,13 @@ class TestHeadTimeout:
             assert read_to_end(client) == b""
             assert time.monotonic() - started > HEAD_TIMEOUT_S / 2
 
-    def test_a_trickling_head_does_not_extend_the_timeout(self, serve: Callable[[ASGIApp], Server]) -> None:
+    def test_a_trickling_head_does_not_extend_the_timeout(self, serve: Callable[..., Server]) -> None:
         with serve(answer_at_once).connect() as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: ")
             client.settimeout(HEAD_TIMEOUT_S / 10)
-            until = time.monotonic() + PATIENCE_S
+            give_up = time.monotonic() + PATIENCE_S
             closed = False
-            while not closed and time.monotonic() < until:
+            while not closed and time.monotonic() < give_up:
                 try:
                     client.sendall(b"x")
                     closed = client.recv(1) == b""
@@ -201,7 +219,7 @@ class TestHeadTimeout:
 
         assert closed
 
-    def test_the_head_of_a_second_request_has_the_timeout_too(self, serve: Callable[[ASGIApp], Server]) -> None:
+    def test_the_head_of_a_second_request_has_the_timeout_too(self, serve: Callable[..., Server]) -> None:
         with serve(answer_at_once).connect() as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             received = b""
@@ -211,7 +229,7 @@ class TestHeadTimeout:
 
             assert read_to_end(client) == b""
 
-    def test_an_answer_may_take_longer_than_the_timeout(self, serve: Callable[[ASGIApp], Server]) -> None:
+    def test_an_answer_may_take_longer_than_the_timeout(self, serve: Callable[..., Server]) -> None:
         async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
             await asyncio.sleep(3 * HEAD_TIMEOUT_S)
             await answer_at_once(scope, receive, send)
@@ -222,6 +240,233 @@ class TestHeadTimeout:
             assert read_to_end(client).endswith(ANSWER)
 
 
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def answer_the_body(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the request's body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class TestMalformedRequests:
+    """The server itself answers requests that never become requests of the application."""
+
+    @staticmethod
+    def endless(beginning: bytes, part: bytes) -> Iterator[bytes]:
+        yield beginning
+        yield from [part * (2**16 // len(part))] * 400  # 25 MiB
+
+    @pytest.mark.parametrize(
+        ("beginning", "part"),
+        [
+            (GET, b"X-Header: lime\r\n"),
+            (GET + b"X-Header: ", b"lime"),
+            (GET, b"\x01"),
+            (b"GET /", b"lime"),
+            (b"", b"lime"),
+            (CHUNKED + b"0\r\n", b"X-Trailer: lime\r\n"),
+            (CHUNKED + b"0\r\nX-Trailer: ", b"lime"),
+            (CHUNKED + b"1;", b"extension"),
+        ],
+        ids=["lines", "value", "control characters", "target", "method", "trailers", "trailer", "chunk extension"],
+    )
+    def test_a_head_without_end_is_refused_early(
+        self, serve: Callable[..., Server], beginning: bytes, part: bytes
+    ) -> None:
+        server, sent, received = serve(answer_the_body), 0, b""
+        with server.connect() as client:
+            try:
+                for block in self.endless(beginning, part):
+                    client.sendall(block)
+                    sent += len(block)
+            except ConnectionError:
+                pass  # cut off, since it kept sending
+            with contextlib.suppress(ConnectionError):
+                received = read_to_end(client)
+
+        assert received[9:12] in {b"400", b"431", b""}
+        until(lambda: server.refused("head_too_large") + server.refused("bad_request") == 1)
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            GET + b"A: b\r\n" * MAX_HEADERS,
+            GET + b"A: " + b"b" * MAX_HEAD_BYTES + b"\r\n",
+            b"GET /" + b"b" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n",
+        ],
+        ids=["number", "header", "target"],
+    )
+    def test_an_oversized_head_is_answered_431(self, serve: Callable[..., Server], head: bytes) -> None:
+        answer = serve(answer_at_once).ask(head + b"\r\n")
+
+        assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+        assert problem(answer)["code"] == "head_too_large"
+        assert b"connection: close" in answer
+
+    def test_a_head_within_the_bounds_is_accepted(self, serve: Callable[..., Server]) -> None:
+        head = GET + b"A: b\r\n" * (MAX_HEADERS - 3) + b"B: " + b"b" * (MAX_HEAD_BYTES - 1000) + b"\r\n"
+
+        assert serve(answer_at_once).ask(head + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+    @pytest.mark.parametrize(
+        "request_bytes",
+        [
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+            b"hello\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            GET + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            GET + b"Content-Length: -1\r\n\r\n",
+            GET + b"A : b\r\n\r\n",
+            CHUNKED + b"not a length\r\n",
+        ],
+        ids=["TLS", "text", "no host", "two lengths", "negative length", "blank in a name", "malformed chunk"],
+    )
+    def test_what_is_not_http_is_answered_400_as_a_problem(
+        self, serve: Callable[..., Server], request_bytes: bytes
+    ) -> None:
+        server = serve(answer_the_body)
+        answer = server.ask(request_bytes)
+
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"content-type: application/problem+json" in answer
+        assert problem(answer)["code"] == "bad_request"
+        assert f"x-request-id: {problem(answer)['request_id']}".encode() in answer
+        assert server.refused("bad_request") == 1
+
+    def test_a_malformed_body_after_the_answer_began_cuts_the_connection(self, serve: Callable[..., Server]) -> None:
+        async def begin(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+            await receive()
+
+        with serve(begin).connect() as client:
+            client.sendall(CHUNKED)
+            assert client.recv(12) == b"HTTP/1.1 200"
+            client.sendall(b"no length\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert b"HTTP/1.1" not in read_to_end(client)
+
+    @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "nonsense"])
+    def test_an_upgrade_is_ignored_and_the_body_is_read(self, serve: Callable[..., Server], upgrade: str) -> None:
+        head = POST + f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {upgrade}\r\n".encode()
+        body = GET + b"\r\n"
+        with serve(answer_the_body).connect() as client:
+            client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            client.sendall(POST + b"Content-Length: 4\r\nConnection: close\r\n\r\nlime")
+            received = read_to_end(client)
+
+        assert received.count(b"HTTP/1.1 200 OK") == 2
+        assert body in received
+        assert received.endswith(b"lime")
+
+
+def problem(answer: bytes) -> dict[str, str]:
+    fields: dict[str, str] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return fields
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])  # which differ in how they write
+class TestSilentReaders:
+    """Clients that do not read their answers."""
+
+    def test_a_client_that_pipelines_and_never_reads_is_cut_off(self, serve: Callable[..., Server]) -> None:
+        server = serve(answer_at_once)
+        with server.connect() as client:
+            client.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(1000):
+                    client.sendall((GET + b"\r\n") * 100)
+            until(lambda: server.refused("send_timeout") == 1, PATIENCE_S)
+
+        assert not server.server_state.connections
+
+    def test_a_client_that_does_not_read_its_last_answer_is_cut_off(self, serve: Callable[..., Server]) -> None:
+        async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"30000000")]})
+            await send({"type": "http.response.body", "body": bytes(30_000_000)})
+
+        server = serve(answer_much)
+        with server.connect() as client:
+            client.sendall(GET + b"Connection: close\r\n\r\n")
+            until(lambda: server.refused("send_timeout") == 1, PATIENCE_S)
+
+        assert not server.server_state.connections
+
+    def test_a_client_that_reads_slowly_gets_its_whole_answer(self, serve: Callable[..., Server]) -> None:
+        size = 2_000_000
+
+        async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+            await send({"type": "http.response.body", "body": bytes(size)})
+
+        with serve(answer_much).connect() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+            client.sendall(GET + b"Connection: close\r\n\r\n")
+            received = 0
+            started = time.monotonic()
+            while part := client.recv(50_000):
+                received += len(part)
+                time.sleep(0.05)
+
+        assert received > size
+        assert time.monotonic() - started > 2 * SEND_TIMEOUT_S
+
+    def test_the_server_stops_in_time_although_a_client_does_not_read(self, serve: Callable[..., Server]) -> None:
+        server = serve(answer_at_once)
+        with server.connect() as client:
+            client.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(1000):
+                    client.sendall((GET + b"\r\n") * 100)
+            server.should_exit = True
+            until(lambda: not server.server_state.connections, 10 * SEND_TIMEOUT_S)
+
+
+class TestNumberOfConnections:
+    def test_a_new_connection_takes_the_place_of_the_one_idle_longest(self, serve: Callable[..., Server]) -> None:
+        server = serve(answer_at_once, connections=2)
+        with server.connect() as first, server.connect() as second:
+            for client in (second, first):  # the second is now idle for longer
+                client.sendall(GET + b"\r\n")
+                received = b""
+                while not received.endswith(ANSWER):
+                    received += client.recv(2**16)
+            assert server.ask(GET + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+            assert second.recv(1) == b""
+            first.sendall(GET + b"Connection: close\r\n\r\n")
+            assert read_to_end(first).startswith(b"HTTP/1.1 200")
+
+    def test_a_connection_is_answered_503_if_all_others_are_busy(self, serve: Callable[..., Server]) -> None:
+        release = threading.Event()
+
+        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+            while not release.is_set():
+                await asyncio.sleep(0.01)
+            await answer_at_once(scope, receive, send)
+
+        server = serve(wait, connections=2)
+        with server.connect() as first, server.connect() as second:
+            for client in (first, second):
+                client.sendall(GET + b"Connection: close\r\n\r\n")
+            until(lambda: len(server.server_state.tasks) == 2)
+            answer = server.ask(GET + b"\r\n")
+            release.set()
+            assert read_to_end(first).startswith(b"HTTP/1.1 200")
+
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"retry-after: 1\r\n" in answer
+        assert problem(answer)["code"] == "too_many_connections"
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])  # which differ in how they change a transport's protocol
 class TestLingeringClose:
     """An answer that comes while the client is still sending its body."""
@@ -229,7 +474,7 @@ class TestLingeringClose:
     HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
 
     @pytest.fixture
-    def server(self, serve: Callable[[ASGIApp], Server]) -> Server:
+    def server(self, serve: Callable[..., Server]) -> Server:
         return serve(BodyLimits(answer_at_once, Settings(), closing=lambda: False))
 
     def test_the_answer_arrives_completely_although_the_client_keeps_sending(self, server: Server) -> None:
@@ -256,8 +501,8 @@ class TestLingeringClose:
         monkeypatch.setattr(connection, "LINGER_PAUSE_S", 0.2)
         with server.connect() as client:
             client.sendall(self.HEAD)
-            until, refused = time.monotonic() + PATIENCE_S, False
-            while not refused and time.monotonic() < until:
+            give_up, refused = time.monotonic() + PATIENCE_S, False
+            while not refused and time.monotonic() < give_up:
                 try:
                     client.sendall(bytes(1000))
                 except OSError:
@@ -282,7 +527,7 @@ class TestLingeringClose:
             time.sleep(0.01)
         return time.monotonic() - started
 
-    def test_applications_are_offered_the_extension(self, serve: Callable[[ASGIApp], Server]) -> None:
+    def test_applications_are_offered_the_extension(self, serve: Callable[..., Server]) -> None:
         scopes: list[Scope] = []
 
         async def note(scope: Scope, receive: Receive, send: Send) -> None:
@@ -298,7 +543,7 @@ class TestLingeringClose:
 
 class TestShutdown:
     def test_a_request_on_an_idle_connection_is_still_answered_when_the_server_stops(
-        self, serve: Callable[[ASGIApp], Server]
+        self, serve: Callable[..., Server]
     ) -> None:
         answered: list[Message] = []
 
@@ -308,9 +553,9 @@ class TestShutdown:
 
         server = serve(note)
         with server.connect() as client:
-            until = time.monotonic() + PATIENCE_S
+            give_up = time.monotonic() + PATIENCE_S
             while not server.server_state.connections:
-                assert time.monotonic() < until
+                assert time.monotonic() < give_up
                 time.sleep(0.01)
             server.should_exit = True
             time.sleep(0.3)  # uvicorn looks ten times a second
@@ -320,7 +565,7 @@ class TestShutdown:
 
 
 def test_the_connection_is_made_with_uvicorns_own_arguments() -> None:
-    factory: Any = connection_factory(HEAD_TIMEOUT_S)
+    factory: Any = connection_factory(ConnectionLimits(1, 1, 1), Metrics())
     made = uvicorn.Config(answer_at_once, http=factory, log_config=None)
     made.load()
 
