@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import resource
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,15 +177,17 @@ class Settings(BaseSettings):
     )
 
     def connection_limit(self) -> int:
-        """Return ``max_connections``, or else the number of connections that the limit of open files allows.
+        """Return the largest number of open connections: ``max_connections``, or else what open files allow."""
+        return self.max_connections or min(MAX_CONNECTIONS, self.connections_allowed_by_files())
+
+    def connections_allowed_by_files(self) -> int:
+        """Return the number of connections for which the limit of open files is enough.
 
         A connection takes a file descriptor, and so does the clip that arrives on it. The last third is for connections
         that are being accepted or refused.
         """
-        if self.max_connections is not None:
-            return self.max_connections
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises its limit to the hard limit
         if files == resource.RLIM_INFINITY:
-            return MAX_CONNECTIONS
+            return sys.maxsize
         reserved = RESERVED_FILES + FILES_PER_DECODER * (self.decode_workers or len(os.sched_getaffinity(0)))
-        return min(MAX_CONNECTIONS, max(1, (files - reserved) // 3))
+        return max(1, (files - reserved) // 3)

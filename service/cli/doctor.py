@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.model.bundle import Manifest, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import LOOPBACK, Settings
+from service.settings import LOOPBACK, MAX_CONNECTIONS, Settings
 from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
@@ -31,8 +31,6 @@ PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
 NOT_SETTINGS = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
 MIN_KEY_LENGTH = 16
-# A connection takes one file descriptor, and a clip that is being decoded a few.
-ENOUGH_FILES = 1024
 # The fp32 network takes 1.4 GB at batch size 1, a decoder a hundred MB.
 ENOUGH_MEMORY_BYTES = 2 * 2**30
 DECODER_REMEDY = (
@@ -130,14 +128,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _limits(settings: Settings) -> Iterator[Finding]:
     """Check the limits of this process on open files and memory."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = files == resource.RLIM_INFINITY or files >= ENOUGH_FILES
-    yield Finding(
-        "open files",
-        Verdict.GOOD if enough else Verdict.POOR,
-        f"at most {files}",
-        "" if enough else f"raise the limit to {ENOUGH_FILES} or more (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)",
-    )
+    yield _open_files(settings)
     memory = _memory_bytes()
     plenty = memory >= ENOUGH_MEMORY_BYTES
     yield Finding(
@@ -146,6 +137,21 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         f"{memory / 2**30:.1f} GiB available to this process",
         "" if plenty else "make 2 GiB or more available; the int8 network needs the least",
     )
+
+
+def _open_files(settings: Settings) -> Finding:
+    """Check whether the limit of open files allows the connections that the service accepts."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections, allowed = settings.connection_limit(), settings.connections_allowed_by_files()
+    found = f"{'any number of' if files == resource.RLIM_INFINITY else files} files, {connections} connections"
+    raise_it = "raise the limit of open files (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)"
+    if connections > allowed:
+        return Finding(
+            "open files", Verdict.POOR, found, f"{raise_it} or set LIMELIGHT_MAX_CONNECTIONS to {allowed} or less"
+        )
+    if connections < MAX_CONNECTIONS and settings.max_connections is None:
+        return Finding("open files", Verdict.POOR, found, f"{raise_it}; it allows fewer connections than by default")
+    return Finding("open files", Verdict.GOOD, found)
 
 
 def _memory_bytes() -> int:

@@ -198,11 +198,8 @@ class Connection(H11Protocol):
         self._count(code)
         client = self.client[0] if self.client else None
         logger.info("connection refused", extra={"request_id": request_id, "client": client, "code": code})
-        in_progress = not self._idle
-        if in_progress:  # its body is malformed
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if (in_progress and self.cycle.response_started) or len(self.connections) > 2 * self._limits.connections:
+        answering = not self._idle and self.cycle.response_started  # while the client is sending a malformed body
+        if answering or len(self.connections) > 2 * self._limits.connections:
             self.transport.abort()
             return
         response = problem_response(Problem(code, detail), request_id, path="/")

@@ -308,7 +308,7 @@ class TestProblem:
 
         unmet = {
             "malformed_multipart", "missing_file", "invalid_tensor", "not_found", "unknown_model", "method_not_allowed",
-            "invalid_parameter",
+            "invalid_parameter", "bad_request",
         }  # fmt: skip
         assert {
             code for code, words in zip(codes, advice, strict=True) if "Choose another clip, or send" in words

@@ -82,12 +82,29 @@ def test_a_decoder_that_cannot_decode_in_time_is_an_error(tmp_path: Path) -> Non
     assert found.remedy
 
 
-def test_a_low_limit_of_open_files_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    (found,) = findings(Settings(bundle=tmp_path, port=0), "open files")
+@pytest.mark.parametrize(
+    ("hard_limit", "settings", "verdict", "named"),
+    [
+        (256, {}, Verdict.POOR, "ulimit -n"),
+        (100_000, {"max_connections": 40_000}, Verdict.POOR, "LIMELIGHT_MAX_CONNECTIONS"),
+        (256, {"max_connections": 10}, Verdict.GOOD, ""),
+        (100_000, {}, Verdict.GOOD, ""),
+        (resource.RLIM_INFINITY, {"max_connections": 40_000}, Verdict.GOOD, ""),
+    ],
+)
+def test_open_files_have_to_suffice_for_the_connections(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hard_limit: int,
+    settings: dict[str, Any],
+    verdict: Verdict,
+    named: str,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard_limit))
+    (found,) = findings(Settings(bundle=tmp_path, port=0, decode_workers=2, **settings), "open files")
 
-    assert found.verdict is Verdict.POOR
-    assert "ulimit -n" in found.remedy
+    assert found.verdict is verdict
+    assert named in found.remedy
 
 
 def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle: Path) -> None:

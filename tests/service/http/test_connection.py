@@ -78,6 +78,16 @@ class TestInternals:
         assert isinstance(protocol.flow, FlowControl)
         assert protocol in protocol.server_state.connections
 
+    def test_a_connection_is_told_of_every_byte_that_a_client_leaves_unread(self) -> None:
+        config = uvicorn.Config(answer_at_once, log_config=None, lifespan="off", ws="none")
+        factory: Any = connection_factory(ConnectionLimits(1, 60, 60), Metrics())
+        loop, transport = asyncio.new_event_loop(), Transport()
+        with contextlib.closing(loop):
+            made = factory(config=config, server_state=ServerState(), app_state={}, _loop=loop)
+            made.connection_made(transport)
+
+        assert transport.called == ["set_write_buffer_limits(0)"]
+
     def test_flow_control_pauses_and_resumes_the_transport(self) -> None:
         transport = Transport()
         flow = FlowControl(cast(asyncio.Transport, transport))
@@ -108,6 +118,12 @@ class Transport:
 
     def get_extra_info(self, name: str) -> None:
         return None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        self.called.append(f"set_write_buffer_limits({high})")
 
     def pause_reading(self) -> None:
         self.called.append("pause_reading")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 # The statuses and codes that docs/api.md promises.
 TABLE = {
-    400: {"empty_body", "malformed_multipart", "missing_file", "invalid_tensor"},
+    400: {"empty_body", "malformed_multipart", "missing_file", "invalid_tensor", "bad_request"},
     401: {"unauthorized"},
     404: {"not_found", "unknown_model"},
     405: {"method_not_allowed"},
@@ -29,8 +29,9 @@ TABLE = {
         "invalid_parameter",
     },
     429: {"overloaded"},
+    431: {"head_too_large"},
     500: {"internal_error"},
-    503: {"not_ready", "draining"},
+    503: {"not_ready", "draining", "too_many_connections"},
     504: {"deadline_exceeded"},
 }  # fmt: skip
 STATUS = {code: status for status, codes in TABLE.items() for code in codes}
@@ -54,8 +55,11 @@ RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
     "internal_error": RuntimeError("secret"),
 }
-# These need an application with other settings; test_api_keys, test_predict and test_under_load test them.
-ELSEWHERE = {"unauthorized", "upload_timeout", "not_ready", "draining"}
+# These need an application with other settings or a real connection: test_api_keys, test_predict, test_under_load and
+# test_connection test them.
+ELSEWHERE = {
+    "unauthorized", "upload_timeout", "not_ready", "draining", "bad_request", "head_too_large", "too_many_connections",
+}  # fmt: skip
 
 
 @pytest.fixture
