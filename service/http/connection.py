@@ -48,8 +48,9 @@ class ConnectionLimits:
     """What connections may take.
 
     Attributes:
-        connections: Number of open connections. When it is reached, the connection that has been idle for the longest
-            time is closed in favour of a new one. If none is idle, the new one is answered 503.
+        connections: Number of open connections. When it is reached, a new one takes the place of the one on which the
+            server has waited longest: for a request, or for the client to read. If there is none, the new one is
+            answered 503.
         head_timeout_s: Seconds that a client has to send the head of a request.
         send_timeout_s: Seconds in which a client has to read ``MIN_READ_BYTES`` of its answer.
     """
@@ -71,13 +72,14 @@ class _Shared:
     Attributes:
         limits: The limits of all connections.
         metrics: Where connections are counted.
-        idle: The connections without a request in progress; the first has been idle for the longest time.
+        waiting: The connections on which the server waits for a request or for the client to read; the first has been
+            waiting for the longest time.
         discarded: Where bytes that arrive after an early answer are written and ignored.
     """
 
     limits: ConnectionLimits
     metrics: Metrics
-    idle: dict["Connection", None] = field(default_factory=dict)
+    waiting: dict["Connection", None] = field(default_factory=dict)
     discarded: bytearray = field(default_factory=lambda: bytearray(DISCARD_BYTES))
 
 
@@ -102,11 +104,11 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._shared.metrics.connections.inc()
         transport.set_write_buffer_limits(0)  # so that ``pause_writing`` tells whether anything is unread
-        if len(self.connections) > self._limits.connections and not self._close_longest_idle():
+        if len(self.connections) > self._limits.connections and not self._close_longest_waiting():
             self._refuse("too_many_connections", "all connections of this server are in use; try again later")
         elif not transport.is_closing():
             self._start_head_timer()
-            self._shared.idle[self] = None
+            self._shared.waiting[self] = None
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
@@ -130,25 +132,27 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Note that the connection is idle, unless the next request has arrived already."""
-        self._shared.idle[self] = None
+        self._shared.waiting[self] = None
         super().on_response_complete()
         self._follow()
 
     def pause_writing(self) -> None:
         """Start to watch whether the client reads: a part of its answer is unread."""
         super().pause_writing()
+        self._shared.waiting[self] = None
         self._watch_reader()
 
     def resume_writing(self) -> None:
         """Stop watching: the client has read everything."""
         super().resume_writing()
         self._cancel_reader_timer()
+        self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timeouts: the connection is gone."""
         self._cancel_head_timer()
         self._cancel_reader_timer()
-        self._shared.idle.pop(self, None)
+        self._shared.waiting.pop(self, None)
         self._shared.metrics.connections.dec()
         super().connection_lost(exc)
 
@@ -170,18 +174,19 @@ class Connection(H11Protocol):
         return bool(getattr(self.cycle, "response_complete", True))  # the cycle is None before the first request
 
     def _follow(self) -> None:
-        """Keep the head timeout and the list of idle connections up to date."""
+        """Keep the head timeout and the list of waiting connections up to date."""
         if not self._idle:
             self._cancel_head_timer()
-            self._shared.idle.pop(self, None)
+            if not self.flow.write_paused:
+                self._shared.waiting.pop(self, None)
         elif self._head_timer is None and self.conn.trailing_data[0]:
             self._start_head_timer()
 
-    def _close_longest_idle(self) -> bool:
-        """Close the connection that has been idle for the longest time. Return whether there is one."""
-        longest = next(iter(self._shared.idle), None)
+    def _close_longest_waiting(self) -> bool:
+        """Close the connection on which the server has waited for the longest time. Return whether there is one."""
+        longest = next(iter(self._shared.waiting), None)
         if longest is not None:
-            self._shared.idle.pop(longest)
+            del self._shared.waiting[longest]
             longest._close()
         return longest is not None
 

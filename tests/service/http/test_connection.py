@@ -389,6 +389,18 @@ def problem(answer: bytes) -> dict[str, str]:
     return fields
 
 
+def ask_without_reading(server: Server, client: socket.socket) -> None:
+    """Pipeline requests until the server can answer no more of them."""
+    client.settimeout(0.1)
+    answered = -1
+    while answered != server.server_state.total_requests:
+        answered = server.server_state.total_requests
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while True:
+                client.sendall((GET + b"\r\n") * 100)
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])  # which differ in how they write
 class TestSilentReaders:
     """Clients that do not read their answers."""
@@ -396,13 +408,10 @@ class TestSilentReaders:
     def test_a_client_that_pipelines_and_never_reads_is_cut_off(self, serve: Callable[..., Server]) -> None:
         server = serve(answer_at_once)
         with server.connect() as client:
-            client.settimeout(0.2)
-            with contextlib.suppress(TimeoutError):
-                for _ in range(1000):
-                    client.sendall((GET + b"\r\n") * 100)
+            ask_without_reading(server, client)
             until(lambda: server.refused("send_timeout") == 1, PATIENCE_S)
 
-        assert not server.server_state.connections
+        until(lambda: not server.server_state.connections)
 
     def test_a_client_that_does_not_read_its_last_answer_is_cut_off(self, serve: Callable[..., Server]) -> None:
         async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
@@ -414,7 +423,7 @@ class TestSilentReaders:
             client.sendall(GET + b"Connection: close\r\n\r\n")
             until(lambda: server.refused("send_timeout") == 1, PATIENCE_S)
 
-        assert not server.server_state.connections
+        until(lambda: not server.server_state.connections)
 
     def test_a_client_that_reads_slowly_gets_its_whole_answer(self, serve: Callable[..., Server]) -> None:
         size = 2_000_000
@@ -438,10 +447,7 @@ class TestSilentReaders:
     def test_the_server_stops_in_time_although_a_client_does_not_read(self, serve: Callable[..., Server]) -> None:
         server = serve(answer_at_once)
         with server.connect() as client:
-            client.settimeout(0.2)
-            with contextlib.suppress(TimeoutError):
-                for _ in range(1000):
-                    client.sendall((GET + b"\r\n") * 100)
+            ask_without_reading(server, client)
             server.should_exit = True
             until(lambda: not server.server_state.connections, 10 * SEND_TIMEOUT_S)
 
@@ -460,6 +466,16 @@ class TestNumberOfConnections:
             assert second.recv(1) == b""
             first.sendall(GET + b"Connection: close\r\n\r\n")
             assert read_to_end(first).startswith(b"HTTP/1.1 200")
+
+    def test_a_new_connection_takes_the_place_of_one_whose_client_does_not_read(
+        self, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(globals(), "SEND_TIMEOUT_S", PATIENCE_S)
+        server = serve(answer_at_once, connections=1)
+        with server.connect() as silent:
+            ask_without_reading(server, silent)
+
+            assert server.ask(GET + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
 
     def test_a_connection_is_answered_503_if_all_others_are_busy(self, serve: Callable[..., Server]) -> None:
         release = threading.Event()
