@@ -1,0 +1,254 @@
+"""What hostile clients cost a good one: latency of predictions and memory of the service, with and without attacks.
+
+A good client sends one prediction after the other: first alone, then beside the attacks, then alone again, because the
+machine's speed drifts. The attacks run at low priority in a process of their own, for they stand for other machines:
+
+- heads: header lines without end;
+- silent: clients that pipeline requests and never read;
+- many: the same from more clients, against a server with few file descriptors;
+- uploads: slow uploads of 60 MB.
+
+A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
+file descriptors and without a gateway (its own network needs no published port beyond the loopback interface), else in
+a process of this machine. Memory is flat if the median of the last quarter is at most 1.1 times that of the second. The
+exit code is 1 if the p95 rises by more than half, memory is not flat or the good client misses an answer.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.load import Answer, clips, closed_loop, describe, quantile, serving, upload
+from benchmarks.report import argument_parser, publish
+from tests.processes import descendants
+from tests.tiny_bundle import write_tiny_bundle
+
+MEMORY_LIMIT, FILE_LIMIT = "2g", 256
+UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 500_000, 0.1
+RECONNECT_S = 0.2
+SAMPLE_S = 0.5
+SETTLE_S = 5  # between the phases
+
+Attack = Callable[[int], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service under test: its port, and a function that returns its memory in MB."""
+
+    port: int
+    memory_mb: Callable[[], float]
+
+
+def main() -> int:
+    """Measure, print and record. Return the exit code."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of each phase (default 60)")
+    parser.add_argument("--clients", type=int, default=4, help="clients of each attack (default 4)")
+    parser.add_argument("--many", type=int, default=100, help="clients of the attack on file descriptors (default 100)")
+    parser.add_argument("--uploads", type=int, default=17, help="slow uploads at a time (default 17)")
+    parser.add_argument("--image", help="image of the service to run in a container, such as limelight:latest")
+    options = parser.parse_args()
+    attacks: dict[Attack, int] = {
+        endless_head: options.clients,
+        never_read: options.clients + options.many,
+        upload_slowly: options.uploads,
+    }
+    with containerised(options.image) if options.image else local() as service:
+        requests = [upload(clip) for clip in clips(1)]
+        uvloop.run(closed_loop(service.port, requests, clients=2, seconds=2))
+        phases = [measure(service, requests, options.seconds, chosen) for chosen in ({}, attacks, {})]
+    alone = [answer for phase in (phases[0], phases[2]) for answer in phase.answers]
+    ratio = p95(phases[1].answers) / p95(alone)
+    growth = statistics.median(phases[1].quarter(4)) / statistics.median(phases[1].quarter(2))
+    table = [
+        "| phase | answers of the good client | p50, ms | p95, ms | memory by quarters, MB |",
+        *(f"| {name} | {phase.row()} |" for name, phase in zip(("alone", "attacked", "alone"), phases, strict=True)),
+    ]
+    where = f"container with {MEMORY_LIMIT} of memory" if options.image else "process of this machine"
+    facts = [
+        f"Tiny stand-in bundle in a {where}; {describe(clips(1))}; {options.seconds:g} s a phase",
+        f"Attackers: {', '.join(f'{count} {attack.__name__}' for attack, count in attacks.items())}",
+        f"p95 attacked / alone: {ratio:.2f}; memory, last quarter / second quarter: {growth:.2f}",
+    ]
+    publish("A good client beside hostile ones", facts, table, record=not options.no_record)
+    missed = sum(answer.status != 200 for phase in phases for answer in phase.answers)
+    return int(ratio > 1.5 or growth > 1.1 or missed > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The good client's answers, and samples of the service's memory in MB."""
+
+    answers: Sequence[Answer]
+    memory: Sequence[float]
+
+    def quarter(self, number: int) -> Sequence[float]:
+        """Return the samples of a quarter, 1 to 4."""
+        size = len(self.memory) // 4
+        return self.memory[(number - 1) * size : number * size]
+
+    def row(self) -> str:
+        """Return the cells of the phase's row."""
+        statuses = Counter(answer.status for answer in self.answers)
+        quarters = ", ".join(f"{statistics.median(self.quarter(number)):.0f}" for number in range(1, 5))
+        seconds = [answer.seconds for answer in self.answers]
+        return f"{dict(statuses)} | {1000 * quantile(seconds, 0.5):.0f} | {1000 * p95(self.answers):.0f} | {quarters}"
+
+
+def p95(answers: Sequence[Answer]) -> float:
+    """Return the 95th percentile of the answers' times in seconds."""
+    return quantile([answer.seconds for answer in answers], 0.95)
+
+
+def measure(service: Service, requests: list[bytes], seconds: float, attacks: dict[Attack, int]) -> Phase:
+    """Run the good client for a while, beside attackers."""
+    time.sleep(SETTLE_S)
+    attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(service.port, attacks), daemon=True)
+    if attacks:
+        attackers.start()
+    try:
+        return uvloop.run(_measure(service, requests, seconds))
+    finally:
+        if attacks:
+            attackers.kill()
+            attackers.join()
+
+
+async def _measure(service: Service, requests: list[bytes], seconds: float) -> Phase:
+    good = asyncio.create_task(closed_loop(service.port, requests, clients=1, seconds=seconds))
+    memory = []
+    while not good.done():
+        memory.append(await asyncio.to_thread(service.memory_mb))
+        await asyncio.wait([good], timeout=SAMPLE_S)
+    return Phase(await good, memory)
+
+
+def attack(port: int, attacks: dict[Attack, int]) -> None:
+    """Run the attackers until the process is killed."""
+    os.nice(19)
+    uvloop.run(_attack(port, attacks))
+
+
+async def _attack(port: int, attacks: dict[Attack, int]) -> None:
+    async def repeat(kind: Attack) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                await kind(port)
+            await asyncio.sleep(RECONNECT_S)
+
+    await asyncio.gather(*(repeat(kind) for kind, count in attacks.items() for _ in range(count)))
+
+
+async def endless_head(port: int) -> None:
+    """Send header lines until the server closes the connection."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.closing(writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        while True:
+            writer.write(b"X-Header: lime\r\n" * 1000)
+            await writer.drain()
+
+
+async def never_read(port: int) -> None:
+    """Pipeline requests without reading the answers until the server closes the connection."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", port))
+        while True:
+            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+
+
+async def upload_slowly(port: int) -> None:
+    """Upload a large body slowly until the server answers or closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.closing(writer):
+        writer.write(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n".encode())
+        answered = asyncio.create_task(reader.read(1))
+        sent = 0
+        while sent < UPLOAD_BYTES and not answered.done():
+            writer.write(bytes(UPLOAD_PIECE))
+            sent += UPLOAD_PIECE
+            await writer.drain()
+            await asyncio.wait([answered], timeout=UPLOAD_PAUSE_S)
+        await answered
+
+
+@contextmanager
+def local() -> Iterator[Service]:
+    """Run the service in a process of this machine. Its memory is that of the server and of all its children."""
+    with serving() as server:
+        pids = [server.process.pid]
+
+        def memory_mb() -> float:
+            pids[1:] = [pid for generation in descendants(pids[0]) for pid in generation]
+            return sum(proportional_mb(pid) for pid in pids)
+
+        yield Service(server.port, memory_mb)
+
+
+def proportional_mb(pid: int) -> float:
+    """Return a process's memory in MB, with memory that it shares divided by the number of processes; 0 if it ended."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        if found := re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE):
+            return int(found[1]) / 1000
+    return 0.0
+
+
+@contextmanager
+def containerised(image: str) -> Iterator[Service]:
+    """Run the service in a container. Its memory is what the container's limit counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_tiny_bundle(Path(folder) / "bundle")
+        Path(folder).chmod(0o755)
+        options = ["--memory", MEMORY_LIMIT, "--memory-swap", MEMORY_LIMIT, "--ulimit", f"nofile={FILE_LIMIT}"]
+        mount = ["--volume", f"{bundle}:/bundles/limelight:ro", "--publish", "127.0.0.1::8000", "--rm", "--detach"]
+        container = docker("run", *options, *mount, "--init", "--read-only", "--tmpfs", "/tmp", image)  # noqa: S108
+        try:
+            port = int(docker("port", container, "8000").rpartition(":")[2])
+            wait_until_ready(container)
+            yield Service(port, lambda: container_mb(container))
+        finally:
+            docker("rm", "--force", container)
+
+
+def docker(*arguments: str) -> str:
+    """Run a command of Docker's CLI and return what it prints."""
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_until_ready(container: str) -> None:
+    """Wait until the container's health check passes."""
+    while (state := docker("inspect", "--format", "{{.State.Health.Status}}", container)) != "healthy":
+        if state != "starting":
+            raise RuntimeError(f"the container is {state}: {docker('logs', container)}")
+        time.sleep(1)
+
+
+def container_mb(container: str) -> float:
+    """Return the memory that the container uses, in MB."""
+    used = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", container).split("/")[0].strip()
+    number, unit = re.fullmatch(r"([\d.]+)(\w+)", used).groups()  # type: ignore[union-attr]
+    return float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit] / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())
