@@ -62,7 +62,8 @@ FROM runtime AS serve
 ENV LIMELIGHT_HOST=0.0.0.0 LIMELIGHT_BUNDLE=/bundles/limelight
 COPY --from=serve-environment /opt/venv /opt/venv
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=5s --start-period=2m \
-    CMD ["python", "-c", "import http.client; service = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); service.request('GET', '/health/ready'); raise SystemExit(service.getresponse().status != 200)"]
+# One check takes 50 ms of processor time. Engines older than 25.0 ignore the start interval.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --start-interval=2s \
+    CMD ["python", "-P", "-m", "service.cli.health"]
 ENTRYPOINT ["limelight"]
 CMD ["serve"]
