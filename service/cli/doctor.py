@@ -111,7 +111,7 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each conflict between settings, with its remedy."""
-    if not settings.api_keys and settings.host not in LOOPBACK:
+    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
         yield "requests are not authenticated", "set LIMELIGHT_API_KEYS, or let only a gateway reach the service"
     if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
         yield f"an API key is shorter than {MIN_KEY_LENGTH} characters", "generate keys with `openssl rand -hex 32`"

@@ -1,7 +1,7 @@
 """Asks a running service how it is. The image's health check runs this module every few seconds.
 
-It takes 50 ms of processor time, so it reads the three variables that it needs by itself: loading the class of the
-settings would take four times as long, and the whole command line seven times.
+That takes 50 ms of processor time. It reads the three variables that it needs by itself, because importing the class of
+the settings takes 180 ms.
 """
 
 import http.client
