@@ -67,6 +67,7 @@ class Serving:
         """
         model = await self._in_thread(load_model, self.settings, self.metrics)
         if self.draining:
+            model.close()
             return
         self.pipeline = await self._in_thread(start_pipeline, model, self.settings, self.metrics)
         if not self.draining:
@@ -83,7 +84,7 @@ class Serving:
         self._announce("bundle reloaded", model)
         await pipeline.replace(model)
 
-    async def close(self, loading: "asyncio.Task[None]") -> None:
+    async def close(self, loading: asyncio.Task[None]) -> None:
         """Close the pipeline. If it is still being loaded, wait for it, but not for long.
 
         Args:

@@ -141,29 +141,34 @@ class TestShutdownWhileLoading:
     def test_a_signal_while_the_decoders_start_leaves_no_process(self, tiny_bundle: Path, tmp_path: Path) -> None:
         with starting(tiny_bundle, tmp_path / "log.jsonl", {}) as server:
             until(lambda: descendants(server.process.pid))
-            children = [child for generation in descendants(server.process.pid) for child in generation]
+            children = all_descendants(server)
             server.process.send_signal(signal.SIGTERM)
 
             assert server.process.wait(QUICK_S) == 0
-            assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+            assert still_there(children) == []
             assert "ready" not in [line["message"] for line in server.lines()]  # each line is JSON, so no traceback
 
     def test_a_broken_bundle_that_is_found_after_the_signal_is_no_failure(self, endless: Path, tmp_path: Path) -> None:
         with starting(endless, tmp_path / "log.jsonl", {}) as server:
-            until(lambda: get(server, "/health/live").is_success)
-            server.process.send_signal(signal.SIGTERM)
-            (endless / "model.int8.onnx").write_bytes(b"?")
+            with (endless / "model.int8.onnx").open("wb", buffering=0) as file:  # opens once the server reads
+                server.process.send_signal(signal.SIGTERM)
+                file.write(b"?")
 
             assert server.process.wait(QUICK_S) == 0
             assert {line["level"] for line in server.lines()} <= {"info", "debug"}
 
-    def test_a_second_signal_ends_the_server_with_1(self, endless: Path, tmp_path: Path) -> None:
-        with starting(endless, tmp_path / "log.jsonl", {}) as server:
-            until(lambda: get(server, "/health/live").is_success)
+    def test_a_second_signal_ends_the_server_with_1_and_the_decoders_follow(
+        self, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        with starting(tiny_bundle, tmp_path / "log.jsonl", {}) as server:
+            until(lambda: descendants(server.process.pid))
+            children = all_descendants(server)
             server.process.send_signal(signal.SIGTERM)
             server.process.send_signal(signal.SIGINT)
 
             assert server.process.wait(QUICK_S) == 1
+            until(lambda: not still_there(children))
+            assert "Traceback" not in server.log.read_text()
 
     def test_sighup_while_loading_loads_the_bundle_again_afterwards(self, endless: Path, tmp_path: Path) -> None:
         pipe = endless / "model.int8.onnx"
@@ -186,11 +191,11 @@ class TestShutdownWhileLoading:
             server.process.send_signal(signal.SIGHUP)
             with (bundle / "model.int8.onnx").open("wb"):  # opens once the server reads
                 assert predict(server, clip).status_code == 200
-                children = [child for generation in descendants(server.process.pid) for child in generation]
+                children = all_descendants(server)
                 server.process.send_signal(signal.SIGTERM)
 
                 assert server.process.wait(QUICK_S) == 0
-                assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+                assert still_there(children) == []
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_before_the_server_listens_ends_it_with_0(self, tiny_bundle: Path, number: signal.Signals) -> None:
@@ -256,6 +261,14 @@ def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: 
     assert Counter(answer.status_code for answer in answers) == {200: len(answers)}
     assert metrics.count("limelight_model_info{") == 1
     assert 'version="2"' in metrics
+
+
+def all_descendants(server: Server) -> list[int]:
+    return [child for generation in descendants(server.process.pid) for child in generation]
+
+
+def still_there(processes: list[int]) -> list[int]:
+    return [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
 def refused(server: Server) -> bool:
