@@ -62,7 +62,8 @@ FROM runtime AS serve
 ENV LIMELIGHT_HOST=0.0.0.0 LIMELIGHT_BUNDLE=/bundles/limelight
 COPY --from=serve-environment /opt/venv /opt/venv
 EXPOSE 8000
+# A check takes 50 ms of processor time. A start interval would make it rarer, but engines before 25.0 refuse to build it.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=2m \
-    CMD ["python", "-c", "import http.client; service = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); service.request('GET', '/health/ready'); raise SystemExit(service.getresponse().status != 200)"]
+    CMD ["python", "-P", "-m", "service.cli.health"]
 ENTRYPOINT ["limelight"]
 CMD ["serve"]

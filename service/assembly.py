@@ -64,7 +64,15 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
         EngineError: The network cannot run as configured.
         DecodersError: The decoder processes cannot be started, or the sandbox lacks a layer that the settings require.
     """
-    model = load_model(settings, metrics)
+    return start_pipeline(load_model(settings, metrics), settings, metrics)
+
+
+def start_pipeline(model: Model, settings: Settings, metrics: Metrics) -> Pipeline:
+    """Start the decoder processes for a model, which is closed if they cannot be started. Takes half a second.
+
+    Raises:
+        DecodersError: The decoder processes cannot be started, or the sandbox lacks a layer that the settings require.
+    """
     try:
         decoders = load_decoders(settings)
     except BaseException:

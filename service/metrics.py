@@ -85,6 +85,16 @@ class Metrics:
             registry=registry,
         )
         self.model = Info("limelight_model", "The model that answers.", registry=registry)
+        self.last_reload_successful = Gauge(
+            "limelight_last_reload_successful",
+            "1 if the bundle could be used when it was last loaded, at the start or on SIGHUP; else 0.",
+            registry=registry,
+        )
+        self.last_reload_success_timestamp = Gauge(
+            "limelight_last_reload_success_timestamp_seconds",
+            "Time when a bundle was last loaded and used, in seconds since 1970; 0 before the first one.",
+            registry=registry,
+        )
         self.ready = Gauge("limelight_ready", "1 while /health/ready answers 200, 0 otherwise.", registry=registry)
 
     def render(self) -> bytes:

@@ -68,7 +68,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True, hide_input_in_errors=True)
 
     bundle: Path = Field(Path("bundle"), description="Folder written by `limelight-model export`.")
-    host: str = Field("127.0.0.1", description="Address to listen on; use `0.0.0.0` in a container.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address or name to listen on; `0.0.0.0` for every IPv4 address, `::` for every address.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     unix_socket: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
     root_path: Annotated[str, AfterValidator(_clean_root_path)] = Field(

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -44,7 +45,8 @@ EXPENSIVE = (
 )
 # Reasons to skip a test that installing something cannot remove.
 UNAVOIDABLE_SKIPS = re.compile(
-    "needs real clips|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|needs node"
+    "needs real clips|needs IPv6|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|"
+    "needs node"
 )
 # Files that share the exported network of tests/model_export/conftest.py, which takes half a minute to make.
 NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|verify)\.py$")
@@ -137,6 +139,15 @@ def shared() -> Path:
     if named:
         pytest.fail(f"LIMELIGHT_SHARED={named} is not a folder")
     pytest.skip("needs real clips: set LIMELIGHT_SHARED to the folder that holds clips/ and splits/")
+
+
+@pytest.fixture(scope="session")
+def ipv6() -> None:
+    """Skips the test if the machine has no IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"needs IPv6: {error.strerror}")
 
 
 @pytest.fixture(scope="session")

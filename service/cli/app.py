@@ -5,6 +5,7 @@ Nothing here imports ONNX Runtime, FastAPI, PyAV or Pillow before a command need
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,23 +40,37 @@ BundleOption = Annotated[
 def serve(
     bundle: BundleOption = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 to serve other machines (default: 127.0.0.1).")
+        str | None,
+        typer.Option(help="Address to listen on; 0.0.0.0 or :: to serve others (default: 127.0.0.1)."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one (default: 8000).")
     ] = None,
+    unix_socket: Annotated[
+        Path | None,
+        typer.Option(help="Unix socket to listen on instead of host and port."),
+    ] = None,
 ) -> None:
     """Serve predictions over HTTP until interrupted. All LIMELIGHT_* settings apply."""
     with _errors_as_one_sentence():
+        # Until the server handles signals there is nothing to finish, and no older bundle to replace.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         from service.http.server import serve as run_server
 
-        run_server(_settings(bundle=bundle, host=host, port=port))
+        run_server(_settings(bundle=bundle, host=host, port=port, unix_socket=unix_socket))
 
 
 @app.command()
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video files.", metavar="CLIP", show_default=False)],
-    url: Annotated[str | None, typer.Option(help=f"Address of a running service (default: {DEFAULT_URL}).")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Address of a running service, or unix: and the path of its socket (default: {DEFAULT_URL})."
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Run this bundle in this process instead of asking a service.")
     ] = None,
@@ -139,6 +154,14 @@ def doctor(bundle: BundleOption = None) -> None:
         Console(highlight=False).print(table)
         if any(finding.verdict is Verdict.BAD for finding in findings):
             raise typer.Exit(1)
+
+
+@app.command()
+def health() -> None:
+    """Ask the service that the LIMELIGHT_* settings describe whether it is ready. Exits with 1 if it is not."""
+    from service.cli.health import main
+
+    raise typer.Exit(main(os.environ))
 
 
 @contextlib.contextmanager

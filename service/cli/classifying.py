@@ -135,7 +135,7 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
     """Classify with a running service.
 
     Args:
-        url: Address of the service.
+        url: Address of the service: `http://…`, `https://…`, or `unix:` and the path of a Unix socket.
         key: API key to send, if any.
         wanted: Which parts of the answers are needed.
 
@@ -143,13 +143,12 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
         CommandError: ``url`` is not an HTTP address.
     """
     headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    proxied = _host(url) not in LOOPBACK  # a proxy of the environment does not reach this machine's own loopback
-    with httpx.Client(timeout=TIMEOUT, trust_env=proxied) as client:
+    with _client(url) as client:
 
         def classify(name: str, data: bytes) -> Answer:
             try:
                 response = client.post(
-                    f"{url.rstrip('/')}/predict",
+                    "/predict",
                     params={"top_k": wanted.top_k, "attention": wanted.json or wanted.overlay},
                     headers=headers,
                     content=data,
@@ -162,6 +161,15 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
             return replace(answer, frames=_decode(name, data)) if wanted.overlay else answer
 
         yield classify
+
+
+def _client(url: str) -> httpx.Client:
+    """Return a client of the service at this address."""
+    if url.startswith("unix:"):
+        transport = httpx.HTTPTransport(uds=url.removeprefix("unix:"))
+        return httpx.Client(base_url="http://localhost", timeout=TIMEOUT, transport=transport)
+    proxied = _host(url) not in LOOPBACK  # a proxy of the environment does not reach this machine's own loopback
+    return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=proxied)
 
 
 def _host(url: str) -> str:

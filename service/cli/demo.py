@@ -1,6 +1,7 @@
 """The server that ``limelight demo`` starts and stops."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -34,8 +35,9 @@ def running_server(bundle: Path) -> Iterator[str]:
     """
     port = _free_port()
     command = [sys.executable, "-m", "service.cli", "serve", f"--bundle={bundle}", "--host=127.0.0.1", f"--port={port}"]
+    environment = {name: value for name, value in os.environ.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)  # noqa: S603 - our own command
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)  # noqa: S603 - our own command
         try:
             url = f"http://127.0.0.1:{port}"
             with Console(stderr=True).status(f"Starting a server on port {port} …"):

@@ -2,22 +2,21 @@
 
 import asyncio
 import contextlib
-import errno
 import io
+import json
 import math
 import os
 import resource
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import httpx
-
 from service.assembly import load_pipeline
-from service.errors import BundleError, ClipError, DecodersError, EngineError
+from service.cli.health import ask
+from service.errors import BundleError, ClipError, DecodersError, EngineError, ListenError
+from service.http.listening import Endpoint, Listeners
 from service.isolation.processes import start_decoders
 from service.metrics import Metrics
 from service.model.bundle import Manifest, load_bundle
@@ -110,7 +109,7 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each conflict between settings, with its remedy."""
-    if not settings.api_keys and settings.host not in LOOPBACK:
+    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
         yield "requests are not authenticated", "set LIMELIGHT_API_KEYS, or let only a gateway reach the service"
     if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
         yield f"an API key is shorter than {MIN_KEY_LENGTH} characters", "generate keys with `openssl rand -hex 32`"
@@ -166,23 +165,22 @@ def _memory_bytes() -> int:
 
 def _port(settings: Settings) -> Finding:
     """Check whether the server can listen on its address."""
-    address = f"{settings.host}:{settings.port}"
+    endpoint = Endpoint(settings.host, settings.port, settings.unix_socket)
     try:
-        family, _, _, _, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(place, family=family).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE and _service_runs(settings):
-            return Finding("address", Verdict.GOOD, f"a service is already running at {address}")
-        remedy = "choose another one with LIMELIGHT_HOST and LIMELIGHT_PORT"
-        return Finding("address", Verdict.BAD, f"cannot listen on {address} ({error.strerror})", remedy)
-    return Finding("address", Verdict.GOOD, f"{address} is free")
+        Listeners(endpoint).close()
+    except ListenError as error:
+        if _service_runs(endpoint):
+            return Finding("address", Verdict.GOOD, f"a service is already running at {endpoint}")
+        found, _, remedy = str(error).partition("; ")
+        return Finding("address", Verdict.BAD, found, remedy)
+    return Finding("address", Verdict.GOOD, f"{endpoint} is free")
 
 
-def _service_runs(settings: Settings) -> bool:
-    """Return whether a Limelight service already answers at the address."""
-    with contextlib.suppress(httpx.HTTPError, ValueError):
-        live = httpx.get(f"http://{settings.host}:{settings.port}/health/live", timeout=5, trust_env=False)
-        return bool(live.json() == {"status": "live"})
+def _service_runs(endpoint: Endpoint) -> bool:
+    """Return whether a Limelight service already answers there."""
+    with contextlib.suppress(OSError, ValueError):
+        _, body = ask(endpoint, "/health/live")
+        return bool(json.loads(body) == {"status": "live"})
     return False
 
 

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.assembly import load_pipeline
 from service.http.middleware.access_log import AccessLog, record_of
 from service.http.middleware.admission import AdmissionCheck
 from service.http.middleware.api_keys import OPEN_PATHS, ApiKeys
@@ -72,24 +71,23 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
 def _lifespan(
     serving: Serving, on_failure: Callable[[Exception], None]
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
-    """Return a lifespan that loads the pipeline in the background and closes it at shutdown."""
+    """Return a lifespan that loads the pipeline in the background, and at shutdown closes it or abandons loading it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(serving, on_failure))
         yield
-        await loading
-        if serving.pipeline is not None:
-            await asyncio.to_thread(serving.pipeline.close)
+        await serving.close(loading)
 
     return lifespan
 
 
 async def _load(serving: Serving, on_failure: Callable[[Exception], None]) -> None:
     try:
-        serving.open(await asyncio.to_thread(load_pipeline, serving.settings, serving.metrics))
+        await serving.load()
     except Exception as error:
-        on_failure(error)
+        if not serving.draining:
+            on_failure(error)
 
 
 def _log_failure(error: Exception) -> None:

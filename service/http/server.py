@@ -1,6 +1,7 @@
 """The server process: listening, signals, and an orderly shutdown."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -15,9 +16,9 @@ from typing import cast
 
 import uvicorn
 
-from service.errors import ListenError
 from service.http.app import create_app
 from service.http.connection import ConnectionLimits, connection_factory
+from service.http.listening import Endpoint, Listeners
 from service.http.logs import configure_logging
 from service.http.serving import Serving
 from service.settings import Settings
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new connections, answer the accepted requests, and return.
 
-    SIGHUP loads the bundle again.
+    SIGHUP loads the bundle again. A bundle that is still being loaded when the server stops is abandoned.
 
     Raises:
         ListenError: The server cannot listen on its address.
@@ -48,7 +49,7 @@ def serve(settings: Settings) -> None:
 
     configure_logging(settings.log_level)
     _raise_file_limit()
-    listener = _listen(settings.host, settings.port)
+    listeners = Listeners(Endpoint(settings.host, settings.port, settings.unix_socket))
     app = create_app(settings, on_failure=stop)
     server = _Server(
         uvicorn.Config(
@@ -68,23 +69,29 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
         ),
         app.state.serving,
+        listeners,
     )
     signal.signal(signal.SIGHUP, server.handle_reload)
-    _announce(listener, page=settings.ui)
-    server.run(sockets=[listener])
+    _announce(listeners, page=settings.ui)
+    with contextlib.closing(listeners):
+        server.run(sockets=listeners.sockets)
     if failures:
         raise failures[0]
-    if server.engine_died:
-        raise SystemExit(1)
+    exit_code = int(server.engine_died)
+    if app.state.serving.loading:
+        os._exit(exit_code)  # the thread may be inside ONNX Runtime, which cannot be interrupted
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 class _Server(uvicorn.Server):
     """Uvicorn's server, with a delay before it stops listening, reloading, and an end when the engine dies."""
 
-    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+    def __init__(self, config: uvicorn.Config, serving: Serving, listeners: Listeners) -> None:
         super().__init__(config)
         self.engine_died = False
         self._serving = serving
+        self._listeners = listeners
         self._stop_listening_at = math.inf  # on the clock of ``time.monotonic()``
         self._reload_requested = False
         self._reloading: asyncio.Task[None] | None = None
@@ -113,15 +120,21 @@ class _Server(uvicorn.Server):
         if pipeline is not None and not pipeline.alive:
             logger.critical("the engine died; shutting down")
             self.engine_died = self.should_exit = True
-        elif pipeline is not None and self._reload_requested and (self._reloading is None or self._reloading.done()):
+        elif pipeline is not None and self._may_reload:
             self._reload_requested = False
             self._reloading = asyncio.create_task(self._serving.reload(pipeline))
         self.should_exit |= time.monotonic() >= self._stop_listening_at
         return await super().on_tick(counter)
 
+    @property
+    def _may_reload(self) -> bool:
+        idle = self._reloading is None or self._reloading.done()
+        return self._reload_requested and idle and not self._serving.draining
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and answer the accepted requests; end the process if that takes too long."""
         self._serving.draining = self._serving.closed = True
+        self._listeners.remove_file()
         watchdog = threading.Timer(self._serving.settings.request_timeout_s + SHUTDOWN_MARGIN_S, _exit_hung)
         watchdog.daemon = True
         watchdog.start()
@@ -139,23 +152,14 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _announce(listener: socket.socket, *, page: bool) -> None:
-    """Log the server's address; on a terminal, also print the page's URL."""
-    host, port = listener.getsockname()[:2]
-    facts = {"address": f"{host}:{port}"}
-    if page:
-        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-        facts["page"] = f"http://{name}:{port}/"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"Open {facts['page']} in a browser\n")
-    logger.info("listening", extra=facts)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family)
-    except OSError as error:
-        raise ListenError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another address with --host and --port"
-        ) from error
+def _announce(listeners: Listeners, *, page: bool) -> None:
+    """Log each of the server's addresses; on a terminal, also print the page's URL."""
+    for address in listeners.addresses:
+        facts = {"address": address}
+        if page and not address.startswith("unix:"):
+            host, _, port = address.rpartition(":")
+            name = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
+            facts["page"] = f"http://{name}:{port}/"
+        logger.info("listening", extra=facts)
+    if "page" in facts and sys.stderr.isatty():
+        sys.stderr.write(f"Open {facts['page']} in a browser\n")

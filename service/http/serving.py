@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from service.assembly import load_model
+from service.assembly import load_model, start_pipeline
 from service.http.problems import Problem
 from service.http.schemas import ModelFacts
 from service.metrics import Metrics
@@ -16,7 +18,11 @@ from service.model.model import Model
 from service.pipeline import Pipeline
 from service.settings import Settings
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+# Seconds that shutdown waits for a bundle that is being loaded, so that decoders that are being started are ended.
+LOADING_GRACE_S = 1
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +44,7 @@ class Serving:
         self.draining = False
         self.closed = False
         self.reading_tensors = asyncio.Semaphore(1)
+        self._loader: threading.Thread | None = None
         metrics.ready.set_function(lambda: self.ready)
 
     @property
@@ -45,25 +52,70 @@ class Serving:
         """Whether gateways may send further requests to this instance."""
         return self.pipeline is not None and self.pipeline.alive and not self.draining
 
-    def open(self, pipeline: Pipeline) -> None:
-        """Serve from this pipeline from now on."""
-        self.pipeline = pipeline
-        self._announce("ready", pipeline.model)
+    @property
+    def loading(self) -> bool:
+        """Whether a thread is loading a bundle or starting the decoders."""
+        return self._loader is not None and self._loader.is_alive()
+
+    async def load(self) -> None:
+        """Load the bundle, and serve it once it is warmed up. If shutdown has begun by then, serve nothing.
+
+        Raises:
+            BundleError: The bundle is missing, damaged or of another schema.
+            EngineError: The network cannot run as configured.
+            DecodersError: The decoder processes cannot be started.
+        """
+        model = await self._in_thread(load_model, self.settings, self.metrics)
+        if self.draining:
+            model.close()
+            return
+        self.pipeline = await self._in_thread(start_pipeline, model, self.settings, self.metrics)
+        if not self.draining:
+            self._announce("ready", model)
 
     async def reload(self, pipeline: Pipeline) -> None:
         """Load the bundle again and serve it once it is warmed up. If it cannot be used, keep the old one."""
         try:
-            model = await asyncio.to_thread(load_model, self.settings, self.metrics)
+            model = await self._in_thread(load_model, self.settings, self.metrics)
         except Exception as error:
+            self.metrics.last_reload_successful.set(0)
             logger.error("reload failed, the old bundle stays in service: %s", error)
             return
         self._announce("bundle reloaded", model)
         await pipeline.replace(model)
 
+    async def close(self, loading: asyncio.Task[None]) -> None:
+        """Close the pipeline. If it is still being loaded, wait for it, but not for long.
+
+        Args:
+            loading: The task that loads the pipeline.
+        """
+        self.draining = self.closed = True
+        await asyncio.wait({loading}, timeout=LOADING_GRACE_S)
+        if self.pipeline is not None:
+            await asyncio.to_thread(self.pipeline.close)
+
+    async def _in_thread(self, load: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Call a function in a daemon thread, which unlike those of ``asyncio.to_thread`` is not waited for at exit."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
+
+        def run() -> None:
+            try:
+                future.set_result(load(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._loader = threading.Thread(target=run, name="loader", daemon=True)
+        self._loader.start()
+        return await asyncio.wrap_future(future)
+
     def _announce(self, message: str, model: Model) -> None:
         """Log the facts of the model that answers from now on, and set them in the metrics."""
         facts = ModelFacts.of(model).model_dump()
         self.metrics.model.info(facts)
+        self.metrics.last_reload_successful.set(1)
+        self.metrics.last_reload_success_timestamp.set_to_current_time()
         logger.info(message, extra={"model": facts})
 
 

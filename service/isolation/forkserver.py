@@ -307,7 +307,8 @@ def main(decode: Decode = decode_clip) -> None:
         with contextlib.suppress(AttributeError):  # C libraries other than glibc have no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)  # otherwise each process copies pages of free memory to write to them
         server = ForkServer(control, decoder)
-        control.send(json.dumps(grants).encode())
+        with contextlib.suppress(ConnectionError):  # the service may have ended meanwhile
+            control.send(json.dumps(grants).encode())
         server.serve()
 
 

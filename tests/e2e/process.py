@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,16 @@ class Server:
     """A running ``limelight serve`` process."""
 
     process: subprocess.Popen[str]
-    port: int
     log: Path
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the server listens, as its log says."""
+        return [str(line["address"]) for line in self.lines() if line["message"] == "listening"]
+
+    @cached_property
+    def port(self) -> int:
+        return int(self.addresses[0].rpartition(":")[2])
 
     @property
     def url(self) -> str:
@@ -40,7 +49,7 @@ class Server:
 
 @contextmanager
 def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
-    """Run a server until the block ends.
+    """Run a server until the block ends, which begins when the server is ready.
 
     Args:
         bundle: The bundle to serve.
@@ -48,23 +57,32 @@ def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "s
         settings: Settings by name, without the prefix ``LIMELIGHT_``.
         program: The module to run.
     """
+    with starting(bundle, log, settings, program) as server:
+        _wait_for("ready", server)
+        yield server
+
+
+@contextmanager
+def starting(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+    """Run a server until the block ends, which begins when the server listens and still loads its bundle."""
     command = [sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
-        yield _when_ready(process, log)
+        server = Server(process, log)
+        _wait_for("listening", server)
+        yield server
     finally:
         process.kill()
         process.wait()
 
 
-def _when_ready(process: subprocess.Popen[str], log: Path) -> Server:
+def _wait_for(message: str, server: Server) -> None:
+    """Wait until the server logs a message."""
     give_up = time.monotonic() + PATIENCE_S
-    while time.monotonic() < give_up and process.poll() is None:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        if any(line["message"] == "ready" for line in lines):
-            address = next(line["address"] for line in lines if line["message"] == "listening")
-            return Server(process, int(address.rpartition(":")[2]), log)
+    while time.monotonic() < give_up and server.process.poll() is None:
+        if any(line["message"] == message for line in server.lines()):
+            return
         time.sleep(0.02)
-    pytest.fail(f"the server did not become ready:\n{log.read_text()}")
+    pytest.fail(f"the server did not log {message!r}:\n{server.log.read_text()}")

@@ -1,7 +1,12 @@
 """Shutdown and reload: neither loses a request that the server has accepted."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,14 +16,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.process import PATIENCE_S, Server, running, starting
 from tests.e2e.raw_client import RawClient
-from tests.processes import until
+from tests.processes import descendants, until
 from tests.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.slow
 
 CLIENTS = 4
+QUICK_S = 5  # far less than loading takes in these tests, and enough on a busy machine
 Start = Callable[..., Server]
 
 
@@ -53,6 +59,15 @@ def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
             over.set()
         for client in clients:
             client.result()
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A bundle that takes forever to load: a named pipe to which nobody writes replaces one of its files."""
+    bundle = write_tiny_bundle(tmp_path / "endless")
+    (bundle / "model.int8.onnx").unlink()
+    os.mkfifo(bundle / "model.int8.onnx")
+    return bundle
 
 
 class TestShutdown:
@@ -111,6 +126,125 @@ class TestShutdown:
             assert server.process.wait(PATIENCE_S) == 1
 
 
+class TestShutdownWhileLoading:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_the_server_exits_at_once_with_0_and_is_never_ready(
+        self, endless: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        with starting(endless, tmp_path / "log.jsonl", {}) as server:
+            until(lambda: get(server, "/health/live").is_success)
+            server.process.send_signal(number)
+
+            assert server.process.wait(QUICK_S) == 0
+            assert [line["message"] for line in server.lines() if line["level"] != "debug"] == ["listening"]
+
+    def test_a_signal_while_the_decoders_start_leaves_no_process(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        with starting(tiny_bundle, tmp_path / "log.jsonl", {}) as server:
+            until(lambda: descendants(server.process.pid))
+            children = all_descendants(server)
+            server.process.send_signal(signal.SIGTERM)
+
+            assert server.process.wait(QUICK_S) == 0
+            assert still_there(children) == []
+            assert "ready" not in [line["message"] for line in server.lines()]  # each line is JSON, so no traceback
+
+    def test_a_broken_bundle_that_is_found_after_the_signal_is_no_failure(self, endless: Path, tmp_path: Path) -> None:
+        with starting(endless, tmp_path / "log.jsonl", {}) as server:
+            with (endless / "model.int8.onnx").open("wb", buffering=0) as file:  # opens once the server reads
+                server.process.send_signal(signal.SIGTERM)
+                file.write(b"?")
+
+            assert server.process.wait(QUICK_S) == 0
+            assert {line["level"] for line in server.lines()} <= {"info", "debug"}
+
+    def test_a_second_signal_ends_the_server_with_1_and_the_decoders_follow(
+        self, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        with starting(tiny_bundle, tmp_path / "log.jsonl", {}) as server:
+            until(lambda: descendants(server.process.pid))
+            children = all_descendants(server)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGINT)
+
+            assert server.process.wait(QUICK_S) == 1
+            until(lambda: not still_there(children))
+            assert "Traceback" not in server.log.read_text()
+
+    def test_sighup_while_loading_loads_the_bundle_again_afterwards(self, endless: Path, tmp_path: Path) -> None:
+        pipe = endless / "model.int8.onnx"
+        with starting(endless, tmp_path / "log.jsonl", {}) as server:
+            until(lambda: get(server, "/health/live").is_success)
+            server.process.send_signal(signal.SIGHUP)
+            data = (endless / "model.fp32.onnx").read_bytes()
+            pipe.rename(endless / "pipe")
+            pipe.write_bytes(data)
+            (endless / "pipe").write_bytes(data)
+            until(lambda: "bundle reloaded" in [line["message"] for line in server.lines()])
+
+            assert "ready" in [line["message"] for line in server.lines()]
+
+    def test_sigterm_during_a_reload_does_not_wait_for_it(self, tmp_path: Path, clip: bytes) -> None:
+        bundle = write_tiny_bundle(tmp_path / "bundle")
+        with running(bundle, tmp_path / "log.jsonl", {"DRAIN_DELAY_S": "0"}) as server:
+            (bundle / "model.int8.onnx").unlink()
+            os.mkfifo(bundle / "model.int8.onnx")
+            server.process.send_signal(signal.SIGHUP)
+            with (bundle / "model.int8.onnx").open("wb"):  # opens once the server reads
+                assert predict(server, clip).status_code == 200
+                children = all_descendants(server)
+                server.process.send_signal(signal.SIGTERM)
+
+                assert server.process.wait(QUICK_S) == 0
+                assert still_there(children) == []
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_before_the_server_listens_ends_it_with_0(self, tiny_bundle: Path, number: signal.Signals) -> None:
+        command = [sys.executable, "-X", "importtime", "-m", "service.cli", "serve", "--bundle", str(tiny_bundle)]
+        with subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            for line in process.stderr:
+                if line.endswith(b" numpy\n"):  # one of the libraries that the command loads first
+                    break
+            process.send_signal(signal.SIGHUP)  # nothing to reload yet
+            process.send_signal(number)
+
+            assert (process.stdout.read(), process.stderr.read().count(b"Traceback")) == (b"", 0)
+            assert process.wait(QUICK_S) == 0
+
+
+def test_the_metrics_say_whether_the_last_reload_succeeded_and_when(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", version="1")
+    began = time.time()
+    with running(bundle, tmp_path / "log.jsonl", {}) as server:
+        succeeded, loaded_at = last_reload(server)
+        assert succeeded
+        assert began < loaded_at < time.time()
+
+        for name, content in (("manifest.json", "{}"), ("model.fp32.onnx", "damaged")):
+            write_tiny_bundle(bundle)
+            (bundle / name).write_text(content)
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: not last_reload(server)[0])
+            assert last_reload(server) == (False, loaded_at)
+
+            write_tiny_bundle(bundle)
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: last_reload(server)[0])
+            earlier, (_, loaded_at) = loaded_at, last_reload(server)
+            assert loaded_at > earlier
+
+
+def last_reload(server: Server) -> tuple[bool, float]:
+    """Return the metrics of reloads: whether the last one succeeded, and the time of the last that did."""
+    metrics = get(server, "/metrics").text
+    success, when = (
+        float(re.findall(rf"^limelight_last_reload_{name} (\S+)$", metrics, re.MULTILINE)[0])
+        for name in ("successful", "success_timestamp_seconds")
+    )
+    return success == 1, when
+
+
 def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: bytes) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", version="1")
     with running(bundle, tmp_path / "log.jsonl", {}) as server, load(server, clip) as answers:
@@ -127,6 +261,14 @@ def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: 
     assert Counter(answer.status_code for answer in answers) == {200: len(answers)}
     assert metrics.count("limelight_model_info{") == 1
     assert 'version="2"' in metrics
+
+
+def all_descendants(server: Server) -> list[int]:
+    return [child for generation in descendants(server.process.pid) for child in generation]
+
+
+def still_there(processes: list[int]) -> list[int]:
+    return [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
 def refused(server: Server) -> bool:
