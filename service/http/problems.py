@@ -38,7 +38,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "empty_body": Kind(
             400,
             "The request contains no clip",
-            "the clip is empty; send it as the file `file` of a multipart form (curl -F file=@clip.mp4)",
+            "the clip is empty; send it as the part `file` of a multipart form (curl -F file=@clip.mp4)",
         ),
         "malformed_multipart": Kind(
             400,
@@ -47,8 +47,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "missing_file": Kind(
             400,
-            "The form contains no file named `file`",
-            "the form has no file named `file`; send the clip as the file `file` of a multipart form "
+            "The form contains no part named `file`",
+            "the form has no part named `file`; send the clip as the part `file` of a multipart form "
             "(curl -F file=@clip.mp4)",
         ),
         "invalid_tensor": Kind(
