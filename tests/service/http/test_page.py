@@ -100,4 +100,5 @@ def test_the_page_is_not_part_of_the_openapi_document() -> None:
 def test_the_wheel_contains_the_page(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(REPOSITORY)).build(directory=str(tmp_path), versions=["standard"])
 
-    assert {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}
+    docs = {"service/web/docs/index.html", "service/web/docs/docs.js"}
+    assert docs | {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}
