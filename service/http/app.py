@@ -87,7 +87,9 @@ def _add_middleware(app: FastAPI, serving: Serving, open_paths: Collection[str])
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],  # no header gives rights that the application lacks: its user's cookies are not sent
+            allow_headers=[
+                "*"
+            ],  # they give no rights that the application lacks: browsers send no credentials of their own
             expose_headers=EXPOSED,
         )
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
