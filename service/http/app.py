@@ -87,9 +87,7 @@ def _add_middleware(app: FastAPI, serving: Serving, open_paths: Collection[str])
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=[
-                "*"
-            ],  # they give no rights that the application lacks: browsers send no credentials of their own
+            allow_headers=["*"],  # they give no rights: browsers send no credentials of their own
             expose_headers=EXPOSED,
         )
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
