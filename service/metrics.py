@@ -66,6 +66,11 @@ class Metrics:
         self.rejected = Counter(
             "limelight_rejected", "Prediction requests answered with a problem.", ["code"], registry=registry
         )
+        self.last_inference = Gauge(
+            "limelight_last_inference_timestamp_seconds",
+            "Time of the last successful inference, in seconds since 1970; 0 before the first.",
+            registry=registry,
+        )
         self.clip_seconds = Histogram(
             "limelight_clip_seconds",
             "Duration of decoded clips in seconds.",

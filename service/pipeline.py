@@ -235,6 +235,7 @@ class Pipeline:
     def _record(self, stages: Stages, queue_s: float, inference_s: float) -> None:
         """Fill in the engine's stages, and count them."""
         stages.queue, stages.inference = queue_s, inference_s
+        self._metrics.last_inference.set_to_current_time()
         self._observe(stages, "queue")
         self._observe(stages, "inference")
 

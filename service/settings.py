@@ -42,7 +42,8 @@ def _clean_root_path(path: str) -> str:
 def _check_origin(origin: str) -> str:
     if origin != "*" and not re.fullmatch(r"https?://[^\s/?#@]+", origin):
         raise ValueError("each origin must be * or a scheme and host such as https://app.example, without a path")
-    return origin
+    origin = origin.lower()  # as browsers send it: in lower case, without the scheme's own port
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
 
 def _check_proxy(proxy: str) -> str:

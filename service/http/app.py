@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from service.http.docs import docs_routes
 from service.http.middleware.access_log import AccessLog, record_of
 from service.http.middleware.admission import AdmissionCheck
-from service.http.middleware.api_keys import OPEN_PATHS, ApiKeys
+from service.http.middleware.api_keys import BASIC_PATHS, OPEN_PATHS, ApiKeys
 from service.http.middleware.body_limits import BodyLimits
+from service.http.middleware.head import HeadAsGet
+from service.http.middleware.root_path import RootPath
 from service.http.openapi import DescribedAPI
 from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
@@ -29,6 +33,8 @@ PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 # Status of requests whose client disconnected before the answer. nginx uses this number too; only the access log and
 # the metrics show it.
 CLIENT_CLOSED_REQUEST = 499
+# Headers of answers that web applications of other origins may read.
+EXPOSED = ("Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID")
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +57,41 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         version=version("limelight"),
         lifespan=_lifespan(serving, on_failure or _log_failure),
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+        docs_url=None,  # ``docs_routes`` loads nothing from other hosts
+        redoc_url=None,
     )
     app.state.serving = serving
     app.include_router(router)
     app.include_router(protocol_router)
-    page = page_routes() if settings.ui else []
-    app.router.routes.extend(page)
+    files = docs_routes() + (page_routes(settings.root_path) if settings.ui else [])
+    app.router.routes.extend(files)
     for error in EXPECTED:
         app.add_exception_handler(error, _answer_problem)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
-    # Starlette puts each middleware around those added before it: a request meets the last one first.
-    app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
-    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN_PATHS.union(route.path for route in page))
-    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS)
-    app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
+    _add_middleware(app, serving, open_paths=OPEN_PATHS.union(route.path for route in files) - BASIC_PATHS)
     return app
+
+
+def _add_middleware(app: FastAPI, serving: Serving, open_paths: Collection[str]) -> None:
+    """Add every middleware. Each is put around those added before it: a request meets the last one first."""
+    settings = serving.settings
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
+    app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=open_paths)
+    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS)
+    if settings.cors_origins:
+        # Around ``AccessLog``, which answers problems: a web application can read only answers with CORS headers.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # they give no rights: browsers send no credentials of their own
+            expose_headers=EXPOSED,
+        )
+    app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
+    if settings.root_path:
+        app.add_middleware(RootPath, prefix=settings.root_path)
 
 
 def _lifespan(

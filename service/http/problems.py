@@ -1,7 +1,7 @@
 """Problems: every way in which a request is refused, as RFC 9457 problem details."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -38,7 +38,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "empty_body": Kind(
             400,
             "The request contains no clip",
-            "the clip is empty; send it as the file `file` of a multipart form (curl -F file=@clip.mp4)",
+            "the clip is empty; send it as the part `file` of a multipart form (curl -F file=@clip.mp4)",
         ),
         "malformed_multipart": Kind(
             400,
@@ -47,8 +47,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "missing_file": Kind(
             400,
-            "The form contains no file named `file`",
-            "the form has no file named `file`; send the clip as the file `file` of a multipart form "
+            "The form contains no part named `file`",
+            "the form has no part named `file`; send the clip as the part `file` of a multipart form "
             "(curl -F file=@clip.mp4)",
         ),
         "invalid_tensor": Kind(
@@ -126,7 +126,7 @@ class Problem(LimelightError):
     Args:
         code: A key of ``KINDS``.
         detail: What is wrong with this request and what to do, as one sentence without a capital and a full stop.
-        headers: Headers that the answer needs besides ``Retry-After``.
+        headers: Names and values of headers that the answer needs besides ``Retry-After``.
         retry_after_s: Seconds after which to try again; the kind's own by default.
     """
 
@@ -135,7 +135,7 @@ class Problem(LimelightError):
         code: str,
         detail: str,
         *,
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Sequence[tuple[str, str]] = (),
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(detail)
@@ -166,7 +166,7 @@ def problem_of(error: Exception) -> Problem:
         case HTTPException(status_code=404):
             code, detail = "not_found", "this path does not exist; /docs lists those that do"
         case HTTPException(status_code=405):
-            return Problem("method_not_allowed", METHOD_DETAIL, headers=error.headers or {})
+            return Problem("method_not_allowed", METHOD_DETAIL, headers=[("Allow", _allowed(error))])
         case _:
             code, detail = "internal_error", INTERNAL_DETAIL
     return Problem(code, detail)
@@ -175,9 +175,19 @@ def problem_of(error: Exception) -> Problem:
 def problem_response(problem: Problem, request_id: str, path: str) -> JSONResponse:
     """Return the response that reports a problem, with ``Retry-After`` if trying again makes sense."""
     body = problem_body(problem.code, problem.detail, request_id, path)
-    # RFC 9110 asks for whole seconds; rounding less than one down to 0 would mean "at once".
-    retry = {} if problem.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(problem.retry_after_s)))}
-    return JSONResponse(body, problem.kind.status, {**problem.headers, **retry}, media_type=MEDIA_TYPE)
+    response = JSONResponse(body, problem.kind.status, media_type=MEDIA_TYPE)
+    for name, value in problem.headers:
+        response.headers.append(name, value)
+    if problem.retry_after_s is not None:
+        # RFC 9110 asks for whole seconds; rounding less than one down to 0 would mean "at once".
+        response.headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    return response
+
+
+def _allowed(error: HTTPException) -> str:
+    """Return the value of the Allow header: the methods that a route names, and HEAD, which is answered like GET."""
+    methods = set((error.headers or {}).get("Allow", "").split(", "))
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def problem_body(code: str, detail: str, request_id: str, path: str) -> dict[str, str | int]:

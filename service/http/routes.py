@@ -58,7 +58,7 @@ async def predict(
         Literal["jpeg"] | None, Query(description="Set to `jpeg` to get a small picture of each sampled frame.")
     ] = None,
 ) -> Response:
-    """Classify a clip. Send it as the file `file` of a multipart form, or as the request's body."""
+    """Classify a clip. Send it as the part `file` of a multipart form, or as the request's body."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
     with ClipFile() as clip:

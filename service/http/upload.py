@@ -1,16 +1,25 @@
 """Receives a clip from a multipart form or a raw body, storing each byte once, as it arrives."""
 
+import re
+from urllib.parse import unquote_to_bytes
+
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.http.problems import Problem
 from service.isolation.clip_file import ClipFile
 
-MAX_PARTS = 16  # of a form: parsing a body full of tiny parts would take long
+# Bounds of a form, because parsing a body full of tiny parts or of headers would take long.
+MAX_PARTS = 16
+MAX_PART_HEAD_BYTES = 2**13
+# Values of Content-Transfer-Encoding and Content-Encoding of a part whose bytes are the clip's.
+_UNENCODED = frozenset({b"", b"binary", b"8bit", b"7bit", b"identity"})
+_EXTENDED_NAME = re.compile(rb";\s*name\*\s*=\s*[\w-]*'[^']*'([^;\s]*)", re.IGNORECASE)  # RFC 8187
 _HOW_TO_SEND = (
-    "send the clip as the file `file` of a multipart form (curl -F file=@clip.mp4), or as the body with the content "
+    "send the clip as the part `file` of a multipart form (curl -F file=@clip.mp4), or as the body with the content "
     "type video/* or application/octet-stream"
 )
 
@@ -22,7 +31,13 @@ async def receive_clip(request: Request, clip: ClipFile) -> None:
         Problem: The request does not contain a clip in a form that the service understands.
         ClientDisconnect: The client disconnected.
     """
-    content_type = request.headers.get("Content-Type", "application/octet-stream")
+    if codings := content_codings(request.headers):
+        raise Problem(
+            "unsupported_media",
+            f"the content encoding {', '.join(codings)} is not supported; send the clip as it is, because video hardly "
+            "compresses",
+        )
+    content_type = request.headers.get("Content-Type") or "application/octet-stream"
     media_type, parameters = parse_options_header(content_type)
     if media_type == b"multipart/form-data":
         await _receive_form(request, parameters.get(b"boundary", b""), clip)
@@ -33,6 +48,12 @@ async def receive_clip(request: Request, clip: ClipFile) -> None:
         raise Problem("unsupported_media", f"the content type {content_type} is not supported; {_HOW_TO_SEND}")
     if not clip.size:
         raise Problem("empty_body", f"the clip is empty; {_HOW_TO_SEND}")
+
+
+def content_codings(headers: Headers) -> list[str]:
+    """Return the codings that were applied to a body, in order and without ``identity`` (RFC 9110, section 8.4)."""
+    listed = ",".join(headers.getlist("Content-Encoding")).lower().split(",")
+    return [coding for coding in map(str.strip, listed) if coding not in {"", "identity"}]
 
 
 async def _receive_form(request: Request, boundary: bytes, clip: ClipFile) -> None:
@@ -59,14 +80,14 @@ async def _receive_form(request: Request, boundary: bytes, clip: ClipFile) -> No
     if not form.complete:
         raise _malformed("it ends before its closing boundary")
     if not form.has_file:
-        raise Problem("missing_file", f"the form has no file named `file`; {_HOW_TO_SEND}")
+        raise Problem("missing_file", f"the form has no part named `file`; {_HOW_TO_SEND}")
 
 
 class _Form:
-    """Callbacks of python-multipart's parser: they write the file ``file`` to the clip and ignore other parts.
+    """Callbacks of python-multipart's parser: they write the part ``file`` to the clip and ignore other parts.
 
     Attributes:
-        has_file: Whether the form contains the file.
+        has_file: Whether the form contains the part.
         complete: Whether the closing boundary has been seen.
     """
 
@@ -75,34 +96,44 @@ class _Form:
         self.complete = False
         self._clip = clip
         self._parts = 0
-        self._name = self._value = self._disposition = b""
+        self._name = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
         self._in_file = False
 
     def begin_part(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise _malformed(f"it has more than {MAX_PARTS} parts")
-        self._disposition = b""
+        self._headers = {}
+        self._head_bytes = 0
 
     def extend_name(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._name += data[start:end]
 
     def extend_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
         self._value += data[start:end]
 
     def end_header(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
+        self._headers[self._name.lower()] = self._value
         self._name = self._value = b""
 
     def end_headers(self) -> None:
-        _, parameters = parse_options_header(self._disposition)
-        if b"name" not in parameters:
-            raise _malformed("one of its parts has no name")
-        self._in_file = parameters[b"name"] == b"file" and b"filename" in parameters
-        if self._in_file and self.has_file:
-            raise _malformed("it has more than one file named `file`")
-        self.has_file |= self._in_file
+        self._in_file = _name(self._headers.get(b"content-disposition", b"")) == b"file"
+        if not self._in_file:
+            return
+        if self.has_file:
+            raise _malformed("it has more than one part named `file`")
+        self.has_file = True
+        for header in (b"content-transfer-encoding", b"content-encoding"):
+            encoding = self._headers.get(header, b"").strip().lower()
+            if encoding not in _UNENCODED:
+                raise Problem(
+                    "unsupported_media",
+                    f"the part `file` is encoded as {encoding.decode('latin-1')}; send the clip's bytes as they are",
+                )
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
@@ -110,6 +141,26 @@ class _Form:
 
     def end(self) -> None:
         self.complete = True
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_PART_HEAD_BYTES:
+            raise _malformed(f"the headers of a part have more than {MAX_PART_HEAD_BYTES} bytes")
+
+
+def _name(disposition: bytes) -> bytes:
+    """Return the name of a part. File names do not matter, and need not be there.
+
+    Raises:
+        Problem: The part has no name.
+    """
+    _, parameters = parse_options_header(disposition)
+    if b"name" in parameters:
+        return parameters[b"name"]
+    extended = _EXTENDED_NAME.search(disposition)
+    if extended is None:
+        raise _malformed("one of its parts has no name")
+    return unquote_to_bytes(extended[1])
 
 
 def _malformed(reason: str) -> Problem:

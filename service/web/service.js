@@ -1,4 +1,4 @@
-// The part of the service's public API that this page uses.
+// The part of the service's public API that this page uses. Addresses are relative, because it may have a prefix.
 
 const KEY = "limelight-api-key";
 
@@ -41,7 +41,7 @@ export function predict(clip, { onProgress, signal }) {
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
   });
   signal.addEventListener("abort", () => request.abort());
-  request.open("POST", `/predict${QUERY}`);
+  request.open("POST", `predict${QUERY}`);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   if (apiKey.get()) {
     request.setRequestHeader("Authorization", `Bearer ${apiKey.get()}`);
@@ -53,7 +53,7 @@ export function predict(clip, { onProgress, signal }) {
 /** Whether the service is ready: true, false, or null if it does not answer. */
 export async function isReady() {
   try {
-    return (await fetch("/health/ready")).ok;
+    return (await fetch("health/ready")).ok;
   } catch {
     return null;
   }
@@ -63,7 +63,7 @@ export async function isReady() {
 export async function manifest() {
   const headers = apiKey.get() ? { Authorization: `Bearer ${apiKey.get()}` } : {};
   try {
-    const answer = await fetch("/model", { headers });
+    const answer = await fetch("model", { headers });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;
@@ -72,7 +72,7 @@ export async function manifest() {
 
 /** Fetch the sample clip as a File. */
 export async function sampleClip(signal) {
-  const answer = await fetch("/web/sample.mp4", { signal }).catch((error) => {
+  const answer = await fetch("web/sample.mp4", { signal }).catch((error) => {
     throw error.name === "AbortError" ? error : unreachable();
   });
   if (!answer.ok) {
@@ -85,7 +85,7 @@ export async function sampleClip(signal) {
 export function asCurl(name) {
   const quoted = name.replaceAll("'", String.raw`'\''`).replaceAll('"', String.raw`\"`);
   const key = apiKey.get() ? ' -H "Authorization: Bearer $LIMELIGHT_API_KEY"' : "";
-  return `curl${key} -F 'file=@"${quoted}"' '${location.origin}/predict?top_k=5'`;
+  return `curl${key} -F 'file=@"${quoted}"' '${new URL("predict?top_k=5", document.baseURI)}'`;
 }
 
 function readAnswer(request) {

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.video.decoder import Image, decode_clip
 from tests.e2e.process import PATIENCE_S, Server, running
+from tests.processes import until
 from tests.tiny_bundle import LABELS
 
 KEY = "triton-7f3a"
@@ -114,6 +117,104 @@ def test_a_tensor_sent_as_json_gets_the_same_answer(triton: InferenceServerClien
     np.testing.assert_array_equal(inferred.as_numpy("probabilities"), expected.as_numpy("probabilities"))
 
 
+def test_the_model_is_listed(triton: InferenceServerClient, server: Server) -> None:
+    models = httpx.get(f"{server.url}/v2/models", headers={"X-API-Key": KEY}, trust_env=False)
+
+    assert models.json() == {"models": ["tiny"]}
+    assert triton.get_model_repository_index() == [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}]
+
+
+def test_the_statistics_count_clips_batches_and_durations(
+    triton: InferenceServerClient, server: Server, clip: bytes, frames: Image
+) -> None:
+    assert "statistics" in triton.get_server_metadata()["extensions"]
+    before = statistics(triton)
+    asked_ms = 1000 * time.time()
+    triton.infer("tiny", [tensor(np.stack([frames, frames]))])
+    httpx.post(f"{server.url}/predict", content=clip, headers={"X-API-Key": KEY}, trust_env=False)
+    with pytest.raises(InferenceServerException):
+        triton.infer("tiny", [tensor(frames)])
+    until(lambda: statistics(triton)["inference_stats"]["fail"]["count"] > before["inference_stats"]["fail"]["count"])
+    after = statistics(triton)
+
+    assert asked_ms <= after["last_inference"] <= 1000 * time.time()
+    assert after["inference_count"] - before["inference_count"] == 3
+    assert after["execution_count"] - before["execution_count"] == 3
+    expected = {"success": 2, "fail": 1, "queue": 2, "compute_input": 1, "compute_infer": 2, "compute_output": 0}
+    durations = {name: difference(before, after, name) for name in after["inference_stats"]}
+    for name, count in (expected | {"cache_hit": 0, "cache_miss": 0}).items():
+        assert durations[name][0] == count, name
+        assert (durations[name][1] > 0) == (count > 0), name
+    assert durations["compute_infer"][1] < durations["success"][1] < 1e9 * PATIENCE_S
+    assert triton.get_inference_statistics("tiny") == triton.get_inference_statistics("tiny", "1")
+    with pytest.raises(InferenceServerException, match="does not serve the model huge"):
+        triton.get_inference_statistics("huge")
+
+
+def statistics(triton: InferenceServerClient) -> dict[str, Any]:
+    (of_model,) = triton.get_inference_statistics()["model_stats"]
+    assert (of_model["name"], of_model["version"]) == ("tiny", "1")
+    return cast(dict[str, Any], of_model)
+
+
+def difference(before: dict[str, Any], after: dict[str, Any], name: str) -> tuple[int, int]:
+    """Return by how much a duration's count and nanoseconds have grown."""
+    old, new = before["inference_stats"][name], after["inference_stats"][name]
+    return new["count"] - old["count"], new["ns"] - old["ns"]
+
+
+class TestTimeout:
+    def test_an_answer_that_takes_longer_is_504(self, triton: InferenceServerClient, frames: Image) -> None:
+        with pytest.raises(InferenceServerException, match="not ready in time") as refused:
+            triton.infer("tiny", [tensor(frames[np.newaxis])], timeout=1)
+
+        assert refused.value.status() == "504"
+
+    @pytest.mark.parametrize("timeout", [0, 10**15])
+    def test_no_timeout_and_one_beyond_the_services_own_change_nothing(
+        self, triton: InferenceServerClient, frames: Image, timeout: int
+    ) -> None:
+        assert triton.infer("tiny", [tensor(frames[np.newaxis])], timeout=timeout).as_numpy("probabilities").size
+
+    def test_a_negative_timeout_is_400(self, triton: InferenceServerClient, frames: Image) -> None:
+        with pytest.raises(InferenceServerException, match="`timeout` must be") as refused:
+            triton.infer("tiny", [tensor(frames[np.newaxis])], timeout=-1)
+
+        assert refused.value.status() == "400"
+
+
+@pytest.mark.parametrize(
+    ("codings", "status", "text"),
+    [
+        (["gzip", "identity"], 200, "probabilities"),
+        (["gzip, identity"], 200, "probabilities"),
+        (["Identity , X-GZIP"], 200, "probabilities"),
+        (["zstd"], 415, "encoding zstd is not supported"),
+        (["gzip", "br"], 415, "encoding br is not supported"),
+        (["gzip", "gzip"], 415, "compressed 2 times"),
+    ],
+)
+def test_codings_may_be_listed_in_one_header_line_or_several(
+    server: Server, frames: Image, codings: list[str], status: int, text: str
+) -> None:
+    content, headers = message(frames[np.newaxis])
+    answer = httpx.post(
+        f"{server.url}/v2/models/tiny/infer",
+        content=gzip.compress(content, 1),
+        headers=[("X-API-Key", KEY), *headers.items(), *(("Content-Encoding", coding) for coding in codings)],
+        trust_env=False,
+    )
+
+    assert (answer.status_code, text in answer.text) == (status, True)
+
+
+def message(frames: Image) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request whose clips follow the JSON as bytes."""
+    described = {"name": "frames", "shape": frames.shape, "datatype": "UINT8"}
+    header = json.dumps({"inputs": [described | {"parameters": {"binary_data_size": frames.nbytes}}]}).encode()
+    return header + frames.tobytes(), {"Inference-Header-Content-Length": str(len(header))}
+
+
 class TestErrors:
     def test_an_unknown_model_is_404(self, triton: InferenceServerClient, frames: Image) -> None:
         with pytest.raises(InferenceServerException) as refused:
@@ -146,18 +247,11 @@ class TestErrors:
 
 
 def test_an_inference_request_appears_in_metrics_and_access_log(server: Server, frames: Image) -> None:
-    batch = frames[np.newaxis]
-    described = {"name": "frames", "shape": batch.shape, "datatype": "UINT8"}
-    header = json.dumps({"inputs": [described | {"parameters": {"binary_data_size": batch.nbytes}}]}).encode()
+    content, headers = message(frames[np.newaxis])
     answer = httpx.post(
         f"{server.url}/v2/models/tiny/infer",
-        content=gzip.compress(header + batch.tobytes(), 1),
-        headers={
-            "X-API-Key": KEY,
-            "X-Request-ID": "v2-17",
-            "Content-Encoding": "gzip",
-            "Inference-Header-Content-Length": str(len(header)),
-        },
+        content=gzip.compress(content, 1),
+        headers={"X-API-Key": KEY, "X-Request-ID": "v2-17", "Content-Encoding": "gzip", **headers},
         timeout=PATIENCE_S,
         trust_env=False,
     )

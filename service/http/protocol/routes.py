@@ -16,12 +16,14 @@ from service.http.middleware.access_log import record_of
 from service.http.openapi import Document, Responses, example_response, problem_responses
 from service.http.problems import Problem
 from service.http.protocol import examples, schemas
+from service.http.protocol.statistics import statistics_of
 from service.http.protocol.tensors import (
     DATATYPE,
     INPUT,
     Body,
     TensorRequest,
     TensorSpec,
+    check_codings,
     inflate,
     read_request,
     write_answer,
@@ -34,6 +36,7 @@ from service.http.serving import (
     WarmPipeline,
     cancel_on_disconnect,
 )
+from service.http.upload import content_codings
 from service.model.bundle import Manifest, Outputs
 from service.model.model import Model
 
@@ -44,6 +47,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _problems = partial(problem_responses, under="/v2")
 _MODEL_PROBLEMS = _problems("unknown_model", "not_ready")
+_INDEX_PROBLEMS = ("upload_timeout", "body_too_large", "overloaded", "not_ready")
 _INFER_RESPONSES: Responses = {
     200: {
         "content": {
@@ -120,7 +124,9 @@ def _model_route(
 async def server_metadata() -> schemas.ServerMetadata:
     """Get name, version and protocol extensions of this server."""
     return schemas.ServerMetadata(
-        name="limelight", version=version_of("limelight"), extensions=["binary_tensor_data", "model_configuration"]
+        name="limelight",
+        version=version_of("limelight"),
+        extensions=["binary_tensor_data", "model_configuration", "statistics"],
     )
 
 
@@ -134,6 +140,34 @@ async def server_live() -> schemas.Live:
 async def server_ready(_: ReadyPipeline) -> schemas.Ready:
     """Check whether inference is served."""
     return schemas.Ready(ready=True)
+
+
+@router.get("/models", responses=example_response(examples.MODELS) | _problems("not_ready"))
+async def models(pipeline: WarmPipeline) -> schemas.ModelList:
+    """List the models in service: there is one."""
+    return schemas.ModelList(models=[pipeline.model.manifest.name])
+
+
+@router.post("/repository/index", responses=example_response(examples.INDEX) | _problems(*_INDEX_PROBLEMS))
+async def repository_index(request: Request, pipeline: WarmPipeline) -> list[schemas.RepositoryModel]:
+    """List the models in service, in the form of Triton's repository index. A body is ignored."""
+    async for _ in request.stream():
+        pass  # an answer before the end of the body would close the connection
+    manifest = pipeline.model.manifest
+    return [schemas.RepositoryModel(name=manifest.name, version=manifest.version, state="READY", reason="")]
+
+
+# Before the routes of named models, so that `stats` is not taken for a name.
+@router.get("/models/stats", responses=example_response(examples.STATISTICS) | _problems("not_ready"))
+async def statistics(serving: ServingState, pipeline: WarmPipeline) -> schemas.Statistics:
+    """Get counts and durations since the service started. They include the clips of `/predict`."""
+    return statistics_of(pipeline.model.manifest, serving.metrics)
+
+
+@_model_route("GET", "/stats", responses=example_response(examples.STATISTICS) | _MODEL_PROBLEMS)
+async def model_statistics(serving: ServingState, model: NamedModel) -> schemas.Statistics:
+    """Get counts and durations since the service started. They include the clips of `/predict`."""
+    return statistics_of(model.manifest, serving.metrics)
 
 
 @_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
@@ -184,12 +218,15 @@ async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline,
     """Classify clips that are already decoded: 40 frames each, resized to 224×224 RGB."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
+    check_codings(content_codings(request.headers))
     body = await _receive(request)
     serving.metrics.upload_bytes.observe(len(body))
     model = await _named_model(pipeline, request, name)
     with model.held():
         tensors = await _read_tensors(request, serving, body, _spec(model), deadline)
         record.end_receive(serving.metrics)
+        if tensors.timeout_s is not None:
+            deadline = min(deadline, record.arrived + tensors.timeout_s)
         work = pipeline.infer(model, tensors.frames, deadline=deadline, stages=record.stages)
         outputs = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
@@ -212,10 +249,10 @@ async def _read_tensors(
         Problem: The body cannot be parsed, or does not match the model.
         DeadlineExceeded: The body was not parsed before the deadline.
     """
-    encoding, header_length = request.headers.get("Content-Encoding", ""), request.headers.get(HEADER_LENGTH)
+    codings, header_length = content_codings(request.headers), request.headers.get(HEADER_LENGTH)
 
     def read() -> TensorRequest:
-        return read_request(inflate(body, encoding, serving.settings.max_body_bytes), header_length, spec)
+        return read_request(inflate(body, codings, serving.settings.max_body_bytes), header_length, spec)
 
     try:
         async with asyncio.timeout(deadline - time.monotonic()), serving.reading_tensors:

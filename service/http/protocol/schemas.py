@@ -7,26 +7,37 @@ descriptions of answers go into the OpenAPI document, so they are Markdown.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # Bounded, because the details of problems repeat them.
 Name = Annotated[str, Field(max_length=256)]
 Shape = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)]], Field(max_length=16)]
-Parameters = dict[str, Any]
+
+
+def _without_nulls(fields: Any) -> Any:
+    """Leave out fields that are null: clients that write every field of their models mean that they are absent."""
+    return {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
+
+
+Parameters = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), strict=True)
 
 
-class RequestedOutput(_Message):
+class _Request(_Message):
+    _drop_nulls = model_validator(mode="before")(_without_nulls)
+
+
+class RequestedOutput(_Request):
     """A requested output. Its parameter ``binary_data`` asks for the numbers as bytes after the JSON."""
 
     name: Name
     parameters: Parameters = {}
 
 
-class InputTensor(_Message):
+class InputTensor(_Request):
     """An input tensor. ``data`` is true if an array of numbers was cut out of the JSON (see ``tensors``)."""
 
     name: Name
@@ -36,7 +47,7 @@ class InputTensor(_Message):
     data: Literal[True] | None = None
 
 
-class InferenceRequest(_Message):
+class InferenceRequest(_Request):
     """The JSON part of an inference request. Without ``outputs``, all outputs are requested."""
 
     id: str | None = None
@@ -87,6 +98,59 @@ class ModelConfig(_Message):
     max_batch_size: int = Field(description="Largest number of clips in one request.")
     input: list[TensorConfig]
     output: list[TensorConfig]
+
+
+class ModelList(_Message):
+    """The answer of `GET /v2/models`."""
+
+    models: list[str]
+
+
+class RepositoryModel(_Message):
+    """A model in the answer of `POST /v2/repository/index`."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Duration(_Message):
+    """How many durations were measured, and their sum in nanoseconds."""
+
+    count: int
+    ns: int
+
+
+class Durations(_Message):
+    """Durations of predictions and their stages. Stages that are not measured separately have zeros."""
+
+    success: Duration = Field(description="Answered predictions, from the request's arrival to the end of the answer.")
+    fail: Duration = Field(description="Refused, failed and cancelled predictions.")
+    queue: Duration = Field(description="Waiting for the engine.")
+    compute_input: Duration = Field(description="Decoding the clips of `/predict`.")
+    compute_infer: Duration = Field(description="Running the network.")
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class ModelStatistics(_Message):
+    """Statistics of a model since the service started, in the form of Triton's statistics extension."""
+
+    name: str
+    version: str
+    last_inference: int = Field(description="Time of the last inference in milliseconds since 1970, or 0.")
+    inference_count: int = Field(description="Clips that the network has classified.")
+    execution_count: int = Field(description="Batches that the network has run.")
+    inference_stats: Durations
+    batch_stats: list[Any] = Field(description="Always empty: durations are not measured per batch size.")
+
+
+class Statistics(_Message):
+    """The answer of `GET /v2/models/stats`."""
+
+    model_stats: list[ModelStatistics]
 
 
 class Live(_Message):

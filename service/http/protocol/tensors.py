@@ -30,6 +30,7 @@ _BLANKS, _DIGITS = b" \t\r\n", b"0123456789"
 _DIGITS_TO_ZERO = bytes.maketrans(_DIGITS, b"0" * len(_DIGITS))
 _BRACKETS_TO_BLANKS = bytes.maketrans(b"[]", b"  ")
 _MEMORY = "shared_memory_region"
+_GZIP = frozenset({"gzip", "x-gzip", "deflate"})
 
 Body = bytes | bytearray
 Frames = npt.NDArray[np.uint8]
@@ -59,32 +60,44 @@ class TensorRequest:
         id: The request's id, to be repeated in the answer.
         frames: uint8 ``(clips, *clip)``, RGB.
         outputs: The requested outputs, each with whether it is requested as bytes.
+        timeout_s: Seconds after which the client no longer needs the answer, or None.
     """
 
     id: str | None
     frames: Frames
     outputs: dict[str, bool]
+    timeout_s: float | None
 
 
-def inflate(body: Body, encodings: str, max_bytes: int) -> Body:
+def check_codings(codings: Sequence[str]) -> None:
+    """Check whether ``inflate`` can undo the codings of a body.
+
+    Raises:
+        Problem: It cannot (``unsupported_media``).
+    """
+    if unknown := [coding for coding in codings if coding not in _GZIP]:
+        raise Problem(
+            "unsupported_media",
+            f"the content encoding {', '.join(unknown)} is not supported; use gzip, deflate or none",
+        )
+    if len(codings) > 1:
+        raise Problem("unsupported_media", f"the body is compressed {len(codings)} times; compress it once or not")
+
+
+def inflate(body: Body, codings: Sequence[str], max_bytes: int) -> Body:
     """Decompress a body.
 
     Args:
         body: The body as it was sent.
-        encodings: The Content-Encoding header: gzip, deflate or none.
+        codings: What it is compressed with, as ``check_codings`` allows: gzip, deflate or nothing.
         max_bytes: Largest size of the decompressed body.
 
     Raises:
-        Problem: The encoding is unknown (``unsupported_media``), the body is damaged (``invalid_tensor``) or the
-            decompressed body is too large (``body_too_large``).
+        Problem: The body is damaged (``invalid_tensor``), or the decompressed body is too large (``body_too_large``).
     """
-    encoding = encodings.strip().lower()
-    if encoding in {"", "identity"}:
+    if not codings:
         return body
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise Problem(
-            "unsupported_media", f"the content encoding {encoding} is not supported; use gzip, deflate or none"
-        )
+    encoding = codings[0]
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         inflated = inflater.decompress(body, max_bytes + 1)
@@ -132,7 +145,7 @@ def read_request(body: Body, header_length: str | None, spec: TensorSpec) -> Ten
         )
     else:
         frames = _from_json(body, numbers, shape)
-    return TensorRequest(request.id, frames, outputs)
+    return TensorRequest(request.id, frames, outputs, _timeout_s(request))
 
 
 def write_answer(
@@ -237,6 +250,14 @@ def _requested_outputs(request: InferenceRequest, available: Sequence[str]) -> d
     if not all(isinstance(as_bytes, bool) for as_bytes in requested.values()):
         raise _invalid("`binary_data` and `binary_data_output` must be true or false")
     return requested
+
+
+def _timeout_s(request: InferenceRequest) -> float | None:
+    """Return Triton's parameter ``timeout``, which is in microseconds, in seconds. 0 means none, as in Triton."""
+    timeout = request.parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise _invalid("`timeout` must be a whole number of microseconds, or 0 for none")
+    return timeout / 1e6 if timeout else None
 
 
 def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames:

@@ -9,15 +9,15 @@ import httpx
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from service.http import page
 from service.http.app import create_app
+from service.http.static import MEDIA_TYPES
 from service.settings import Settings
 from service.web import sample_clip
 
 pytestmark = pytest.mark.anyio
 
 REPOSITORY = Path(__file__).parents[3]
-FILES = sorted(file for file in (REPOSITORY / "service" / "web").iterdir() if file.suffix in page.MEDIA_TYPES)
+FILES = sorted(file for file in (REPOSITORY / "service" / "web").iterdir() if file.suffix in MEDIA_TYPES)
 PATHS = ["/", *(f"/web/{file.name}" for file in FILES if file.name != "index.html")]
 MAX_BYTES = 150_000
 
@@ -60,11 +60,11 @@ async def test_the_content_security_policy_allows_nothing_from_other_hosts(clien
 
 async def test_the_page_refers_to_no_other_host_and_only_to_existing_files(client: httpx.AsyncClient) -> None:
     texts = {path: (await client.get(path)).text for path in PATHS if not path.endswith(".mp4")}
-    named = {name for text in texts.values() for name in re.findall(r"""["'](/web/[\w.]+|\./[\w.]+)["']""", text)}
+    named = {name for text in texts.values() for name in re.findall(r"""["'](web/[\w.]+|\./[\w.]+)["']""", text)}
 
     hosts = {host for text in texts.values() for host in re.findall(r"https?://([\w.]+)", text)}
     assert hosts <= {"www.w3.org"}  # the XML namespace of SVG, which is not requested
-    assert {name.replace("./", "/web/") for name in named} == {*PATHS} - {"/"}
+    assert {"/" + name.replace("./", "web/") for name in named} == {*PATHS} - {"/"}
 
 
 async def test_other_paths_under_web_do_not_exist_and_require_a_key(client: httpx.AsyncClient) -> None:
@@ -100,4 +100,5 @@ def test_the_page_is_not_part_of_the_openapi_document() -> None:
 def test_the_wheel_contains_the_page(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(REPOSITORY)).build(directory=str(tmp_path), versions=["standard"])
 
-    assert {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}
+    docs = {"service/web/docs/index.html", "service/web/docs/docs.js"}
+    assert docs | {f"service/web/{file.name}" for file in FILES} <= {*zipfile.ZipFile(wheel).namelist()}

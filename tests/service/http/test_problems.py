@@ -34,6 +34,7 @@ TABLE = {
     503: {"not_ready", "draining", "too_many_connections"},
     504: {"deadline_exceeded"},
 }  # fmt: skip
+ORIGIN = "https://app.example"
 STATUS = {code: status for status, codes in TABLE.items() for code in codes}
 
 Send = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
@@ -64,8 +65,9 @@ ELSEWHERE = {
 
 @pytest.fixture
 async def client(tiny_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(bundle=tiny_bundle, device="cpu", max_body_bytes=200_000))
+    app = create_app(Settings(bundle=tiny_bundle, device="cpu", max_body_bytes=200_000, cors_origins=ORIGIN))
     async with app.router.lifespan_context(app), connect(app) as client:
+        client.headers["Origin"] = ORIGIN
         await until_ready(client)
         yield client
 
@@ -77,7 +79,10 @@ def test_every_code_has_its_status_and_a_test() -> None:
 
 @pytest.mark.parametrize("code", REFUSED)
 async def test_bad_requests_are_answered_with_their_code(client: httpx.AsyncClient, code: str) -> None:
-    assert_problem(await REFUSED[code](client), STATUS[code], code)
+    answer = await REFUSED[code](client)
+
+    assert_problem(answer, STATUS[code], code)
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN  # else a web application could not read it
 
 
 @pytest.mark.parametrize("code", RAISED)
@@ -91,6 +96,7 @@ async def test_errors_of_the_pipeline_are_answered_with_their_code(
     answer = await client.post("/predict", content=clip)
 
     assert_problem(answer, STATUS[code], code)
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert "secret" not in answer.text
     assert ("Retry-After" in answer.headers) == (STATUS[code] in {429, 503})
 
@@ -102,14 +108,7 @@ async def test_unsupported_methods_are_answered_with_a_problem(
     answer = await client.request(method, path)
 
     assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["Allow"]
-
-
-async def test_unsupported_head_requests_are_answered_without_a_body(client: httpx.AsyncClient) -> None:
-    answer = await client.head("/predict")
-
-    assert (answer.status_code, answer.content) == (405, b"")
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["Allow"] == ("POST" if path == "/predict" else "GET, HEAD")
 
 
 @pytest.mark.parametrize("query", ["top_k=2&top_k=1", "top_k=1&colour=blue", "top_k=1&%ff=%00", "&&top_k=1"])

@@ -26,14 +26,16 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--limit--\r\n"
 
 
-def received(content_type: str, chunks: Sequence[bytes]) -> bytes:
+def received(content_type: str, chunks: Sequence[bytes], codings: Sequence[str] = ()) -> bytes:
     """Return the clip of a request whose body arrives in these chunks."""
     left = list(chunks)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
-    request = Request({"type": "http", "headers": [(b"content-type", content_type.encode())]}, receive)
+    headers = [(b"content-type", content_type.encode())]
+    headers += [(b"content-encoding", coding.encode()) for coding in codings]
+    request = Request({"type": "http", "headers": headers}, receive)
     with ClipFile() as clip:
         run = receive_clip(request, clip)
         with pytest.raises(StopIteration):  # it never waits, so no event loop is needed
@@ -45,6 +47,10 @@ def problem(content_type: str, body: bytes) -> str:
     with pytest.raises(Problem) as refused:
         received(content_type, [body])
     return refused.value.code
+
+
+def described_part(*lines: str) -> bytes:
+    return "\r\n".join(["--limit", *lines, "", "clip", ""]).encode("latin-1")
 
 
 @st.composite
@@ -81,7 +87,10 @@ def test_a_raw_body_is_received_unchanged(data: st.DataObject, content: bytes) -
         (b"--other\r\n\r\n", "malformed_multipart"),
         (b"--limit\r\nX" + b"-" * 100_000, "malformed_multipart"),
         (form(part("title", b"Diving")), "missing_file"),
-        (form(part("file", b"a field and no file", filename=None)), "missing_file"),
+        (form(part("File", b"names are case-sensitive")), "missing_file"),
+        (form(part("file", b"one"), part("file", b"two", filename=None)), "malformed_multipart"),
+        (form(described_part("Content-Disposition: form-data; filename=file")), "malformed_multipart"),
+        (form(described_part("Content-Type: video/mp4")), "malformed_multipart"),
         (form(part("file", b"")), "empty_body"),
     ],
 )
@@ -92,3 +101,88 @@ def test_a_form_without_a_usable_clip_is_refused(body: bytes, code: str) -> None
 @pytest.mark.parametrize("content_type", ["multipart/form-data", f"multipart/form-data; boundary={'x' * 1000}"])
 def test_a_form_without_a_valid_boundary_is_refused(content_type: str) -> None:
     assert problem(content_type, form(part("file", b"clip"))) == "malformed_multipart"
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        'form-data; name="file"',
+        "form-data; name=file",
+        "form-data; name=file; filename=clip.mp4",
+        "form-data; name=\"file\"; filename*=UTF-8''caf%C3%A9.mp4",
+        "form-data; filename*=UTF-8''clip.mp4; name=file",
+        "form-data; name*=UTF-8''file",
+        "form-data; name*=utf-8'en'%66ile; filename=\"clip.mp4\"",
+        'form-data;name="file";filename="a;b\\".mp4"',
+        'FORM-DATA; NAME="file"; FILENAME="CLIP.MP4"',
+        'form-data; name="file"; filename=""',
+        'form-data; name="file"; filename="caf\xc3\xa9.mp4"',
+    ],
+)
+@pytest.mark.parametrize("field", ["Content-Disposition", "content-disposition"])
+def test_a_part_named_file_is_the_clip_whatever_its_file_name(field: str, disposition: str) -> None:
+    body = form(described_part("Content-Type: text/plain", f"{field}: {disposition}"))
+
+    assert received(FORM, [body]) == b"clip"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Content-Transfer-Encoding: binary", "content-transfer-encoding: 8BIT", "Content-Transfer-Encoding: 7bit",
+     "Content-Encoding: identity"],
+)  # fmt: skip
+def test_a_part_that_says_that_its_bytes_are_not_encoded_is_received(line: str) -> None:
+    assert received(FORM, [form(described_part(line, "Content-Disposition: form-data; name=file"))]) == b"clip"
+
+
+@pytest.mark.parametrize("encoding", ["base64", "Quoted-Printable", "x-uuencode"])
+@pytest.mark.parametrize("field", ["Content-Transfer-Encoding", "content-encoding"])
+def test_an_encoded_part_is_refused_and_names_its_encoding(field: str, encoding: str) -> None:
+    lines = [f"{field}: {encoding}", 'Content-Disposition: form-data; name="file"; filename="clip.mp4"']
+    for body in (form(described_part(*lines)), form(described_part(*reversed(lines)))):
+        with pytest.raises(Problem, match=f"encoded as {encoding.lower()}; send") as refused:
+            received(FORM, [body])
+        assert refused.value.code == "unsupported_media"
+
+
+def test_other_parts_may_be_encoded() -> None:
+    note = described_part("Content-Transfer-Encoding: base64", "Content-Disposition: form-data; name=note")
+
+    assert received(FORM, [form(note, part("file", b"clip"))]) == b"clip"
+
+
+@pytest.mark.parametrize(
+    ("codings", "named"),
+    [
+        (["gzip"], "gzip"),
+        (["x-gzip"], "x-gzip"),
+        (["ZSTD"], "zstd"),
+        (["br"], "br"),
+        (["deflate"], "deflate"),
+        (["gzip, identity"], "gzip"),
+        (["identity", "gzip"], "gzip"),
+        (["gzip", " br ,"], "gzip, br"),
+        (["aws-chunked"], "aws-chunked"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["video/mp4", FORM])
+def test_an_encoded_body_is_refused_by_name_before_it_is_read(
+    content_type: str, codings: list[str], named: str
+) -> None:
+    with pytest.raises(Problem, match=f"content encoding {named} is not supported") as refused:
+        received(content_type, [], codings)  # reading would raise an IndexError
+    assert refused.value.code == "unsupported_media"
+
+
+@pytest.mark.parametrize("codings", [["identity"], [""], ["Identity, identity"], ["", "identity"]])
+def test_a_body_without_a_coding_is_received(codings: list[str]) -> None:
+    assert received("video/mp4", [b"clip"], codings) == b"clip"
+
+
+def test_an_empty_content_type_counts_as_none() -> None:
+    assert received("", [b"clip"]) == b"clip"
+
+
+@pytest.mark.parametrize("line", [b"X-Header: lime\r\n" * 4000, b"X-Header: " + b"lime" * 15_000, b"x" * 60_000])
+def test_a_part_whose_headers_are_too_large_is_refused(line: bytes) -> None:
+    assert problem(FORM, b"--limit\r\n" + line) == "malformed_multipart"

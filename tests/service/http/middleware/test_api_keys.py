@@ -1,6 +1,7 @@
 """API keys: which requests require one, and that nothing is read or revealed without it."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -77,6 +78,50 @@ async def test_requests_without_a_valid_key_are_refused(
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"])
 async def test_health_and_metrics_require_no_key(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).status_code != 401
+
+
+BASIC = {"Authorization": "Basic " + base64.b64encode(b"any user:autumn-9c1d").decode()}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+async def test_a_browser_may_send_a_key_as_the_password_for_the_documentation(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    refused = await client.get(path)
+
+    assert refused.headers.get_list("WWW-Authenticate") == ['Bearer realm="limelight"', 'Basic realm="limelight"']
+    assert (await client.get(path, headers=BASIC)).status_code == 200
+    assert (await client.head(path, headers=BASIC)).status_code == 200
+    assert (await client.post(path, headers=BASIC)).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/predict", "/model", "/v2/models", "/docs/", "/no"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_password_is_accepted_nowhere_else(client: httpx.AsyncClient, method: str, path: str) -> None:
+    refused = await client.request(method, path, headers=BASIC)
+
+    assert refused.status_code == 401
+    assert refused.headers.get_list("WWW-Authenticate") == ['Bearer realm="limelight"']
+
+
+WRONG_PASSWORDS = (
+    b"autumn-9c1d:",
+    b"me:winter-5e2b",
+    b"autumn-9c1d",
+    b"me:autumn-9c1d:",
+    b":",
+    b"me: autumn-9c1d",
+    b"",
+)
+
+
+@pytest.mark.parametrize(
+    "token", [*map(base64.b64encode, WRONG_PASSWORDS), b"=", b"me:autumn-9c1d", b"autumn-9c1d", b"\xff"]
+)
+async def test_a_wrong_password_and_a_malformed_one_are_refused(client: httpx.AsyncClient, token: bytes) -> None:
+    answer = await client.get("/docs", headers=[(b"Authorization", b"Basic " + token)])
+
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
 
 
 async def test_the_body_of_a_request_without_a_key_is_not_read(app: FastAPI) -> None:

@@ -94,6 +94,17 @@ async def test_a_request_is_cancelled_at_its_deadline(brake: Brake, tiny_bundle:
     assert left == 0
 
 
+async def test_a_timeout_shortens_the_deadline(brake: Brake, tiny_bundle: Path) -> None:
+    content, headers = message(1, parameters={"timeout": 400_000})
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+        async with asyncio.timeout(30):  # half of the service's own
+            answer = await client.post(URL, content=content, headers=headers)
+        left = app.state.serving.pipeline.model.depth
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert left == 0
+
+
 async def test_a_request_is_cancelled_if_its_client_disconnects(brake: Brake, tiny_bundle: Path) -> None:
     async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
         patient = asyncio.create_task(infer(client))

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
 from service.http.problems import Problem
-from service.http.protocol.tensors import TensorRequest, TensorSpec, inflate, read_request, write_answer
+from service.http.protocol.tensors import (
+    TensorRequest,
+    TensorSpec,
+    check_codings,
+    inflate,
+    read_request,
+    write_answer,
+)
 
 SPEC = TensorSpec(clip=(2, 3), max_clips=4, outputs=("probabilities", "attention"))
 FRAMES = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
@@ -100,9 +107,58 @@ class TestJson:
         np.testing.assert_array_equal(read(message | {"id": "after"}).frames, FRAMES)
 
     def test_unknown_fields_are_ignored(self) -> None:
-        message = request(quality="good") | {"priority": 3, "parameters": {"timeout": 5}}
+        message = request(quality="good") | {"priority": 3, "parameters": {"priority": 5}}
 
         np.testing.assert_array_equal(read(message).frames, FRAMES)
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            # KServe's `InferenceRequest.model_dump_json()`.
+            {
+                "id": None,
+                "parameters": None,
+                "inputs": [request()["inputs"][0] | {"parameters": None}],
+                "outputs": None,
+            },
+            # MLServer's.
+            {
+                "id": None,
+                "parameters": {"content_type": None, "headers": None},
+                "inputs": [request()["inputs"][0] | {"parameters": {"content_type": "np", "headers": None}}],
+                "outputs": [{"name": "attention", "parameters": None}],
+            },
+            # Go's `json.Marshal` of structs whose fields were not set.
+            {
+                "id": "",
+                "parameters": None,
+                "inputs": [
+                    request()["inputs"][0] | {"parameters": {"binary_data_size": None, "shared_memory_region": None}}
+                ],
+                "outputs": [{"name": "attention", "parameters": {"binary_data": None, "classification": None}}],
+            },
+        ],
+    )
+    def test_null_fields_and_parameters_are_absent(self, message: dict[str, Any]) -> None:
+        asked = read(message)
+
+        np.testing.assert_array_equal(asked.frames, FRAMES)
+        assert asked.timeout_s is None
+        assert set(asked.outputs.values()) == {False}
+
+    def test_null_data_is_absent_beside_bytes(self) -> None:
+        message = request(data=None, parameters={"binary_data_size": 12})
+        message["inputs"][0]["data"] = None
+
+        np.testing.assert_array_equal(read_binary(message, FRAMES.tobytes()).frames, FRAMES)
+
+    @pytest.mark.parametrize(("timeout", "seconds"), [(250_000, 0.25), (1, 1e-6), (0, None), (None, None)])
+    def test_the_timeout_is_in_microseconds(self, timeout: int | None, seconds: float | None) -> None:
+        assert read(request() | {"parameters": {"timeout": timeout}}).timeout_s == seconds
+
+    @pytest.mark.parametrize("timeout", [-1, 1.5, "1000", True, 2**63, [1]])
+    def test_timeouts_that_are_not_microseconds_are_refused(self, timeout: Any) -> None:
+        assert "`timeout`" in refusal(json.dumps(request() | {"parameters": {"timeout": timeout}}).encode())
 
     @pytest.mark.parametrize(
         ("message", "reason"),
@@ -251,22 +307,36 @@ class TestOutputs:
 
 class TestInflate:
     @pytest.mark.parametrize(
-        ("encoding", "body"),
+        ("codings", "body"),
         [
-            ("", b"abc"),
-            ("identity", b"abc"),
-            ("gzip", gzip.compress(b"abc", mtime=0)),
-            ("Deflate", zlib.compress(b"abc")),
+            ([], b"abc"),
+            (["gzip"], gzip.compress(b"abc", mtime=0)),
+            (["x-gzip"], gzip.compress(b"abc", mtime=0)),
+            (["deflate"], zlib.compress(b"abc")),
         ],
     )
-    def test_supported_encodings_are_decompressed(self, encoding: str, body: bytes) -> None:
-        assert inflate(body, encoding, 3) == b"abc"
+    def test_supported_codings_are_decompressed(self, codings: list[str], body: bytes) -> None:
+        check_codings(codings)
+
+        assert inflate(body, codings, 3) == b"abc"
+
+    @pytest.mark.parametrize(
+        ("codings", "reason"),
+        [
+            (["br"], "encoding br is not"),
+            (["zstd", "gzip"], "encoding zstd is not"),
+            (["gzip", "gzip"], "compressed 2 times"),
+        ],
+    )
+    def test_other_codings_are_refused_by_name(self, codings: list[str], reason: str) -> None:
+        with pytest.raises(Problem, match=reason) as refused:
+            check_codings(codings)
+
+        assert refused.value.code == "unsupported_media"
 
     @pytest.mark.parametrize(
         ("encoding", "body", "code"),
         [
-            ("br", b"abc", "unsupported_media"),
-            ("gzip, gzip", b"abc", "unsupported_media"),
             ("gzip", b"abc", "invalid_tensor"),
             ("gzip", b"", "invalid_tensor"),
             ("gzip", gzip.compress(b"abc", mtime=0)[:-1], "invalid_tensor"),
@@ -274,10 +344,8 @@ class TestInflate:
             ("deflate", zlib.compress(bytes(10**7)), "body_too_large"),
         ],
     )
-    def test_damaged_bodies_large_bodies_and_unknown_encodings_are_refused(
-        self, encoding: str, body: bytes, code: str
-    ) -> None:
+    def test_damaged_and_large_bodies_are_refused(self, encoding: str, body: bytes, code: str) -> None:
         with pytest.raises(Problem) as refused:
-            inflate(body, encoding, 1000)
+            inflate(body, [encoding], 1000)
 
         assert refused.value.code == code
