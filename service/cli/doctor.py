@@ -5,7 +5,7 @@ import contextlib
 import errno
 import io
 import math
-import os
+import re
 import resource
 import socket
 import time
@@ -17,24 +17,30 @@ from pathlib import Path
 import httpx
 
 from service.assembly import load_pipeline
+from service.cgroup import memory_limits, processors
 from service.errors import BundleError, ClipError, DecodersError, EngineError
 from service.isolation.processes import start_decoders
 from service.metrics import Metrics
 from service.model.bundle import Manifest, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import LOOPBACK, Settings
+from service.settings import LOOPBACK, SERVICE_ADDRESS, Settings
 from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
 NOT_SETTINGS = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
+# Variables that Kubernetes sets in every pod beside a Service whose name is or begins with `limelight`.
+SERVICE_LINKS = re.compile(
+    r"LIMELIGHT(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
 MIN_KEY_LENGTH = 16
 # A connection takes one file descriptor, and a clip that is being decoded a few.
 ENOUGH_FILES = 1024
-# The fp32 network takes 1.4 GB at batch size 1, a decoder a hundred MB.
-ENOUGH_MEMORY_BYTES = 2 * 2**30
+# What the fp32 network takes at batch size 1, and what decoding a clip usually takes.
+NETWORK_BYTES = 1_400_000_000
+DECODER_BYTES = 100_000_000
 DECODER_REMEDY = (
     "raise LIMELIGHT_DECODE_MEMORY_BYTES or LIMELIGHT_DECODE_TIMEOUT_S if they are low; see docs/sandbox.md"
 )
@@ -94,10 +100,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Find variables that name no setting, and settings that conflict."""
-    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
-    unknown = [name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
     conflicts = [*_conflicts(settings)]
-    if unknown:
+    if unknown := [name for name, value in environment.items() if _is_unknown(name, value)]:
         conflicts.append(
             (
                 f"{', '.join(sorted(unknown))}: no such setting",
@@ -108,6 +112,14 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
         yield Finding("settings", Verdict.POOR, found, remedy)
     if not conflicts:
         yield Finding("settings", Verdict.GOOD, "no conflicts")
+
+
+def _is_unknown(name: str, value: str) -> bool:
+    """Return whether a variable looks like a setting, but is none."""
+    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:
+        return False
+    return not (SERVICE_LINKS.fullmatch(name) or (name.endswith("_PORT") and SERVICE_ADDRESS.fullmatch(value)))
 
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -123,9 +135,13 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "a single clip is padded to a larger batch", "add 1 to LIMELIGHT_BATCH_SIZES"
     if (settings.device, settings.precision) in {("cpu", "fp16"), ("cuda", "int8")}:
         yield f"{settings.precision} is slow on {settings.device}", "set LIMELIGHT_PRECISION=auto"
-    if max(settings.threads, settings.decode_workers or 0) > len(os.sched_getaffinity(0)):
-        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS at their defaults"
-        yield "more threads or decoders than cores compete for processor time", remedy
+    usable = processors()
+    if max(settings.threads, settings.decode_workers) > math.ceil(usable):
+        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS at their defaults, or raise the CPU quota"
+        yield (
+            f"more threads or decoders than processors ({usable:g} by affinity and CPU quota) compete for time",
+            remedy,
+        )
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:
@@ -138,24 +154,35 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         f"at most {files}",
         "" if enough else f"raise the limit to {ENOUGH_FILES} or more (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)",
     )
-    memory = _memory_bytes()
-    plenty = memory >= ENOUGH_MEMORY_BYTES
-    yield Finding(
+    yield _memory(settings)
+
+
+def _memory(settings: Settings) -> Finding:
+    """Check whether the network, decoders and uploads fit into the memory that this process may take."""
+    limits = memory_limits()
+    free = min([_free_on_machine(), *(limit.limit_bytes - limit.used_bytes for limit in limits)])
+    needed = NETWORK_BYTES + settings.decode_workers * DECODER_BYTES + settings.upload_memory_bytes
+    least = f" within the limit of {_gib(limits[0].limit_bytes)} in {limits[0].file}" if limits else ""
+    fits = needed <= free
+    return Finding(
         "memory",
-        Verdict.GOOD if plenty else Verdict.POOR,
-        f"{memory / 2**30:.1f} GiB available to this process",
-        "" if plenty else "make 2 GiB or more available; the int8 network needs the least",
+        Verdict.GOOD if fits else Verdict.POOR,
+        f"{_gib(free)} available{least}",
+        ""
+        if fits
+        else f"the fp32 network, {settings.decode_workers} decoders and LIMELIGHT_UPLOAD_MEMORY_BYTES may take "
+        f"{_gib(needed)}: make that available, or lower LIMELIGHT_UPLOAD_MEMORY_BYTES; int8 needs the least",
     )
 
 
-def _memory_bytes() -> int:
-    """Return the memory that the machine has available or the container's limit leaves, whichever is less."""
+def _free_on_machine() -> int:
+    """Return the bytes of memory that the machine has available."""
     values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    left = 1024 * int(values["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" means no limit, and cgroup version 2 may be absent
-        left = min(left, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return left
+    return 1024 * int(values["MemAvailable"].split()[0])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _port(settings: Settings) -> Finding:
