@@ -73,7 +73,20 @@ def watch(command: Sequence[object], home: Path, wrapper: Sequence[str] = ()) ->
     """Run a program under strace."""
     trace = home.parent / "trace"
     calls = "openat,open,creat,mkdir,mkdirat,connect,sendto,sendmsg,sendmmsg"
-    strace = ("strace", "-f", "--seccomp-bpf", "-qq", "-s", "512", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none")
+    strace = (
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-s",
+        "512",
+        "-o",
+        str(trace),
+        "-e",
+        f"trace={calls}",
+        "-e",
+        "signal=none",
+    )
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     if subprocess.run([*strace, "true"], capture_output=True, check=False).returncode:

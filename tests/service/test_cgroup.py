@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.cgroup import memory_limits, processors
+from tests.memory_group import memory_group
 
 V1_NO_LIMIT = "9223372036854771712"
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -133,32 +133,13 @@ class TestVersion1:
         assert [limit.limit_bytes for limit in memory_limits(root)] == [2**30]
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[Path]:
-    """A control group of this machine with a memory limit of 1 GiB, for version 1 or 2."""
-    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
-    above = Path("/sys/fs/cgroup", *(["memory", paths["memory"][1:]] if "memory" in paths else [paths[""][1:]]))
-    made = above / f"limelight-{uuid.uuid4().hex}"
-    limit = "memory.limit_in_bytes" if "memory" in paths else "memory.max"
-    try:
-        made.mkdir()
-    except OSError:
-        pytest.skip("this user may not make control groups")
-    try:
-        if not (made / limit).exists():
-            pytest.skip("this user may not make control groups with a memory limit")
-        (made / limit).write_text(str(2**30))
-        yield made
-    finally:
-        made.rmdir()
-
-
-def test_the_limit_of_a_real_group_is_found(group: Path) -> None:
+def test_the_limit_of_a_real_group_is_found() -> None:
     code = (
-        f"import os, pathlib; pathlib.Path({str(group / 'cgroup.procs')!r}).write_text(str(os.getpid()));"
         "from service.cgroup import memory_limits; limit = memory_limits()[0];"
         "print(limit.limit_bytes, limit.file.parent, limit.used_bytes > 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with memory_group(2**30) as group:
+        command = [*group.entering, sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert done.stdout.split() == [str(2**30), str(group), "True"]
+    assert done.stdout.split() == [str(2**30), str(group.folder), "True"]
