@@ -30,7 +30,8 @@ from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
-NOT_SETTINGS = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
+# Variables of the command line, the examples, Compose and the tests.
+NOT_SETTINGS = frozenset({"API_KEY", "MEMORY", "SCREENSHOT", "SHARED", "SOAK_S", "TAG", "URL"})
 # Variables that Kubernetes sets in every pod beside a Service whose name is or begins with `limelight`.
 SERVICE_LINKS = re.compile(
     r"LIMELIGHT(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
