@@ -44,7 +44,8 @@ LABEL org.opencontainers.image.title="Limelight" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+# Limelight turns ONNX Runtime's telemetry off by itself; the variable also covers other programs run in the container.
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/tmp ORT_DISABLE_TELEMETRY=1
 # A new volume that is mounted here takes over this owner.
 RUN install -d -o 10001 -g 10001 /bundles
 WORKDIR /bundles

@@ -46,7 +46,7 @@ demo: setup ## Fetch weights, export a bundle, start a server, classify a clip, 
 	$(BIN)/limelight-model fetch-weights
 	$(BIN)/limelight-model export --output bundle
 	$(BIN)/limelight demo $${CLIP:+"$$CLIP"} --bundle bundle --overlay demo.png
-	@echo "Next: make serve, then open http://127.0.0.1:$${LIMELIGHT_PORT:-8000} in a browser and drop a video on the page."
+	@echo "Next: make serve, then open the address that it prints in a browser and drop a video on the page."
 
 serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* variables apply)
 	$(BIN)/limelight serve --bundle bundle

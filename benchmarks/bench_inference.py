@@ -115,7 +115,7 @@ def _describe(clip: DecodedClip) -> str:
 
 def _real_clip() -> bytes | None:
     """Return the first UCF-101 clip of the shared folder, if there is one."""
-    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    shared = REPOSITORY / (os.environ.get("LIMELIGHT_SHARED") or "../shared")
     path = min((shared / "clips" / "ucf101").glob("*/*.avi"), default=None)
     return path.read_bytes() if path else None
 

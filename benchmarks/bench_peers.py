@@ -87,6 +87,7 @@ def peer(command: list[str], bundle: Path, request: bytes) -> Iterator[int]:
         "LIMELIGHT_BUNDLE": str(bundle),
         "PEER_WORKERS": workers,
         "BENTOML_DO_NOT_TRACK": "True",
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(REPOSITORY),
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }

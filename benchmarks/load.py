@@ -145,7 +145,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def clips(count: int) -> list[bytes]:
     """Return UCF-101 clips of the shared folder, nearest to 0.5 MB first, or rendered clips if there are none."""
-    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    shared = REPOSITORY / (os.environ.get("LIMELIGHT_SHARED") or "../shared")
     paths = sorted((shared / "clips" / "ucf101").glob("*/*.avi"), key=lambda path: abs(path.stat().st_size - 500_000))
     if paths:
         return [path.read_bytes() for path in paths[:count]]

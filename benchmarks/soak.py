@@ -139,7 +139,7 @@ def bad_clips() -> list[bytes]:
     damaged = bytearray(whole)
     for place in range(2000, len(damaged), 97):
         damaged[place] ^= 0x55
-    shared = REPOSITORY / os.environ.get("LIMELIGHT_SHARED", "../shared")
+    shared = REPOSITORY / (os.environ.get("LIMELIGHT_SHARED") or "../shared")
     odd = [path.read_bytes() for path in sorted((shared / "nasty").glob("*/*")) if 0 < path.stat().st_size < 500_000]
     return [whole[: len(whole) // 2], bytes(damaged), b"not a clip", bytes(100_000), *odd]
 

@@ -24,6 +24,8 @@ def table() -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:  # the description says what the default depends on
+        return ""
     match field.default:
         case None | ():
             return ""

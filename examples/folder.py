@@ -16,8 +16,8 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-URL = os.environ.get("LIMELIGHT_URL", "http://127.0.0.1:8000")
-KEY = os.environ.get("LIMELIGHT_API_KEY")
+URL = os.environ.get("LIMELIGHT_URL") or "http://127.0.0.1:8000"
+KEY = os.environ.get("LIMELIGHT_API_KEY", "").strip()
 COLUMNS = ("clip", "label", "probability", "problem", "detail")
 CONCURRENCY = 4  # clips are decoded while the model is busy with another one
 ATTEMPTS = 20

@@ -16,7 +16,8 @@ async function predict(clip, { url = "", key, topK = 5 } = {}) {
 
 async function main(file) {
   const clip = new Blob([require("node:fs").readFileSync(file)]);
-  const { LIMELIGHT_URL: url = "http://127.0.0.1:8000", LIMELIGHT_API_KEY: key } = process.env;
+  const url = process.env.LIMELIGHT_URL || "http://127.0.0.1:8000";
+  const key = process.env.LIMELIGHT_API_KEY?.trim();
   for (const { label, probability } of (await predict(clip, { url, key })).predictions) {
     console.log(`${probability.toFixed(4)}  ${label}`);
   }

@@ -238,7 +238,7 @@ def fetch_weights(
 
 def keras_cache() -> Path:
     """Return the folder where Keras keeps downloaded weights: ``models`` in ``$KERAS_HOME`` or ``~/.keras``."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
 
 
 def keras_url() -> str:

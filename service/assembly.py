@@ -1,7 +1,9 @@
 """Builds a warm pipeline from the settings. The server, ``predict --bundle`` and the doctor all start here."""
 
+import math
 import os
 
+from service.cgroup import processors
 from service.isolation.processes import DecoderProcesses, start_decoders
 from service.metrics import Metrics
 from service.model.bundle import load_bundle
@@ -26,7 +28,7 @@ def load_model(settings: Settings, metrics: Metrics) -> Model:
         device=settings.device,
         precision=settings.precision,
         batch_sizes=settings.batch_sizes,
-        threads=settings.threads,
+        threads=settings.threads or _default_threads(),
         spinning=settings.spinning,
         cuda=CudaOptions(
             conv_search=settings.cuda_conv_search,
@@ -78,5 +80,10 @@ def start_pipeline(model: Model, settings: Settings, metrics: Metrics) -> Pipeli
     except BaseException:
         model.close()
         raise
-    workers = settings.decode_workers or len(os.sched_getaffinity(0))
-    return Pipeline(model, decoders, metrics, decode_workers=workers)
+    return Pipeline(model, decoders, metrics, decode_workers=settings.decode_workers)
+
+
+def _default_threads() -> int:
+    """The number of ONNX Runtime's threads: 0, which lets it choose, unless a CPU quota keeps fewer cores busy."""
+    busy = math.ceil(processors())
+    return busy if busy < len(os.sched_getaffinity(0)) else 0

@@ -1,15 +1,17 @@
 """The service's settings, read from ``LIMELIGHT_*`` environment variables."""
 
 import ipaddress
-import os
+import math
 import re
 import resource
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.cgroup import memory_limits, processors
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Address of a service with default settings."""
@@ -26,6 +28,24 @@ FILES_PER_DECODER = 8
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine can reach."""
+
+
+# Kubernetes sets LIMELIGHT_PORT to such a value in every pod beside a Service named `limelight`.
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE | re.DOTALL)
+
+
+def check_key(key: SecretStr) -> SecretStr:
+    """Return an API key.
+
+    Raises:
+        ValueError: HTTP headers cannot carry it, or it is empty. The text does not contain it.
+    """
+    text = key.get_secret_value()
+    if not text:
+        raise ValueError("a key is empty; separate keys by single commas, or unset the variable to require no key")
+    if not all("!" <= letter <= "~" for letter in text):
+        raise ValueError("each key must consist of visible ASCII characters, without spaces")
+    return key
 
 
 def _split_at_commas(value: Any) -> Any:
@@ -52,15 +72,32 @@ def _check_proxy(proxy: str) -> str:
     return proxy
 
 
-def _check_key(key: SecretStr) -> SecretStr:
-    text = key.get_secret_value()
-    if not text or not all("!" <= letter <= "~" for letter in text):
-        raise ValueError("each key must consist of visible ASCII characters, without spaces")
-    return key
+def connections_allowed_by_files(decode_workers: int) -> int:
+    """Return the number of connections for which the limit of open files is enough.
+
+    A connection takes a file descriptor, and so does the clip that arrives on it. The last third is for connections
+    that are being accepted or refused.
+
+    Args:
+        decode_workers: Number of clips that are decoded at a time.
+    """
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises its limit to the hard limit
+    if files == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (files - RESERVED_FILES - FILES_PER_DECODER * decode_workers) // 3)
+
+
+def _default_upload_memory(settings: dict[str, Any]) -> int:
+    """A quarter of the memory limit, if there is one, but no more than 1 GiB and no less than one body."""
+    most = min([2**30, *(limit.limit_bytes // 4 for limit in memory_limits())])
+    return max(most, int(settings["max_body_bytes"]))
 
 
 class Settings(BaseSettings):
     """Every setting, given as ``LIMELIGHT_<NAME>`` in the environment or as a keyword, which takes precedence.
+
+    An empty value counts as not set, except for ``api_keys``: a service that was meant to require keys must not start
+    without one.
 
     Raises:
         pydantic.ValidationError: A value is not valid. The error names the setting.
@@ -111,7 +148,11 @@ class Settings(BaseSettings):
     ] = Field(
         None, description="Batch sizes that the engine runs, such as `1,2,4`. Default: 1 on CPU, 1,2,4,8 on CUDA."
     )
-    threads: int = Field(0, ge=0, description="ONNX Runtime's threads on CPU; 0 uses every core.")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="ONNX Runtime's threads on CPU; 0 uses every core, or as many as the container's CPU quota allows.",
+    )
     spinning: bool = Field(
         False, description="Let ONNX Runtime's idle threads spin, which costs the decoders processor time."
     )
@@ -127,8 +168,33 @@ class Settings(BaseSettings):
         None, ge=1, description="Limit of ONNX Runtime's memory arena on the GPU; set it if others share the GPU."
     )
 
-    max_connections: int | None = Field(
-        None,
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; larger ones are answered 413.")
+    upload_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time that a client may send nothing during an upload; then 408."
+    )
+    upload_memory_bytes: int = Field(
+        default_factory=_default_upload_memory,
+        ge=1,
+        description="Memory for the bodies of all requests together, each from its first byte to its answer; further "
+        "ones are answered 429. Default: a quarter of the container's memory limit, at most 1 GiB. Never less than "
+        "`LIMELIGHT_MAX_BODY_BYTES`.",
+    )
+    max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
+    max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, as width × height.")
+    max_frames: int = Field(20_000, ge=1, description="Largest number of frames in a clip.")
+    decode_timeout_s: float = Field(20.0, gt=0, description="Longest time that decoding one clip may take.")
+    decode_memory_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that decoding one clip may use.")
+    decode_workers: int = Field(
+        default_factory=lambda: math.ceil(processors()),
+        ge=1,
+        description="Clips decoded at a time. Default: one per core, or as many as the container's CPU quota allows.",
+    )
+    require_sandbox: bool = Field(
+        False, description="Refuse to start if the kernel lacks a layer of the decoders' sandbox."
+    )
+
+    max_connections: int = Field(
+        default_factory=lambda settings: min(MAX_CONNECTIONS, connections_allowed_by_files(settings["decode_workers"])),
         ge=1,
         description="Open connections; further ones are answered 503. Default: 1024, or less if the limit of open "
         "files requires it.",
@@ -142,23 +208,6 @@ class Settings(BaseSettings):
     send_timeout_s: float = Field(
         10.0, gt=0, description="Longest time that a client may read nothing of its answer; then it is disconnected."
     )
-    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; larger ones are answered 413.")
-    upload_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time that a client may send nothing during an upload; then 408."
-    )
-    upload_memory_bytes: int = Field(
-        2**30, ge=1, description="Memory for all uploads in progress together; uploads beyond it are answered 429."
-    )
-    max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
-    max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, as width × height.")
-    max_frames: int = Field(20_000, ge=1, description="Largest number of frames in a clip.")
-    decode_timeout_s: float = Field(20.0, gt=0, description="Longest time that decoding one clip may take.")
-    decode_memory_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that decoding one clip may use.")
-    decode_workers: int | None = Field(None, ge=1, description="Clips decoded at a time. Default: one per core.")
-    require_sandbox: bool = Field(
-        False, description="Refuse to start if the kernel lacks a layer of the decoders' sandbox."
-    )
-
     request_timeout_s: float = Field(
         60.0, gt=0, description="Longest time from a request's arrival to its answer; then 504."
     )
@@ -173,25 +222,22 @@ class Settings(BaseSettings):
 
     ui: bool = Field(True, description="Serve the page at `/`. It holds no data and needs no key.")
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], NoDecode, BeforeValidator(_split_at_commas)
+        tuple[Annotated[SecretStr, AfterValidator(check_key)], ...], NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
         (),
         description="Comma-separated API keys. If set, every request except for health, metrics and the page must "
         "carry one of them. List two while you change keys.",
     )
 
-    def connection_limit(self) -> int:
-        """Return the largest number of open connections: ``max_connections``, or else what open files allow."""
-        return self.max_connections or min(MAX_CONNECTIONS, self.connections_allowed_by_files())
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_not_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Strip texts, as a secret's file may end with a newline, and leave out those that set nothing."""
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in stripped.items() if not _sets_nothing(name, value)}
 
-    def connections_allowed_by_files(self) -> int:
-        """Return the number of connections for which the limit of open files is enough.
 
-        A connection takes a file descriptor, and so does the clip that arrives on it. The last third is for connections
-        that are being accepted or refused.
-        """
-        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the server raises its limit to the hard limit
-        if files == resource.RLIM_INFINITY:
-            return sys.maxsize
-        reserved = RESERVED_FILES + FILES_PER_DECODER * (self.decode_workers or len(os.sched_getaffinity(0)))
-        return max(1, (files - reserved) // 3)
+def _sets_nothing(name: str, value: Any) -> bool:
+    if name == "port" and isinstance(value, str):
+        return not value or SERVICE_ADDRESS.fullmatch(value) is not None
+    return value == "" and name != "api_keys"

@@ -127,7 +127,7 @@ def clips() -> Iterator[bytes]:
     os.environ["SVT_LOG"] = "0"
     for codec, container in KINDS:
         yield numbered_clip(12, codec=codec, container=container)
-    for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED", "../shared"), "nasty").rglob("*.*")):
+    for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED") or "../shared", "nasty").rglob("*.*")):
         if 0 < path.stat().st_size < MAX_REAL_BYTES and path.suffix != ".json":
             yield path.read_bytes()
 

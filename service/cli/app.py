@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from service.errors import CommandError, LimelightError
-from service.settings import DEFAULT_URL, Settings
+from service.settings import DEFAULT_URL, Settings, check_key
 
 if TYPE_CHECKING:
     from service.cli.classifying import Answer, Classify
@@ -96,7 +96,7 @@ def predict(
         if bundle:
             source = in_process(_settings(bundle=bundle), wanted)
         else:
-            source = over_http(url or DEFAULT_URL, os.environ.get("LIMELIGHT_API_KEY"), wanted)
+            source = over_http(url or DEFAULT_URL, _client_key(), wanted)
         failed = False
         with source as classify:
             for clip in clips:
@@ -187,6 +187,15 @@ def _settings(**options: Any) -> Settings:
         raise CommandError(
             f"LIMELIGHT_{str(first['loc'][0]).upper()} is not valid: {first['msg'].removeprefix('Value error, ')}"
         ) from error
+
+
+def _client_key() -> str | None:
+    """The API key in $LIMELIGHT_API_KEY, if there is one."""
+    key = os.environ.get("LIMELIGHT_API_KEY", "").strip()
+    try:
+        return check_key(SecretStr(key)).get_secret_value() if key else None
+    except ValueError as error:
+        raise CommandError(f"LIMELIGHT_API_KEY is not valid: {error}") from error
 
 
 def _read(clip: Path) -> bytes:

@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 import math
-import os
+import re
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from service.assembly import load_pipeline
+from service.cgroup import memory_limits, processors
 from service.cli.health import ask
 from service.errors import BundleError, ClipError, DecodersError, EngineError, ListenError
 from service.http.listening import Endpoint, Listeners
@@ -22,16 +23,22 @@ from service.metrics import Metrics
 from service.model.bundle import Manifest, load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import LOOPBACK, MAX_CONNECTIONS, Settings
+from service.settings import LOOPBACK, MAX_CONNECTIONS, SERVICE_ADDRESS, Settings, connections_allowed_by_files
 from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
-NOT_SETTINGS = frozenset({"API_KEY", "SHARED", "SOAK_S"})  # variables of the command line and of the tests
+# Variables of the command line, the examples, Compose and the tests.
+NOT_SETTINGS = frozenset({"API_KEY", "MEMORY", "SCREENSHOT", "SHARED", "SOAK_S", "TAG", "URL"})
+# Variables that Kubernetes sets in every pod beside a Service whose name is or begins with `limelight`.
+SERVICE_LINKS = re.compile(
+    r"LIMELIGHT(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
 MIN_KEY_LENGTH = 16
-# The fp32 network takes 1.4 GB at batch size 1, a decoder a hundred MB.
-ENOUGH_MEMORY_BYTES = 2 * 2**30
+# What the fp32 network takes at batch size 1, and what decoding a clip usually takes.
+NETWORK_BYTES = 1_400_000_000
+DECODER_BYTES = 100_000_000
 DECODER_REMEDY = (
     "raise LIMELIGHT_DECODE_MEMORY_BYTES or LIMELIGHT_DECODE_TIMEOUT_S if they are low; see docs/sandbox.md"
 )
@@ -82,7 +89,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
         One finding for each check as soon as it is done.
     """
     yield from _settings(settings, environment)
-    yield from _limits(settings)
+    yield _open_files(settings)
+    yield _memory(settings)
     yield _port(settings)
     yield from _decoders(settings)
     yield from _cuda_libraries(settings)
@@ -91,10 +99,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Find variables that name no setting, and settings that conflict."""
-    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
-    unknown = [name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known]
     conflicts = [*_conflicts(settings)]
-    if unknown:
+    if unknown := [name for name, value in environment.items() if _is_unknown(name, value)]:
         conflicts.append(
             (
                 f"{', '.join(sorted(unknown))}: no such setting",
@@ -105,6 +111,14 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
         yield Finding("settings", Verdict.POOR, found, remedy)
     if not conflicts:
         yield Finding("settings", Verdict.GOOD, "no conflicts")
+
+
+def _is_unknown(name: str, value: str) -> bool:
+    """Return whether a variable looks like a setting, but is none."""
+    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:
+        return False
+    return not (SERVICE_LINKS.fullmatch(name) or (name.endswith("_PORT") and SERVICE_ADDRESS.fullmatch(value)))
 
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -120,47 +134,56 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "a single clip is padded to a larger batch", "add 1 to LIMELIGHT_BATCH_SIZES"
     if (settings.device, settings.precision) in {("cpu", "fp16"), ("cuda", "int8")}:
         yield f"{settings.precision} is slow on {settings.device}", "set LIMELIGHT_PRECISION=auto"
-    if max(settings.threads, settings.decode_workers or 0) > len(os.sched_getaffinity(0)):
-        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS at their defaults"
-        yield "more threads or decoders than cores compete for processor time", remedy
-
-
-def _limits(settings: Settings) -> Iterator[Finding]:
-    """Check the limits of this process on open files and memory."""
-    yield _open_files(settings)
-    memory = _memory_bytes()
-    plenty = memory >= ENOUGH_MEMORY_BYTES
-    yield Finding(
-        "memory",
-        Verdict.GOOD if plenty else Verdict.POOR,
-        f"{memory / 2**30:.1f} GiB available to this process",
-        "" if plenty else "make 2 GiB or more available; the int8 network needs the least",
-    )
+    usable = processors()
+    if max(settings.threads, settings.decode_workers) > math.ceil(usable):
+        remedy = "leave LIMELIGHT_THREADS and LIMELIGHT_DECODE_WORKERS at their defaults, or raise the CPU quota"
+        yield (
+            f"more threads or decoders than processors ({usable:g} by affinity and CPU quota) compete for time",
+            remedy,
+        )
 
 
 def _open_files(settings: Settings) -> Finding:
     """Check whether the limit of open files allows the connections that the service accepts."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    connections, allowed = settings.connection_limit(), settings.connections_allowed_by_files()
+    connections, allowed = settings.max_connections, connections_allowed_by_files(settings.decode_workers)
     found = f"{'any number of' if files == resource.RLIM_INFINITY else files} files, {connections} connections"
     raise_it = "raise the limit of open files (`ulimit -n`, LimitNOFILE=, --ulimit nofile=)"
     if connections > allowed:
         return Finding(
             "open files", Verdict.POOR, found, f"{raise_it} or set LIMELIGHT_MAX_CONNECTIONS to {allowed} or less"
         )
-    if connections < MAX_CONNECTIONS and settings.max_connections is None:
+    if connections < MAX_CONNECTIONS and "max_connections" not in settings.model_fields_set:
         return Finding("open files", Verdict.POOR, found, f"{raise_it}; it allows fewer connections than by default")
     return Finding("open files", Verdict.GOOD, found)
 
 
-def _memory_bytes() -> int:
-    """Return the memory that the machine has available or the container's limit leaves, whichever is less."""
+def _memory(settings: Settings) -> Finding:
+    """Check whether the network, decoders and uploads fit into the memory that this process may take."""
+    limits = memory_limits()
+    free = min([_free_on_machine(), *(limit.limit_bytes - limit.used_bytes for limit in limits)])
+    needed = NETWORK_BYTES + settings.decode_workers * DECODER_BYTES + settings.upload_memory_bytes
+    least = f" within the limit of {_gib(limits[0].limit_bytes)} in {limits[0].file}" if limits else ""
+    fits = needed <= free
+    return Finding(
+        "memory",
+        Verdict.GOOD if fits else Verdict.POOR,
+        f"{_gib(free)} available{least}",
+        ""
+        if fits
+        else f"the fp32 network, {settings.decode_workers} decoders and LIMELIGHT_UPLOAD_MEMORY_BYTES may take "
+        f"{_gib(needed)}: make that available, or lower LIMELIGHT_UPLOAD_MEMORY_BYTES; int8 needs the least",
+    )
+
+
+def _free_on_machine() -> int:
+    """Return the bytes of memory that the machine has available."""
     values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    left = 1024 * int(values["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" means no limit, and cgroup version 2 may be absent
-        left = min(left, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return left
+    return 1024 * int(values["MemAvailable"].split()[0])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _port(settings: Settings) -> Finding:

@@ -55,10 +55,10 @@ def serve(settings: Settings) -> None:
         uvicorn.Config(
             app,
             http=connection_factory(
-                ConnectionLimits(settings.connection_limit(), settings.upload_timeout_s, settings.send_timeout_s),
+                ConnectionLimits(settings.max_connections, settings.upload_timeout_s, settings.send_timeout_s),
                 app.state.serving.metrics,
             ),
-            backlog=min(settings.connection_limit(), 2048),
+            backlog=min(settings.max_connections, 2048),
             timeout_keep_alive=cast(int, settings.keep_alive_s),  # uvicorn only passes it to ``call_later``
             lifespan="on",
             ws="none",

@@ -12,9 +12,7 @@ from starlette.requests import Request
 from service.http.problems import Problem
 from service.isolation.clip_file import ClipFile
 
-# Bounds of a form, because parsing a body full of tiny parts or of headers would take long.
-MAX_PARTS = 16
-MAX_PART_HEAD_BYTES = 2**13
+MAX_PARTS = 16  # of a form: parsing a body full of tiny parts would take long
 # Values of Content-Transfer-Encoding and Content-Encoding of a part whose bytes are the clip's.
 _UNENCODED = frozenset({b"", b"binary", b"8bit", b"7bit", b"identity"})
 _EXTENDED_NAME = re.compile(rb";\s*name\*\s*=\s*[\w-]*'[^']*'([^;\s]*)", re.IGNORECASE)  # RFC 8187
@@ -98,7 +96,6 @@ class _Form:
         self._parts = 0
         self._name = self._value = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0
         self._in_file = False
 
     def begin_part(self) -> None:
@@ -106,14 +103,11 @@ class _Form:
         if self._parts > MAX_PARTS:
             raise _malformed(f"it has more than {MAX_PARTS} parts")
         self._headers = {}
-        self._head_bytes = 0
 
     def extend_name(self, data: bytes, start: int, end: int) -> None:
-        self._count(end - start)
         self._name += data[start:end]
 
     def extend_value(self, data: bytes, start: int, end: int) -> None:
-        self._count(end - start)
         self._value += data[start:end]
 
     def end_header(self) -> None:
@@ -141,11 +135,6 @@ class _Form:
 
     def end(self) -> None:
         self.complete = True
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > MAX_PART_HEAD_BYTES:
-            raise _malformed(f"the headers of a part have more than {MAX_PART_HEAD_BYTES} bytes")
 
 
 def _name(disposition: bytes) -> bytes:

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +48,9 @@ class Server:
 
 
 @contextmanager
-def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+def running(
+    bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli", wrapper: Sequence[str] = ()
+) -> Iterator[Server]:
     """Run a server until the block ends, which begins when the server is ready.
 
     Args:
@@ -56,16 +58,19 @@ def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "s
         log: File for the server's log.
         settings: Settings by name, without the prefix ``LIMELIGHT_``.
         program: The module to run.
+        wrapper: A command that runs the command after it.
     """
-    with starting(bundle, log, settings, program) as server:
+    with starting(bundle, log, settings, program, wrapper) as server:
         _wait_for("ready", server)
         yield server
 
 
 @contextmanager
-def starting(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+def starting(
+    bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli", wrapper: Sequence[str] = ()
+) -> Iterator[Server]:
     """Run a server until the block ends, which begins when the server listens and still loads its bundle."""
-    command = [sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
+    command = [*wrapper, sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)

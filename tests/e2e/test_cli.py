@@ -10,11 +10,13 @@ from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service.cli.app import app
+from service.settings import Settings
 from tests.e2e.process import PATIENCE_S, Server
 from tests.tiny_bundle import LABELS
 
@@ -48,6 +50,26 @@ class TestServe:
 
         assert ended.returncode == 2
         assert re.match(rb"Open http://127\.0\.0\.1:\d+/ in a browser\r\n", os.read(screen, 4096))
+
+    def test_it_starts_beside_a_kubernetes_service_of_its_name_and_with_empty_variables(
+        self, start: Callable[..., Server]
+    ) -> None:
+        links = {"PORT": "tcp://10.96.12.7:8000", "SERVICE_PORT": "8000", "PORT_8000_TCP_ADDR": "10.96.12.7"}
+        empty = dict.fromkeys((name.upper() for name in Settings.model_fields if name != "api_keys"), "")
+        server = start(**empty | links)
+
+        assert httpx.get(f"{server.url}/health/ready", trust_env=False).is_success
+
+    @pytest.mark.parametrize("keys", ["", " \n", ","])
+    def test_it_does_not_start_with_a_list_of_keys_that_is_empty(
+        self, monkeypatch: pytest.MonkeyPatch, keys: str
+    ) -> None:
+        monkeypatch.setenv("LIMELIGHT_API_KEYS", keys)
+        ended = limelight("serve", "--port", 0)
+
+        assert ended.exit_code == 2
+        assert len(ended.stderr.splitlines()) == 1
+        assert ended.stderr.startswith("limelight: LIMELIGHT_API_KEYS is not valid: a key is empty")
 
 
 class TestPredict:
@@ -106,6 +128,19 @@ class TestPredict:
 
         assert (refused.exit_code, answered.exit_code) == (2, 0)
         assert "(401 unauthorized)" in refused.stderr
+
+    def test_blanks_around_the_api_key_do_not_matter_but_others_are_refused(
+        self, server: Server, clip_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        codes = []
+        for key in ("", "\n", "secret-7f3a\n", "secret\n7f3a"):
+            monkeypatch.setenv("LIMELIGHT_API_KEY", key)
+            ended = limelight("predict", clip_file, "--url", server.url)
+            codes.append(ended.exit_code)
+
+        assert codes == [0, 0, 0, 2]
+        assert ended.stderr.startswith("limelight: LIMELIGHT_API_KEY is not valid: ")
+        assert "7f3a" not in ended.output
 
     def test_a_bad_clip_is_named_and_the_others_are_answered(
         self, server: Server, clip_file: Path, tmp_path: Path

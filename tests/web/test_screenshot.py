@@ -22,7 +22,7 @@ FRAME = 8  # arms on their way down
 def test_a_screenshot_of_the_page_with_an_answer_stays_small(
     start: Callable[..., Server], visit: Callable[..., Visitor], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE", tiny_bundle))
+    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE") or tiny_bundle)
     server = start(bundle, REQUEST_TIMEOUT_S="600")
     visitor = visit(server, viewport={"width": 1280, "height": 1180})
     visitor.page.get_by_role("button", name="Try the sample").click()
@@ -33,4 +33,4 @@ def test_a_screenshot_of_the_page_with_an_answer_stays_small(
     Image.open(io.BytesIO(visitor.page.screenshot())).save(picture, "WEBP", quality=80, method=6)
 
     assert picture.tell() < MAX_BYTES
-    Path(os.environ.get("LIMELIGHT_SCREENSHOT", tmp_path / "page.webp")).write_bytes(picture.getvalue())
+    Path(os.environ.get("LIMELIGHT_SCREENSHOT") or tmp_path / "page.webp").write_bytes(picture.getvalue())

@@ -1,4 +1,4 @@
-"""Limits on request bodies, whichever route reads them: size, time, and memory of all uploads together."""
+"""Limits on request bodies, whichever route reads them: size, time, and memory of all bodies together."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,8 @@ class BodyLimits:
 
     Reading a body raises ``Problem``: ``body_too_large`` before the first byte if Content-Length exceeds the limit,
     otherwise at the first byte beyond it; ``upload_timeout`` if the client pauses too long or the request's time is
-    over; ``overloaded`` if the bodies that are arriving would take too much memory.
+    over; ``overloaded`` if the bodies of all requests would take too much memory. A body takes memory until its request
+    has ended, because clips wait for their turn.
 
     An answer before the end of the body, or while the service is shutting down, closes its connection. In the former
     case the close lingers if the server supports it (``LINGER``).
@@ -63,7 +64,7 @@ class BodyLimits:
 
 
 class _MemoryBudget:
-    """The memory that all bodies that are arriving may take together, in bytes."""
+    """The memory that the bodies of all requests may take together, in bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -76,7 +77,9 @@ class _MemoryBudget:
             Problem: The limit would be exceeded (``overloaded``).
         """
         if self._reserved + size > self._limit:
-            raise Problem("overloaded", "the uploads in progress use all the memory reserved for them; try again later")
+            raise Problem(
+                "overloaded", "the requests in progress use all the memory for request bodies; try again later"
+            )
         self._reserved += size
 
     def release(self, size: int) -> None:
@@ -98,7 +101,7 @@ class _Body:
         self._deadline = time.monotonic() + settings.request_timeout_s
         self._budget = budget
         self._received = 0
-        self._closed = False
+        self._complete = False
         self._declared = int(length) if length.isdecimal() else 0
         self.arriving = self._declared > 0 or "Transfer-Encoding" in headers
 
@@ -108,7 +111,7 @@ class _Body:
         Raises:
             Problem: The body exceeds a limit.
         """
-        if self._closed:
+        if self._complete:
             return await self._receive()
         if self._declared > self._limit:
             raise self._too_large()
@@ -126,15 +129,12 @@ class _Body:
             raise self._too_large()
         self._budget.reserve(size)
         self._received += size
-        if not self.arriving:
-            self.close()
+        self._complete = not self.arriving
         return message
 
     def close(self) -> None:
-        """Release the memory: the body is complete, or the application does not need the rest of it."""
-        if not self._closed:
-            self._budget.release(self._received)
-        self._closed, self.arriving = True, False
+        """Release the memory. Call it once, when the request has ended."""
+        self._budget.release(self._received)
 
     def _too_large(self) -> Problem:
         return Problem(

@@ -9,9 +9,27 @@ from typing import Any
 
 import pytest
 
+from service.cgroup import MemoryLimit
+from service.cli import doctor
 from service.cli.doctor import Finding, Verdict, examine
 from service.settings import Settings
 from tests.tiny_bundle import write_tiny_bundle
+
+# What Kubernetes sets for a Service `limelight` and for one named `limelight-metrics`.
+KUBERNETES = {
+    f"{name}_{suffix}": value
+    for name in ("LIMELIGHT", "LIMELIGHT_METRICS")
+    for suffix, value in {
+        "PORT": "tcp://10.96.12.7:8000",
+        "SERVICE_HOST": "10.96.12.7",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT_8000_TCP": "tcp://10.96.12.7:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.96.12.7",
+    }.items()
+}
 
 
 @pytest.fixture
@@ -107,6 +125,53 @@ def test_open_files_have_to_suffice_for_the_connections(
     assert named in found.remedy
 
 
+class TestMemory:
+    GIB = 2**30
+
+    @pytest.fixture(autouse=True)
+    def _large_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "_free_on_machine", lambda: 64 * self.GIB)
+
+    def examined(self, monkeypatch: pytest.MonkeyPatch, *limits: MemoryLimit, **settings: Any) -> Finding:
+        monkeypatch.setattr(doctor, "memory_limits", lambda: list(limits))
+        (found,) = findings(
+            Settings(port=0, **{"decode_workers": 2, "upload_memory_bytes": self.GIB} | settings), "memory"
+        )
+        return found
+
+    def test_without_a_limit_the_machine_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.examined(monkeypatch)
+
+        assert (found.verdict, found.found) == (Verdict.GOOD, "64.0 GiB available")
+
+    @pytest.mark.parametrize("file", ["memory.max", "memory.limit_in_bytes"])
+    def test_a_limit_that_is_too_small_is_a_warning_that_names_it(
+        self, monkeypatch: pytest.MonkeyPatch, file: str
+    ) -> None:
+        limit = MemoryLimit(Path("/sys/fs/cgroup", file), 2 * self.GIB, self.GIB // 2)
+        found = self.examined(monkeypatch, limit)
+
+        assert found.verdict is Verdict.POOR
+        assert found.found == f"1.5 GiB available within the limit of 2.0 GiB in /sys/fs/cgroup/{file}"
+        assert "may take 2.5 GiB" in found.remedy
+        assert "LIMELIGHT_UPLOAD_MEMORY_BYTES" in found.remedy
+
+    def test_settings_that_fit_into_the_limit_are_good(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        limit = MemoryLimit(Path("memory.max"), 2 * self.GIB, 0)
+        found = self.examined(monkeypatch, limit, decode_workers=1, upload_memory_bytes=self.GIB // 4)
+
+        assert found.verdict is Verdict.GOOD
+        assert not found.remedy
+
+    def test_a_group_above_may_be_fuller_than_the_one_with_the_least_limit(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        below = MemoryLimit(Path("below/memory.max"), 4 * self.GIB, 0)
+        above = MemoryLimit(Path("memory.max"), 8 * self.GIB, 7 * self.GIB)
+
+        assert self.examined(monkeypatch, below, above).found.startswith("1.0 GiB available")
+
+
 def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle: Path) -> None:
     (found,) = findings(Settings(bundle=tiny_bundle, device="cpu", port=0, max_body_bytes=1000), "request size")
 
@@ -138,6 +203,27 @@ class TestSettings:
         (found,) = findings(Settings(bundle=tmp_path), "settings", LIMELIGHT_MAX_QUEU="3", LIMELIGHT_MAX_QUEUE="3")
 
         assert found.found == "LIMELIGHT_MAX_QUEU: no such setting"
+
+    def test_variables_that_kubernetes_sets_are_not_misspelt_settings(self, tmp_path: Path) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", **KUBERNETES)
+
+        assert found.found == "no conflicts"
+
+    def test_a_setting_that_resembles_a_variable_of_kubernetes_is_found(self, tmp_path: Path) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", LIMELIGHT_HTTP_PORT="9000", LIMELIGHT_PORTS="1")
+
+        assert found.found == "LIMELIGHT_HTTP_PORT, LIMELIGHT_PORTS: no such setting"
+
+    @pytest.mark.parametrize(("threads", "decode_workers"), [(2, 1), (0, 2)])
+    def test_more_threads_or_decoders_than_the_quota_allows_are_a_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, decode_workers: int
+    ) -> None:
+        monkeypatch.setattr(doctor, "processors", lambda: 0.5)
+        settings = Settings(bundle=tmp_path, threads=threads, decode_workers=decode_workers)
+        (found,) = findings(settings, "settings")
+
+        assert "more threads or decoders than processors (0.5 by affinity and CPU quota)" in found.found
+        assert "LIMELIGHT_THREADS" in found.remedy
 
     def test_the_defaults_have_no_conflicts(self, tmp_path: Path) -> None:
         (found,) = findings(Settings(bundle=tmp_path), "settings", PATH="/bin", LIMELIGHT_BUNDLE="x")

@@ -159,15 +159,25 @@ async def test_keys_appear_neither_in_logs_nor_in_answers_nor_in_settings(
 
 class TestSetting:
     @pytest.mark.parametrize(
-        ("text", "keys"), [("", []), (" ", []), ("one", ["one"]), ("one, two ", ["one", "two"]), ("a=b!", ["a=b!"])]
+        ("text", "keys"), [("one", ["one"]), ("one, two ", ["one", "two"]), ("one\n", ["one"]), ("a=b!", ["a=b!"])]
     )
     def test_keys_are_separated_by_commas(self, monkeypatch: pytest.MonkeyPatch, text: str, keys: list[str]) -> None:
         monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
 
         assert [key.get_secret_value() for key in Settings().api_keys] == keys
 
-    @pytest.mark.parametrize("text", [",", "s3cret,,more", "s3cret,", "s3cret words", "s3crét", "s3cret\ttab"])
-    def test_empty_keys_and_keys_that_headers_cannot_carry_are_rejected_without_being_shown(
+    @pytest.mark.parametrize("text", ["", " ", "\n", ",", " , ", "s3cret,,more", "s3cret,"])
+    def test_an_empty_key_is_refused_even_if_it_is_the_only_one(
+        self, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setenv("LIMELIGHT_API_KEYS", text)
+
+        with pytest.raises(ValidationError, match="a key is empty") as refused:
+            Settings()
+        assert "s3cr" not in str(refused.value)
+
+    @pytest.mark.parametrize("text", ["s3cret words", "s3cret\nwords", "s3crét", "s3cret\ttab"])
+    def test_keys_that_headers_cannot_carry_are_refused_without_being_shown(
         self, monkeypatch: pytest.MonkeyPatch, text: str
     ) -> None:
         monkeypatch.setenv("LIMELIGHT_API_KEYS", text)

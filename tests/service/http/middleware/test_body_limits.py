@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.middleware.body_limits import LINGER, BodyLimits
@@ -131,6 +133,77 @@ async def test_the_memory_of_all_uploads_together_is_limited() -> None:
 
     assert refused.value.code == "overloaded"
     assert again.received
+
+
+async def test_a_complete_body_takes_memory_until_its_request_has_ended() -> None:
+    answered = asyncio.Event()
+
+    async def read_and_wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await answered.wait()
+        await answer(scope, receive, send)
+
+    limits = limited(read_and_wait, upload_memory_bytes=MOST)
+    waiting = Client([b"a" * 600])
+    request = asyncio.create_task(limits(waiting.scope, waiting.receive, waiting.send))
+    while not waiting.asked:
+        await asyncio.sleep(0)
+    refused = Client([b"b" * 600])
+    with pytest.raises(Problem, match="request bodies") as problem:
+        await limits(refused.scope, refused.receive, refused.send)
+    answered.set()
+    await request
+    again = Client([b"c" * 600])
+    await limits(again.scope, again.receive, again.send)
+
+    assert problem.value.code == "overloaded"
+    assert again.received
+
+
+def test_no_way_to_end_a_request_keeps_memory() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(scope["reads"]):
+            if (await receive())["type"] == "http.disconnect":
+                break
+        match scope["ends"]:
+            case "answer":
+                await answer(scope, receive, send)
+            case "raise":
+                raise ValueError
+            case "hang":
+                await asyncio.sleep(3600)
+
+    async def drop(message: Message) -> None:
+        raise OSError
+
+    async def attempt(limits: BodyLimits, client: Client, *, sends: bool, **scope: object) -> None:
+        scope_of = {**client.scope, **scope}
+        request = asyncio.create_task(limits(scope_of, client.receive, client.send if sends else drop))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+
+    attempts = st.tuples(
+        st.lists(st.integers(0, MOST).map(bytes), max_size=4),
+        st.sampled_from(["end", "silence", "disconnect"]),
+        st.fixed_dictionaries({"reads": st.integers(0, 6), "ends": st.sampled_from(["answer", "raise", "hang"])}),
+        st.booleans(),
+    )
+
+    @given(st.lists(attempts, max_size=8))
+    def check(requests: list[tuple[list[bytes], str, dict[str, object], bool]]) -> None:
+        async def run() -> None:
+            limits = limited(app, upload_memory_bytes=MOST)
+            clients = [(Client(parts, then=then), scope, sends) for parts, then, scope, sends in requests]
+            await asyncio.gather(*(attempt(limits, client, sends=sends, **scope) for client, scope, sends in clients))
+            full = Client([bytes(MOST)])
+            await limits({**full.scope, "reads": 1, "ends": "answer"}, full.receive, full.send)
+            assert full.received
+
+        asyncio.run(run())
+
+    check()
 
 
 async def test_an_early_answer_closes_the_connection_with_a_lingering_close() -> None:
