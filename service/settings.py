@@ -88,8 +88,8 @@ def connections_allowed_by_files(decode_workers: int) -> int:
 
 
 def _default_upload_memory(settings: dict[str, Any]) -> int:
-    """A quarter of the memory limit, if there is one, but no more than 1 GiB and no less than one body."""
-    most = min([2**30, *(limit.limit_bytes // 4 for limit in memory_limits())])
+    """An eighth of the memory limit, if there is one, but no more than 1 GiB and no less than one body."""
+    most = min([2**30, *(limit.limit_bytes // 8 for limit in memory_limits())])
     return max(most, int(settings["max_body_bytes"]))
 
 
@@ -175,9 +175,9 @@ class Settings(BaseSettings):
     upload_memory_bytes: int = Field(
         default_factory=_default_upload_memory,
         ge=1,
-        description="Memory for the bodies of all requests together, each from its first byte to its answer; further "
-        "ones are answered 429. Default: a quarter of the container's memory limit, at most 1 GiB. Never less than "
-        "`LIMELIGHT_MAX_BODY_BYTES`.",
+        description="Memory for the bodies of all requests together, each from its first byte to its answer. If it is "
+        "used up, the largest upload in progress is answered 429. Default: an eighth of the container's memory limit, "
+        "at most 1 GiB. Never less than `LIMELIGHT_MAX_BODY_BYTES`.",
     )
     max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
     max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, as width × height.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -46,6 +47,10 @@ class RawClient:
         response = HTTPResponse(self._socket, method="POST")
         response.begin()
         return Answer(response.status, dict(response.headers.items()), response.read())
+
+    def is_answered(self) -> bool:
+        """Return whether the beginning of an answer has arrived."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def receive(self, size: int = 12) -> bytes:
         """Wait for ``size`` bytes; by default an answer's HTTP version and status."""

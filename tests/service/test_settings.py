@@ -94,9 +94,9 @@ def test_as_many_clips_are_decoded_at_a_time_as_processors_may_be_kept_busy(
 
 @pytest.mark.parametrize(
     ("limits", "expected"),
-    [([], 2**30), ([2**33], 2**30), ([2**30], 2**28), ([2**30, 2**33], 2**28), ([2**26], 2**26)],
+    [([], 2**30), ([2**33], 2**30), ([2**30], 2**27), ([2**30, 2**33], 2**27), ([2**26], 2**26)],
 )
-def test_request_bodies_may_take_a_quarter_of_the_memory_limit(
+def test_request_bodies_may_take_an_eighth_of_the_memory_limit(
     monkeypatch: pytest.MonkeyPatch, limits: list[int], expected: int
 ) -> None:
     monkeypatch.setattr(module, "memory_limits", lambda: [MemoryLimit(Path("memory.max"), size, 0) for size in limits])

@@ -20,8 +20,8 @@ class BodyLimits:
 
     Reading a body raises ``Problem``: ``body_too_large`` before the first byte if Content-Length exceeds the limit,
     otherwise at the first byte beyond it; ``upload_timeout`` if the client pauses too long or the request's time is
-    over; ``overloaded`` if the bodies of all requests would take too much memory. A body takes memory until its request
-    has ended, because clips wait for their turn.
+    over; ``overloaded`` if the bodies of all requests take too much memory and no larger one is arriving. A body takes
+    memory until its request has ended, because clips wait for their turn.
 
     An answer before the end of the body, or while the service is shutting down, closes its connection. In the former
     case the close lingers if the server supports it (``LINGER``).
@@ -64,26 +64,38 @@ class BodyLimits:
 
 
 class _MemoryBudget:
-    """The memory that the bodies of all requests may take together, in bytes."""
+    """The memory that the bodies of all requests may take together, in bytes.
+
+    If it is used up, the largest body that is still arriving makes room, so that a few slow uploads of large clips do
+    not shut everybody else out.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._reserved = 0
+        self._bodies: dict[_Body, int] = {}
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, body: "_Body", size: int) -> None:
         """Reserve memory for a part of a body.
 
         Raises:
             Problem: The limit would be exceeded (``overloaded``).
         """
-        if self._reserved + size > self._limit:
-            raise Problem(
-                "overloaded", "the requests in progress use all the memory for request bodies; try again later"
-            )
-        self._reserved += size
+        reserved = self._bodies.get(body, 0) + size
+        while sum(self._bodies.values()) + size > self._limit:
+            others = [other for other in self._bodies if other.arriving and other is not body]
+            largest = max(others, key=self._bodies.__getitem__, default=body)
+            if largest is body or self._bodies[largest] <= reserved:
+                raise _out_of_memory()
+            del self._bodies[largest]
+            largest.give_up()
+        self._bodies[body] = reserved
 
-    def release(self, size: int) -> None:
-        self._reserved -= size
+    def release(self, body: "_Body") -> None:
+        self._bodies.pop(body, None)
+
+
+def _out_of_memory() -> Problem:
+    return Problem("overloaded", "the requests in progress use all the memory for request bodies; try again later")
 
 
 class _Body:
@@ -101,7 +113,8 @@ class _Body:
         self._deadline = time.monotonic() + settings.request_timeout_s
         self._budget = budget
         self._received = 0
-        self._complete = False
+        self._complete = self._given_up = False
+        self._pause: asyncio.Timeout | None = None  # while a part is awaited
         self._declared = int(length) if length.isdecimal() else 0
         self.arriving = self._declared > 0 or "Transfer-Encoding" in headers
 
@@ -116,25 +129,37 @@ class _Body:
         if self._declared > self._limit:
             raise self._too_large()
         try:
-            async with asyncio.timeout(min(self._pause_s, self._deadline - time.monotonic())):
+            async with asyncio.timeout(min(self._pause_s, self._deadline - time.monotonic())) as self._pause:
                 message = await self._receive()
         except TimeoutError as error:
+            if self._given_up:
+                raise _out_of_memory() from error
             raise Problem(
                 "upload_timeout",
                 f"the request's body did not arrive in time ({self._received} bytes received); try again, or send less",
             ) from error
+        finally:
+            self._pause = None
+        if self._given_up:
+            raise _out_of_memory()
         size = len(message.get("body", b""))
         self.arriving = message.get("more_body", False)  # absent, hence False, if the client has disconnected
         if self._received + size > self._limit:
             raise self._too_large()
-        self._budget.reserve(size)
+        self._budget.reserve(self, size)
         self._received += size
         self._complete = not self.arriving
         return message
 
     def close(self) -> None:
-        """Release the memory. Call it once, when the request has ended."""
-        self._budget.release(self._received)
+        """Release the memory. Call it when the request has ended."""
+        self._budget.release(self)
+
+    def give_up(self) -> None:
+        """Make ``receive`` raise ``overloaded``, because another body needs the memory."""
+        self._given_up = True
+        if self._pause is not None and not self._pause.expired():
+            self._pause.reschedule(0)
 
     def _too_large(self) -> Problem:
         return Problem(

@@ -15,9 +15,6 @@ ENVIRONMENTS = [
     {"LIMELIGHT_HOST": "::", "LIMELIGHT_PORT": "9000"},
     {"limelight_host": "localhost", "Limelight_Port": " 9000 "},
     {"LIMELIGHT_UNIX_SOCKET": "/run/limelight.sock", "LIMELIGHT_PORT": "9000"},
-]
-# What Settings is to read as if it were not set.
-NOT_SET = [
     {"LIMELIGHT_HOST": "", "LIMELIGHT_PORT": "", "LIMELIGHT_UNIX_SOCKET": ""},
     {"LIMELIGHT_PORT": "tcp://10.96.12.7:8000"},
 ]
@@ -35,11 +32,6 @@ def test_it_reads_the_variables_as_the_settings_do(
 
     assert (endpoint.host, endpoint.port) == (settings.host, settings.port)
     assert endpoint.unix_socket == (settings.unix_socket and str(settings.unix_socket))
-
-
-@pytest.mark.parametrize("environment", NOT_SET)
-def test_empty_variables_and_those_of_kubernetes_are_not_set(environment: dict[str, str]) -> None:
-    assert endpoint_of(environment) == endpoint_of({})
 
 
 def test_it_imports_nothing_large() -> None:

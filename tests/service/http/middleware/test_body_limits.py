@@ -135,6 +135,25 @@ async def test_the_memory_of_all_uploads_together_is_limited() -> None:
     assert again.received
 
 
+async def test_the_largest_upload_in_progress_makes_room_for_a_smaller_one() -> None:
+    limits = limited(Reader(), upload_memory_bytes=MOST)
+    slow = [Client([bytes(size)], then="silence") for size in (200, 500, 300)]
+    uploading = [asyncio.create_task(limits(client.scope, client.receive, client.send)) for client in slow]
+    while any(client.asked < 2 for client in slow):
+        await asyncio.sleep(0)
+    small = Client([b"a" * 100, b"a" * 100])
+    await limits(small.scope, small.receive, small.send)
+    (ended,) = (await asyncio.wait(uploading, timeout=0.1))[0]
+    for upload in uploading:
+        upload.cancel()
+    await asyncio.wait(uploading)
+
+    assert small.received
+    assert ended is uploading[1]
+    with pytest.raises(Problem, match="request bodies"):
+        await ended
+
+
 async def test_a_complete_body_takes_memory_until_its_request_has_ended() -> None:
     answered = asyncio.Event()
 
