@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -16,10 +17,12 @@ from service.http.middleware.access_log import AccessLog, record_of
 from service.http.middleware.admission import AdmissionCheck
 from service.http.middleware.api_keys import OPEN_PATHS, ApiKeys
 from service.http.middleware.body_limits import BodyLimits
+from service.http.middleware.tracing import Tracing
 from service.http.openapi import DescribedAPI
 from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.protocol.routes import router as protocol_router
+from service.http.proxies import TrustedProxies
 from service.http.routes import router
 from service.http.serving import Serving
 from service.metrics import Metrics
@@ -30,11 +33,18 @@ PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 # Status of requests whose client disconnected before the answer. nginx uses this number too; only the access log and
 # the metrics show it.
 CLIENT_CLOSED_REQUEST = 499
+# FastAPI can trace requests itself, and start exporters of its own. ``Tracing`` knows the stages of a request.
+_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    on_failure: Callable[[Exception], None] | None = None,
+    tracer: Tracer | None = None,
+) -> FastAPI:
     """Create the web application.
 
     It answers requests at once and becomes ready when the bundle has been loaded and warmed up.
@@ -43,6 +53,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         settings: Every setting of the service.
         on_failure: Called with the error (``BundleError``, ``EngineError`` or ``DecodersError``) if the bundle cannot
             be served. By default the error is logged, and the application stays up without becoming ready.
+        tracer: Makes the spans of requests. By default requests are not traced.
     """
     serving = Serving(settings, Metrics())
     app = DescribedAPI(
@@ -52,6 +63,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         version=version("limelight"),
         lifespan=_lifespan(serving, on_failure or _log_failure),
         redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
     )
     app.state.serving = serving
     app.include_router(router)
@@ -61,11 +73,13 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     for error in EXPECTED:
         app.add_exception_handler(error, _answer_problem)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
+    proxies = TrustedProxies(settings.trusted_proxies)
     # Starlette puts each middleware around those added before it: a request meets the last one first.
     app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
     app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=OPEN_PATHS.union(route.path for route in page))
-    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS)
+    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS, proxies=proxies)
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
+    app.add_middleware(Tracing, tracer=tracer or NoOpTracer(), proxies=proxies)
     return app
 
 

@@ -1,6 +1,7 @@
 """The server process: listening, signals, and an orderly shutdown."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from service.http.connection import connection_factory
 from service.http.logs import configure_logging
 from service.http.serving import Serving
 from service.settings import Settings
+from service.tracing import tracing
 
 # Seconds that shutdown may take beyond the time of the last request; if it takes longer, something hangs.
 SHUTDOWN_MARGIN_S = 15
@@ -46,7 +48,8 @@ def serve(settings: Settings) -> None:
 
     configure_logging(settings.log_level)
     listener = _listen(settings.host, settings.port)
-    app = create_app(settings, on_failure=stop)
+    running = contextlib.ExitStack()
+    app = create_app(settings, on_failure=stop, tracer=running.enter_context(tracing()))
     server = _Server(
         uvicorn.Config(
             app,
@@ -56,14 +59,15 @@ def serve(settings: Settings) -> None:
             access_log=False,  # ``AccessLog`` writes a more useful line
             log_config=None,
             server_header=False,
-            proxy_headers=False,  # nothing uses the client's address
+            proxy_headers=False,  # ``TrustedProxies`` knows whom to believe
             timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
         ),
         app.state.serving,
     )
     signal.signal(signal.SIGHUP, server.handle_reload)
     _announce(listener, page=settings.ui)
-    server.run(sockets=[listener])
+    with running:
+        server.run(sockets=[listener])
     if failures:
         raise failures[0]
     if server.engine_died:

@@ -3,10 +3,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -39,7 +40,14 @@ class Server:
 
 
 @contextmanager
-def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli") -> Iterator[Server]:
+def running(
+    bundle: Path,
+    log: Path,
+    settings: dict[str, str],
+    program: str = "service.cli",
+    *,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
     """Run a server until the block ends.
 
     Args:
@@ -47,9 +55,10 @@ def running(bundle: Path, log: Path, settings: dict[str, str], program: str = "s
         log: File for the server's log.
         settings: Settings by name, without the prefix ``LIMELIGHT_``.
         program: The module to run.
+        variables: Other environment variables.
     """
     command = [sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
-    environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
+    environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()} | dict(variables)
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
