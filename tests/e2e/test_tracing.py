@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,6 +270,48 @@ class TestPropagation:
 
         assert span.resource["service.name"] == "other"
         assert {span.trace_id for span in collector.spans} == {TRACE}
+
+
+class TestClientAddress:
+    @pytest.mark.parametrize(
+        ("forwarded", "expected"),
+        [
+            (b"192.0.2.1", "192.0.2.1"),
+            (b"198.51.100.9, 192.0.2.1\r\nX-Forwarded-For: 127.0.0.1", "192.0.2.1"),
+            (b"[2001:db8::1]:443", "2001:db8::1"),
+            (b'192.0.2.1, "}\xff\t{\\u0000', "127.0.0.1"),
+            (b"fe80::1%" + b"x" * 1000, "127.0.0.1"),
+        ],
+    )
+    def test_a_trusted_peer_names_the_client(
+        self, server: Server, collector: Collector, forwarded: bytes, expected: str
+    ) -> None:
+        name = uuid.uuid4().hex
+        with RawClient(server.port) as client:
+            client.send(b"GET /model HTTP/1.1\r\nHost: x\r\nX-Request-ID: %b\r\n" % name.encode())
+            client.send(b"X-Forwarded-For: " + forwarded + b"\r\n\r\n")
+            assert client.answer().status == 200
+
+        assert server.access_line(name)["client"] == expected
+        assert collector.of(name)[0].attributes["client.address"] == expected
+
+    def test_from_others_neither_client_nor_trace_are_believed(
+        self, tiny_bundle: Path, tmp_path: Path, clip: bytes
+    ) -> None:
+        claims = {"X-Forwarded-For": "192.0.2.1", "traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "claims"}
+        with (
+            collecting() as collector,
+            running(
+                tiny_bundle, tmp_path / "log", {"TRUSTED_PROXIES": "10.0.0.0/8"}, variables=exporting(collector)
+            ) as server,
+        ):
+            httpx.post(f"{server.url}/predict", content=clip, headers=claims, trust_env=False)
+            span, _ = collector.of("claims")
+            line = server.access_line("claims")
+
+        assert line["client"] == span.attributes["client.address"] == "127.0.0.1"
+        assert line["trace_id"] == span.trace_id != TRACE
+        assert span.parent_id == ""
 
 
 class TestExemplars:

@@ -66,10 +66,9 @@ def test_without_an_endpoint_or_when_disabled_no_thread_is_started(
     assert caplog.text == ""
 
 
-def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_variables_count_as_not_set(set_variables: Set, caplog: pytest.LogCaptureFixture) -> None:
     names = ("TRACES_SAMPLER", "BSP_SCHEDULE_DELAY", "BSP_MAX_QUEUE_SIZE", "TRACES_EXPORTER", "EXPORTER_OTLP_PROTOCOL")
-    empty = {f"{name}": "" for name in names}
-    monkeypatch.setattr("os.environ", {"EXPORTER_OTLP_ENDPOINT": ENDPOINT, **empty})
+    set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT, **dict.fromkeys(names, ""))
 
     with tracing():
         assert len(exporters()) == 1
