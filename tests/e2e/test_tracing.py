@@ -1,5 +1,6 @@
 """Traces of the real server: what a collector receives, and what the log and the metrics say about them."""
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
 from service.tracing import FLUSH_S
+from tests.conftest import REPOSITORY
 from tests.e2e.collector import Collector, collecting
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient, stopped_decoder
@@ -26,6 +28,7 @@ from tests.processes import descendants, until
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SERVER, INTERNAL = 2, 1  # kinds of spans
 UNSET, ERROR = 0, 2  # statuses of spans
+EXEMPLARS = {"query": "limelight_request_seconds_bucket", "start": "0", "end": "9999999999"}
 STAGES = ["receive", "decode_wait", "decode", "queue", "inference", "respond"]
 
 
@@ -336,7 +339,7 @@ class TestExemplars:
             }
             assert found == values
 
-    def test_prometheus_stores_the_exemplars(
+    def test_prometheus_stores_the_exemplars_and_evaluates_the_rules(
         self, server: Server, client: httpx.Client, clip: bytes, tmp_path: Path
     ) -> None:
         if shutil.which("prometheus") is None:
@@ -344,11 +347,11 @@ class TestExemplars:
         client.post("/predict", content=clip, headers={"X-Request-ID": "stored"})
         trace = str(server.access_line("stored")["trace_id"])
         with prometheus(server.port, tmp_path) as url:
-            until(lambda: trace in exemplars(url), 60)
-            names = httpx.get(f"{url}/api/v1/label/__name__/values", trust_env=False).json()["data"]
+            until(lambda: trace in answer(url, "query_exemplars", EXEMPLARS))
+            until(lambda: '"value"' in answer(url, "query", {"query": "limelight:fullness"}))
+            rules = json.loads(answer(url, "rules", {}))["data"]["groups"]
 
-        assert "limelight_rejected_total" in names or "limelight_batch_size_count" in names
-        assert not [name for name in names if name.endswith("_created")]
+        assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
 
 
 def open_metrics(server: Server) -> str:
@@ -358,9 +361,10 @@ def open_metrics(server: Server) -> str:
 
 @contextmanager
 def prometheus(port: int, folder: Path) -> Iterator[str]:
-    """Run a Prometheus that scrapes a server every second; return its URL."""
+    """Run a Prometheus with the project's rules that scrapes a server every second; return its URL."""
     (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 1s}\n"
+        "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+        f"rule_files: ['{REPOSITORY}/deploy/prometheus/rules/*.yml']\n"
         f"scrape_configs: [{{job_name: limelight, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -382,11 +386,11 @@ def prometheus(port: int, folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def exemplars(url: str) -> str:
-    query = {"query": "limelight_request_seconds_bucket", "start": "0", "end": str(time.time() + 60)}
+def answer(url: str, question: str, parameters: dict[str, str]) -> str:
+    """Return what Prometheus' API answers; nothing before it has started."""
     try:
-        return httpx.get(f"{url}/api/v1/query_exemplars", params=query, trust_env=False).text
-    except httpx.TransportError:  # it has not started yet
+        return httpx.get(f"{url}/api/v1/{question}", params=parameters, trust_env=False).text
+    except httpx.TransportError:
         return ""
 
 
