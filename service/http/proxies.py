@@ -58,9 +58,9 @@ class TrustedProxies:
         return _TRACE_CONTEXT.extract(scope, context, _HEADERS) if self._trusts(_peer(scope)) else context
 
     def _trusts(self, hop: Hop) -> bool:
-        if hop is None or hop == UNIX:
-            return hop is not None and (self._unix or self._everybody)
-        return self._everybody or any(hop in network for network in self._networks)
+        if hop is None:
+            return False
+        return self._everybody or (self._unix if hop == UNIX else any(hop in network for network in self._networks))
 
 
 class _Headers(Getter[Scope]):

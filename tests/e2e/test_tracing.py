@@ -18,7 +18,6 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
-from service.tracing import FLUSH_S
 from tests.conftest import REPOSITORY
 from tests.e2e.collector import Collector, collecting
 from tests.e2e.process import PATIENCE_S, Server, running
@@ -418,7 +417,7 @@ class TestCollectorTrouble:
                 assert server.process.wait(PATIENCE_S) == 0
                 seconds = time.monotonic() - stopped
 
-        assert seconds < FLUSH_S + 2
+        assert seconds < 5  # two for the spans, and what a server without tracing takes on a busy machine
         complaints = [line for line in server.lines() if str(line["logger"]).startswith("opentelemetry")]
         assert len(complaints) == (1 if trouble == "down" else 0)
 
