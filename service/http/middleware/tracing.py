@@ -35,7 +35,8 @@ class Tracing:
             return
         tracer = NoOpTracer() if scope["path"].startswith(PROBES) else self._tracer
         trace = Trace(tracer, self._proxies.parent_of(scope), time.monotonic())
-        scope.setdefault("state", {})["trace"] = trace
+        state = scope.setdefault("state", {})
+        state["trace"] = trace
 
         async def receive_and_begin() -> Message:
             message = await receive()
@@ -44,7 +45,8 @@ class Tracing:
             return message
 
         async def send_and_begin(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_answered(message["status"]):
+            # What another middleware answers, such as a CORS preflight, has no record.
+            if message["type"] == "http.response.start" and "record" in state and _is_answered(message["status"]):
                 trace.begin()
             await send(message)
 
