@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
-  docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors lock clean
+  docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -85,6 +85,9 @@ bench-overload: setup ## Measure overload at four times the capacity, and slow u
 bench-service: setup ## Measure the service's overhead and throughput (ARGS="--only tiny")
 	$(BIN)/python benchmarks/bench_service.py $(ARGS)
 
+bench-tracing: setup ## Measure what tracing adds to a clip (ARGS="--rounds 100")
+	$(BIN)/python benchmarks/bench_tracing.py $(ARGS)
+
 bench-threads: setup ## Compare numbers of threads and decoders (ARGS="--bundle bundle")
 	$(BIN)/python benchmarks/bench_threads.py $(ARGS)
 
@@ -120,8 +123,9 @@ lint: setup ## Check style, types, imports between rooms, and the deployment fil
 	  promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml; \
 	  else echo "Skipping Prometheus' rules: promtool is not installed (Debian: prometheus)"; fi
 	@if docker compose version >/dev/null 2>&1; then \
-	  for variant in gpu tls; do \
-	    docker compose -f docker-compose.yml -f docker-compose.$$variant.yml --profile grafana config --quiet || exit 1; \
+	  for variant in gpu tls tracing; do \
+	    docker compose -f docker-compose.yml -f docker-compose.$$variant.yml --profile grafana --profile tracing config \
+	      --quiet || exit 1; \
 	  done; \
 	  else echo "Skipping the Compose files: Docker Compose is not installed"; fi
 

@@ -1,9 +1,10 @@
 """The service's Prometheus metrics."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.exposition import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
+OPEN_METRICS = "application/openmetrics-text"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60)
 _CLIP_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _BYTES = tuple(4.0**power * 1024 for power in range(9))  # 1 KiB to 64 MiB
@@ -20,6 +21,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        # Nothing reads the time at which each series was created.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.request_seconds = Histogram(
@@ -102,6 +105,15 @@ class Metrics:
         )
         self.ready = Gauge("limelight_ready", "1 while /health/ready answers 200, 0 otherwise.", registry=registry)
 
-    def render(self) -> bytes:
-        """Return the metrics in Prometheus' text format 0.0.4."""
-        return generate_latest(self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the metrics and their media type: OpenMetrics 1.0 if accepted, else Prometheus' text format 0.0.4.
+
+        Only OpenMetrics has exemplars.
+
+        Args:
+            accept: The header ``Accept`` of the request.
+        """
+        accepted = {entry.partition(";")[0].strip().lower() for entry in accept.split(",")}
+        # Not the header itself, because the encoder would be chosen by a version that the client may have made up.
+        encode, media_type = choose_encoder(OPEN_METRICS if OPEN_METRICS in accepted else "text/plain")
+        return encode(self.registry), media_type

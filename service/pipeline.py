@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from service.model.model import Model
 from service.video.decoder import ClipFacts, DecodedClip, SampledFrame
 from service.video.jpeg import frame_jpegs
 
+STAGES = ("receive", "decode_wait", "decode", "encode", "queue", "inference")
+
 
 @dataclass(slots=True)
 class Stages:
@@ -32,6 +34,8 @@ class Stages:
         encode: Encoding the sampled frames as JPEGs; only for requests that ask for them.
         queue: Waiting for the engine.
         inference: Running the network.
+        began: When each stage began, on the clock of ``time.monotonic()``, in order.
+        exemplar: The label that refers to the request's trace in the metrics, if the trace is sampled.
     """
 
     receive: float | None = None
@@ -40,20 +44,26 @@ class Stages:
     encode: float | None = None
     queue: float | None = None
     inference: float | None = None
+    began: dict[str, float] = field(default_factory=dict)
+    exemplar: dict[str, str] | None = None
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Measure the body of a ``with`` statement as this stage, whether or not the body raises."""
-        started = time.monotonic()
+        self.began[stage] = time.monotonic()
         try:
             yield
         finally:
-            setattr(self, stage, time.monotonic() - started)
+            setattr(self, stage, time.monotonic() - self.began[stage])
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage that was entered, in order."""
+        entered = ((stage, getattr(self, stage)) for stage in STAGES)
+        return {stage: seconds for stage, seconds in entered if seconds is not None}
 
     def milliseconds(self) -> dict[str, float]:
         """Return the milliseconds of each stage that was entered, in order, rounded to microseconds."""
-        seconds = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {stage: round(1000 * value, 3) for stage, value in seconds if value is not None}
+        return {stage: round(1000 * seconds, 3) for stage, seconds in self.seconds().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +246,12 @@ class Pipeline:
         """Fill in the engine's stages, and count them."""
         stages.queue, stages.inference = queue_s, inference_s
         self._metrics.last_inference.set_to_current_time()
+        stages.began["inference"] = stages.began["queue"] + queue_s
         self._observe(stages, "queue")
         self._observe(stages, "inference")
 
     def _observe(self, stages: Stages, stage: str) -> None:
-        self._metrics.stage_seconds.labels(stage).observe(getattr(stages, stage))
+        self._metrics.stage_seconds.labels(stage).observe(getattr(stages, stage), stages.exemplar)
 
 
 async def _answer_all(model: Model, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:

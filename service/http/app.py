@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,10 +20,12 @@ from service.http.middleware.api_keys import BASIC_PATHS, OPEN_PATHS, ApiKeys
 from service.http.middleware.body_limits import BodyLimits
 from service.http.middleware.head import HeadAsGet
 from service.http.middleware.root_path import RootPath
+from service.http.middleware.tracing import Tracing
 from service.http.openapi import DescribedAPI
 from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
 from service.http.protocol.routes import router as protocol_router
+from service.http.proxies import TrustedProxies
 from service.http.routes import router
 from service.http.serving import Serving
 from service.metrics import Metrics
@@ -35,11 +38,18 @@ PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 CLIENT_CLOSED_REQUEST = 499
 # Headers of answers that web applications of other origins may read.
 EXPOSED = ("Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-ID")
+# FastAPI can trace requests itself, and start exporters of its own. ``Tracing`` knows the stages of a request.
+_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    on_failure: Callable[[Exception], None] | None = None,
+    tracer: Tracer | None = None,
+) -> FastAPI:
     """Create the web application.
 
     It answers requests at once and becomes ready when the bundle has been loaded and warmed up.
@@ -48,6 +58,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         settings: Every setting of the service.
         on_failure: Called with the error (``BundleError``, ``EngineError`` or ``DecodersError``) if the bundle cannot
             be served. By default the error is logged, and the application stays up without becoming ready.
+        tracer: Makes the spans of requests. By default requests are not traced.
     """
     serving = Serving(settings, Metrics())
     app = DescribedAPI(
@@ -60,6 +71,7 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         docs_url=None,  # ``docs_routes`` loads nothing from other hosts
         redoc_url=None,
+        telemetry=_NO_TELEMETRY,
     )
     app.state.serving = serving
     app.include_router(router)
@@ -69,17 +81,19 @@ def create_app(settings: Settings, *, on_failure: Callable[[Exception], None] | 
     for error in EXPECTED:
         app.add_exception_handler(error, _answer_problem)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
-    _add_middleware(app, serving, open_paths=OPEN_PATHS.union(route.path for route in files) - BASIC_PATHS)
+    open_paths = OPEN_PATHS.union(route.path for route in files) - BASIC_PATHS
+    _add_middleware(app, serving, tracer or NoOpTracer(), open_paths)
     return app
 
 
-def _add_middleware(app: FastAPI, serving: Serving, open_paths: Collection[str]) -> None:
+def _add_middleware(app: FastAPI, serving: Serving, tracer: Tracer, open_paths: Collection[str]) -> None:
     """Add every middleware. Each is put around those added before it: a request meets the last one first."""
     settings = serving.settings
+    proxies = TrustedProxies(settings.trusted_proxies)
     app.add_middleware(HeadAsGet)
     app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
     app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=open_paths)
-    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS)
+    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS, proxies=proxies)
     if settings.cors_origins:
         # Around ``AccessLog``, which answers problems: a web application can read only answers with CORS headers.
         app.add_middleware(
@@ -90,6 +104,7 @@ def _add_middleware(app: FastAPI, serving: Serving, open_paths: Collection[str])
             expose_headers=EXPOSED,
         )
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)
+    app.add_middleware(Tracing, tracer=tracer, proxies=proxies)
     if settings.root_path:
         app.add_middleware(RootPath, prefix=settings.root_path)
 

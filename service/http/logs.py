@@ -3,11 +3,15 @@
 import json
 import logging
 import logging.config
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 # The id of the request being answered; it is added to every line logged until then.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+# Seconds between two lines of one of OpenTelemetry's loggers.
+INTERVAL_S = 60
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -31,6 +35,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+class RareFromOpenTelemetry(logging.Filter):
+    """Passes one line a minute of each logger of OpenTelemetry, whose exporter logs every batch that it cannot send."""
+
+    def __init__(self) -> None:
+        super().__init__("opentelemetry")
+        self._next: dict[str, float] = {}  # when the next line of a logger passes, on the clock of ``time.monotonic()``
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log the record."""
+        if not super().filter(record):
+            return True  # of another library
+        now = time.monotonic()
+        passes = now >= self._next.get(record.name, now)
+        if passes:
+            self._next[record.name] = now + INTERVAL_S
+        return passes
+
+
 def configure_logging(level: str) -> None:
     """Log everything, uvicorn's records included, through one handler.
 
@@ -42,8 +64,14 @@ def configure_logging(level: str) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"json": {"()": JsonFormatter}},
+            "filters": {"rare": {"()": RareFromOpenTelemetry}},
             "handlers": {
-                "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
+                "stdout": {
+                    "class": "logging.StreamHandler",
+                    "stream": "ext://sys.stdout",
+                    "formatter": "json",
+                    "filters": ["rare"],
+                }
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {

@@ -4,7 +4,6 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -100,9 +99,10 @@ async def model(pipeline: WarmPipeline) -> Manifest:
 @router.get(
     "/metrics", response_class=PlainTextResponse, responses=example_response("limelight_ready 1.0\n", "text/plain")
 )
-async def metrics(serving: ServingState) -> Response:
-    """Get the service's metrics in Prometheus' text format."""
-    return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, serving: ServingState) -> Response:
+    """Get the service's metrics in Prometheus' text format, or as OpenMetrics if the client accepts it."""
+    content, media_type = serving.metrics.render(request.headers.get("Accept", ""))
+    return Response(content, media_type=media_type)
 
 
 async def _receive(request: Request, clip: ClipFile, metrics: Metrics) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.http.app import create_app
 from service.http.connection import ConnectionLimits, connection_factory
@@ -22,6 +23,7 @@ from service.http.listening import Endpoint, Listeners
 from service.http.logs import configure_logging
 from service.http.serving import Serving
 from service.settings import Settings
+from service.tracing import tracing
 
 # Seconds that shutdown may take beyond the time of the last request; if it takes longer, something hangs.
 SHUTDOWN_MARGIN_S = 15
@@ -49,31 +51,12 @@ def serve(settings: Settings) -> None:
 
     configure_logging(settings.log_level)
     _raise_file_limit()
-    listeners = Listeners(Endpoint(settings.host, settings.port, settings.unix_socket))
-    app = create_app(settings, on_failure=stop)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=connection_factory(
-                ConnectionLimits(settings.max_connections, settings.upload_timeout_s, settings.send_timeout_s),
-                app.state.serving.metrics,
-            ),
-            backlog=min(settings.max_connections, 2048),
-            timeout_keep_alive=cast(int, settings.keep_alive_s),  # uvicorn only passes it to ``call_later``
-            lifespan="on",
-            ws="none",
-            access_log=False,  # ``AccessLog`` writes a more useful line
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # nothing uses the client's address
-            timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
-        ),
-        app.state.serving,
-        listeners,
-    )
-    signal.signal(signal.SIGHUP, server.handle_reload)
-    _announce(listeners, page=settings.ui)
-    with contextlib.closing(listeners):
+    endpoint = Endpoint(settings.host, settings.port, settings.unix_socket)
+    with contextlib.closing(Listeners(endpoint)) as listeners, tracing() as tracer:
+        app = create_app(settings, on_failure=stop, tracer=tracer)
+        server = _Server(_configuration(app, settings), app.state.serving, listeners)
+        signal.signal(signal.SIGHUP, server.handle_reload)
+        _announce(listeners, page=settings.ui)
         server.run(sockets=listeners.sockets)
     if failures:
         raise failures[0]
@@ -82,6 +65,23 @@ def serve(settings: Settings) -> None:
         os._exit(exit_code)  # the thread may be inside ONNX Runtime, which cannot be interrupted
     if exit_code:
         raise SystemExit(exit_code)
+
+
+def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    limits = ConnectionLimits(settings.max_connections, settings.upload_timeout_s, settings.send_timeout_s)
+    return uvicorn.Config(
+        app,
+        http=connection_factory(limits, app.state.serving.metrics),
+        backlog=min(settings.max_connections, 2048),
+        timeout_keep_alive=cast(int, settings.keep_alive_s),  # uvicorn only passes it to ``call_later``
+        lifespan="on",
+        ws="none",
+        access_log=False,  # ``AccessLog`` writes a more useful line
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # ``TrustedProxies`` knows whom to believe
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
+    )
 
 
 class _Server(uvicorn.Server):

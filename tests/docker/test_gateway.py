@@ -7,6 +7,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import httpx
 import pytest
@@ -42,14 +43,35 @@ def test_the_page_is_served_with_its_security_policy(fleet: Stack, path: str) ->
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
-def test_the_request_id_and_the_trace_are_logged_by_gateway_and_replica(fleet: Stack, clip: bytes) -> None:
-    name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+def test_the_replica_logs_the_request_id_and_the_client_that_the_gateway_logs(fleet: Stack, clip: bytes) -> None:
+    name = uuid.uuid4().hex
     with fleet.client() as client:
-        answer = client.post("/predict", content=clip, headers={"X-Request-ID": name, "traceparent": trace})
+        answer = client.post("/predict", content=clip, headers={"X-Request-ID": name, "X-Forwarded-For": "192.0.2.1"})
 
     assert answer.headers.get_list("X-Request-ID") == [name]
-    until(lambda: [name, trace] in [[line["request_id"], line["traceparent"]] for line in fleet.gateway_log()])
-    assert any(name in docker("logs", replica) for replica in fleet.containers("limelight"))
+    until(lambda: name in [line["request_id"] for line in fleet.gateway_log()])
+    (address,) = [line["client"] for line in fleet.gateway_log() if line["request_id"] == name]
+    assert replica_line(fleet, name)["client"] == address
+
+
+def test_a_client_cannot_add_to_a_trace(fleet: Stack) -> None:
+    name, trace = uuid.uuid4().hex, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with fleet.client() as client:
+        client.get("/model", headers={"X-Request-ID": name, "traceparent": trace})
+
+    assert "trace_id" not in replica_line(fleet, name)
+
+
+def replica_line(fleet: Stack, name: str) -> dict[str, Any]:
+    """Wait for a replica's access line of a request."""
+
+    def lines() -> list[dict[str, Any]]:
+        logs = "".join(docker("logs", replica) for replica in fleet.containers("limelight"))
+        return [json.loads(line) for line in logs.splitlines() if f'"{name}"' in line]
+
+    until(lines)
+    (line,) = lines()
+    return line
 
 
 @pytest.mark.parametrize(

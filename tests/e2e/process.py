@@ -3,11 +3,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -49,9 +51,25 @@ class Server:
 
 @contextmanager
 def running(
-    bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli", wrapper: Sequence[str] = ()
+    bundle: Path, log: Path, settings: Mapping[str, str], program: str = "service.cli", **options: Any
 ) -> Iterator[Server]:
-    """Run a server until the block ends, which begins when the server is ready.
+    """Run a server until the block ends, which begins when the server is ready. Arguments are those of ``starting``."""
+    with starting(bundle, log, settings, program, **options) as server:
+        _wait_for("ready", server)
+        yield server
+
+
+@contextmanager
+def starting(
+    bundle: Path,
+    log: Path,
+    settings: Mapping[str, str],
+    program: str = "service.cli",
+    *,
+    wrapper: Sequence[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """Run a server until the block ends, which begins when the server listens and still loads its bundle.
 
     Args:
         bundle: The bundle to serve.
@@ -59,19 +77,10 @@ def running(
         settings: Settings by name, without the prefix ``LIMELIGHT_``.
         program: The module to run.
         wrapper: A command that runs the command after it.
+        variables: Other environment variables.
     """
-    with starting(bundle, log, settings, program, wrapper) as server:
-        _wait_for("ready", server)
-        yield server
-
-
-@contextmanager
-def starting(
-    bundle: Path, log: Path, settings: dict[str, str], program: str = "service.cli", wrapper: Sequence[str] = ()
-) -> Iterator[Server]:
-    """Run a server until the block ends, which begins when the server listens and still loads its bundle."""
     command = [*wrapper, sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
-    environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()}
+    environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()} | dict(variables)
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
     try:

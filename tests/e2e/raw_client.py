@@ -74,8 +74,8 @@ class RawClient:
 
 
 @contextmanager
-def stopped_decoder(server: Server) -> Iterator[None]:
-    """Keep a client's decoder stopped until the block ends; the client then disconnects."""
+def stopped_decoder(server: Server, *headers: str) -> Iterator[None]:
+    """Keep the decoder of a client that sends these headers stopped until the block ends; it then disconnects."""
     clip = render_clip(frames=40, width=1280, height=720).data
 
     def stop_a_decoder() -> bool:
@@ -85,6 +85,6 @@ def stopped_decoder(server: Server) -> Iterator[None]:
         return False
 
     with RawClient(server.port) as client:
-        client.post(f"Content-Length: {len(clip)}", body=clip)
+        client.post(f"Content-Length: {len(clip)}", *headers, body=clip)
         until(stop_a_decoder)
         yield

@@ -12,13 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.logs import request_id as current_request_id
 from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.proxies import TrustedProxies
 from service.metrics import Metrics
 from service.pipeline import Stages
+from service.tracing import Trace
 
 # Request ids of clients that are safe to repeat in a header and in the log.
 _SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # Probes and scrapes come every few seconds; their access lines are logged at level ``debug``.
-_PROBES = ("/health/", "/metrics", "/v2/health/")
+PROBES = ("/health/", "/metrics", "/v2/health/")
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class RequestRecord:
 
     Attributes:
         request_id: The id that the client sent, or a new one.
+        trace: The trace that the request belongs to.
+        client: The client's address, if it is known.
         arrived: When the request arrived, on the clock of ``time.monotonic()``.
         stages: Seconds spent in each stage.
         answered: When the answer was complete and only had to be sent, on the same clock.
@@ -37,6 +41,8 @@ class RequestRecord:
     """
 
     request_id: str
+    trace: Trace
+    client: str | None
     arrived: float = field(default_factory=time.monotonic)
     stages: Stages = field(default_factory=Stages)
     answered: float | None = None
@@ -46,7 +52,9 @@ class RequestRecord:
     def end_receive(self, metrics: Metrics) -> None:
         """End the stage ``receive``: the request's body has been read."""
         self.stages.receive = time.monotonic() - self.arrived
-        metrics.stage_seconds.labels("receive").observe(self.stages.receive)
+        self.stages.began["receive"] = self.arrived
+        self.stages.exemplar = self.trace.exemplar
+        metrics.stage_seconds.labels("receive").observe(self.stages.receive, self.stages.exemplar)
 
     def server_timing(self) -> str:
         """Return the value of the Server-Timing header: the stages so far in milliseconds (W3C Server Timing)."""
@@ -68,20 +76,23 @@ class AccessLog:
         app: The application.
         metrics: Where predictions are counted.
         predictions: Matches the paths of predictions.
+        proxies: Whose word about the client is believed.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, predictions: re.Pattern[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, predictions: re.Pattern[str], proxies: TrustedProxies) -> None:
         self._app = app
         self._metrics = metrics
         self._predictions = predictions
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open a record, let the application answer, then log and count the record."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(Headers(scope=scope)))
-        scope.setdefault("state", {})["record"] = record
+        state = scope["state"]  # which ``Tracing`` has put the trace into
+        record = RequestRecord(_request_id(Headers(scope=scope)), state["trace"], self._proxies.client_of(scope))
+        state["record"] = record
         counted = self._predictions.fullmatch(scope["path"]) is not None
         token = current_request_id.set(record.request_id)
         if counted:
@@ -116,10 +127,10 @@ class AccessLog:
             await problem_response(problem, record.request_id, scope["path"])(scope, receive, send_with_id)
 
     def _count(self, record: RequestRecord) -> None:
-        now = time.monotonic()
-        self._metrics.request_seconds.labels(str(record.status)).observe(now - record.arrived)
+        now, exemplar = time.monotonic(), record.trace.exemplar
+        self._metrics.request_seconds.labels(str(record.status)).observe(now - record.arrived, exemplar)
         if record.answered is not None:
-            self._metrics.stage_seconds.labels("respond").observe(now - record.answered)
+            self._metrics.stage_seconds.labels("respond").observe(now - record.answered, exemplar)
         if record.code is not None:
             self._metrics.rejected.labels(record.code).inc()
 
@@ -136,8 +147,11 @@ def _log(scope: Scope, record: RequestRecord) -> None:
         "status": record.status,
         "duration_ms": round(1000 * (time.monotonic() - record.arrived), 3),
         "stages_ms": record.stages.milliseconds(),
+        "client": record.client,
     }
+    if record.trace.id is not None:
+        facts["trace_id"] = record.trace.id
     if record.code is not None:
         facts["code"] = record.code
-    level = logging.DEBUG if scope["path"].startswith(_PROBES) else logging.INFO
+    level = logging.DEBUG if scope["path"].startswith(PROBES) else logging.INFO
     logger.log(level, "request", extra=facts)

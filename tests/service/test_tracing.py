@@ -1,0 +1,121 @@
+"""Starting OpenTelemetry as the environment says, without a server."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+import pytest
+from opentelemetry.trace import NoOpTracer
+
+from service.http.logs import INTERVAL_S, RareFromOpenTelemetry
+from service.tracing import tracing
+
+ENDPOINT = "http://127.0.0.1:1"
+
+
+Set = Callable[..., None]
+
+
+@pytest.fixture
+def set_variables(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Set:
+    """Set OpenTelemetry's variables, by names without the prefix ``OTEL_``, and log from level ``info`` on."""
+    caplog.set_level(logging.INFO)
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+
+    def set_variables(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"OTEL_{name}", value)
+
+    return set_variables
+
+
+def exporters() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("Otel")]
+
+
+@pytest.mark.parametrize("name", ["EXPORTER_OTLP_ENDPOINT", "EXPORTER_OTLP_TRACES_ENDPOINT"])
+def test_a_thread_sends_spans_while_tracing_is_on(set_variables: Set, name: str) -> None:
+    set_variables(**{name: ENDPOINT})
+
+    with tracing() as tracer:
+        assert len(exporters()) == 1
+        assert not isinstance(tracer, NoOpTracer)
+    assert exporters() == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"EXPORTER_OTLP_ENDPOINT": "", "EXPORTER_OTLP_TRACES_ENDPOINT": " "},
+        {"EXPORTER_OTLP_ENDPOINT": ENDPOINT, "SDK_DISABLED": "True"},
+        {"EXPORTER_OTLP_ENDPOINT": ENDPOINT, "TRACES_EXPORTER": "none"},
+    ],
+)
+def test_without_an_endpoint_or_when_disabled_no_thread_is_started(
+    set_variables: Set, caplog: pytest.LogCaptureFixture, variables: Mapping[str, str]
+) -> None:
+    set_variables(**variables)
+
+    with tracing() as tracer:
+        assert isinstance(tracer, NoOpTracer)
+        assert exporters() == []
+    assert caplog.text == ""
+
+
+def test_empty_variables_count_as_not_set(set_variables: Set, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("TRACES_SAMPLER", "BSP_SCHEDULE_DELAY", "BSP_MAX_QUEUE_SIZE", "TRACES_EXPORTER", "EXPORTER_OTLP_PROTOCOL")
+    set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT, **dict.fromkeys(names, ""))
+
+    with tracing():
+        assert len(exporters()) == 1
+    assert [record.getMessage() for record in caplog.records] == ["requests are traced"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL"),
+        ({"EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "Invalid IPv6 URL"),
+        ({"EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL is grpc"),
+        ({"TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER is zipkin"),
+        ({"BSP_MAX_QUEUE_SIZE": "-1"}, "max_queue_size must be a positive integer"),
+    ],
+)
+def test_what_cannot_be_used_is_a_warning_and_turns_tracing_off(
+    set_variables: Set, caplog: pytest.LogCaptureFixture, variables: Mapping[str, str], reason: str
+) -> None:
+    set_variables(**{"EXPORTER_OTLP_ENDPOINT": ENDPOINT, **variables})
+
+    with tracing() as tracer:
+        assert isinstance(tracer, NoOpTracer)
+    assert f"requests are not traced: {reason}" in caplog.text
+    assert exporters() == []
+
+
+def test_without_the_sdk_the_warning_names_the_extra(
+    set_variables: Set, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+
+    with tracing() as tracer:
+        assert isinstance(tracer, NoOpTracer)
+    assert "install limelight[otel]" in caplog.text
+
+
+def test_each_logger_of_opentelemetry_logs_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    rare = RareFromOpenTelemetry()
+
+    def passes(name: str) -> bool:
+        return bool(rare.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", None, None)))
+
+    assert [passes("opentelemetry.a"), passes("opentelemetry.b"), passes("service"), passes("service")] == [True] * 4
+    assert not passes("opentelemetry.a")
+    now += INTERVAL_S
+    assert passes("opentelemetry.a")
