@@ -1,0 +1,156 @@
+"""Hostile connections to the server without a gateway: they cost neither memory nor other clients' answers."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.raw_client import RawClient
+from tests.processes import until
+
+pytestmark = pytest.mark.slow
+
+KEY = "0123456789abcdef"
+FILES = 256
+FEW_FILES = ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh"]
+PAGE = b"GET /web/sample.mp4 HTTP/1.1\r\nHost: limelight\r\n\r\n"
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tiny_bundle: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a server with few file descriptors, with settings by name."""
+    with ExitStack() as servers:
+        yield lambda **settings: servers.enter_context(
+            running(tiny_bundle, tmp_path / "log.jsonl", settings, wrapper=FEW_FILES)
+        )
+
+
+def memory_mb(server: Server) -> float:
+    """Return the largest memory that the server has taken so far."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    assert found
+    return int(found[1]) / 1000
+
+
+def predict(server: Server, clip: bytes) -> httpx.Response:
+    headers = {"X-API-Key": KEY}
+    return httpx.post(f"{server.url}/predict", content=clip, headers=headers, timeout=PATIENCE_S, trust_env=False)
+
+
+def complaints(server: Server) -> list[dict[str, object]]:
+    return [line for line in server.lines() if line["level"] in {"warning", "error", "critical"} or "traceback" in line]
+
+
+def send_until_refused(port: int, beginning: bytes, part: bytes, megabytes: int) -> bytes:
+    """Send a request that does not end, and return what the server answers before it cuts the connection off."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client, suppress(ConnectionError):
+        client.sendall(beginning)
+        for _ in range(16 * megabytes):
+            client.sendall(part * (2**16 // len(part)))
+        while data := client.recv(2**16):
+            received += data
+    return received
+
+
+class TestEndlessHeads:
+    def test_header_lines_without_end_take_no_memory(self, start: Start, clip: bytes) -> None:
+        server = start(API_KEYS=KEY)
+        assert predict(server, clip).status_code == 200
+        before, answers = memory_mb(server), []
+
+        def attack() -> None:
+            head = b"POST /predict HTTP/1.1\r\nHost: limelight\r\n"
+            answers.append(send_until_refused(server.port, head, b"X-Header: lime\r\n", megabytes=100))
+
+        attackers = [threading.Thread(target=attack) for _ in range(8)]
+        for attacker in attackers:
+            attacker.start()
+        good = [predict(server, clip).status_code for _ in range(3)]
+        for attacker in attackers:
+            attacker.join()
+
+        assert good == [200] * 3
+        assert memory_mb(server) - before < 20
+        assert all(answer.startswith(b"HTTP/1.1 431 ") or not answer for answer in answers)
+        assert sum(line.get("code") == "head_too_large" for line in server.lines()) == 8
+        assert complaints(server) == []
+
+
+class TestSilentReaders:
+    def test_good_clients_are_served_and_the_drain_is_in_time(self, start: Start, clip: bytes) -> None:
+        server = start(DRAIN_DELAY_S="0", SEND_TIMEOUT_S="2", API_KEYS=KEY)
+        before = memory_mb(server)
+        with ExitStack() as clients:
+            for _ in range(30):
+                silent = clients.enter_context(RawClient(server.port))
+                threading.Thread(target=pipeline, args=(silent,), daemon=True).start()
+            assert predict(server, clip).status_code == 200
+            assert memory_mb(server) - before < 50
+            server.process.terminate()
+            started = time.monotonic()
+
+            assert server.process.wait(PATIENCE_S) == 0
+            assert time.monotonic() - started < 15
+        assert complaints(server) == []
+
+
+def pipeline(client: RawClient) -> None:
+    """Send requests and read nothing, until the server cuts the connection off."""
+    with suppress(OSError):
+        while True:
+            client.send(PAGE * 100)
+
+
+class TestFewFileDescriptors:
+    def test_good_clients_are_served_beside_many_silent_ones(self, start: Start, clip: bytes) -> None:
+        server = start(API_KEYS=KEY)
+        with ExitStack() as clients:
+            for number in range(FILES):
+                client = clients.enter_context(RawClient(server.port))
+                if number % 2:
+                    threading.Thread(target=pipeline, args=(client,), daemon=True).start()
+            good = [predict(server, clip).status_code for _ in range(5)]
+
+        assert good == [200] * 5
+        assert complaints(server) == []
+
+    def test_a_client_is_told_to_come_back_if_all_connections_are_busy(self, start: Start) -> None:
+        server = start(MAX_CONNECTIONS="20", UPLOAD_TIMEOUT_S="60")
+        with ExitStack() as clients:
+            for _ in range(20):
+                clients.enter_context(RawClient(server.port)).post("Content-Length: 1000", body=b"the beginning")
+            until(lambda: arriving_clips(server) == 20)
+            refused = clients.enter_context(RawClient(server.port)).answer()
+
+        assert (refused.status, refused.code) == (503, "too_many_connections")
+        assert int(refused.headers["retry-after"]) >= 1
+        until(lambda: httpx.get(f"{server.url}/health/live", trust_env=False).status_code == 200)
+        assert complaints(server) == []
+
+
+def arriving_clips(server: Server) -> int:
+    """Return the number of clips that are arriving, as the kernel lists the files that hold them."""
+    return sum(1 for fd in Path(f"/proc/{server.process.pid}/fd").iterdir() if "memfd:clip" in str(fd.readlink()))
+
+
+class TestKeepAlive:
+    def test_an_idle_connection_is_closed_after_the_time_that_is_set(self, start: Start) -> None:
+        server = start(KEEP_ALIVE_S="2", UPLOAD_TIMEOUT_S="1")
+        with RawClient(server.port) as client:
+            client.post(path="/health/live")
+            assert client.answer().status == 405
+            answered = time.monotonic()
+
+            assert client.is_closed()
+            assert 1.5 < time.monotonic() - answered < 10
