@@ -11,6 +11,7 @@ change.
 import asyncio
 import functools
 import http
+import itertools
 import logging
 import uuid
 from dataclasses import dataclass, field
@@ -48,9 +49,9 @@ class ConnectionLimits:
     """What connections may take.
 
     Attributes:
-        connections: Number of open connections. When it is reached, a new one takes the place of the one on which the
-            server has waited longest: for a request, or for the client to read. If there is none, the new one is
-            answered 503.
+        connections: Number of open connections. When it is reached, a new one takes the place of one whose client does
+            not read, or else of one that is idle: of that which has been so for the longest time. If there is none, the
+            new one is answered 503.
         head_timeout_s: Seconds that a client has to send the head of a request.
         send_timeout_s: Seconds in which a client has to read ``MIN_READ_BYTES`` of its answer.
     """
@@ -72,14 +73,15 @@ class _Shared:
     Attributes:
         limits: The limits of all connections.
         metrics: Where connections are counted.
-        waiting: The connections on which the server waits for a request or for the client to read; the first has been
-            waiting for the longest time.
+        silent: The connections whose client has not read all of its answers, the longest first.
+        idle: The connections without a request in progress, the longest first.
         discarded: Where bytes that arrive after an early answer are written and ignored.
     """
 
     limits: ConnectionLimits
     metrics: Metrics
-    waiting: dict["Connection", None] = field(default_factory=dict)
+    silent: dict["Connection", None] = field(default_factory=dict)
+    idle: dict["Connection", None] = field(default_factory=dict)
     discarded: bytearray = field(default_factory=lambda: bytearray(DISCARD_BYTES))
 
 
@@ -104,11 +106,11 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._shared.metrics.connections.inc()
         transport.set_write_buffer_limits(0)  # so that ``pause_writing`` tells whether anything is unread
-        if len(self.connections) > self._limits.connections and not self._close_longest_waiting():
+        if len(self.connections) > self._limits.connections and not self._close_another():
             self._refuse("too_many_connections", "all connections of this server are in use; try again later")
         elif not transport.is_closing():
             self._start_head_timer()
-            self._shared.waiting[self] = None
+            self._shared.idle[self] = None
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
@@ -132,27 +134,28 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Note that the connection is idle, unless the next request has arrived already."""
-        self._shared.waiting[self] = None
+        self._shared.idle[self] = None
         super().on_response_complete()
         self._follow()
 
     def pause_writing(self) -> None:
         """Start to watch whether the client reads: a part of its answer is unread."""
         super().pause_writing()
-        self._shared.waiting[self] = None
+        self._shared.silent[self] = None
         self._watch_reader()
 
     def resume_writing(self) -> None:
         """Stop watching: the client has read everything."""
         super().resume_writing()
         self._cancel_reader_timer()
-        self._follow()
+        self._shared.silent.pop(self, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timeouts: the connection is gone."""
         self._cancel_head_timer()
         self._cancel_reader_timer()
-        self._shared.waiting.pop(self, None)
+        self._shared.silent.pop(self, None)
+        self._shared.idle.pop(self, None)
         self._shared.metrics.connections.dec()
         super().connection_lost(exc)
 
@@ -174,21 +177,21 @@ class Connection(H11Protocol):
         return bool(getattr(self.cycle, "response_complete", True))  # the cycle is None before the first request
 
     def _follow(self) -> None:
-        """Keep the head timeout and the list of waiting connections up to date."""
+        """Keep the head timeout and the list of idle connections up to date."""
         if not self._idle:
             self._cancel_head_timer()
-            if not self.flow.write_paused:
-                self._shared.waiting.pop(self, None)
+            self._shared.idle.pop(self, None)
         elif self._head_timer is None and self.conn.trailing_data[0]:
             self._start_head_timer()
 
-    def _close_longest_waiting(self) -> bool:
-        """Close the connection on which the server has waited for the longest time. Return whether there is one."""
-        longest = next(iter(self._shared.waiting), None)
-        if longest is not None:
-            del self._shared.waiting[longest]
-            longest._close()
-        return longest is not None
+    def _close_another(self) -> bool:
+        """Close the connection that ``ConnectionLimits.connections`` describes. Return whether there is one."""
+        chosen = next(itertools.chain(self._shared.silent, self._shared.idle), None)
+        if chosen is not None:
+            self._shared.silent.pop(chosen, None)
+            self._shared.idle.pop(chosen, None)
+            chosen._close()
+        return chosen is not None
 
     def _close(self) -> None:
         """Close the connection at once, whether or not the client has read everything."""

@@ -1,9 +1,13 @@
 """The OpenAPI document: adds problems, examples, security schemes and common headers to what FastAPI generates."""
 
+import functools
+import json
 from collections import defaultdict
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 
 from service.http.middleware.api_keys import HEADER, OPEN_PATHS
 from service.http.problems import KINDS, MEDIA_TYPE, is_protocol, problem_body
@@ -41,7 +45,7 @@ def example_response(example: Any, media_type: str = "application/json") -> Resp
 
 
 class DescribedAPI(FastAPI):
-    """A FastAPI application with a complete OpenAPI document.
+    """A FastAPI application with a complete OpenAPI document at ``/openapi.json``.
 
     Args:
         requires_key: Whether the document asks for an API key on every path that is not open.
@@ -49,14 +53,23 @@ class DescribedAPI(FastAPI):
     """
 
     def __init__(self, *, requires_key: bool, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(openapi_url=None, **options)
         self._requires_key = requires_key
+        self.add_route("/openapi.json", self._answer_document, include_in_schema=False)
 
     def openapi(self) -> Document:
         """Return the OpenAPI document."""
         if self.openapi_schema is None:
             self.openapi_schema = self._complete(super().openapi())
         return self.openapi_schema
+
+    async def _answer_document(self, request: Request) -> Response:
+        """Answer with the document. FastAPI's own route would write its 100 kB anew for each request."""
+        return Response(self._json, media_type="application/json")
+
+    @functools.cached_property
+    def _json(self) -> bytes:
+        return json.dumps(self.openapi(), ensure_ascii=False).encode()
 
     def _complete(self, document: Document) -> Document:
         components = document.setdefault("components", {})

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,19 @@ class TestAddresses:
 
         assert host in str(raised.value)
         assert "LIMELIGHT_HOST" in str(raised.value)
+
+
+def test_the_kernel_keeps_little_of_answers_that_a_client_does_not_read() -> None:
+    with closing(Listeners(Endpoint("127.0.0.1", 0))) as listeners:
+        (listener,) = listeners.sockets
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            accepted.setblocking(False)
+            unread = 0
+            with suppress(BlockingIOError):
+                while unread < 10_000_000:
+                    unread += accepted.send(bytes(100_000))
+
+    assert unread < 1_500_000  # 3.9 MB with the kernel's own limit
 
 
 class TestUnixSocket:
