@@ -6,7 +6,7 @@ machine's speed drifts. The attacks run at low priority in a process of their ow
 - heads: header lines without end;
 - silent: clients that pipeline requests and never read;
 - many: the same from more clients, against a server with few file descriptors;
-- uploads: slow uploads of 60 MB.
+- uploads: slow uploads of 60 MB, 1 MB a second each.
 
 A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
 file descriptors and without a gateway (its own network needs no published port beyond the loopback interface), else in
@@ -40,7 +40,7 @@ from tests.processes import descendants
 from tests.tiny_bundle import write_tiny_bundle
 
 MEMORY_LIMIT, FILE_LIMIT = "2g", 256
-UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 500_000, 0.1
+UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 100_000, 0.1
 RECONNECT_S = 0.2
 SAMPLE_S = 0.5
 SETTLE_S = 5  # between the phases
@@ -61,7 +61,7 @@ def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="seconds of each phase (default 60)")
     parser.add_argument("--clients", type=int, default=4, help="clients of each attack (default 4)")
-    parser.add_argument("--many", type=int, default=100, help="clients of the attack on file descriptors (default 100)")
+    parser.add_argument("--many", type=int, default=30, help="clients of the attack on file descriptors (default 30)")
     parser.add_argument("--uploads", type=int, default=17, help="slow uploads at a time (default 17)")
     parser.add_argument("--image", help="image of the service to run in a container, such as limelight:latest")
     options = parser.parse_args()

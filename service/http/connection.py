@@ -34,9 +34,13 @@ MIN_READ_BYTES = 4096
 # Seconds that an idle connection stays open after the server has stopped listening, so that a request which is already
 # on its way is still answered.
 IDLE_GRACE_S = 1
-# Seconds for which a client may keep sending after an early answer, and for which it may pause.
+# Seconds for which a client may keep sending after an early answer, and for which it may pause; what it may send then.
+# A client that has begun to send a clip may have to finish before it reads the answer. One that sends no valid request
+# gets little.
 LINGER_S = 5
 LINGER_PAUSE_S = 1
+LINGER_BYTES = 2**26
+LINGER_BYTES_AFTER_REFUSAL = 2**18
 # Size of the buffer that discarded bytes are read into. All connections share it, because allocating a buffer for each
 # read costs more than copying into this one.
 DISCARD_BYTES = 2**16
@@ -220,9 +224,9 @@ class Connection(H11Protocol):
         ]
         head = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % header for header in headers)]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
-        self._linger()
+        self._linger(LINGER_BYTES_AFTER_REFUSAL)
 
-    def _linger(self) -> None:
+    def _linger(self, most_bytes: int = LINGER_BYTES) -> None:
         """Close the sending side now and the connection later, as RFC 9112, section 9.6 describes.
 
         Closing both at once would reset the connection, and the client might lose the answer. What it still sends
@@ -232,7 +236,7 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True  # uvicorn does nothing more with this request
         if not self.transport.is_closing():
             self.flow.pause_reading()  # uvloop looks at the type of its protocol only when reading starts
-            self.transport.set_protocol(_Discard(self, self._shared.discarded))
+            self.transport.set_protocol(_Discard(self, self._shared.discarded, most_bytes))
             self.flow.resume_reading()
             self.transport.write_eof()
 
@@ -301,11 +305,12 @@ def _exceeds_bounds(request: h11.Request) -> bool:
 
 
 class _Discard(asyncio.BufferedProtocol):
-    """Reads and ignores what a client still sends, until it closes the connection, pauses, or exceeds ``LINGER_S``."""
+    """Reads and ignores what a client still sends, until it closes the connection, pauses, or sends too much."""
 
-    def __init__(self, connection: Connection, buffer: bytearray) -> None:
+    def __init__(self, connection: Connection, buffer: bytearray, most_bytes: int) -> None:
         self._connection = connection
         self._buffer = buffer
+        self._left = most_bytes
         self._deadline = connection.loop.time() + LINGER_S
         self._start_pause_timer()
 
@@ -314,8 +319,11 @@ class _Discard(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Note that the client has sent something."""
+        """Note that the client has sent something, and end the connection if that is too much."""
         self._received = True
+        self._left -= nbytes
+        if self._left < 0:
+            self._connection.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell uvicorn's protocol that the connection is gone."""
