@@ -20,6 +20,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "model_export/**/*.md")
     for page in REPOSITORY.glob(pattern)
 )
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 API = (REPOSITORY / "docs" / "api.md").read_text()
 # The order of https://keepachangelog.com.
 CHANGES = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
@@ -56,6 +57,15 @@ def test_the_changelog_has_each_kind_of_change_once_in_a_release_and_in_order() 
         headings = re.findall(r"^### (.+)$", release, re.MULTILINE)
 
         assert headings == [kind for kind in CHANGES if kind in headings]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_point_to_existing_ones(page: str) -> None:
+    file = REPOSITORY / page
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", file.read_text()):
+        headings = HEADING.findall((file.parent / target if target else file).read_text())
+
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
