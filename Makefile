@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
-  docker-test docs bench-hostile bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing lock clean
+  docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 ifndef VARIANT
@@ -84,9 +84,6 @@ bench-overload: setup ## Measure overload at four times the capacity, and slow u
 
 bench-service: setup ## Measure the service's overhead and throughput (ARGS="--only tiny")
 	$(BIN)/python benchmarks/bench_service.py $(ARGS)
-
-bench-hostile: setup ## Measure what hostile clients cost a good one (ARGS="--seconds 10 --image limelight:latest")
-	$(BIN)/python benchmarks/bench_hostile.py $(ARGS)
 
 bench-tracing: setup ## Measure what tracing adds to a clip (ARGS="--rounds 100")
 	$(BIN)/python benchmarks/bench_tracing.py $(ARGS)

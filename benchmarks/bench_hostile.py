@@ -1,16 +1,17 @@
 """What hostile clients cost a good one: latency of predictions and memory of the service, with and without attacks.
 
 A good client sends one prediction after the other: first alone, then beside the attacks, then alone again, because the
-machine's speed drifts. The attacks stand for other machines, so they run at low priority in a process of their own:
+machine's speed drifts. The attacks run at low priority in a process of their own, for they stand for other machines:
 
-- ``endless_head``: header lines without end;
-- ``never_read``: many clients that pipeline requests and never read the answers;
-- ``upload_slowly``: slow uploads of 60 MB.
+- heads: header lines without end;
+- silent: clients that pipeline requests and never read;
+- many: the same from more clients, against a server with few file descriptors;
+- uploads: slow uploads of 60 MB.
 
-A client that is cut off connects again. With ``--image`` the service runs without a gateway in a container with 2 GiB
-of memory and 256 file descriptors, else in a process of this machine. Memory is flat if the median of the last quarter
-is at most 1.1 times that of the second. The exit code is 1 if the p95 rises by more than half, memory is not flat or
-the good client misses an answer.
+A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
+file descriptors and without a gateway (its own network needs no published port beyond the loopback interface), else in
+a process of this machine. Memory is flat if the median of the last quarter is at most 1.1 times that of the second. The
+exit code is 1 if the p95 rises by more than half, memory is not flat or the good client misses an answer.
 """
 
 import asyncio
