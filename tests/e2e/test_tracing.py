@@ -58,12 +58,6 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, collecto
         yield server
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
-        yield client
-
-
 class TestSpans:
     def test_a_prediction_has_a_server_span_and_a_child_for_each_stage(
         self, server: Server, client: httpx.Client, collector: Collector, clip: bytes
