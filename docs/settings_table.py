@@ -27,7 +27,7 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:  # the description says what the default depends on
         return ""
     match field.default:
-        case None | ():
+        case None | () | "":
             return ""
         case bool():
             return f"`{str(field.default).lower()}`"

@@ -10,7 +10,7 @@ _CLIP_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _BYTES = tuple(4.0**power * 1024 for power in range(9))  # 1 KiB to 64 MiB
 _CLIPS = (1, 2, 4, 8, 16, 32)
 
-# Why connections are refused: the labels exist from the start, so that a rate sees the first one.
+# Why connections are refused. The series exist from the start, so that `rate` counts the first refusal.
 CONNECTION_REFUSALS = ("bad_request", "head_too_large", "head_timeout", "send_timeout", "too_many_connections")
 
 

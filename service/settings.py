@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,7 +16,7 @@ from service.cgroup import memory_limits, processors
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Address of a service with default settings."""
 
-UNIX = "unix"
+UNIX: Final = "unix"
 """What ``trusted_proxies`` calls the clients of a Unix socket, which have no address."""
 
 MAX_CONNECTIONS = 1024
@@ -28,7 +28,6 @@ FILES_PER_DECODER = 8
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine can reach."""
-
 
 # Kubernetes sets LIMELIGHT_PORT to such a value in every pod beside a Service named `limelight`.
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE | re.DOTALL)
@@ -121,8 +120,8 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
         (),
-        description="Addresses and networks, comma-separated, whose `X-Forwarded-For` and `traceparent` are believed; "
-        "`unix` stands for the Unix socket, `*` for everybody.",
+        description="Comma-separated addresses and networks of proxies whose headers `X-Forwarded-For` and "
+        "`traceparent` are trusted; `unix` stands for the clients of the Unix socket, `*` for everybody.",
     )
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split_at_commas)
@@ -170,7 +169,10 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; larger ones are answered 413.")
     upload_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time that a client may send nothing during an upload; then 408."
+        10.0,
+        gt=0,
+        description="Longest time that a client may send nothing during an upload; then 408. Also the longest time for "
+        "the head of a request; then the connection is closed.",
     )
     upload_memory_bytes: int = Field(
         default_factory=_default_upload_memory,
@@ -196,17 +198,17 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default_factory=lambda settings: min(MAX_CONNECTIONS, connections_allowed_by_files(settings["decode_workers"])),
         ge=1,
-        description="Open connections; further ones are answered 503. Default: 1024, or less if the limit of open "
-        "files requires it.",
+        description="Open connections. A further one takes the place of one whose client does not read or of an idle "
+        "one; if there is none, it is answered 503. Default: 1024, or fewer if the limit of open files requires it.",
     )
     keep_alive_s: float = Field(
         75.0,
         gt=0,
-        description="Time that an idle connection stays open. Must be longer than the idle timeout of the load "
-        "balancer in front.",
+        description="Time that a connection stays open after an answer. Must be longer than the idle timeout of the "
+        "load balancer in front.",
     )
     send_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time that a client may read nothing of its answer; then it is disconnected."
+        10.0, gt=0, description="Time in which a client must read 4 KiB of its answer; else it is disconnected."
     )
     request_timeout_s: float = Field(
         60.0, gt=0, description="Longest time from a request's arrival to its answer; then 504."

@@ -70,7 +70,7 @@ def _configured_provider() -> "TracerProvider | None":
         Exception: Spans cannot be sent as the environment says. The error's text says why.
     """
     for name in [name for name, value in os.environ.items() if name.startswith("OTEL_") and not value.strip()]:
-        del os.environ[name]  # empty variables count as not set, which the SDK forgets for some of them
+        del os.environ[name]  # an empty variable counts as not set, but the SDK refuses some that are empty
     endpoint = _variable("ENDPOINT")
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp")
     if endpoint is None or exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -12,6 +12,7 @@ from typer.main import get_group
 import model_export.cli
 import service.cli.app
 from service.http.problems import KINDS
+from service.metrics import Metrics
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -19,13 +20,25 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "model_export/**/*.md")
     for page in REPOSITORY.glob(pattern)
 )
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 API = (REPOSITORY / "docs" / "api.md").read_text()
+# The order of https://keepachangelog.com.
+CHANGES = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 
 
 def test_the_error_table_lists_every_problem_with_its_status() -> None:
     documented = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE)}
 
     assert documented == {code: kind.status for code, kind in KINDS.items()}
+
+
+def test_the_table_of_metrics_lists_every_metric() -> None:
+    _, _, section = API.partition("\n## Metrics\n")
+    rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(\w+?)(?:_total|_info)?(?:{[\w,]+})?`", row)}
+    names = {family.name for family in Metrics().registry.collect()}
+
+    assert documented == {name.removeprefix("limelight_") for name in names if not name.startswith("process_")}
 
 
 def test_the_settings_table_is_current() -> None:
@@ -39,7 +52,31 @@ def test_each_alert_has_its_entry_in_the_runbook() -> None:
     assert re.findall(r"^### (Limelight\w+)", runbook, re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_the_changelog_has_each_kind_of_change_once_in_a_release_and_in_order() -> None:
+    for release in (REPOSITORY / "CHANGELOG.md").read_text().split("\n## ")[1:]:
+        headings = re.findall(r"^### (.+)$", release, re.MULTILINE)
+
+        assert headings == [kind for kind in CHANGES if kind in headings]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_point_to_existing_ones(page: str) -> None:
+    file = REPOSITORY / page
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", file.read_text()):
+        headings = HEADING.findall((file.parent / target if target else file).read_text())
+
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documented_make_targets_exist(page: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:`|^)make ([a-z-]+)", (REPOSITORY / page).read_text(), re.MULTILINE)
+
+    assert {*named} <= {*targets}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/operations.md"])
 def test_the_documented_commands_are_accepted_by_the_programs(page: str) -> None:
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]

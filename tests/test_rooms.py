@@ -1,8 +1,13 @@
-"""Modules loaded at run time, which the static import contracts cannot check."""
+"""What the static import contracts cannot check: modules loaded at run time, and whether the contracts are complete."""
 
 import json
+import pkgutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+import service
 
 LOAD_ALL_OF_SERVICE = """
 import importlib, pkgutil
@@ -36,9 +41,23 @@ def test_the_service_does_not_load_model_export_or_its_frameworks() -> None:
     assert loaded.isdisjoint({"model_export", "tensorflow", "keras", "tf2onnx", "onnx", "h5py", "sklearn"})
 
 
-def test_a_decoder_process_inherits_no_imaging_network_or_inference_library() -> None:
+def test_a_decoder_process_inherits_no_imaging_network_inference_or_tracing_library() -> None:
     loaded = loaded_by(LOAD_FORK_SERVER)
 
     assert {"service.isolation.forkserver", "av.subtitles.codeccontext"} <= loaded
     network = {"httpx", "fastapi", "starlette", "uvicorn", "urllib.request"}
-    assert loaded.isdisjoint({"PIL", "onnxruntime", "pydantic", "prometheus_client", "model_export"} | network)
+    others = {"PIL", "onnxruntime", "opentelemetry", "pydantic", "prometheus_client", "model_export"}
+    assert loaded.isdisjoint(network | others)
+
+
+def test_the_import_contracts_that_list_modules_of_service_list_all() -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    contracts = {contract["name"]: contract for contract in pyproject["tool"]["importlinter"]["contracts"]}
+    without_http = contracts["Only service.http and service.cli import HTTP libraries"]["source_modules"]
+    hidden = contracts["model_export imports of service only video, the bundle, errors and files"]["forbidden_modules"]
+    modules = {f"service.{module.name}" for module in pkgutil.iter_modules(service.__path__)}
+
+    assert modules - {*without_http} == {"service.http", "service.cli"}
+    assert modules - {".".join(name.split(".")[:2]) for name in hidden} == {
+        "service.video", "service.errors", "service.files",
+    }  # fmt: skip

@@ -41,7 +41,7 @@ def serve(
     bundle: BundleOption = None,
     host: Annotated[
         str | None,
-        typer.Option(help="Address to listen on; 0.0.0.0 or :: to serve others (default: 127.0.0.1)."),
+        typer.Option(help="Address to listen on; 0.0.0.0 or :: to serve other machines (default: 127.0.0.1)."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one (default: 8000).")

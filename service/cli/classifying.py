@@ -135,7 +135,7 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
     """Classify with a running service.
 
     Args:
-        url: Address of the service: `http://…`, `https://…`, or `unix:` and the path of a Unix socket.
+        url: Address of the service: ``http://…``, ``https://…``, or ``unix:`` and the path of a Unix socket.
         key: API key to send, if any.
         wanted: Which parts of the answers are needed.
 

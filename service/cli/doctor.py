@@ -91,7 +91,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _settings(settings, environment)
     yield _open_files(settings)
     yield _memory(settings)
-    yield _port(settings)
+    yield _address(settings)
     yield from _decoders(settings)
     yield from _cuda_libraries(settings)
     yield from _bundle(settings)
@@ -186,7 +186,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _port(settings: Settings) -> Finding:
+def _address(settings: Settings) -> Finding:
     """Check whether the server can listen on its address."""
     endpoint = Endpoint(settings.host, settings.port, settings.unix_socket)
     try:

@@ -36,7 +36,7 @@ def main(environment: Mapping[str, str]) -> int:
 
 def endpoint_of(environment: Mapping[str, str]) -> Endpoint:
     """Return where a service with these variables listens, as ``Settings`` reads them."""
-    variables = {name.upper(): value for name, value in environment.items() if value}
+    variables = {name.upper(): value.strip() for name, value in environment.items() if value.strip()}
     try:
         port = int(variables["LIMELIGHT_PORT"])
     except (KeyError, ValueError):  # Kubernetes sets LIMELIGHT_PORT to a URL if a Service is named limelight

@@ -100,7 +100,7 @@ def _add_middleware(app: FastAPI, serving: Serving, tracer: Tracer, open_paths: 
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],  # they give no rights: browsers send no credentials of their own
+            allow_headers=["*"],  # safe, because browsers add no credentials to these requests
             expose_headers=EXPOSED,
         )
     app.add_middleware(BodyLimits, settings=settings, closing=lambda: serving.draining)

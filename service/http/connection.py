@@ -126,7 +126,7 @@ class Connection(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: self._linger}  # its task begins later
+            cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: self._linger}  # its task has not begun
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed."""

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from service.errors import ListenError
 
-# Any user may connect to the Unix socket who may enter its folder, as to uvicorn's and nginx's: gateways run as users
-# of their own.
+# Every user who may enter the folder may connect to the Unix socket, because gateways run as other users. Uvicorn and
+# nginx use the same mode.
 SOCKET_MODE = 0o666
-# The port that is free on a host's first address may be in use on another one.
+# For port 0: a port that is free on a host's first address may be in use on another one.
 PORT_ATTEMPTS = 10
 # What the kernel keeps of answers that a client has not read; by default it would keep megabytes a connection.
 SEND_BUFFER_BYTES = 2**18

@@ -95,16 +95,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
-        "head_too_large": Kind(
-            431,
-            "The request's head is too large",
-            "the request's head exceeds the limit of 32768 bytes and 100 headers; send fewer headers",
-        ),
         "overloaded": Kind(
             429,
             "The service is overloaded",
             "17 clips are waiting or in progress, of at most 17; try again later",
             1,
+        ),
+        "head_too_large": Kind(
+            431,
+            "The request's head is too large",
+            "the request's head exceeds the limit of 32768 bytes and 100 headers; send fewer headers",
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),

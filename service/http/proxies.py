@@ -1,4 +1,4 @@
-"""Where a request comes from: its client and its trace, as reported by the proxies that the settings trust."""
+"""Where a request comes from: its client and its trace, as reported by trusted proxies."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _DECORATED = re.compile(r"(?P<v4>[0-9.]+):\d{1,5}|\[(?P<v6>[^]]*)\](?::\d{1,5})?
 
 
 class TrustedProxies:
-    """The proxies whose ``X-Forwarded-For`` and ``traceparent`` are believed.
+    """The proxies whose headers ``X-Forwarded-For`` and ``traceparent`` are trusted.
 
     Args:
         proxies: Addresses, networks, ``unix`` for the clients of a Unix socket, or ``*`` for everybody.
@@ -53,7 +53,7 @@ class TrustedProxies:
         return None if hop is None else str(hop)
 
     def parent_of(self, scope: Scope) -> Context:
-        """Return a context that holds the caller's span, as ``traceparent`` names it; an empty one without that."""
+        """Return a context that holds the caller's span, or an empty one if no trusted ``traceparent`` names it."""
         context = Context()
         return _TRACE_CONTEXT.extract(scope, context, _HEADERS) if self._trusts(_peer(scope)) else context
 
@@ -83,7 +83,7 @@ def _peer(scope: Scope) -> Hop:
     client, server = scope.get("client"), scope.get("server")
     if client is not None:
         return _address(client[0])
-    return "unix" if server is not None and server[1] is None else None
+    return UNIX if server is not None and server[1] is None else None
 
 
 def _forwarded_address(text: str) -> Address | None:

@@ -79,7 +79,7 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,  # ``AccessLog`` writes a more useful line
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # ``TrustedProxies`` knows whom to believe
+        proxy_headers=False,  # ``TrustedProxies`` reads them
         timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 1,
     )
 

@@ -22,6 +22,14 @@ def start(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
+def clip_file(tmp_path: Path, clip: bytes) -> Path:
+    """A file with a small clip."""
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(clip)
+    return file
+
+
+@pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
         yield client

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes import until
 
@@ -47,6 +50,22 @@ class Server:
         until(lambda: f'"{request_id}"' in self.log.read_text())
         (line,) = (line for line in self.lines() if line.get("request_id") == request_id)
         return line
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a metric, named without ``limelight_``, summed over its series with these labels."""
+        families = text_string_to_metric_families(httpx.get(f"{self.url}/metrics", trust_env=False).text)
+        samples = [sample for family in families for sample in family.samples if sample.name == f"limelight_{name}"]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def refuses_connections(self) -> bool:
+        """Return whether the server has stopped listening."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), PATIENCE_S).close()
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:  # the listener closed while it held the connection
+            pass
+        return False
 
 
 @contextmanager

@@ -6,7 +6,6 @@ curl is the outside oracle for what is listened on.
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +19,11 @@ import pytest
 
 from service.cli.doctor import Finding, Verdict, examine
 from service.settings import Settings
+from tests.e2e.curl import curl
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.processes import until
+
+pytestmark = pytest.mark.slow
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 Start = Callable[..., Server]
@@ -41,30 +43,6 @@ def unix(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = {"UNIX_SOCKET": str(folder / "limelight.sock"), "LOG_LEVEL": "debug"}
     with running(tiny_bundle, folder / "log.jsonl", settings) as server:
         yield server, folder / "limelight.sock"
-
-
-@pytest.fixture
-def clip_file(tmp_path: Path, clip: bytes) -> Path:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(clip)
-    return file
-
-
-def curl(*arguments: object) -> str:
-    """Return the status and the body of the answer that curl gets."""
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
-    command = [
-        "curl",
-        "--silent",
-        "--show-error",
-        "--noproxy",
-        "*",
-        "--write-out",
-        "%{http_code} ",
-        *map(str, arguments),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
 
 def limelight(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -94,7 +72,7 @@ class TestDualStack:
 
         assert everywhere.addresses == [f"[::]:{port}", f"0.0.0.0:{port}"]
         for host in ("127.0.0.1", "[::1]", "localhost"):
-            assert curl(f"http://{host}:{port}/health/ready") == '{"status":"ready"}200 '
+            assert curl(f"http://{host}:{port}/health/ready") == '{"status":"ready"}200'
 
     def test_the_page_is_named_at_an_address_that_can_be_opened(self, everywhere: Server) -> None:
         pages = [line["page"] for line in everywhere.lines() if line["message"] == "listening"]
@@ -106,7 +84,10 @@ class TestDualStack:
         row = address_row(host=host, port=everywhere.port)
         checked = health_check(HOST=host, PORT=everywhere.port)
 
-        assert (row.verdict, row.found) == (Verdict.GOOD, f"a service is already running at {row.found.split()[-1]}")
+        address = f"[{host}]" if ":" in host else host
+        assert (row.verdict, row.found) == (
+            Verdict.GOOD, f"a service is already running at {address}:{everywhere.port}",
+        )  # fmt: skip
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, '{"status":"ready"}\n', "")
 
     def test_predict_asks_an_ipv6_address(self, everywhere: Server, clip_file: Path) -> None:
@@ -135,7 +116,7 @@ class TestUnixSocket:
         answer = curl("--unix-socket", path, *headers, "--data-binary", f"@{clip_file}", "http://localhost/predict")
 
         assert server.addresses == [f"unix:{path}"]
-        assert answer.endswith("200 ")
+        assert answer.endswith("200")
         assert server.access_line("over-unix")["status"] == 200
 
     def test_doctor_and_health_check_find_it(self, unix: tuple[Server, Path]) -> None:
@@ -161,7 +142,7 @@ class TestUnixSocket:
 
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
         assert ended.stderr.startswith(f"limelight: cannot listen on unix:{path} (Address already in use")
-        assert curl("--unix-socket", path, "http://localhost/health/live").endswith("200 ")
+        assert curl("--unix-socket", path, "http://localhost/health/live").endswith("200")
 
     def test_a_killed_servers_socket_is_replaced_and_a_stopped_servers_is_removed(
         self, start: Start, tmp_path: Path
@@ -173,7 +154,7 @@ class TestUnixSocket:
         assert path.is_socket()
 
         stopped = start(UNIX_SOCKET=str(path), DRAIN_DELAY_S="0")
-        assert curl("--unix-socket", path, "http://localhost/health/ready").endswith("200 ")
+        assert curl("--unix-socket", path, "http://localhost/health/ready").endswith("200")
         stopped.process.send_signal(signal.SIGTERM)
 
         assert stopped.process.wait(PATIENCE_S) == 0

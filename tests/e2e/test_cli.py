@@ -30,13 +30,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def clip_file(tmp_path: Path, clip: bytes) -> Path:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(clip)
-    return file
-
-
 class TestServe:
     def test_the_log_contains_the_pages_address(self, server: Server) -> None:
         (listening,) = (line for line in server.lines() if line["message"] == "listening")

@@ -1,7 +1,6 @@
 """Shutdown and reload: neither loses a request that the server has accepted."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -96,9 +95,9 @@ class TestShutdown:
         server = start(DRAIN_DELAY_S="0")
         with RawClient(server.port) as idle, RawClient(server.port) as uploading:
             uploading.post(f"Content-Length: {len(clip)}", body=clip[:1000])
-            until(lambda: "limelight_in_flight_requests 1.0" in get(server, "/metrics").text)
+            until(lambda: server.metric("in_flight_requests") == 1)
             server.process.send_signal(signal.SIGTERM)
-            until(lambda: refused(server))
+            until(server.refuses_connections)
             idle.post(f"Content-Length: {len(clip)}", body=clip)
             turned_away = idle.answer()
             uploading.send(clip[1000:])
@@ -237,12 +236,7 @@ def test_the_metrics_say_whether_the_last_reload_succeeded_and_when(tmp_path: Pa
 
 def last_reload(server: Server) -> tuple[bool, float]:
     """Return the metrics of reloads: whether the last one succeeded, and the time of the last that did."""
-    metrics = get(server, "/metrics").text
-    success, when = (
-        float(re.findall(rf"^limelight_last_reload_{name} (\S+)$", metrics, re.MULTILINE)[0])
-        for name in ("successful", "success_timestamp_seconds")
-    )
-    return success == 1, when
+    return server.metric("last_reload_successful") == 1, server.metric("last_reload_success_timestamp_seconds")
 
 
 def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: bytes) -> None:
@@ -269,14 +263,3 @@ def all_descendants(server: Server) -> list[int]:
 
 def still_there(processes: list[int]) -> list[int]:
     return [process for process in processes if Path(f"/proc/{process}").exists()]
-
-
-def refused(server: Server) -> bool:
-    """Return whether the server has stopped accepting connections."""
-    try:
-        RawClient(server.port).close()
-    except ConnectionRefusedError:
-        return True
-    except ConnectionResetError:  # the listener closed while it held the connection
-        pass
-    return False

@@ -48,7 +48,7 @@ def test_uploads_that_together_exceed_the_memory_are_refused(confined: Server, c
         until(lambda: overloads(confined) - before >= CLIENTS - FITTING)
         answer = next(client for client in clients if client.is_answered()).answer()
     with httpx.Client(base_url=confined.url, timeout=PATIENCE_S, trust_env=False) as client:
-        until(lambda: "limelight_in_flight_requests 0.0" in client.get("/metrics").text)
+        until(lambda: confined.metric("in_flight_requests") == 0)
         afterwards = client.post("/predict", content=clip)
 
     assert (answer.status, answer.code) == (429, "overloaded")

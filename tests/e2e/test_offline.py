@@ -114,13 +114,6 @@ def assert_quiet(watched: Watched, folder: Path) -> None:
     assert not elsewhere
 
 
-@pytest.fixture
-def clip_file(clip: bytes, tmp_path: Path) -> Path:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(clip)
-    return file
-
-
 def test_nothing_is_written_to_the_home_folder(tiny_bundle: Path, clip_file: Path, home: Path) -> None:
     run(["-m", "service.cli", "predict", clip_file, "--bundle", tiny_bundle], home)
 

@@ -1,13 +1,12 @@
 """Requests as curl, probes, ingresses and web applications send them, with a key, a path prefix and an origin set."""
 
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.e2e.curl import curl
 from tests.e2e.process import PATIENCE_S, Server, running
 
 KEY = "others-7f3a"
@@ -30,13 +29,6 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield server
 
 
-@pytest.fixture(scope="module")
-def clip_file(clip: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    file.write_bytes(clip)
-    return file
-
-
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
     """A client with the key."""
@@ -49,13 +41,6 @@ def stranger(server: Server) -> Iterator[httpx.Client]:
     """A client without a key."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as stranger:
         yield stranger
-
-
-def curl(server: Server, *options: str) -> str:
-    """Send a clip with curl, and return status and body of the answer."""
-    command = ["curl", "-sS", "--noproxy", "*", "-H", f"X-API-Key: {KEY}", "-w", "%{http_code}", *options]
-    url = f"{server.url}/predict?attention=false"
-    return subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
 
 
 class TestHead:
@@ -93,13 +78,13 @@ class TestHead:
 class TestForm:
     @pytest.mark.parametrize("file", ["@{}", "@{};filename=", "@{};type=text/plain", "<{}"])
     def test_curl_may_send_the_clip_as_a_file_or_as_a_field(self, server: Server, clip_file: Path, file: str) -> None:
-        answer = curl(server, "-F", f"file={file.format(clip_file)}")
+        answer = send(server, "-F", f"file={file.format(clip_file)}")
 
         assert answer.endswith("200")
         assert '"probabilities"' in answer
 
     def test_a_part_that_curl_encodes_is_refused(self, server: Server, clip_file: Path) -> None:
-        answer = curl(server, "-F", f"file=@{clip_file};encoder=base64")
+        answer = send(server, "-F", f"file=@{clip_file};encoder=base64")
 
         assert answer.endswith("415")
         assert "the part `file` is encoded as base64" in answer
@@ -107,11 +92,16 @@ class TestForm:
 
 @pytest.mark.parametrize("coding", ["gzip", "X-Gzip", "zstd", "br", "deflate", "gzip, identity"])
 def test_an_encoded_clip_is_refused_by_the_name_of_its_coding(server: Server, clip_file: Path, coding: str) -> None:
-    sent = ("--data-binary", f"@{clip_file}", "-H", "Content-Type: video/mp4", "-H", f"Content-Encoding: {coding}")
-    answer = curl(server, *sent)
+    headers = ("-H", "Content-Type: video/mp4", "-H", f"Content-Encoding: {coding}")
+    answer = send(server, *headers, "--data-binary", f"@{clip_file}")
 
     assert answer.endswith("415")
     assert f"the content encoding {coding.lower().partition(',')[0]} is not supported; send the clip as it is" in answer
+
+
+def send(server: Server, *options: str) -> str:
+    """Send a clip with curl."""
+    return curl("-H", f"X-API-Key: {KEY}", *options, f"{server.url}/predict?attention=false")
 
 
 class TestPrefix:
@@ -125,13 +115,13 @@ class TestPrefix:
     def test_predictions_are_checked_counted_and_logged_without_the_prefix(
         self, client: httpx.Client, stranger: httpx.Client, server: Server, clip: bytes
     ) -> None:
-        before = counted(stranger)
+        before = server.metric("request_seconds_count", status="200")
         refused = stranger.post(f"{PREFIX}/predict", content=clip)
         answer = client.post(f"{PREFIX}/predict", content=clip, headers={"X-Request-ID": "prefixed"})
 
         assert (refused.status_code, answer.status_code) == (401, 200)
         assert server.access_line("prefixed")["path"] == "/predict"
-        assert counted(stranger) == before + 1
+        assert server.metric("request_seconds_count", status="200") == before + 1
 
     @pytest.mark.parametrize("path", ["/health/ready", "/metrics", "/", "/docs/docs.js"])
     def test_open_paths_need_no_key_behind_the_prefix_either(self, stranger: httpx.Client, path: str) -> None:
@@ -155,12 +145,6 @@ class TestPrefix:
 
     def test_the_openapi_document_names_the_prefix(self, client: httpx.Client) -> None:
         assert client.get("/openapi.json").json()["servers"] == [{"url": PREFIX}]
-
-
-def counted(client: httpx.Client) -> float:
-    """Return the number of predictions with status 200."""
-    found = re.search(r'limelight_request_seconds_count{status="200"} (\S+)', client.get("/metrics").text)
-    return float(found[1]) if found else 0
 
 
 class TestOtherOrigins:

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.process import PATIENCE_S, Server
+from tests.processes import until
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 
@@ -115,9 +115,9 @@ class TestSignals:
 
         def stopping_half_way() -> Iterator[bytes]:
             yield clip[: len(clip) // 2]
-            _until_in_flight(server)
+            until(lambda: server.metric("in_flight_requests") == 1)  # in the socket's buffer it is not accepted yet
             server.process.send_signal(signal.SIGTERM)
-            _until_refused(server.port)
+            until(server.refuses_connections)
             yield clip[len(clip) // 2 :]
 
         answer = httpx.post(f"{server.url}/predict", content=stopping_half_way(), timeout=PATIENCE_S, trust_env=False)
@@ -132,22 +132,6 @@ class TestSignals:
 
         assert server.process.wait(PATIENCE_S) == 0
         assert server.lines()  # every line is JSON
-
-
-def _until_in_flight(server: Server) -> None:
-    """Wait until the server has begun a request. While a request is in the socket's buffer, it is not accepted yet."""
-    while "limelight_in_flight_requests 1.0" not in httpx.get(f"{server.url}/metrics", trust_env=False).text:
-        time.sleep(0.01)
-
-
-def _until_refused(port: int) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
-        except ConnectionResetError:  # the listener closed while it held the connection
-            continue
-        except ConnectionRefusedError:
-            return
 
 
 class TestFailedStart:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient, stopped_decoder
@@ -23,12 +22,6 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings = {"MAX_BODY_BYTES": str(LIMIT), "UPLOAD_TIMEOUT_S": "2", "DECODE_WORKERS": "1", "DECODE_TIMEOUT_S": "300"}
     with running(tiny_bundle, tmp_path_factory.mktemp("log") / "log.jsonl", settings) as server:
         yield server
-
-
-def metric(server: Server, name: str) -> float:
-    """Return the metric's value, summed over all labels."""
-    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
-    return sum(sample.value for family in families for sample in family.samples if sample.name == f"limelight_{name}")
 
 
 def outcomes(server: Server) -> list[tuple[object, object]]:
@@ -90,7 +83,7 @@ class TestFullService:
 
         assert (answer.status, answer.code, answer.headers["connection"]) == (429, "overloaded", "close")
         assert int(answer.headers["retry-after"]) >= 1
-        assert metric(full, "upload_bytes_count") == 1  # the clip that fills the service
+        assert full.metric("upload_bytes_count") == 1  # the clip that fills the service
 
 
 class TestSlowClient:
@@ -123,14 +116,14 @@ class TestSlowClient:
             trickling = threading.Thread(target=trickle, args=[clients])
             trickling.start()
             try:
-                until(lambda: metric(server, "in_flight_requests") == 50)
+                until(lambda: server.metric("in_flight_requests") == 50)
                 answers = [httpx.post(f"{server.url}/predict", content=clip, trust_env=False) for _ in range(5)]
             finally:
                 served.set()
                 trickling.join()
 
         assert [answer.status_code for answer in answers] == [200] * 5
-        until(lambda: metric(server, "in_flight_requests") == 0)
+        until(lambda: server.metric("in_flight_requests") == 0)
 
 
 class TestDisconnectedClient:
@@ -145,11 +138,11 @@ class TestDisconnectedClient:
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
             assert client.post("/predict", content=clip).status_code == 200
         until(lambda: not decoders(server.process.pid))
-        before, inferences = count_resources(), metric(server, "batch_size_sum")
+        before, inferences = count_resources(), server.metric("batch_size_sum")
         yield
         until(lambda: count_resources() <= before)
-        assert metric(server, "batch_size_sum") == inferences
-        assert metric(server, "in_flight_requests") == 0
+        assert server.metric("batch_size_sum") == inferences
+        assert server.metric("in_flight_requests") == 0
         until(lambda: outcomes(server)[-1] == (499, None))  # the access line comes after the metrics
 
     @pytest.mark.parametrize("form", [False, True])
@@ -158,9 +151,9 @@ class TestDisconnectedClient:
         media_type = "multipart/form-data; boundary=b" if form else "video/mp4"
         with RawClient(server.port) as client:
             client.post(f"Content-Type: {media_type}", f"Content-Length: {len(clip)}", body=head + clip[:5000])
-            until(lambda: metric(server, "in_flight_requests") == 1)
+            until(lambda: server.metric("in_flight_requests") == 1)
 
     def test_a_disconnect_while_the_clip_is_decoded_or_queued_is_noticed(self, server: Server, clip: bytes) -> None:
         with stopped_decoder(server), RawClient(server.port) as waiting:
             waiting.post(f"Content-Length: {len(clip)}", body=clip)
-            until(lambda: metric(server, "queue_depth") == 1)
+            until(lambda: server.metric("queue_depth") == 1)

@@ -24,6 +24,8 @@ from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient, stopped_decoder
 from tests.processes import descendants, until
 
+pytestmark = pytest.mark.slow
+
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SERVER, INTERNAL = 2, 1  # kinds of spans
 UNSET, ERROR = 0, 2  # statuses of spans
@@ -54,12 +56,6 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, collecto
     settings = {"TRUSTED_PROXIES": "127.0.0.1, unix", "DECODE_WORKERS": "1", "REQUEST_TIMEOUT_S": "3"}
     with running(tiny_bundle, log, settings, variables=exporting(collector)) as server:
         yield server
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
-        yield client
 
 
 class TestSpans:
@@ -138,7 +134,7 @@ class TestSpans:
     ) -> None:
         with RawClient(server.port) as vanishing:
             vanishing.post(f"Content-Length: {len(clip)}", "X-Request-ID: gone", body=clip[: len(clip) // 2])
-            until(lambda: in_flight(server) == 1)
+            until(lambda: server.metric("in_flight_requests") == 1)
         span, _ = collector.of("gone")
 
         assert (span.attributes["http.response.status_code"], span.status) == (499, UNSET)
@@ -157,17 +153,12 @@ class TestSpans:
         assert {span.name for span in collector.spans if span.kind == INTERNAL} <= {*STAGES, "encode"}
 
 
-def in_flight(server: Server) -> float:
-    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
-    return float(text.partition("\nlimelight_in_flight_requests ")[2].split()[0])
-
-
 class TestUntraced:
     @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/metrics"])
     def test_probes_have_no_span(self, client: httpx.Client, collector: Collector, path: str) -> None:
         client.get(path, headers={"X-Request-ID": "probe", "traceparent": f"00-{TRACE}-{PARENT}-01"})
 
-        assert "probe" not in traced(client, collector, "after-probe")
+        assert "probe" not in traced(client, collector)
 
     @pytest.mark.parametrize(
         ("request_", "status"),
@@ -186,7 +177,7 @@ class TestUntraced:
         headers = {"X-Request-ID": "head", **request_.get("headers", {})}
 
         assert client.request(**{**request_, "headers": headers}).status_code == status
-        assert "head" not in traced(client, collector, "after-head")
+        assert "head" not in traced(client, collector)
 
     def test_refusals_for_want_of_a_key_or_a_place_and_during_shutdown_have_no_span(
         self, tiny_bundle: Path, tmp_path: Path, clip: bytes
@@ -206,7 +197,7 @@ class TestUntraced:
                     client.post("Content-Length: 4", key, "X-Request-ID: crowded", body=b"clip")
                     assert client.answer().status == 429
                 server.process.send_signal(signal.SIGTERM)
-                until(lambda: refuses_connections(server.port))
+                until(server.refuses_connections)
                 open_connection.post("Content-Length: 4", key, "X-Request-ID: draining", body=b"clip")
                 assert open_connection.answer().code == "draining"
             assert server.process.wait(PATIENCE_S) == 0
@@ -217,19 +208,12 @@ class TestUntraced:
         assert "trace_id" not in server.access_line("crowded")
 
 
-def traced(client: httpx.Client, collector: Collector, last: str) -> set[object]:
+def traced(client: httpx.Client, collector: Collector) -> set[object]:
     """Make another request, wait for its span, and return the ids of all requests that have spans."""
+    last = uuid.uuid4().hex
     client.get("/model", headers={"X-Request-ID": last})
-    until(lambda: last in {span.attributes.get("limelight.request_id") for span in collector.spans}, 20)
+    collector.of(last)
     return {span.attributes.get("limelight.request_id") for span in collector.spans}
-
-
-def refuses_connections(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 class TestPropagation:
@@ -253,7 +237,7 @@ class TestPropagation:
         client.post("/predict", content=clip, headers=headers)
 
         assert server.access_line("unsampled")["trace_id"] == trace
-        assert "unsampled" not in traced(client, collector, "after-unsampled")
+        assert "unsampled" not in traced(client, collector)
         assert trace not in open_metrics(server)
 
     def test_the_sampler_of_the_environment_decides_about_new_traces(

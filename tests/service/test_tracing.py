@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 import pytest
 from opentelemetry.trace import NoOpTracer
 
-from service.http.logs import INTERVAL_S, RareFromOpenTelemetry
 from service.tracing import tracing
 
 ENDPOINT = "http://127.0.0.1:1"
-
 
 Set = Callable[..., None]
 
@@ -105,17 +103,3 @@ def test_without_the_sdk_the_warning_names_the_extra(
     with tracing() as tracer:
         assert isinstance(tracer, NoOpTracer)
     assert "install limelight[otel]" in caplog.text
-
-
-def test_each_logger_of_opentelemetry_logs_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    rare = RareFromOpenTelemetry()
-
-    def passes(name: str) -> bool:
-        return bool(rare.filter(logging.LogRecord(name, logging.ERROR, "", 0, "text", None, None)))
-
-    assert [passes("opentelemetry.a"), passes("opentelemetry.b"), passes("service"), passes("service")] == [True] * 4
-    assert not passes("opentelemetry.a")
-    now += INTERVAL_S
-    assert passes("opentelemetry.a")

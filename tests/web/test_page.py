@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
-from prometheus_client.parser import text_string_to_metric_families
 
 from model_export.rendering.figure import render_clip
 from service.http.problems import KINDS
@@ -30,12 +28,6 @@ LIGHT_FIRST, LIGHT_LAST = (1, 5), (5, 1)  # where `wandering_light` is
 @pytest.fixture(scope="module")
 def light() -> bytes:
     return wandering_light()
-
-
-def metric(server: Server, name: str, **labels: str) -> float:
-    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", trust_env=False).text)
-    samples = [sample for family in families for sample in family.samples if sample.name == f"limelight_{name}"]
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 class TestAnswer:
@@ -323,7 +315,7 @@ class TestProblem:
             visitor.drop(clip)
             visitor.await_state("problem")
             expect(visitor.page.get_by_role("heading", name="The service is overloaded")).to_be_visible()
-        until(lambda: metric(server, "in_flight_requests") == 0)
+        until(lambda: server.metric("in_flight_requests") == 0)
         again = visitor.page.get_by_role("button", name="Try again", exact=True)
         expect(again).to_be_enabled()
         again.click()
@@ -400,17 +392,17 @@ class TestCancel:
         visitor = visit(server)
         with stopped_decoder(server):
             visitor.drop(clip)
-            until(lambda: metric(server, "queue_depth", queue="decode") == 1)
+            until(lambda: server.metric("queue_depth", queue="decode") == 1)
             expect(visitor.page.get_by_role("heading", name="The service is working")).to_be_visible()
             visitor.page.get_by_role("button", name="Cancel").click()
             visitor.await_state("start")
 
-            until(lambda: metric(server, "request_seconds_count", status="499") == 1)
-            assert metric(server, "queue_depth") == 0
-        assert metric(server, "batch_size_sum") == 0
+            until(lambda: server.metric("request_seconds_count", status="499") == 1)
+            assert server.metric("queue_depth") == 0
+        assert server.metric("batch_size_sum") == 0
 
     def test_cancelling_during_the_upload_ends_the_request(self, server: Server, visit: Visit) -> None:
-        before = metric(server, "request_seconds_count", status="499")
+        before = server.metric("request_seconds_count", status="499")
         visitor = visit(server)
         slow = visitor.page.context.new_cdp_session(visitor.page)
         slow.send("Network.enable")
@@ -419,11 +411,11 @@ class TestCancel:
             {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 20_000},
         )
         visitor.drop(bytes(1_000_000))
-        until(lambda: metric(server, "in_flight_requests") == 1)
+        until(lambda: server.metric("in_flight_requests") == 1)
         expect(visitor.page.locator("#sent")).to_contain_text("of 1.0 MB")
         visitor.page.get_by_role("button", name="Cancel").click()
 
-        until(lambda: metric(server, "request_seconds_count", status="499") == before + 1)
+        until(lambda: server.metric("request_seconds_count", status="499") == before + 1)
 
 
 class TestAccessibility:

@@ -76,7 +76,7 @@ class AccessLog:
         app: The application.
         metrics: Where predictions are counted.
         predictions: Matches the paths of predictions.
-        proxies: Whose word about the client is believed.
+        proxies: The proxies whose ``X-Forwarded-For`` is trusted.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, predictions: re.Pattern[str], proxies: TrustedProxies) -> None:

@@ -1,4 +1,4 @@
-"""API keys: required for every path except health, metrics and the page."""
+"""API keys: required for every path except health, metrics, the page, and the files of ``/docs``."""
 
 import base64
 import hashlib

@@ -16,7 +16,7 @@ LINGER = "limelight.linger"
 
 
 class BodyLimits:
-    """Pure ASGI middleware that limits what requests may send. It is the outermost, so that every body passes it.
+    """Pure ASGI middleware that limits what requests may send. Place it around all middleware that answers requests.
 
     Reading a body raises ``Problem``: ``body_too_large`` before the first byte if Content-Length exceeds the limit,
     otherwise at the first byte beyond it; ``upload_timeout`` if the client pauses too long or the request's time is

@@ -20,7 +20,7 @@ class Tracing:
     Args:
         app: The application.
         tracer: Makes the spans.
-        proxies: Whose ``traceparent`` is believed.
+        proxies: The proxies whose ``traceparent`` is trusted.
     """
 
     def __init__(self, app: ASGIApp, tracer: Tracer, proxies: TrustedProxies) -> None:

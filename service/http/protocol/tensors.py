@@ -30,7 +30,7 @@ _BLANKS, _DIGITS = b" \t\r\n", b"0123456789"
 _DIGITS_TO_ZERO = bytes.maketrans(_DIGITS, b"0" * len(_DIGITS))
 _BRACKETS_TO_BLANKS = bytes.maketrans(b"[]", b"  ")
 _MEMORY = "shared_memory_region"
-_GZIP = frozenset({"gzip", "x-gzip", "deflate"})
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 
 Body = bytes | bytearray
 Frames = npt.NDArray[np.uint8]
@@ -75,7 +75,7 @@ def check_codings(codings: Sequence[str]) -> None:
     Raises:
         Problem: It cannot (``unsupported_media``).
     """
-    if unknown := [coding for coding in codings if coding not in _GZIP]:
+    if unknown := [coding for coding in codings if coding not in _CODINGS]:
         raise Problem(
             "unsupported_media",
             f"the content encoding {', '.join(unknown)} is not supported; use gzip, deflate or none",
@@ -97,20 +97,20 @@ def inflate(body: Body, codings: Sequence[str], max_bytes: int) -> Body:
     """
     if not codings:
         return body
-    encoding = codings[0]
+    (coding,) = codings
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         inflated = inflater.decompress(body, max_bytes + 1)
     except zlib.error as error:
         raise Problem(
-            "invalid_tensor", f"the body is not valid {encoding}, which its Content-Encoding declares"
+            "invalid_tensor", f"the body is not valid {coding}, which its Content-Encoding declares"
         ) from error
     if len(inflated) > max_bytes:
         raise Problem(
             "body_too_large", f"the decompressed body exceeds the limit of {max_bytes} bytes; send fewer clips"
         )
     if not inflater.eof or inflater.unused_data:
-        raise Problem("invalid_tensor", f"the {encoding} body is truncated, or has extra bytes after its end")
+        raise Problem("invalid_tensor", f"the {coding} body is truncated, or has extra bytes after its end")
     return inflated
 
 

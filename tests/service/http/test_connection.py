@@ -140,9 +140,11 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
 class Server(uvicorn.Server):
     """A uvicorn server with our connections, on a free port, in a thread."""
 
-    def __init__(self, app: ASGIApp, loop: str, connections: int = 50) -> None:
+    def __init__(
+        self, app: ASGIApp, loop: str, *, connections: int = 50, send_timeout_s: float = SEND_TIMEOUT_S
+    ) -> None:
         self.metrics = Metrics()
-        limits = ConnectionLimits(connections, head_timeout_s=HEAD_TIMEOUT_S, send_timeout_s=SEND_TIMEOUT_S)
+        limits = ConnectionLimits(connections, head_timeout_s=HEAD_TIMEOUT_S, send_timeout_s=send_timeout_s)
         factory = connection_factory(limits, self.metrics)
         super().__init__(
             uvicorn.Config(app, http=factory, loop=loop, lifespan="off", ws="none", log_config=None, access_log=False)
@@ -189,7 +191,7 @@ def serve(loop: str) -> Iterator[Callable[..., Server]]:
     """Start a server for an application; it stops at the end of the test."""
     opened = []
 
-    def start(app: ASGIApp, **options: int) -> Server:
+    def start(app: ASGIApp, **options: Any) -> Server:
         context = Server(app, loop, **options).running()
         opened.append(context)
         return context.__enter__()
@@ -469,10 +471,9 @@ class TestNumberOfConnections:
             assert read_to_end(first).startswith(b"HTTP/1.1 200")
 
     def test_a_new_connection_takes_the_place_of_one_whose_client_does_not_read(
-        self, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+        self, serve: Callable[..., Server]
     ) -> None:
-        monkeypatch.setitem(globals(), "SEND_TIMEOUT_S", PATIENCE_S)
-        server = serve(answer_at_once, connections=1)
+        server = serve(answer_at_once, connections=1, send_timeout_s=PATIENCE_S)
         with server.connect() as silent:
             ask_without_reading(server, silent)
 

@@ -29,7 +29,7 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_its_files_need_no_key_and_are_revalidated(client: httpx.AsyncClient, path: str) -> None:
+async def test_its_files_need_no_key_and_browsers_may_keep_them(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     again = await client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
 
@@ -38,7 +38,7 @@ async def test_its_files_need_no_key_and_are_revalidated(client: httpx.AsyncClie
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_it_loads_only_these_files_by_relative_addresses(client: httpx.AsyncClient) -> None:
+async def test_the_page_loads_only_these_files_and_by_relative_addresses(client: httpx.AsyncClient) -> None:
     answer = await client.get("/docs", headers={"X-API-Key": "s3cret"})
     script = await client.get("/docs/docs.js")
 
@@ -47,7 +47,7 @@ async def test_it_loads_only_these_files_by_relative_addresses(client: httpx.Asy
     assert 'url: "openapi.json"' in script.text
 
 
-async def test_its_policy_allows_no_other_host_and_no_inline_script(client: httpx.AsyncClient) -> None:
+async def test_the_security_policy_allows_no_other_host_and_no_inline_script(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/docs", headers={"X-API-Key": "s3cret"})).headers["Content-Security-Policy"]
 
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")

@@ -1,4 +1,4 @@
-"""Whose word about client and trace is believed."""
+"""Which proxies are trusted to name the client and the trace of a request."""
 
 from typing import Any
 

@@ -21,6 +21,16 @@ from service.settings import Settings
 pytestmark = pytest.mark.anyio
 
 KEYS = "spring-7f3a,autumn-9c1d"
+BASIC = {"Authorization": "Basic " + base64.b64encode(b"any user:autumn-9c1d").decode()}
+WRONG_PASSWORDS = (
+    b"autumn-9c1d:",
+    b"me:winter-5e2b",
+    b"autumn-9c1d",
+    b"me:autumn-9c1d:",
+    b":",
+    b"me: autumn-9c1d",
+    b"",
+)
 
 
 @pytest.fixture
@@ -80,9 +90,6 @@ async def test_health_and_metrics_require_no_key(client: httpx.AsyncClient, path
     assert (await client.get(path)).status_code != 401
 
 
-BASIC = {"Authorization": "Basic " + base64.b64encode(b"any user:autumn-9c1d").decode()}
-
-
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
 async def test_a_browser_may_send_a_key_as_the_password_for_the_documentation(
     client: httpx.AsyncClient, path: str
@@ -102,17 +109,6 @@ async def test_a_password_is_accepted_nowhere_else(client: httpx.AsyncClient, me
 
     assert refused.status_code == 401
     assert refused.headers.get_list("WWW-Authenticate") == ['Bearer realm="limelight"']
-
-
-WRONG_PASSWORDS = (
-    b"autumn-9c1d:",
-    b"me:winter-5e2b",
-    b"autumn-9c1d",
-    b"me:autumn-9c1d:",
-    b":",
-    b"me: autumn-9c1d",
-    b"",
-)
 
 
 @pytest.mark.parametrize(
