@@ -1,5 +1,6 @@
 """Problems: every way in which a request is refused, as RFC 9457 problem details."""
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,16 +96,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
         ),
-        "head_too_large": Kind(
-            431,
-            "The request's head is too large",
-            "the request's head exceeds the limit of 32768 bytes and 100 headers; send fewer headers",
-        ),
         "overloaded": Kind(
             429,
             "The service is overloaded",
             "17 clips are waiting or in progress, of at most 17; try again later",
             1,
+        ),
+        "head_too_large": Kind(
+            431,
+            "The request's head is too large",
+            "the request's head exceeds the limit of 32768 bytes and 100 headers; send fewer headers",
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
@@ -167,6 +168,8 @@ def problem_of(error: Exception) -> Problem:
             code, detail = "not_found", "this path does not exist; /docs lists those that do"
         case HTTPException(status_code=405):
             return Problem("method_not_allowed", METHOD_DETAIL, headers=[("Allow", _allowed(error))])
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return Problem("too_many_connections", "the service has no file descriptor left; try again later")
         case _:
             code, detail = "internal_error", INTERNAL_DETAIL
     return Problem(code, detail)
