@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from service.errors import ListenError
 
-# Any user may connect to the Unix socket who may enter its folder, as to uvicorn's and nginx's: gateways run as users
-# of their own.
+# Every user who may enter the folder may connect to the Unix socket, because gateways run as other users. Uvicorn and
+# nginx use the same mode.
 SOCKET_MODE = 0o666
-# The port that is free on a host's first address may be in use on another one.
+# For port 0: a port that is free on a host's first address may be in use on another one.
 PORT_ATTEMPTS = 10
+# What the kernel keeps of answers that a client has not read; by default it would keep megabytes a connection.
+SEND_BUFFER_BYTES = 2**18
 # What binding an IPv6 address fails with where IPv6 is missing or turned off.
 NOT_AVAILABLE = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
@@ -136,6 +138,7 @@ def _listen_once(endpoint: Endpoint) -> list[socket.socket]:
                 unavailable = error
             else:
                 listeners.append(opened.enter_context(listener))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
         if not listeners and unavailable:
             raise unavailable
         opened.pop_all()

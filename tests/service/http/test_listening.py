@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,19 @@ class TestAddresses:
         assert "LIMELIGHT_HOST" in str(raised.value)
 
 
+def test_the_kernel_keeps_little_of_answers_that_a_client_does_not_read() -> None:
+    with closing(Listeners(Endpoint("127.0.0.1", 0))) as listeners:
+        (listener,) = listeners.sockets
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            accepted.setblocking(False)
+            unread = 0
+            with suppress(BlockingIOError):
+                while unread < 10_000_000:
+                    unread += accepted.send(bytes(100_000))
+
+    assert unread < 1_500_000  # 3.9 MB with the kernel's own limit
+
+
 class TestUnixSocket:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -157,8 +170,6 @@ class TestUnixSocket:
     def test_the_file_of_a_successor_is_kept(self, path: Path) -> None:
         with closing(Listeners(Endpoint("", 0, path))):
             path.unlink()
-            with closing(Listeners(Endpoint("", 0, path))) as successor:
-                pass
             successor = Listeners(Endpoint("", 0, path))
         with closing(successor):
             assert path.is_socket()
