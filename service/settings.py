@@ -198,8 +198,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default_factory=lambda settings: min(MAX_CONNECTIONS, connections_allowed_by_files(settings["decode_workers"])),
         ge=1,
-        description="Open connections. A further one takes the place of one whose client does not read or of an idle "
-        "one; if there is none, it is answered 503. Default: 1024, or fewer if the limit of open files requires it.",
+        description="Open connections. A further one takes the place of one whose client does not read, of an idle one "
+        "or of the longest upload; if there is none, it is answered 503. Default: 1024, or fewer if the limit of open "
+        "files requires it.",
     )
     keep_alive_s: float = Field(
         75.0,

@@ -13,6 +13,9 @@ import functools
 import http
 import itertools
 import logging
+import re
+import socket
+import struct
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -24,10 +27,14 @@ from service.http.middleware.body_limits import LINGER
 from service.http.problems import Problem, problem_response
 from service.metrics import Metrics
 
-# Bounds of a request's head: its target and headers in bytes, and the number of headers. The trailers of a chunked body
-# have the same bound in bytes.
+# Bounds of a request's head: its size in bytes, and its lines after the first. The trailers of a chunked body have the
+# same bound in bytes.
 MAX_HEAD_BYTES = 2**15
 MAX_HEADERS = 100
+# Size that the chunks of a body must have on average, and the number of bytes by which those of one body may fall short
+# of it altogether. Parsing a megabyte that consists of tiny chunks would take a second.
+MIN_CHUNK_BYTES = 64
+MAX_SHORTFALL_BYTES = 2**18
 # What a client must read of an answer within ``ConnectionLimits.send_timeout_s``, unless less is left. A limit on
 # silence alone would let a client hold a connection for as long as it likes by reading single bytes.
 MIN_READ_BYTES = 4096
@@ -45,6 +52,10 @@ LINGER_BYTES_AFTER_REFUSAL = 2**18
 # read costs more than copying into this one.
 DISCARD_BYTES = 2**16
 
+_RESET = struct.pack("ii", 1, 0)  # the value of SO_LINGER that makes ``close`` discard what has not been sent
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_ORIGIN = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,8 +65,8 @@ class ConnectionLimits:
 
     Attributes:
         connections: Number of open connections. When it is reached, a new one takes the place of one whose client does
-            not read, or else of one that is idle: of that which has been so for the longest time. If there is none, the
-            new one is answered 503.
+            not read, else of an idle one, else of one that is uploading: of that which has been so for the longest
+            time. If there is none, the new one is answered 503.
         head_timeout_s: Seconds that a client has to send the head of a request.
         send_timeout_s: Seconds in which a client has to read ``MIN_READ_BYTES`` of its answer.
     """
@@ -79,6 +90,8 @@ class _Shared:
         metrics: Where connections are counted.
         silent: The connections whose client has not read all of its answers, the longest first.
         idle: The connections without a request in progress, the longest first.
+        uploading: The connections on which a request's body is arriving, the longest first.
+        lingering: The connections that are answered and only linger, the longest first.
         discarded: Where bytes that arrive after an early answer are written and ignored.
     """
 
@@ -86,6 +99,8 @@ class _Shared:
     metrics: Metrics
     silent: dict["Connection", None] = field(default_factory=dict)
     idle: dict["Connection", None] = field(default_factory=dict)
+    uploading: dict["Connection", None] = field(default_factory=dict)
+    lingering: dict["Connection", None] = field(default_factory=dict)
     discarded: bytearray = field(default_factory=lambda: bytearray(DISCARD_BYTES))
 
 
@@ -110,11 +125,26 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._shared.metrics.connections.inc()
         transport.set_write_buffer_limits(0)  # so that ``pause_writing`` tells whether anything is unread
-        if len(self.connections) > self._limits.connections and not self._close_another():
-            self._refuse("too_many_connections", "all connections of this server are in use; try again later")
-        elif not transport.is_closing():
+        if self._has_place():
             self._start_head_timer()
             self._shared.idle[self] = None
+        else:
+            self._refuse_for_lack_of_place()
+
+    def _has_place(self) -> bool:
+        """Make room for this connection if there are too many. Return whether it may stay."""
+        shared, limit = self._shared, self._limits.connections
+        if len(self.connections) > 2 * limit:
+            _cut_first(shared.lingering)
+        if len(self.connections) - len(shared.lingering) <= limit or _cut_first(shared.silent, shared.idle):
+            return True
+        slowest = next(iter(shared.uploading), None)
+        if slowest is not None:
+            slowest._refuse_for_lack_of_place()
+        return slowest is not None
+
+    def _refuse_for_lack_of_place(self) -> None:
+        self._refuse("too_many_connections", "all connections of this server are in use; try again later")
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
@@ -130,11 +160,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed."""
-        if self.conn.too_large:
-            bounds = f"{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers"
-            self._refuse("head_too_large", f"the request's head exceeds the limit of {bounds}; send fewer headers")
-        else:
-            self._refuse("bad_request", "the request is not valid HTTP/1.1; correct the client")
+        self._refuse(*self.conn.problem)
 
     def on_response_complete(self) -> None:
         """Note that the connection is idle, unless the next request has arrived already."""
@@ -158,8 +184,9 @@ class Connection(H11Protocol):
         """Cancel the timeouts: the connection is gone."""
         self._cancel_head_timer()
         self._cancel_reader_timer()
-        self._shared.silent.pop(self, None)
-        self._shared.idle.pop(self, None)
+        self._unset_keepalive_if_required()  # which uvicorn does not do if the client has reset the connection
+        self._leave_groups()
+        self._shared.lingering.pop(self, None)
         self._shared.metrics.connections.dec()
         super().connection_lost(exc)
 
@@ -172,7 +199,7 @@ class Connection(H11Protocol):
 
     def _shut_down_if_idle(self) -> None:
         if self._idle:
-            self._close()
+            self.transport.close()  # once the client has read the last answer
         else:
             self.cycle.keep_alive = False
 
@@ -181,28 +208,23 @@ class Connection(H11Protocol):
         return bool(getattr(self.cycle, "response_complete", True))  # the cycle is None before the first request
 
     def _follow(self) -> None:
-        """Keep the head timeout and the list of idle connections up to date."""
+        """Keep the head timeout and the groups of connections up to date."""
+        if not self._idle and self.cycle.more_body:
+            self._shared.uploading.setdefault(self, None)
+        else:
+            self._shared.uploading.pop(self, None)
         if not self._idle:
             self._cancel_head_timer()
             self._shared.idle.pop(self, None)
-        elif self._head_timer is None and self.conn.trailing_data[0]:
+        elif self._head_timer is None and (self.conn.trailing_data[0] or self.timeout_keep_alive_task is None):
             self._start_head_timer()
 
-    def _close_another(self) -> bool:
-        """Close the connection that ``ConnectionLimits.connections`` describes. Return whether there is one."""
-        chosen = next(itertools.chain(self._shared.silent, self._shared.idle), None)
-        if chosen is not None:
-            self._shared.silent.pop(chosen, None)
-            self._shared.idle.pop(chosen, None)
-            chosen._close()
-        return chosen is not None
-
-    def _close(self) -> None:
+    def cut(self) -> None:
         """Close the connection at once, whether or not the client has read everything."""
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # otherwise the transport would wait for the client
-        else:
-            self.transport.close()
+            # The client loses a part of its answer anyway; the kernel need not keep the rest for it.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def _refuse(self, code: str, detail: str) -> None:
         """Answer with a problem instead of the application, and close the connection."""
@@ -211,7 +233,7 @@ class Connection(H11Protocol):
         client = self.client[0] if self.client else None
         logger.info("connection refused", extra={"request_id": request_id, "client": client, "code": code})
         answering = not self._idle and self.cycle.response_started  # while the client is sending a malformed body
-        if answering or len(self.connections) > 2 * self._limits.connections:
+        if answering:
             self.transport.abort()
             return
         response = problem_response(Problem(code, detail), request_id, path="/")
@@ -234,17 +256,26 @@ class Connection(H11Protocol):
         """
         if self.cycle is not None:
             self.cycle.disconnected = True  # uvicorn does nothing more with this request
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.message_event.set()  # so that the application does not wait for the rest of the body
         if not self.transport.is_closing():
+            self._leave_groups()
+            self._shared.lingering[self] = None
             self.flow.pause_reading()  # uvloop looks at the type of its protocol only when reading starts
             self.transport.set_protocol(_Discard(self, self._shared.discarded, most_bytes))
             self.flow.resume_reading()
             self.transport.write_eof()
 
+    def _leave_groups(self) -> None:
+        for group in (self._shared.silent, self._shared.idle, self._shared.uploading):
+            group.pop(self, None)
+
     def _count(self, reason: str) -> None:
         self._shared.metrics.connections_refused.labels(reason).inc()
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._end_waiting_for_head)
+        if not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._end_waiting_for_head)
 
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -254,7 +285,7 @@ class Connection(H11Protocol):
     def _end_waiting_for_head(self) -> None:
         if self.conn.trailing_data[0]:
             self._count("head_timeout")
-        self._close()
+        self.transport.close()
 
     def _watch_reader(self) -> None:
         unread = self.transport.get_write_buffer_size()
@@ -269,19 +300,30 @@ class Connection(H11Protocol):
         """Cut the connection off if the client has read too little since ``before`` bytes were unread."""
         if before - self.transport.get_write_buffer_size() < min(MIN_READ_BYTES, before):
             self._count("send_timeout")
-            self.transport.abort()
+            self.cut()
         else:
             self._watch_reader()
 
 
+def _cut_first(*groups: dict[Connection, None]) -> bool:
+    """Close the first of these connections at once. Return whether there is one."""
+    first = next(itertools.chain(*groups), None)
+    if first is not None:
+        for group in groups:
+            group.pop(first, None)
+        first.cut()
+    return first is not None
+
+
 class _Parser(h11.Connection):
-    """h11's parser with exact bounds on heads; h11 only bounds what it has to buffer.
+    """h11's parser, with exact bounds and a little more of RFC 9112. h11 only bounds what it has to buffer.
 
     Attributes:
-        too_large: Whether the last error is that a head or trailers are too large.
+        problem: Code and detail of the problem that the last error stands for.
     """
 
-    too_large = False
+    problem = ("bad_request", "the request is not valid HTTP/1.1; correct the client")
+    _shortfall = 0  # of the chunks of the current body, in bytes
 
     def next_event(self) -> Any:
         """Return the next event.
@@ -290,18 +332,57 @@ class _Parser(h11.Connection):
             h11.RemoteProtocolError: The client sent something that is not HTTP, or that is too large.
         """
         try:
+            if self.their_state is h11.IDLE:
+                self._check_head()
             event = super().next_event()
-            if isinstance(event, h11.Request) and _exceeds_bounds(event):
-                raise h11.RemoteProtocolError("head too large", error_status_hint=431)
+            if isinstance(event, h11.Request):
+                self._shortfall = 0
+                event = _checked(event)
+            elif isinstance(event, h11.Data):
+                self._check_chunk(event)
         except h11.RemoteProtocolError as error:
-            self.too_large = error.error_status_hint == 431
+            if error.error_status_hint == 431:
+                bounds = f"{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers"
+                detail = f"the request's head exceeds the limit of {bounds}; send fewer headers"
+                self.problem = ("head_too_large", detail)
             raise
         return event
 
+    def _check_head(self) -> None:
+        """Check the bounds of a head before it is parsed, which takes long if it has many lines."""
+        received = self.trailing_data[0]
+        if received.startswith(b"\r\n"):  # which some clients send after a body; see RFC 9112, section 2.2
+            self._receive_buffer.maybe_extract_next_line()
+            received = received[2:]
+        end = _BLANK_LINE.search(received, 0, MAX_HEAD_BYTES)
+        too_large = received.count(b"\n", 0, end.start()) > MAX_HEADERS if end else len(received) > MAX_HEAD_BYTES
+        if too_large:
+            raise h11.RemoteProtocolError("head too large", error_status_hint=431)
 
-def _exceeds_bounds(request: h11.Request) -> bool:
-    size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
-    return size > MAX_HEAD_BYTES or len(request.headers) > MAX_HEADERS
+    def _check_chunk(self, data: h11.Data) -> None:
+        """Check whether a body consists of tiny chunks."""
+        expected = MIN_CHUNK_BYTES if data.chunk_start else 0
+        self._shortfall = max(0, self._shortfall + expected - len(data.data))
+        if self._shortfall > MAX_SHORTFALL_BYTES:
+            self.problem = ("bad_request", "the body consists of too many tiny chunks; send larger ones")
+            raise h11.RemoteProtocolError("tiny chunks")
+
+
+def _checked(request: h11.Request) -> h11.Request:
+    """Check what h11 leaves to the application, and return the request with a target that begins with its path."""
+    names = {name for name, _ in request.headers}
+    if request.http_version >= b"2" or {b"content-length", b"transfer-encoding"} <= names:
+        raise h11.RemoteProtocolError("another version of HTTP, or an ambiguous length")  # RFC 9112, section 6.3
+    origin = _ORIGIN.match(request.target)
+    if not origin:
+        return request
+    target = request.target[origin.end() :]  # RFC 9112, section 3.2.2
+    return h11.Request(
+        method=request.method,
+        headers=request.headers,
+        target=target if target.startswith(b"/") else b"/" + target,
+        http_version=request.http_version,
+    )
 
 
 class _Discard(asyncio.BufferedProtocol):

@@ -1,5 +1,6 @@
 """Problems: every way in which a request is refused, as RFC 9457 problem details."""
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,6 +168,8 @@ def problem_of(error: Exception) -> Problem:
             code, detail = "not_found", "this path does not exist; /docs lists those that do"
         case HTTPException(status_code=405):
             return Problem("method_not_allowed", METHOD_DETAIL, headers=[("Allow", _allowed(error))])
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return Problem("too_many_connections", "the service has no file descriptor left; try again later")
         case _:
             code, detail = "internal_error", INTERNAL_DETAIL
     return Problem(code, detail)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.logs import request_id as current_request_id
-from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.problems import problem_of, problem_response
 from service.http.proxies import TrustedProxies
 from service.metrics import Metrics
 from service.pipeline import Stages
@@ -118,11 +118,11 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if not isinstance(error, EXPECTED):
+            problem = problem_of(error)
+            if problem.code == "internal_error":
                 logger.exception("unhandled error")
             if record.status is not None:
                 raise  # part of an answer has been sent, so the server has to close the connection
-            problem = problem_of(error)
             record.code = problem.code
             await problem_response(problem, record.request_id, scope["path"])(scope, receive, send_with_id)
 

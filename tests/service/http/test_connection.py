@@ -6,11 +6,14 @@ If a test here fails after an upgrade of uvicorn, compare ``service/http/connect
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import socket
+import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
@@ -24,7 +27,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.http import connection
-from service.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, ConnectionLimits, connection_factory
+from service.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, MIN_CHUNK_BYTES, ConnectionLimits, connection_factory
+from service.http.listening import SEND_BUFFER_BYTES
 from service.http.middleware.body_limits import LINGER, BodyLimits
 from service.metrics import Metrics
 from service.settings import Settings
@@ -49,17 +53,19 @@ class TestInternals:
         "resume_writing": ["self"],
         "send_400_response": ["self", "msg"],
         "shutdown": ["self"],
+        "_unset_keepalive_if_required": ["self"],
     }
+    OVERRIDDEN = SIGNATURES.keys() - {"__init__", "_unset_keepalive_if_required"}
 
     @pytest.mark.parametrize("method", SIGNATURES)
-    def test_overridden_methods_have_the_expected_signatures(self, method: str) -> None:
+    def test_methods_have_the_expected_signatures(self, method: str) -> None:
         assert list(inspect.signature(getattr(H11Protocol, method)).parameters) == self.SIGNATURES[method]
 
     def test_nothing_else_of_uvicorn_is_overridden_by_accident(self) -> None:
         ours = {"_shared", "_limits", "_head_timer", "_reader_timer", *vars(connection.Connection)}
         inherited = {*dir(H11Protocol), *vars(self.protocol())} - {*dir(object), "__module__"}
 
-        assert ours & inherited == self.SIGNATURES.keys() - {"__init__"}
+        assert ours & inherited == self.OVERRIDDEN
 
     def test_the_parser_is_kept_where_ours_replaces_it(self) -> None:
         assert type(self.protocol().conn) is h11.Connection
@@ -68,6 +74,7 @@ class TestInternals:
         attributes = vars(self.protocol())
 
         assert attributes["cycle"] is None
+        assert attributes["timeout_keep_alive_task"] is None
         assert attributes["loop"] is not None
 
     def test_a_connection_keeps_its_transport_and_flow_control(self) -> None:
@@ -102,6 +109,7 @@ class TestInternals:
         cycle = cast(Any, RequestResponseCycle)(**given)
 
         assert (cycle.response_started, cycle.response_complete, cycle.disconnected) == (False, False, False)
+        assert cycle.waiting_for_100_continue is False
         assert isinstance(cycle.message_event, asyncio.Event)
 
     @staticmethod
@@ -150,6 +158,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(app, http=factory, loop=loop, lifespan="off", ws="none", log_config=None, access_log=False)
         )
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self.port: int = self._listener.getsockname()[1]
 
     @contextmanager
@@ -275,6 +284,67 @@ async def answer_the_body(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+class TestRequestLine:
+    @pytest.mark.parametrize(
+        ("target", "path", "query"),
+        [
+            (b"http://limelight:8000/model?a=b", "/model", b"a=b"),
+            (b"HTTPS://limelight/", "/", b""),
+            (b"http://limelight", "/", b""),
+            (b"http://limelight?a=/b", "/", b"a=/b"),
+            (b"/http://limelight/", "/http://limelight/", b""),
+            (b"*", "*", b""),
+        ],
+    )
+    def test_a_target_may_begin_with_scheme_and_host(
+        self, serve: Callable[..., Server], target: bytes, path: str, query: bytes
+    ) -> None:
+        scopes: list[Scope] = []
+
+        async def note(scope: Scope, receive: Receive, send: Send) -> None:
+            scopes.append(scope)
+            await answer_at_once(scope, receive, send)
+
+        serve(note).ask(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+
+        assert [(scope["path"], scope["query_string"]) for scope in scopes] == [(path, query)]
+
+    def test_a_blank_line_before_a_request_is_ignored(self, serve: Callable[..., Server]) -> None:
+        post = POST + b"Content-Length: 4\r\n\r\nlime\r\n"
+        received = serve(answer_the_body).ask(b"\r\n" + post + post, GET + b"Connection: close\r\n\r\n")
+
+        assert received.count(b"HTTP/1.1 200 OK") == received.count(b"HTTP/1.1") == 3
+
+    def test_a_connection_that_sends_only_a_blank_line_is_closed(self, serve: Callable[..., Server]) -> None:
+        with serve(answer_the_body).connect() as client:
+            client.sendall(GET + b"\r\n")
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200 OK")
+            client.sendall(b"\r\n")
+
+            assert read_to_end(client) == b""
+
+
+class TestChunks:
+    @staticmethod
+    def chunked(size: int, number: int) -> bytes:
+        return CHUNKED + b"%x\r\n%s\r\n" % (size, bytes(size)) * number + b"0\r\n\r\n"
+
+    @pytest.mark.parametrize(("size", "number"), [(1, 1000), (MIN_CHUNK_BYTES, 20_000)])
+    def test_small_chunks_are_read(self, serve: Callable[..., Server], size: int, number: int) -> None:
+        with serve(answer_the_body).connect() as client:
+            client.sendall(self.chunked(size, number) + GET + b"Connection: close\r\n\r\n")
+            received = read_to_end(client)
+
+        assert received.count(b"HTTP/1.1 200 OK") == 2
+        assert b"content-length: %d\r\n" % (size * number) in received
+
+    def test_a_body_of_tiny_chunks_is_refused(self, serve: Callable[..., Server]) -> None:
+        answer = serve(answer_the_body).ask(self.chunked(1, 20_000))
+
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert "chunks" in problem(answer)["detail"]
+
+
 class TestMalformedRequests:
     """The server itself answers requests that never become requests of the application."""
 
@@ -346,8 +416,20 @@ class TestMalformedRequests:
             GET + b"Content-Length: -1\r\n\r\n",
             GET + b"A : b\r\n\r\n",
             CHUNKED + b"not a length\r\n",
+            POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ],
-        ids=["TLS", "text", "no host", "two lengths", "negative length", "blank in a name", "malformed chunk"],
+        ids=[
+            "TLS",
+            "text",
+            "no host",
+            "two lengths",
+            "negative length",
+            "blank in a name",
+            "malformed chunk",
+            "chunks and a length",
+            "HTTP/2",
+        ],
     )
     def test_what_is_not_http_is_answered_400_as_a_problem(
         self, serve: Callable[..., Server], request_bytes: bytes
@@ -372,6 +454,28 @@ class TestMalformedRequests:
             client.sendall(b"no length\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert b"HTTP/1.1" not in read_to_end(client)
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_the_application_does_not_wait_for_the_rest_of_a_malformed_body(
+        self, serve: Callable[..., Server], caplog: pytest.LogCaptureFixture, together: bool
+    ) -> None:
+        received: list[Message] = []
+
+        async def note(scope: Scope, receive: Receive, send: Send) -> None:
+            received.append(await receive())
+
+        server = serve(note)
+        with server.connect() as client:
+            head = POST + b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+            if not together:
+                client.sendall(head)
+                assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(head * together + b"no length\r\n")
+            assert client.recv(12) == b"HTTP/1.1 400"
+            until(lambda: received, patience_s=connection.LINGER_PAUSE_S / 2)
+
+        assert received == [{"type": "http.disconnect"}]
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
     @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "nonsense"])
     def test_an_upgrade_is_ignored_and_the_body_is_read(self, serve: Callable[..., Server], upgrade: str) -> None:
@@ -425,20 +529,27 @@ class TestSilentReaders:
         with server.connect() as client:
             client.sendall(GET + b"Connection: close\r\n\r\n")
             until(lambda: server.refused("send_timeout") == 1, PATIENCE_S)
+            with pytest.raises(ConnectionResetError):  # so that the kernel does not keep the answer
+                read_to_end(client)
 
         until(lambda: not server.server_state.connections)
 
-    def test_a_client_that_reads_slowly_gets_its_whole_answer(self, serve: Callable[..., Server]) -> None:
+    @pytest.mark.parametrize("stopping", [False, True])
+    def test_a_client_that_reads_slowly_gets_its_whole_answer(
+        self, serve: Callable[..., Server], stopping: bool
+    ) -> None:
         size = 2_000_000
 
         async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
             await send({"type": "http.response.body", "body": bytes(size)})
 
-        with serve(answer_much).connect() as client:
+        server = serve(answer_much)
+        with server.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-            client.sendall(GET + b"Connection: close\r\n\r\n")
-            received = 0
+            client.sendall(GET + b"\r\n" if stopping else GET + b"Connection: close\r\n\r\n")
+            received = len(client.recv(1000))
+            server.should_exit = stopping
             started = time.monotonic()
             while part := client.recv(50_000):
                 received += len(part)
@@ -499,6 +610,44 @@ class TestNumberOfConnections:
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"retry-after: 1\r\n" in answer
         assert problem(answer)["code"] == "too_many_connections"
+
+    def test_each_further_connection_is_answered_503_even_if_clients_do_not_close_theirs(
+        self, serve: Callable[..., Server]
+    ) -> None:
+        release = threading.Event()
+
+        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+            while not release.is_set():
+                await asyncio.sleep(0.01)
+
+        server = serve(wait, connections=2)
+        with contextlib.ExitStack() as opened:
+            clients = [opened.enter_context(server.connect()) for _ in range(2)]
+            for client in clients:
+                client.sendall(GET + b"\r\n")
+            until(lambda: len(server.server_state.tasks) == 2)
+            answers = []
+            for _ in range(20):
+                client = opened.enter_context(server.connect())
+                answers.append(read_to_end(client))
+            most = len(server.server_state.connections)
+            release.set()
+
+        assert {answer[9:12] for answer in answers} == {b"503"}
+        assert most <= 5
+
+    def test_nothing_is_kept_of_a_connection_that_its_client_has_reset(self, serve: Callable[..., Server]) -> None:
+        server = serve(answer_at_once)
+        with server.connect() as client:
+            client.sendall(GET + b"\r\n")
+            received = b""
+            while not received.endswith(ANSWER):
+                received += client.recv(2**16)
+            (made,) = map(weakref.ref, server.server_state.connections)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        until(lambda: not server.server_state.connections)
+        until(lambda: [gc.collect()] and made() is None, patience_s=2)  # the keep-alive timeout is 5 s
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])  # which differ in how they change a transport's protocol

@@ -1,5 +1,6 @@
 """Problems: each code has its status and is answered when it should be."""
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -55,11 +56,12 @@ RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind
     "overloaded": Overloaded("17 clips are waiting", retry_after_s=20),
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
     "internal_error": RuntimeError("secret"),
+    "too_many_connections": OSError(errno.EMFILE, "secret"),
 }
 # These need an application with other settings or a real connection: test_api_keys, test_predict, test_under_load and
 # test_connection test them.
 ELSEWHERE = {
-    "unauthorized", "upload_timeout", "not_ready", "draining", "bad_request", "head_too_large", "too_many_connections",
+    "unauthorized", "upload_timeout", "not_ready", "draining", "bad_request", "head_too_large",
 }  # fmt: skip
 
 
