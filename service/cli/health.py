@@ -36,7 +36,8 @@ def main(environment: Mapping[str, str]) -> int:
 
 def endpoint_of(environment: Mapping[str, str]) -> Endpoint:
     """Return where a service with these variables listens, as ``Settings`` reads them."""
-    variables = {name.upper(): value for name, value in environment.items() if value}
+    stripped = {name.upper(): value.strip() for name, value in environment.items()}
+    variables = {name: value for name, value in stripped.items() if value}
     try:
         port = int(variables["LIMELIGHT_PORT"])
     except (KeyError, ValueError):  # Kubernetes sets LIMELIGHT_PORT to a URL if a Service is named limelight
@@ -59,7 +60,7 @@ def ask(endpoint: Endpoint, path: str) -> tuple[int, bytes]:
         connection.request("GET", path, headers={"Connection": "close"})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except (http.client.HTTPException, ValueError) as error:
+    except (http.client.HTTPException, ValueError, OverflowError) as error:
         raise OSError(str(error)) from error
     finally:
         connection.close()

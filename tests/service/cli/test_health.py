@@ -16,6 +16,8 @@ ENVIRONMENTS = [
     {"limelight_host": "localhost", "Limelight_Port": " 9000 "},
     {"LIMELIGHT_UNIX_SOCKET": "/run/limelight.sock", "LIMELIGHT_PORT": "9000"},
     {"LIMELIGHT_HOST": "", "LIMELIGHT_PORT": "", "LIMELIGHT_UNIX_SOCKET": ""},
+    {"LIMELIGHT_HOST": " ", "LIMELIGHT_PORT": "\n", "LIMELIGHT_UNIX_SOCKET": "\t"},
+    {"LIMELIGHT_HOST": " ::\n", "LIMELIGHT_UNIX_SOCKET": " /run/limelight.sock\n"},
     {"LIMELIGHT_PORT": "tcp://10.96.12.7:8000"},
 ]
 
