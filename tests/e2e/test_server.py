@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.process import PATIENCE_S, Server
+from tests.e2e.process import PATIENCE_S, Server, running
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 
@@ -113,6 +113,13 @@ class TestObservability:
         paths = client.get("/openapi.json").json()["paths"]
 
         assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
+
+
+def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: Path, tmp_path: Path) -> None:
+    # FastAPI and uvicorn read the first two, which clusters set for all programs.
+    variables = {"OTEL_PROPAGATORS": "tracecontext,baggage,b3", "WEB_CONCURRENCY": "", "FORWARDED_ALLOW_IPS": ""}
+    with running(tiny_bundle, tmp_path / "log.jsonl", {}, variables=variables) as server:
+        assert httpx.get(f"{server.url}/health/ready", trust_env=False).status_code == 200
 
 
 class TestSignals:
