@@ -6,9 +6,7 @@ SHELL := /bin/sh
   docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
-ifndef VARIANT
-VARIANT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-endif
+override VARIANT := $(or $(VARIANT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 BIN := .venv/bin
 STAMP := .venv/.installed-$(VARIANT)
 
@@ -53,7 +51,7 @@ serve: setup ## Serve bundle/ and the page on port 8000 (LIMELIGHT_* variables a
 
 # One process more than cores, because many tests wait for servers and browsers. More than four do not pay: each loads
 # TensorFlow, and the longest file decides when the run ends.
-JOBS ?= $(shell expr $$(nproc) + 1)
+override JOBS := $(or $(JOBS),$(shell expr $$(nproc) + 1))
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
 test: setup ## Run all tests, in up to four processes (ARGS="-k name" picks some, JOBS=0 runs them one by one)
@@ -136,7 +134,7 @@ bench: setup ## Measure bundle/ and the decoder; append the table to benchmarks/
 	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
 
 # One resolution for all locks, so that the tested versions are served. The locks contain no registry address.
-UV ?= uv
+override UV := $(or $(UV),uv)
 COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
   --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 

@@ -151,7 +151,8 @@ class SourceDistribution:
         project = self.requirement.partition("==")[0]
         command = [sys.executable, "-m", "pip", "download", *self.pip_options]
         command += ["--no-deps", "--no-binary", project, "--require-hashes", "--retries", "1", "--no-input"]
-        command += ["--progress-bar", "off", "--dest", str(target), "--requirement", str(requirements)]
+        command += ["--disable-pip-version-check", "--progress-bar", "off"]
+        command += ["--dest", str(target), "--requirement", str(requirements)]
         log = folder / "pip.log"
         with log.open("wb") as output:
             # pip downloads into its temporary folder; the growth of the file there is the progress.

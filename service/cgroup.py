@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+# A line of ``/proc/self/mountinfo``: ID, parent, device, root, mount point, options, optional fields, "-", and type,
+# source and options of the file system. Names may have any characters; blanks, line feeds and backslashes are escaped.
+_MOUNT = re.compile(r"^(?:[^ \n]+ ){3}([^ \n]+) ([^ \n]+) .* - (cgroup2?) [^ \n]* ([^ \n]+)$", re.MULTILINE)
+_GROUP = re.compile(r"^\d+:([^:\n]*):(.*)$", re.MULTILINE)  # a line of ``/proc/self/cgroup``
+
 # Version 1 has no word for "unlimited": its memory limit is then the largest multiple of the page size below 2**63.
 NO_LIMIT = 2**62
 
@@ -53,7 +58,7 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
         quota, _, period = _read(group / "cpu.max").partition(" ")  # version 2
         if not quota:
             quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-        if quota.isdecimal() and period.isdecimal():  # not "max" or "-1"
+        if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):  # not "max" or "-1"
             yield int(quota) / int(period)
 
 
@@ -74,32 +79,28 @@ def _memory_limits(root: Path) -> Iterator[MemoryLimit]:
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the folders of this process's groups that may limit a resource, each followed by those above it."""
     paths = _paths(root)
-    for line in _read(root / "proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        mounted, mount_point = map(_unescape, before.split()[3:5])
-        kind, _, options = after.split(" ", 2)
+    for mounted, mount_point, kind, options in _MOUNT.findall(_read(root / "proc/self/mountinfo")):
         path = paths.get("" if kind == "cgroup2" else controller)
-        if path is None or not (kind == "cgroup2" or (kind == "cgroup" and controller in options.split(","))):
+        if path is None or not (kind == "cgroup2" or controller in options.split(",")):
             continue
-        top = root / mount_point.lstrip("/")
-        inside = PurePosixPath(path)
+        inside, top = PurePosixPath(path), root / _unescape(mount_point).lstrip("/")
         # Neither holds if the path or the mount is seen from a namespace that it was not made in.
-        visible = inside.is_relative_to(mounted) and ".." not in inside.parts
-        group = top / inside.relative_to(mounted) if visible else top
+        visible = inside.is_relative_to(_unescape(mounted)) and ".." not in inside.parts
+        group = top / inside.relative_to(_unescape(mounted)) if visible else top
         group = group if group.is_dir() else top
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _paths(root: Path) -> dict[str, str]:
     """Return this process's group in each hierarchy, by controller; the one of version 2 has the controller ""."""
-    lines = (line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines())
-    return {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
+    groups = _GROUP.findall(_read(root / "proc/self/cgroup"))
+    return {controller: path for controllers, path in groups for controller in controllers.split(",")}
 
 
 def _read(file: Path) -> str:
     """Return a file's text without the newline at its end; "" if it cannot be read."""
     try:
-        return file.read_text().strip()
+        return os.fsdecode(file.read_bytes()).rstrip("\n")
     except OSError:
         return ""
 

@@ -84,13 +84,14 @@ def _configured_provider() -> "TracerProvider | None":
     url = urlsplit(endpoint)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT is not a URL; set it to one such as http://collector:4318")
+    collector = f"{url.hostname}:{url.port}"  # raises if the port is none
     try:
         provider = _start()
     except ImportError as error:
         raise ImportError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry's SDK is not installed; install limelight[otel]"
         ) from error
-    logger.info("requests are traced", extra={"collector": f"{url.hostname}:{url.port}"})
+    logger.info("requests are traced", extra={"collector": collector})
     return provider
 
 
@@ -101,6 +102,7 @@ def _variable(suffix: str) -> str | None:
 
 def _start() -> "TracerProvider":
     """Start the thread that sends spans. The SDK reads the other variables: sampler, headers, timeouts and so on."""
+    import requests
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -113,7 +115,11 @@ def _start() -> "TracerProvider":
     }
     attributes |= {name: value for name, value in OTELResourceDetector().detect().attributes.items() if value}
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    session = requests.Session()
+    # The status says enough. What follows the headers may be endless, as from a server that is no collector.
+    session.stream = True
+    session.hooks["response"] = [lambda answer, **_: answer.close()]
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=session)))
     return provider
 
 

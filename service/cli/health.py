@@ -59,7 +59,7 @@ def ask(endpoint: Endpoint, path: str) -> tuple[int, bytes]:
         connection.request("GET", path, headers={"Connection": "close"})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except (http.client.HTTPException, ValueError) as error:
+    except (http.client.HTTPException, ValueError, OverflowError) as error:
         raise OSError(str(error)) from error
     finally:
         connection.close()

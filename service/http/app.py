@@ -31,8 +31,9 @@ from service.http.serving import Serving
 from service.metrics import Metrics
 from service.settings import Settings
 
-# Paths whose requests are predictions: they are subject to admission and counted in the metrics.
-PREDICTIONS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+# Paths whose requests are predictions: they are subject to admission and counted in the metrics. As in Starlette's
+# routes, a line feed may follow.
+PREDICTIONS = re.compile(r"(/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer)\n?")
 # Status of requests whose client disconnected before the answer. nginx uses this number too; only the access log and
 # the metrics show it.
 CLIENT_CLOSED_REQUEST = 499

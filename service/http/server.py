@@ -75,6 +75,7 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
         backlog=min(settings.max_connections, 2048),
         timeout_keep_alive=cast(int, settings.keep_alive_s),  # uvicorn only passes it to ``call_later``
         lifespan="on",
+        workers=1,  # by default uvicorn parses WEB_CONCURRENCY, which may be empty or meant for another program
         ws="none",
         access_log=False,  # ``AccessLog`` writes a more useful line
         log_config=None,

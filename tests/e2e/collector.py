@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -57,8 +57,13 @@ class Collector:
 
 
 @contextmanager
-def collecting(*, hanging: bool = False) -> Iterator[Collector]:
-    """Run a collector until the block ends. One that hangs accepts connections and never answers."""
+def collecting(*, hanging: bool = False, endless: bool = False) -> Iterator[Collector]:
+    """Run a collector until the block ends.
+
+    Args:
+        hanging: Whether it accepts connections and never answers.
+        endless: Whether its answers never end.
+    """
     collector = Collector()
 
     class Handler(BaseHTTPRequestHandler):
@@ -70,8 +75,11 @@ def collecting(*, hanging: bool = False) -> Iterator[Collector]:
                 return
             collector.receive(self.path, body)
             self.send_response(200)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", "99999999999" if endless else "0")
             self.end_headers()
+            with suppress(ConnectionError):
+                while endless:
+                    self.wfile.write(bytes(2**20))
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
             pass

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.process import PATIENCE_S, Server
+from tests.e2e.process import PATIENCE_S, Server, running
 from tests.processes import until
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
@@ -101,10 +101,25 @@ class TestObservability:
         line = server.access_line("e2e-17")
         assert (line["message"], line["path"], line["status"]) == ("request", "/predict", 200)
 
+    def test_a_path_cannot_write_lines_or_control_characters_into_the_log(
+        self, client: httpx.Client, server: Server
+    ) -> None:
+        client.get("/%0A%7B%22%C2%9B2J%C2%85%E2%80%A8%ED%A0%80%1B%7F", headers={"X-Request-ID": "injected"})
+
+        assert str(server.access_line("injected")["path"]).startswith('/\n{"\x9b2J\x85\u2028')
+        assert server.log.read_text().isascii()
+
     def test_the_openapi_document_lists_the_endpoints(self, client: httpx.Client) -> None:
         paths = client.get("/openapi.json").json()["paths"]
 
         assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
+
+
+def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: Path, tmp_path: Path) -> None:
+    # FastAPI and uvicorn read the first two, which clusters set for all programs.
+    variables = {"OTEL_PROPAGATORS": "tracecontext,baggage,b3", "WEB_CONCURRENCY": "", "FORWARDED_ALLOW_IPS": ""}
+    with running(tiny_bundle, tmp_path / "log.jsonl", {}, variables=variables) as server:
+        assert httpx.get(f"{server.url}/health/ready", trust_env=False).status_code == 200
 
 
 class TestSignals:

