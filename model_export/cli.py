@@ -35,7 +35,7 @@ from service.errors import LimelightError
 from service.model.bundle import Precision
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
 
 T = TypeVar("T")
 

@@ -140,7 +140,7 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
         wanted: Which parts of the answers are needed.
 
     Raises:
-        CommandError: ``url`` is not an HTTP address.
+        CommandError: ``url`` is not an HTTP address, or the proxy of the environment cannot be used.
     """
     headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
     with _client(url) as client:
@@ -169,7 +169,13 @@ def _client(url: str) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=url.removeprefix("unix:"))
         return httpx.Client(base_url="http://localhost", timeout=TIMEOUT, transport=transport)
     proxied = _host(url) not in LOOPBACK  # a proxy of the environment does not reach this machine's own loopback
-    return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=proxied)
+    try:
+        return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=proxied)
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise CommandError(
+            f"the proxy that the environment names cannot be used ({error}); correct or unset HTTP_PROXY, HTTPS_PROXY, "
+            "ALL_PROXY and NO_PROXY"
+        ) from error
 
 
 def _host(url: str) -> str:

@@ -124,6 +124,7 @@ def test_problems_of_the_gateway_follow_the_inference_protocol_too(fleet: Stack)
         "/metrics",
         "/metrics/",
         "/metrics?x=1",
+        "/limelight/metrics",
         "//metrics",
         "/%6detrics",
         "/predict/../metrics",

@@ -1,11 +1,11 @@
-"""``limelight predict --bundle``, run in this process."""
+"""How ``limelight predict`` gets answers, run in this process."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.cli.classifying import Wanted, in_process
+from service.cli.classifying import Wanted, in_process, over_http
 from service.errors import CommandError
 from service.isolation.processes import DecoderProcesses
 from service.settings import Settings
@@ -54,3 +54,18 @@ def test_an_overlay_is_drawn_from_the_frames_of_the_only_decode(
 def test_a_clip_that_cannot_be_decoded_is_named_in_the_error(settings: Settings) -> None:
     with in_process(settings, Wanted()) as classify, pytest.raises(CommandError, match=r"^notes\.txt: "):
         classify("notes.txt", b"no video " * 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HTTP_PROXY", "junk://x"), ("ALL_PROXY", "socks5://127.0.0.1:1"), ("NO_PROXY", "[::1")]
+)
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    with over_http("http://127.0.0.1:8000", None, Wanted()):
+        pass  # this machine is asked without the proxy
+    with (
+        pytest.raises(CommandError, match=f"the proxy that the environment names cannot be used .*{name}"),
+        over_http("http://example.org", None, Wanted()),
+    ):
+        pass
