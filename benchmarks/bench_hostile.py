@@ -3,14 +3,12 @@
 A good client sends one prediction after the other: first alone, then beside the attacks, then alone again, because the
 machine's speed drifts. The attacks run at low priority in a process of their own, for they stand for other machines:
 
-- heads: header lines without end;
-- silent: clients that pipeline requests and never read;
-- many: the same from more clients, against a server with few file descriptors;
-- uploads: slow uploads of 60 MB, 1 MB a second each.
+- endless_head: header lines without end;
+- never_read: clients that pipeline requests and never read; ``--many`` adds some, against few file descriptors;
+- upload_slowly: slow uploads of 60 MB, 2 MB a second each.
 
 A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
-file descriptors and without a gateway (its own network needs no published port beyond the loopback interface), else in
-a process of this machine. Memory is flat if the median of the last quarter is at most 1.1 times that of the second. The
+file descriptors and without a gateway, else in a process of this machine. Memory is flat if the median of the last quarter is at most 1.1 times that of the second. The
 exit code is 1 if the p95 rises by more than half, memory is not flat or the good client misses an answer.
 """
 
@@ -40,10 +38,10 @@ from tests.processes import descendants
 from tests.tiny_bundle import write_tiny_bundle
 
 MEMORY_LIMIT, FILE_LIMIT = "2g", 256
-UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 100_000, 0.1
+UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 200_000, 0.1
 RECONNECT_S = 0.2
 SAMPLE_S = 0.5
-SETTLE_S = 5  # between the phases
+SETTLE_S = 10  # between the phases, and from the beginning of the attacks to that of the good client
 
 Attack = Callable[[int], Coroutine[Any, Any, None]]
 
@@ -123,6 +121,7 @@ def measure(service: Service, requests: list[bytes], seconds: float, attacks: di
     attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(service.port, attacks), daemon=True)
     if attacks:
         attackers.start()
+        time.sleep(SETTLE_S)
     try:
         return uvloop.run(_measure(service, requests, seconds))
     finally:
