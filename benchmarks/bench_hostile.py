@@ -8,8 +8,9 @@ machine's speed drifts. The attacks run at low priority in a process of their ow
 - upload_slowly: slow uploads of 60 MB, 2 MB a second each.
 
 A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
-file descriptors and without a gateway, else in a process of this machine. Memory is flat if the median of the last quarter is at most 1.1 times that of the second. The
-exit code is 1 if the p95 rises by more than half, memory is not flat or the good client misses an answer.
+file descriptors and without a gateway, else in a process of this machine. Memory is flat if the median of the last
+quarter is at most 1.1 times that of the second. The exit code is 1 if the p95 rises by more than half, memory is not
+flat or the good client misses an answer.
 """
 
 import asyncio
