@@ -7,14 +7,15 @@ LimelightError
 │   ├── NoFrames             the video stream holds no frame
 │   ├── ClipTooLong          more seconds or frames than allowed
 │   ├── ResolutionTooLarge   more pixels per frame than allowed
-│   ├── DecodeTimeout        decoding took longer than allowed
-│   └── DecoderCrashed       the clip's decoder process died
+│   ├── DecodeTimeout        decoding took more processor time than allowed
+│   ├── DecoderCrashed       the clip's decoder process died
+│   └── DecoderFault         the clip's decoder failed in a way that no clip should cause
 ├── Overloaded               the service holds as many clips as it can; try again later
 ├── DeadlineExceeded         the answer was not ready by the request's deadline
 ├── EngineStopped            the engine has been closed, or its thread has died
 ├── BundleError              a bundle is missing, damaged or of another schema
 ├── EngineError              the network cannot run as configured
-├── DecodersError            decoder processes cannot be started
+├── DecodersError            no decoder process can be started, or they do not answer
 ├── ListenError              the server cannot listen on its address
 ├── CommandError             a command of the CLI cannot do what was asked
 └── Problem                  an HTTP request is refused (defined in ``service.http.problems``)
@@ -66,15 +67,21 @@ class ResolutionTooLarge(ClipError):
 
 
 class DecodeTimeout(ClipError):
-    """Decoding took longer than allowed."""
+    """Decoding took more processor time than allowed."""
 
     code = "decode_timeout"
 
 
 class DecoderCrashed(ClipError):
-    """The clip's decoder process died or returned an invalid answer."""
+    """The clip's decoder process died."""
 
     code = "decoder_crashed"
+
+
+class DecoderFault(ClipError):
+    """The clip's decoder raised an unexpected exception, or its answer is malformed or out of range."""
+
+    code = "decoder_fault"
 
 
 class Overloaded(LimelightError):
@@ -107,7 +114,7 @@ class EngineError(LimelightError):
 
 
 class DecodersError(LimelightError):
-    """Decoder processes cannot be started. The message names the remedy."""
+    """No decoder process can be started, or they do not answer. The message names the remedy."""
 
 
 class ListenError(LimelightError):

@@ -86,6 +86,22 @@ class Metrics:
         self.decoder_failures = Counter(
             "limelight_decoder_failures", "Clips that could not be decoded.", ["reason"], registry=registry
         )
+        self.decoders_available = Gauge(
+            "limelight_decoders_available", "1 while decoder processes can be started, 0 otherwise.", registry=registry
+        )
+        self.fork_server_restarts = Counter(
+            "limelight_fork_server_restarts",
+            "Starts of the decoders' fork server in place of one that died or did not answer.",
+            registry=registry,
+        )
+        self.inference_failures = Counter(
+            "limelight_inference_failures", "Batches that the network failed on.", registry=registry
+        )
+        self.log_lines_dropped = Counter(
+            "limelight_log_lines_dropped",
+            "Lines of the log that were dropped because nobody read them in time.",
+            registry=registry,
+        )
         self.sandbox = Gauge(
             "limelight_sandbox",
             "1 for each layer of the decoders' sandbox that is active, 0 if the kernel lacks it.",

@@ -130,6 +130,12 @@ class Settings(BaseSettings):
         description="Comma-separated origins of web applications that may call the service from a browser, such as "
         "`https://app.example`; `*` for every origin.",
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)] = Field(
+        (),
+        description="Comma-separated names besides `localhost` and loopback addresses by which clients call a service "
+        "that listens on loopback and requires no key. Other names are refused, because a page in a browser could use "
+        "one of its own to read answers (DNS rebinding); `*` allows every name.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="`debug`, `info`, `warning` or `error`. Each line of the log is a JSON object."
     )

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from service.errors import ClipError, DeadlineExceeded, LimelightError, Overloaded
+from service.errors import ClipError, DeadlineExceeded, DecodersError, LimelightError, Overloaded
 
 MEDIA_TYPE = "application/problem+json"
 METHOD_DETAIL = "this path does not support the request's method; the Allow header lists the methods that it supports"
@@ -69,6 +69,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "The model does not exist",
             "this service does not serve the model huge; it serves limelight-ucf13, version 0.1.0",
         ),
+        "origin_not_allowed": Kind(
+            403,
+            "Pages of this origin may not call the service",
+            "pages of https://app.example may not call this service; list the origin in LIMELIGHT_CORS_ORIGINS",
+        ),
         "method_not_allowed": Kind(405, "Method not allowed", METHOD_DETAIL),
         "upload_timeout": Kind(
             408,
@@ -91,10 +96,20 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "decoder_crashed": Kind(
             422,
             "The clip could not be decoded",
+            "the clip's decoder died; the clip may be malformed or need too much memory",
+        ),
+        "decoder_fault": Kind(
+            422,
+            "The clip's decoder failed",
             "the clip's decoder returned an invalid answer; the clip may be malformed",
         ),
         "invalid_parameter": Kind(
             422, "A query parameter is not valid", "top_k: Input should be greater than or equal to 1"
+        ),
+        "host_not_allowed": Kind(
+            421,
+            "The service does not answer for this host",
+            "this service does not answer for the host limelight.example; list it in LIMELIGHT_ALLOWED_HOSTS",
         ),
         "overloaded": Kind(
             429,
@@ -109,6 +124,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "internal_error": Kind(500, "Internal server error", INTERNAL_DETAIL),
         "not_ready": Kind(503, "The service is not ready", "the model is being loaded; poll /health/ready", 2),
+        "decoders_unavailable": Kind(
+            503,
+            "No clip can be decoded now",
+            "no decoder process can be started (Resource temporarily unavailable); try again later",
+            2,
+        ),
         "too_many_connections": Kind(
             503,
             "The service has too many connections",
@@ -148,7 +169,7 @@ class Problem(LimelightError):
 
 
 # The errors that ``problem_of`` translates. Any other is a bug: ``AccessLog`` logs it and answers ``internal_error``.
-EXPECTED = (Problem, ClipError, Overloaded, DeadlineExceeded, RequestValidationError, HTTPException)
+EXPECTED = (Problem, ClipError, DecodersError, Overloaded, DeadlineExceeded, RequestValidationError, HTTPException)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -162,6 +183,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem("overloaded", str(error), retry_after_s=error.retry_after_s)
         case DeadlineExceeded():
             code, detail = "deadline_exceeded", str(error)
+        case DecodersError():
+            code, detail = "decoders_unavailable", str(error)
         case RequestValidationError():
             code, detail = "invalid_parameter", "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
         case HTTPException(status_code=404):

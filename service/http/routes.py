@@ -20,7 +20,8 @@ from service.model.bundle import Manifest
 _REFUSALS = (
     "empty_body", "malformed_multipart", "missing_file", "upload_timeout", "body_too_large", "unsupported_media",
     "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
-    "invalid_parameter", "overloaded", "not_ready", "draining", "deadline_exceeded",
+    "decoder_fault", "invalid_parameter", "overloaded", "not_ready", "decoders_unavailable", "draining",
+    "deadline_exceeded",
 )  # fmt: skip
 _CLIP = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {

@@ -16,11 +16,13 @@ const ADVICE = {
   resolution_too_large: "Save the clip at a lower resolution, such as 1080p, and choose that file.",
   decode_timeout: "Cut the clip, or save it at a lower resolution, and choose that file.",
   decoder_crashed: SAVE_AS_MP4,
+  decoder_fault: SAVE_AS_MP4,
   overloaded: "Other clips are being processed. Wait a moment, then try again; your clip is still here.",
   rate_limited: "Wait a moment, then try again; your clip is still here.",
   head_too_large: "Delete the cookies of this site, then try again; your clip is still here.",
   too_many_connections: "Wait a moment, then try again; your clip is still here.",
   not_ready: "The service is starting. Try again in a moment; your clip is still here.",
+  decoders_unavailable: "Wait a moment, then try again; your clip is still here.",
   draining: "The service is restarting. Try again in a moment; your clip is still here.",
   bad_gateway: TRY_AGAIN,
   gateway_timeout: TRY_AGAIN,
@@ -30,8 +32,8 @@ const ADVICE = {
 
 /** Codes of problems that may be over when the same clip is sent again. */
 const TEMPORARY = new Set([
-  "unauthorized", "upload_timeout", "head_too_large", "overloaded", "rate_limited", "not_ready", "too_many_connections",
-  "draining", "bad_gateway", "gateway_timeout", "deadline_exceeded", "internal_error",
+  "unauthorized", "upload_timeout", "head_too_large", "overloaded", "rate_limited", "not_ready", "decoders_unavailable",
+  "too_many_connections", "draining", "bad_gateway", "gateway_timeout", "deadline_exceeded", "internal_error",
 ]);
 
 /** What to do about a problem, in a sentence or two. */

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.errors import ClipError, DeadlineExceeded, Overloaded
+from service.errors import ClipError, DeadlineExceeded, DecodersError, Overloaded
 from service.http.app import create_app
 from service.http.problems import KINDS, Problem
 from service.pipeline import Pipeline
@@ -20,19 +20,21 @@ pytestmark = pytest.mark.anyio
 TABLE = {
     400: {"empty_body", "malformed_multipart", "missing_file", "invalid_tensor", "bad_request"},
     401: {"unauthorized"},
+    403: {"origin_not_allowed"},
     404: {"not_found", "unknown_model"},
     405: {"method_not_allowed"},
     408: {"upload_timeout"},
     413: {"body_too_large"},
     415: {"unsupported_media"},
+    421: {"host_not_allowed"},
     422: {
         "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout", "decoder_crashed",
-        "invalid_parameter",
+        "decoder_fault", "invalid_parameter",
     },
     429: {"overloaded"},
     431: {"head_too_large"},
     500: {"internal_error"},
-    503: {"not_ready", "draining", "too_many_connections"},
+    503: {"not_ready", "decoders_unavailable", "draining", "too_many_connections"},
     504: {"deadline_exceeded"},
 }  # fmt: skip
 ORIGIN = "https://app.example"
@@ -55,13 +57,15 @@ REFUSED: dict[str, Send] = {
 RAISED: dict[str, Exception] = {kind.code: kind("the clip is at fault") for kind in ClipError.__subclasses__()} | {
     "overloaded": Overloaded("17 clips are waiting", retry_after_s=20),
     "deadline_exceeded": DeadlineExceeded("the answer was not ready in time"),
+    "decoders_unavailable": DecodersError("no decoder process can be started"),
     "internal_error": RuntimeError("secret"),
     "too_many_connections": OSError(errno.EMFILE, "secret"),
 }
-# These need an application with other settings or a real connection: test_api_keys, test_predict, test_under_load and
-# test_connection test them.
+# These need an application with other settings or a real connection: test_api_keys, test_hosts, test_predict,
+# test_under_load and test_connection test them.
 ELSEWHERE = {
-    "unauthorized", "upload_timeout", "not_ready", "draining", "bad_request", "head_too_large",
+    "unauthorized", "origin_not_allowed", "host_not_allowed", "upload_timeout", "not_ready", "draining", "bad_request",
+    "head_too_large",
 }  # fmt: skip
 
 
