@@ -46,6 +46,8 @@ DECODER_REMEDY = (
 LAYER_REMEDIES = {
     "rlimits": "limits memory, processor time and open files; every Linux has it",
     "no_new_privs": "keeps decoders from gaining privileges; every Linux has it",
+    "no_capabilities": "takes root's privileges from decoders; needs a container runtime that allows `capset`, or an "
+    "ordinary user",
     "landlock": "blocks files by name and TCP; needs Linux 5.13 with `landlock` in lsm=, and in a container a runtime "
     "that allows it",
     "seccomp": "blocks all system calls except those for reading, computing and exiting; needs Linux with "

@@ -12,7 +12,7 @@ import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.isolation import landlock, seccomp
+from service.isolation import capabilities, landlock, seccomp
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -25,12 +25,14 @@ class Grants:
     Attributes:
         rlimits: Whether the resource limits are set.
         no_new_privs: Whether running a program can no longer add privileges.
+        no_capabilities: Whether the process has no capability, which root has by default.
         landlock: The kernel's Landlock version; 0 if the layer is missing.
         seccomp: Whether system calls are filtered.
     """
 
     rlimits: bool = False
     no_new_privs: bool = False
+    no_capabilities: bool = False
     landlock: int = 0
     seccomp: bool = False
 
@@ -60,6 +62,7 @@ def enter_sandbox(*, memory_bytes: int, cpu_s: int) -> Grants:
     memory_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     no_new_privs = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    no_capabilities = capabilities.drop_all(libc)
     landlock_version = landlock.deny_all(libc)
     for limit, value in (
         (resource.RLIMIT_AS, memory_now + memory_bytes),
@@ -70,7 +73,13 @@ def enter_sandbox(*, memory_bytes: int, cpu_s: int) -> Grants:
         (resource.RLIMIT_CORE, 0),
     ):
         _lower(limit, value)
-    return Grants(rlimits=True, no_new_privs=no_new_privs, landlock=landlock_version, seccomp=seccomp.install(libc))
+    return Grants(
+        rlimits=True,
+        no_new_privs=no_new_privs,
+        no_capabilities=no_capabilities,
+        landlock=landlock_version,
+        seccomp=seccomp.install(libc),
+    )
 
 
 def die_with_parent(parent: int) -> None:

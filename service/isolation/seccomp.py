@@ -10,6 +10,7 @@ import errno
 import platform
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 # Name: (number on x86-64, number on aarch64), from the kernel's system call tables.
@@ -19,10 +20,12 @@ ALLOWED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "read": (0, 63),
         "lseek": (8, 62),
         "close": (3, 57),
-        # memory; mmap and mprotect are allowed under conditions, see ``program``
+        # memory
         "brk": (12, 214),
+        "mmap": (9, 222),
         "munmap": (11, 215),
         "mremap": (25, 216),
+        "mprotect": (10, 226),
         "madvise": (28, 233),
         # locks of libraries that may use threads; a decoder has one thread only
         "futex": (202, 98),
@@ -47,25 +50,54 @@ ALLOWED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "exit_group": (231, 94),
     }
 )
-CONDITIONAL: Mapping[str, tuple[int, int]] = MappingProxyType({"mmap": (9, 222), "mprotect": (10, 226)})
-# platform.machine(): (column of the tables above, AUDIT_ARCH_* of linux/audit.h).
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition on an argument of a system call, whose lower 32 bits decide: the kernel ignores or refuses others.
+
+    Attributes:
+        index: The argument's index.
+        mask: The bits that are tested.
+        values: The values that these bits may have.
+    """
+
+    index: int
+    mask: int
+    values: tuple[int, ...]
+
+
+_ALL = 0xFFFFFFFF
+_NOT_EXECUTABLE = Condition(2, _ALL & ~0x3, (0,))  # nothing but PROT_READ and PROT_WRITE
+# One of a clip's own clocks. Negative numbers are clocks of other processes.
+_FIXED_CLOCK = Condition(0, 0x80000000, (0,))
+# Name: conditions that must all hold. The numbers are equal on both machines.
+CONDITIONS: Mapping[str, tuple[Condition, ...]] = MappingProxyType(
+    {
+        # MAP_PRIVATE | MAP_ANONYMOUS, perhaps with MAP_NORESERVE: no files, nothing shared, no huge or locked pages
+        "mmap": (_NOT_EXECUTABLE, Condition(3, _ALL & ~0x4000, (0x22,))),
+        "mprotect": (_NOT_EXECUTABLE,),
+        "mremap": (Condition(3, _ALL & ~0x1, (0,)),),  # nothing but MREMAP_MAYMOVE, which realloc uses
+        "madvise": (Condition(2, _ALL, (14,)),),  # MADV_HUGEPAGE, for glibc's tunable (see ``processes``)
+        # FUTEX_WAIT, FUTEX_WAKE and FUTEX_WAIT_BITSET, perhaps with FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
+        "futex": (Condition(1, _ALL & ~0x180, (0, 1, 9)),),
+        "clock_gettime": (_FIXED_CLOCK,),
+        "clock_nanosleep": (_FIXED_CLOCK,),
+    }
+)
+# platform.machine(): (column of the table above, AUDIT_ARCH_* of linux/audit.h).
 MACHINES: Mapping[str, tuple[int, int]] = MappingProxyType({"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)})
 
-# Instructions of linux/filter.h and linux/bpf_common.h: load a word of the data, jump, return.
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
+# Instructions of linux/filter.h and linux/bpf_common.h: load a word of the data, mask it, jump, return.
+_LOAD, _AND, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 # struct seccomp_data of linux/seccomp.h: int nr; u32 arch; u64 instruction_pointer; u64 args[6], little-endian.
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-
-_PROT_EXEC = 0x4
-_MAP_ANONYMOUS = 0x20
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
 
 def program(machine: str) -> bytes:
     """Return the filter as an array of ``struct sock_filter``.
-
-    ``mmap`` is allowed for anonymous memory that is not executable, ``mprotect`` if it does not make memory executable.
 
     Args:
         machine: A key of ``MACHINES``.
@@ -74,19 +106,16 @@ def program(machine: str) -> bytes:
         KeyError: The machine's system call numbers are not known.
     """
     column, arch = MACHINES[machine]
-    number = {name: numbers[column] for name, numbers in {**ALLOWED, **CONDITIONAL}.items()}
-    allow, deny = _instruction(_RETURN, _ALLOW), _instruction(_RETURN, _ERRNO | errno.EPERM)
     parts = [
         _instruction(_LOAD, _ARCH),
         _instruction(_JUMP_IF_EQUAL, arch, 1, 0),
         _instruction(_RETURN, _KILL),  # 32-bit system calls have other numbers
         _instruction(_LOAD, _NUMBER),
     ]
-    parts += [_on_call(number[name], allow) for name in ALLOWED]
-    # Neither map a file nor make memory executable.
-    parts.append(_on_call(number["mmap"], _if_flag(3, _MAP_ANONYMOUS, _if_flag(2, _PROT_EXEC, deny, allow), deny)))
-    parts.append(_on_call(number["mprotect"], _if_flag(2, _PROT_EXEC, deny, allow)))
-    return b"".join([*parts, deny])
+    for name, numbers in ALLOWED.items():
+        checks = b"".join(map(_require, CONDITIONS.get(name, ()))) + _instruction(_RETURN, _ALLOW)
+        parts += [_instruction(_JUMP_IF_EQUAL, numbers[column], 0, len(checks) // 8), checks]
+    return b"".join([*parts, _deny()])
 
 
 def install(libc: ctypes.CDLL) -> bool:
@@ -108,16 +137,14 @@ def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -
     return struct.pack("HBBI", code, if_true, if_false, operand)
 
 
-def _load_argument(index: int) -> bytes:
-    """Load the lower 32 bits of an argument, which hold all flags that are tested."""
-    return _instruction(_LOAD, _ARGUMENTS + 8 * index)
+def _deny() -> bytes:
+    return _instruction(_RETURN, _ERRNO | errno.EPERM)
 
 
-def _on_call(number: int, then: bytes) -> bytes:
-    """Run ``then``, which must end in a return, for one system call."""
-    return _instruction(_JUMP_IF_EQUAL, number, 0, len(then) // 8) + then
-
-
-def _if_flag(index: int, flag: int, then: bytes, otherwise: bytes) -> bytes:
-    """Run ``then``, which must end in a return, if the argument has the flag, else ``otherwise``."""
-    return _load_argument(index) + _instruction(_JUMP_IF_SET, flag, 0, len(then) // 8) + then + otherwise
+def _require(condition: Condition) -> bytes:
+    """Go on if the condition holds, else deny the call."""
+    values = condition.values
+    load = _instruction(_LOAD, _ARGUMENTS + 8 * condition.index) + _instruction(_AND, condition.mask)
+    # Each jump skips the jumps after it and the denial.
+    jumps = (_instruction(_JUMP_IF_EQUAL, value, len(values) - n, 0) for n, value in enumerate(values))
+    return b"".join([load, *jumps, _deny()])

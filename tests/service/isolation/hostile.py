@@ -45,6 +45,8 @@ def _getpid_32() -> Callable[[], int]:
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_ssize_t
 LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+LIBC.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 socket.getaddrinfo("127.0.0.1", 9)  # imports a text encoding, which the sandbox would not allow
 # The names that a program can use, because nothing can be imported in the sandbox.
@@ -53,6 +55,7 @@ TOOLS = {
     "CorruptClip": CorruptClip,
     "libc": LIBC,
     "refuse": refuse,
+    "new_page": lambda: LIBC.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0),
     "getpid_32": _getpid_32(),
     **{
         module.__name__: module

@@ -341,7 +341,9 @@ class TestClose:
         assert decoding() == []
 
     def test_the_service_does_not_start_without_a_required_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(DecoderProcesses, "grants", Grants(rlimits=True, no_new_privs=True, seccomp=True))
+        monkeypatch.setattr(
+            DecoderProcesses, "grants", Grants(rlimits=True, no_new_privs=True, no_capabilities=True, seccomp=True)
+        )
         servers = fork_servers()
         with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set, but this system lacks landlock"):
             start_decoders(DecodeLimits(), memory_bytes=2**30, require_sandbox=True)

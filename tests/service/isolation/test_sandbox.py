@@ -1,15 +1,20 @@
 """The sandbox, tested from inside: hostile code runs in a real decoder process, and each thing it tries is refused."""
 
+import asyncio
+import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 
 import pytest
 
 from service.errors import CorruptClip, DecoderCrashed
-from service.isolation import seccomp
 from service.isolation.processes import DecoderProcesses
+from tests.processes import decoders, until
+from tests.service.isolation import kernel
 from tests.service.isolation.hostile import take_over
 
 pytestmark = pytest.mark.anyio
@@ -62,21 +67,128 @@ PROCESSES = {
     "leave its namespace": "refuse(libc.unshare(0x10000000))",
     "make memory executable": "memory = libc.mmap(None, 4096, 3, 0x22, -1, 0); refuse(libc.mprotect(memory, 4096, 5))",
     "map executable memory": "refuse(libc.mmap(None, 4096, 7, 0x22, -1, 0))",
+    "map shared memory": "refuse(libc.mmap(None, 4096, 3, 0x21, -1, 0))",
+    "map locked memory": "refuse(libc.mmap(None, 4096, 3, 0x2022, -1, 0))",
+    "map huge pages": "refuse(libc.mmap(None, 2**21, 3, 0x40022, -1, 0))",
+    "move memory to a chosen address": "refuse(libc.mremap(new_page(), 4096, 4096, 3, new_page()))",
+    "read the clock of its parent": "time.clock_gettime(~SERVER << 3 | 2)",
+    "get a capability back": "refuse(libc.capset(b'\\x22\\x05\\x08\\x20' + bytes(4), b'\\1' * 24))",
 }
 
 
 async def outcome(decoders: DecoderProcesses, program: str) -> str:
     """Run a program in a decoder process, and return its outcome (see ``hostile.py``)."""
-    if decoders.grants.missing:
-        pytest.skip(f"this kernel lacks {', '.join(decoders.grants.missing)}")
+    if "seccomp" in kernel.missing_layers():
+        pytest.skip("needs a kernel with seccomp")
     with pytest.raises(CorruptClip) as error:
         await decoders.decode(take_over(program))
     return str(error.value)
 
 
+def test_every_layer_that_the_kernel_has_is_granted(hostile: DecoderProcesses) -> None:
+    lacking = kernel.missing_layers()
+
+    assert hostile.grants.missing == lacking
+    assert hostile.grants.landlock == kernel.landlock_version()
+    if lacking:
+        pytest.skip(f"needs a kernel with {' and '.join(lacking)}")  # which CI has to have
+
+
+async def test_the_kernel_shows_a_decoder_in_the_sandbox(start_hostile: Callable[..., DecoderProcesses]) -> None:
+    if "seccomp" in kernel.missing_layers():
+        pytest.skip("needs a kernel with seccomp")
+    hanging = asyncio.create_task(start_hostile(30).decode(take_over("while True: pass")))
+    # It enters the sandbox after it has been named; seccomp is its last layer.
+    await asyncio.to_thread(until, lambda: any(kernel.status(pid)["Seccomp"] == "2" for pid in decoders(os.getpid())))
+    (decoder,) = decoders(os.getpid())
+    status, limits = kernel.status(decoder), kernel.limits(decoder)
+    hanging.cancel()
+
+    none = "0000000000000000"
+    assert {name: status[name] for name in ("NoNewPrivs", "Threads", "CapInh", "CapPrm", "CapEff", "CapAmb")} == {
+        "NoNewPrivs": "1",
+        "Threads": "1",
+        **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), none),
+    }
+    if int(kernel.status()["CapEff"], 16) & 1 << 8:  # CAP_SETPCAP, without which no process can change its bounding set
+        assert status["CapBnd"] == none
+    names = ("Max cpu time", "Max processes", "Max file size", "Max open files", "Max core file size")
+    assert [limits[name] for name in names] == ["31", "0", "0", "0", "0"]
+    memory_bytes = 1024 * int(status["VmSize"].split()[0])
+    assert 2**29 < int(limits["Max address space"]) - memory_bytes <= 2**30
+
+
+@pytest.mark.parametrize("privileges", ["", "ambient", "ordinary"])
+def test_capabilities_are_dropped_whoever_runs_the_service(privileges: str) -> None:
+    if privileges and os.geteuid() != 0:
+        pytest.skip("this kernel lacks other users for this user")
+    program = r"""
+        import ctypes, os, sys
+        from pathlib import Path
+        from service.isolation import capabilities
+
+        libc = ctypes.CDLL(None)
+        if sys.argv[1]:
+            keep = sys.argv[1] == "ambient"
+            assert libc.prctl(8, keep, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+            os.setresuid(65534, 65534, 65534)
+            if keep:  # net_raw, effective, permitted, inheritable and ambient
+                assert libc.capset(b"\x22\x05\x08\x20" + bytes(4), b"\x00\x20\x00\x00" * 3 + bytes(12)) == 0
+                assert libc.prctl(47, 2, 13, 0, 0) == 0  # PR_CAP_AMBIENT_RAISE
+        print(capabilities.drop_all(libc), Path("/proc/self/status").read_text())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), privileges]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert ended.stdout.startswith("True")
+    sets = re.findall(r"Cap(Inh|Prm|Eff|Amb):\t(\w+)", ended.stdout)
+    assert sets == [(name, "0" * 16) for name in ("Inh", "Prm", "Eff", "Amb")]
+
+
+@pytest.mark.parametrize(
+    ("refused", "error", "missing"),
+    [
+        ("landlock", "ENOSYS", "landlock"),
+        ("landlock", "EOPNOTSUPP", "landlock"),  # turned off when the kernel was started
+        ("landlock_ruleset", "EINVAL", "landlock"),
+        ("landlock_restrict", "E2BIG", "landlock"),
+        ("seccomp", "EINVAL", "seccomp"),
+        ("capset", "EPERM", "no_capabilities"),
+    ],
+)
+def test_the_service_does_not_start_under_a_kernel_that_refuses_a_required_layer(
+    refused: str, error: str, missing: str
+) -> None:
+    if kernel.missing_layers():
+        pytest.skip(f"needs a kernel with {' and '.join(kernel.missing_layers())}")
+    if refused == "capset" and kernel.status()["CapPrm"].strip("0") == "":
+        pytest.skip("this kernel lacks capabilities for this user, who thus has none to drop")
+    program = "from service.isolation.processes import *; start_decoders(DecodeLimits(), memory_bytes=2**30, {})"
+    start = [sys.executable, "-m", "tests.refusing", refused, error, sys.executable, "-c"]
+    tolerant = subprocess.run([*start, program.format("")], capture_output=True, text=True, check=True)
+    strict = subprocess.run(
+        [*start, program.format("require_sandbox=True")], capture_output=True, text=True, check=False
+    )
+
+    assert tolerant.stderr == f"the decoder sandbox lacks {missing}; `limelight doctor` shows the remedies\n"
+    assert strict.returncode == 1
+    assert f"LIMELIGHT_REQUIRE_SANDBOX is set, but this system lacks {missing};" in strict.stderr
+
+
 @pytest.mark.parametrize("act", [*FILES, *DESCRIPTORS, *NETWORK, *PROCESSES])
 async def test_a_decoder_is_denied(hostile: DecoderProcesses, act: str) -> None:
     assert await outcome(hostile, {**FILES, **DESCRIPTORS, **NETWORK, **PROCESSES}[act]) == "EPERM"
+
+
+async def test_a_decoder_can_advise_the_kernel_to_use_huge_pages_and_nothing_else(hostile: DecoderProcesses) -> None:
+    program = """
+        page, tolerated = new_page(), []
+        for advice in range(256):
+            if libc.madvise(page, 4096, advice) == 0 or ctypes.get_errno() != errno.EPERM:
+                tolerated.append(advice)
+        raise CorruptClip(str(tolerated))
+    """
+    assert await outcome(hostile, program) == "[14]"
 
 
 async def test_a_decoder_cannot_allocate_8_gib(hostile: DecoderProcesses) -> None:
@@ -143,7 +255,3 @@ def test_the_other_layers_deny_files_and_memory_without_seccomp() -> None:
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
 
     assert ended.stdout == "['seccomp'] EMFILE ENOMEM\nEACCES\n"
-
-
-def test_the_filter_exists_for_x86_64_and_aarch64() -> None:
-    assert {name for name in seccomp.MACHINES if len(seccomp.program(name)) % 8 == 0} == {"x86_64", "aarch64"}
