@@ -2,8 +2,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder lint bench bench-answer bench-process bench-decode \
-  docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile lock clean
+.PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder mutate lint bench bench-answer \
+  bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 override VARIANT := $(or $(VARIANT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
@@ -107,6 +107,9 @@ soak: setup ## Look for leaks in half an hour of good and bad clips and lost cli
 
 fuzz-decoder: setup ## Decode damaged clips for ten minutes (ARGS="--seconds 60")
 	$(BIN)/python -m tests.fuzz_decoder $(ARGS)
+
+mutate: setup ## Look for changes of the code that no test notices (ARGS="--modules service/isolation --sample 20 --seed 1")
+	$(BIN)/python -m tests.mutate $(ARGS)
 
 docker-test: setup ## Build the images and test the containers; needs a Docker engine (ARGS="-k gateway")
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)

@@ -93,6 +93,7 @@ def test_every_right_and_scope_that_a_version_knows_is_denied(version: int) -> N
 )
 def test_a_kernel_that_refuses_lacks_landlock(answers: Kernel) -> None:
     assert deny_all(answers) == 0
+    assert not answers.restricted
 
 
 # What a process tries whose only layer is Landlock, and the version from which on it is denied.
