@@ -137,23 +137,27 @@ class Tester:
         if not stages or self._detects(Mutant(module, 0, "", "", source), stages, 3600):
             sys.exit(f"{module} has no tests, or they fail without a change")
         timeout_s = 60 + 3 * (time.monotonic() - started)
+        say(f"\n{module}: {len(drawn)} mutants")
+        survived = 0
         with ThreadPoolExecutor(self._jobs) as pool:
-            detected = list(pool.map(lambda mutant: self._detects(mutant, stages, timeout_s), drawn))
-        survivors = [mutant for mutant, found in zip(drawn, detected, strict=True) if not found]
-        say(f"\n{module}: {len(drawn)} mutants, {len(survivors)} survived")
-        for mutant in survivors:
-            say(f"- {module}:{mutant.line}: `{mutant.original}` → `{mutant.changed}`")
-        return len(survivors)
+            detected = pool.map(lambda mutant: self._detects(mutant, stages, timeout_s), drawn)
+            for mutant, found in zip(drawn, detected, strict=True):
+                if not found:
+                    survived += 1
+                    say(f"- {module}:{mutant.line}: `{mutant.original}` → `{mutant.changed}`")
+        return survived
 
     def _detects(self, mutant: Mutant, stages: list[list[str]], timeout_s: float) -> bool:
         """Return whether a test fails on a mutant, or does not end."""
-        copied = self._copies.get()
+        checkout = self._copies.get()
+        file = checkout / mutant.module
+        original = file.read_bytes()
         try:
-            (copied / mutant.module).write_text(mutant.source)
-            return any(not passes(copied, tests, timeout_s) for tests in stages)
+            file.write_text(mutant.source)
+            return any(not passes(checkout, tests, timeout_s) for tests in stages)
         finally:
-            (copied / mutant.module).write_bytes((self._root / mutant.module).read_bytes())
-            self._copies.put(copied)
+            file.write_bytes(original)
+            self._copies.put(checkout)
 
 
 def passes(checkout: Path, tests: list[str], timeout_s: float) -> bool:

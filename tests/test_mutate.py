@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -31,11 +32,13 @@ def test_mutants_that_no_test_notices_are_reported_and_the_checkout_is_not_chang
         file.write_text(text)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "tests.mutate", f"--root={tmp_path}", "--modules", "service"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    # Without plugins, which take longer to load than these tests.
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
     assert ended.stdout.splitlines() == [
         "",
-        "service/tiny.py: 3 mutants, 2 survived",
+        "service/tiny.py: 3 mutants",
         "- service/tiny.py:5: `number > 0` → `number >= 0`",
         "- service/tiny.py:5: `0` → `1`",
         "",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,7 @@ async def test_the_kernel_shows_a_decoder_in_the_sandbox(start_hostile: Callable
     await asyncio.to_thread(until, lambda: any(kernel.status(pid)["Seccomp"] == "2" for pid in decoders(os.getpid())))
     (decoder,) = decoders(os.getpid())
     status, limits = kernel.status(decoder), kernel.limits(decoder)
+    oom_score_adj = Path(f"/proc/{decoder}/oom_score_adj").read_text()
     hanging.cancel()
 
     none = "0000000000000000"
@@ -113,6 +115,8 @@ async def test_the_kernel_shows_a_decoder_in_the_sandbox(start_hostile: Callable
         assert status["CapBnd"] == none
     names = ("Max cpu time", "Max processes", "Max file size", "Max open files", "Max core file size")
     assert [limits[name] for name in names] == ["31", "0", "0", "0", "0"]
+    if os.access("/proc/self/oom_score_adj", os.W_OK):
+        assert oom_score_adj == "1000\n"
     memory_bytes = 1024 * int(status["VmSize"].split()[0])
     assert 2**29 < int(limits["Max address space"]) - memory_bytes <= 2**30
 
@@ -205,9 +209,14 @@ async def test_a_decoder_can_compute_and_decode_in_the_sandbox(hostile: DecoderP
     assert (await hostile.decode(clip)).facts.frames == 50
 
 
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_the_other_layers_deny_files_and_memory_without_seccomp() -> None:
     program = """
-        import errno, os
+        import ctypes, errno, os, resource
         import numpy as np
         from service.isolation import sandbox, seccomp
 
@@ -219,11 +228,23 @@ def test_the_other_layers_deny_files_and_memory_without_seccomp() -> None:
             except OSError as error:
                 return errno.errorcode[error.errno]
 
+        sandbox.die_with_parent(os.getppid())
+        resource.setrlimit(resource.RLIMIT_CPU, (7, 7))  # a limit that is lower is kept
         seccomp.install = lambda libc: False
         grants = sandbox.enter_sandbox(memory_bytes=2**30, cpu_s=60)
         print(grants.missing, error_of(os.pipe), error_of(lambda: np.ones(2**30)))
         print(error_of(lambda: os.mkdir("/tmp/made-by-a-clip")) if grants.landlock else "EACCES")
+        signal = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(signal), 0, 0, 0)  # PR_GET_PDEATHSIG
+        print(resource.getrlimit(resource.RLIMIT_CPU), signal.value, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # dumpable
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    missing = [layer for layer in kernel.missing_layers() if layer != "seccomp"] + ["seccomp"]
 
-    assert ended.stdout == "['seccomp'] EMFILE ENOMEM\nEACCES\n"
+    assert run(program).stdout == f"{missing} EMFILE ENOMEM\nEACCES\n(7, 7) 9 0\n"
+
+
+@pytest.mark.parametrize(("parent", "exit_code"), [("os.getppid()", 0), ("0", 1)])
+def test_a_process_whose_parent_has_ended_ends(parent: str, exit_code: int) -> None:
+    program = f"import os; from service.isolation.sandbox import die_with_parent; die_with_parent({parent})"
+
+    assert run(program).returncode == exit_code
