@@ -15,14 +15,13 @@ def drop_all(libc: ctypes.CDLL) -> bool:
     """Drop every capability of this process for good. It must have set ``no_new_privs``.
 
     The kernel drops ambient capabilities along with permitted ones. The bounding set, from which programs may get
-    capabilities, can be emptied by root only; ``no_new_privs`` keeps programs from getting any.
+    capabilities, can be reduced with CAP_SETPCAP only; without, ``no_new_privs`` keeps programs from getting any.
 
     Returns:
         Whether the process has no capability now, as the kernel reports it.
     """
-    capability = 0
-    while libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:  # fails after the last one, or without CAP_SETPCAP
-        capability += 1
+    for capability in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     header = struct.pack("Ii", _VERSION_3, 0)  # 0: this process
     libc.capset(header, bytes(4 * _WORDS))
     left = ctypes.create_string_buffer(b"\xff" * 4 * _WORDS, 4 * _WORDS)
