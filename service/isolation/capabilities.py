@@ -20,7 +20,7 @@ def drop_all(libc: ctypes.CDLL) -> bool:
     Returns:
         Whether the process has no capability now, as the kernel reports it.
     """
-    for capability in range(64):
+    for capability in range(64):  # as many as a set has room for
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     header = struct.pack("Ii", _VERSION_3, 0)  # 0: this process
     libc.capset(header, bytes(4 * _WORDS))
