@@ -51,7 +51,8 @@ def running_server(bundle: Path) -> Iterator[str]:
             if not ready:
                 stderr.seek(0)
                 lines = stderr.read().strip().splitlines() or [f"it ended with exit code {process.returncode}"]
-                raise CommandError(f"the server did not start: {lines[-1].removeprefix('limelight: ')}")
+                reason = lines[-1].removeprefix("limelight: ").replace(str(bundle.absolute()), str(bundle))
+                raise CommandError(f"the server did not start: {reason}")
             yield url
         finally:
             _stop(process)
