@@ -1,6 +1,6 @@
 """The fork server: a program from which one decoder process is forked for each clip.
 
-``processes.DecoderProcesses`` starts it as ``python -m service.isolation.forkserver SOCKET MEMORY_BYTES LIMITS``. It
+``processes.DecoderProcesses`` starts it as ``python -P -m service.isolation.forkserver SOCKET MEMORY_BYTES LIMITS``. It
 imports PyAV and decodes a clip once, which fills FFmpeg's tables, so that a forked process has nothing left to do but
 decode. One process is always forked ahead and waits for the next clip.
 
