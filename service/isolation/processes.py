@@ -453,18 +453,21 @@ class _ForkServer:
         variables = without_relative_paths(os.environ)
         inherited = {name: variables[name] for name in INHERITED_VARIABLES & variables.keys()}
         try:
-            self._answer = _create_answer_file()  # of the next clip
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._process = subprocess.Popen(  # noqa: S603 (a module of this package)
-                    # Without -P, or in the current folder, a file that happens to lie there would be imported.
-                    [sys.executable, "-P", "-m", program, str(theirs.fileno()), *arguments],
-                    stdin=subprocess.DEVNULL,
-                    cwd="/",
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # otherwise a signal to the group could end it before it ignores signals
-                    env=inherited | ADDED_VARIABLES,
-                )
+            with contextlib.ExitStack() as opened:
+                self._answer = opened.enter_context(_create_answer_file())  # of the next clip
+                self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                opened.enter_context(self._control)
+                with theirs:
+                    self._process = subprocess.Popen(  # noqa: S603 (a module of this package)
+                        # Without -P, or in the current folder, a file that happens to lie there would be imported.
+                        [sys.executable, "-P", "-m", program, str(theirs.fileno()), *arguments],
+                        stdin=subprocess.DEVNULL,
+                        cwd="/",
+                        pass_fds=[theirs.fileno()],
+                        start_new_session=True,  # otherwise a signal to the group could end it before it ignores them
+                        env=inherited | ADDED_VARIABLES,
+                    )
+                opened.pop_all()
         except OSError as error:
             raise DecodersError(
                 f"clips cannot be decoded: `python -m {program}` cannot be started ({error.strerror}); free memory, or "
