@@ -40,7 +40,7 @@ def load_model(settings: Settings, metrics: Metrics) -> Model:
     return Model(bundle, engine, max_queue=settings.max_queue, on_batch=metrics.batch_size.observe)
 
 
-def load_decoders(settings: Settings) -> DecoderProcesses:
+def load_decoders(settings: Settings, metrics: Metrics) -> DecoderProcesses:
     """Start the decoder processes with the limits that the settings name. Takes half a second.
 
     Raises:
@@ -55,6 +55,7 @@ def load_decoders(settings: Settings) -> DecoderProcesses:
         ),
         memory_bytes=settings.decode_memory_bytes,
         require_sandbox=settings.require_sandbox,
+        on_restart=metrics.fork_server_restarts.inc,
     )
 
 
@@ -76,7 +77,7 @@ def start_pipeline(model: Model, settings: Settings, metrics: Metrics) -> Pipeli
         DecodersError: The decoder processes cannot be started, or the sandbox lacks a layer that the settings require.
     """
     try:
-        decoders = load_decoders(settings)
+        decoders = load_decoders(settings, metrics)
     except BaseException:
         model.close()
         raise

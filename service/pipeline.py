@@ -113,11 +113,17 @@ class Pipeline:
         metrics.capacity_clips.set_function(lambda: self._admission.capacity)
         for layer, granted in asdict(decoders.grants).items():
             metrics.sandbox.labels(layer).set(bool(granted))
+        metrics.decoders_available.set_function(lambda: decoders.problem is None)
 
     @property
     def alive(self) -> bool:
         """Whether clips can still be answered."""
         return self.model.alive
+
+    @property
+    def decoders_problem(self) -> str | None:
+        """Why no clip can be decoded at the moment; ``None`` if clips can be decoded."""
+        return self._decoders.problem
 
     def check_admission(self, deadline: float) -> None:
         """Check whether ``predict`` would admit a clip now.
@@ -155,7 +161,7 @@ class Pipeline:
             Overloaded: No place is free, or the answer would not be ready in time.
             DeadlineExceeded: The answer was not ready in time.
             EngineStopped: The engine has died.
-            DecodersError: The decoders died and cannot be started again.
+            DecodersError: No decoder process can be started, or they did not answer.
         """
         stages = stages or Stages()
         async with self._place(deadline):

@@ -190,7 +190,7 @@ class Settings(BaseSettings):
     max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
     max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, as width × height.")
     max_frames: int = Field(20_000, ge=1, description="Largest number of frames in a clip.")
-    decode_timeout_s: float = Field(20.0, gt=0, description="Longest time that decoding one clip may take.")
+    decode_timeout_s: float = Field(20.0, gt=0, description="Longest processor time that decoding one clip may take.")
     decode_memory_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that decoding one clip may use.")
     decode_workers: int = Field(
         default_factory=lambda: math.ceil(processors()),

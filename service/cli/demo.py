@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from service.environment import without_relative_paths
 from service.errors import CommandError
 
 START_TIMEOUT_S = 300
@@ -34,10 +35,15 @@ def running_server(bundle: Path) -> Iterator[str]:
         CommandError: The server did not start.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "service.cli", "serve", f"--bundle={bundle}", "--host=127.0.0.1", f"--port={port}"]
-    environment = {name: value for name, value in os.environ.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
+    # Without -P, or in the current folder, a file that happens to lie there would be imported.
+    command = [sys.executable, "-P", "-m", "service.cli", "serve"]
+    options = [f"--bundle={bundle.absolute()}", "--host=127.0.0.1", f"--port={port}"]
+    environment = without_relative_paths(os.environ)
+    environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)  # noqa: S603 - our own command
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [*command, *options], stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=environment
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             with Console(stderr=True).status(f"Starting a server on port {port} …"):
@@ -45,7 +51,8 @@ def running_server(bundle: Path) -> Iterator[str]:
             if not ready:
                 stderr.seek(0)
                 lines = stderr.read().strip().splitlines() or [f"it ended with exit code {process.returncode}"]
-                raise CommandError(f"the server did not start: {lines[-1].removeprefix('limelight: ')}")
+                reason = lines[-1].removeprefix("limelight: ").replace(str(bundle.absolute()), str(bundle))
+                raise CommandError(f"the server did not start: {reason}")
             yield url
         finally:
             _stop(process)

@@ -92,7 +92,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             "The clip's resolution is too high",
             "frames of 7680×4320 have more than the 9500000 pixels allowed",
         ),
-        "decode_timeout": Kind(422, "The clip took too long to decode", "the clip takes more than 20 s to decode"),
+        "decode_timeout": Kind(
+            422, "The clip took too long to decode", "the clip takes more than 20 s of processor time to decode"
+        ),
         "decoder_crashed": Kind(
             422,
             "The clip could not be decoded",

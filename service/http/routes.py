@@ -84,10 +84,15 @@ async def live() -> Health:
 
 
 @router.get(
-    "/health/ready", responses=example_response({"status": "ready"}) | problem_responses("not_ready", "draining")
+    "/health/ready",
+    responses=example_response({"status": "ready"})
+    | problem_responses("not_ready", "decoders_unavailable", "draining"),
 )
 async def ready(_: ReadyPipeline) -> Health:
-    """Check whether to send predictions here: the model is warmed up, and the service is not shutting down."""
+    """Check whether to send predictions here.
+
+    The model is warmed up, decoder processes can be started, and the service is not shutting down.
+    """
     return Health(status="ready")
 
 

@@ -50,7 +50,8 @@ class Serving:
     @property
     def ready(self) -> bool:
         """Whether gateways may send further requests to this instance."""
-        return self.pipeline is not None and self.pipeline.alive and not self.draining
+        pipeline = self.pipeline
+        return pipeline is not None and pipeline.alive and not pipeline.decoders_problem and not self.draining
 
     @property
     def loading(self) -> bool:
@@ -143,11 +144,13 @@ WarmPipeline = Annotated[Pipeline, Depends(_warm_pipeline)]
 async def _ready_pipeline(serving: ServingState, pipeline: WarmPipeline) -> Pipeline:
     if serving.draining:
         raise _shutting_down()
+    if problem := pipeline.decoders_problem:
+        raise Problem("decoders_unavailable", problem)
     return pipeline
 
 
 ReadyPipeline = Annotated[Pipeline, Depends(_ready_pipeline)]
-"""The pipeline, for routes that are refused as soon as shutdown begins."""
+"""The pipeline, for routes that say whether gateways may send further requests."""
 
 
 async def _open_pipeline(serving: ServingState, pipeline: WarmPipeline) -> Pipeline:

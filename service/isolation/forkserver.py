@@ -1,6 +1,6 @@
 """The fork server: a program from which one decoder process is forked for each clip.
 
-``processes.DecoderProcesses`` starts it as ``python -m service.isolation.forkserver SOCKET MEMORY_BYTES LIMITS``. It
+``processes.DecoderProcesses`` starts it as ``python -P -m service.isolation.forkserver SOCKET MEMORY_BYTES LIMITS``. It
 imports PyAV and decodes a clip once, which fills FFmpeg's tables, so that a forked process has nothing left to do but
 decode. One process is always forked ahead and waits for the next clip.
 
@@ -8,14 +8,19 @@ The protocol runs over Unix sockets of the type ``SOCK_SEQPACKET``. Descriptors 
 nothing.
 
 1. The service sends a descriptor on the control socket: the file for the first clip's answer.
-2. When the fork server is ready, it sends the layers of the sandbox (``Grants``) as JSON.
+2. When the fork server is ready, it sends the layers of the sandbox (``Grants``) as JSON. From then on it sends its
+   state each second and whenever it changes: ``OK``, or the reason why no process can be forked, which it tries again
+   each second. A fork server that sends nothing for several seconds is replaced.
 3. For each clip the service sends three descriptors: the clip, a socket for this clip, and the file for the *next*
    clip's answer. The process that is forked ahead maps that file before its clip arrives.
-4. A decoder process writes its answer into the file and closes its channel to the fork server, which is all that the
-   sandbox allows it to do with the channel. The fork server kills it and sends ``DONE`` on the clip's socket; once the
-   process has ended, it sends the wait status in decimal digits.
-5. When the service shuts the clip's socket down, the fork server kills the process.
-6. When the control socket is closed, the fork server kills every process and ends.
+4. A decoder process sends a byte on its channel to the fork server when it is ready for its clip. Once it has its
+   clip, the sandbox allows it only to close the channel, which it does when it has written its answer into the file.
+   The fork server kills it and sends ``DONE`` on the clip's socket; once the process has ended, it sends the wait
+   status and the processor time in seconds, as in ``b"9 20.5"``.
+5. If no process can be forked for a clip, or the process ends before it is ready, the fork server sends ``UNAVAILABLE``
+   on the clip's socket instead.
+6. When the service shuts the clip's socket down, the fork server kills the process.
+7. When the control socket is closed, the fork server kills every process and ends.
 
 No clip is started while a killed process has not ended, so that no more clips than the service allows are in memory.
 """
@@ -34,6 +39,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +49,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 import av
 import numpy as np
 
-from service.errors import ClipError, DecoderCrashed
+from service.errors import ClipError
 from service.isolation.sandbox import die_with_parent, enter_sandbox
 from service.video.decoder import IMAGE_SIZE, DecodedClip, DecodeLimits, Image, decode_clip
 from service.video.sampling import FRAME_COUNT
@@ -52,10 +58,14 @@ from service.video.sampling import FRAME_COUNT
 FRAMES_SHAPE = (FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
 FRAMES_BYTES = math.prod(FRAMES_SHAPE)
 ANSWER_BYTES = FRAMES_BYTES + 64 * 1024
-DONE = b"done"  # on a clip's socket
+DONE, UNAVAILABLE = b"done", b"unavailable"  # on a clip's socket
+OK = b"ok"  # on the control socket
+BEAT_S = 1.0  # between two messages about the fork server's state
+OUT_OF_MEMORY = 77  # exit code of a process that may not use as much memory as its clip needs
 # Four frames of 64×48 from `model_export.rendering`, committed because the service itself renders nothing.
 WARM_UP_CLIP = Path(__file__).with_name("warmup.mp4")
-MAX_ERROR_CHARACTERS = 8000  # each takes up to six bytes of JSON, and the report has room for 64 KiB
+MAX_DETAIL_CHARACTERS = 500  # of the text of a ``ClipError``
+MAX_FAILURE_CHARACTERS = 8000  # of a traceback; each takes up to six bytes of JSON, and the report has room for 64 KiB
 
 Decode = Callable[[BinaryIO, DecodeLimits, Image], DecodedClip]
 
@@ -77,11 +87,20 @@ class Decoder:
     warm_up_clip: bytes
 
     def fork(self, answer: int) -> "DecoderProcess":
-        """Fork a process that waits for its clip and will write to the file with the descriptor ``answer``."""
+        """Fork a process that waits for its clip and will write to the file with the descriptor ``answer``.
+
+        Raises:
+            OSError: The kernel refuses, for example because of a limit on the number of processes.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         with theirs:
-            return DecoderProcess(os.fork() or self._run(theirs, answer, parent), ours)
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            return DecoderProcess(pid or self._run(theirs, answer, parent), ours)
 
     def _run(self, channel: socket.socket, answer: int, parent: int) -> NoReturn:
         """Receive a clip, decode it in the sandbox, write the answer, and exit. Runs in the forked process."""
@@ -93,16 +112,17 @@ class Decoder:
             channel = socket.socket(fileno=_close_all_but(channel.detach()))
             # A forked process copies each page when it first writes to it: do so now, while no request waits for it.
             self.decode(io.BytesIO(self.warm_up_clip), DecodeLimits(), frames)
+            channel.send(b".")
             clip = io.FileIO(_receive_clip(channel), closefd=False)
             clip.seek(0)
             try:
                 report = self._decode(cast(BinaryIO, clip), frames)
             except ClipError as error:
-                report = {"code": error.code, "detail": str(error)[:MAX_ERROR_CHARACTERS]}
+                report = {"code": error.code, "detail": str(error)[:MAX_DETAIL_CHARACTERS]}
             except MemoryError:
-                report = {"code": DecoderCrashed.code, "detail": "decoding the clip takes more memory than allowed"}
+                os._exit(OUT_OF_MEMORY)
             except BaseException:
-                report = {"failure": traceback.format_exc()[-MAX_ERROR_CHARACTERS:]}
+                report = {"failure": traceback.format_exc()[-MAX_FAILURE_CHARACTERS:]}
             text = json.dumps(report).encode()
             memory[FRAMES_BYTES : FRAMES_BYTES + len(text)] = text
             # The fork server answers the service when the channel is closed, not when this process has ended: the
@@ -114,7 +134,9 @@ class Decoder:
 
     def _decode(self, clip: BinaryIO, frames: Image) -> dict[str, Any]:
         """Enter the sandbox, decode ``clip`` into ``frames``, and return the report."""
-        grants = enter_sandbox(memory_bytes=self.memory_bytes, cpu_s=math.ceil(self.limits.timeout_s + 1))
+        # The limit counts the warm-up, too. It ends a call of a library that takes too long, which nothing else can do.
+        cpu_s = math.ceil(time.process_time() + self.limits.timeout_s + 1)
+        grants = enter_sandbox(memory_bytes=self.memory_bytes, cpu_s=cpu_s)
         decoded = self.decode(clip, self.limits, frames)
         return {
             "facts": asdict(decoded.facts),
@@ -123,25 +145,46 @@ class Decoder:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DecoderProcess:
-    """A forked process, as the fork server sees it. The clip is sent to it over ``channel``."""
+    """A forked process, as the fork server sees it.
+
+    Attributes:
+        pid: Its process id.
+        channel: The socket to it, over which its clip is sent.
+        ready: Whether it has said that it is ready for its clip.
+        caller: The socket on which the service waits for its clip; ``None`` until it has one.
+    """
 
     pid: int
     channel: socket.socket
+    ready: bool = False
+    caller: socket.socket | None = None
 
     def start(self, clip: int) -> None:
         """Send the clip's descriptor. If the process has died, its wait status will show it."""
         with contextlib.suppress(OSError):
             socket.send_fds(self.channel, [b"."], [clip])
 
+    def hear_ready(self) -> bool:
+        """Return whether the process has just said that it is ready. Call it when the channel can be read."""
+        if self.ready:
+            return False
+        with contextlib.suppress(ConnectionError):  # it ended with its clip unread
+            self.ready = bool(self.channel.recv(1))
+        return self.ready
 
-@dataclass(frozen=True, slots=True)
-class RunningClip:
-    """A clip that is being decoded: its process, and the socket on which the service waits for it."""
+    def answer(self, message: bytes) -> None:
+        """Send a message about the clip to the service, if it still waits for one."""
+        if self.caller:
+            with contextlib.suppress(OSError):
+                self.caller.send(message)
 
-    process: DecoderProcess
-    caller: socket.socket
+    def close(self) -> None:
+        """Close the sockets, after the process has ended."""
+        self.channel.close()
+        if self.caller:
+            self.caller.close()
 
 
 class ForkServer:
@@ -155,8 +198,10 @@ class ForkServer:
     def __init__(self, control: socket.socket, decoder: Decoder) -> None:
         self._control = control
         self._decoder = decoder
-        self._clips: dict[int, RunningClip] = {}  # by process id
-        self._killed: set[int] = set()  # process ids in _clips that have not ended yet
+        self._processes: dict[int, DecoderProcess] = {}  # by process id
+        self._killed: set[int] = set()  # process ids in _processes that have not ended yet
+        self._state = OK
+        self._next_beat = 0.0  # on the clock of ``time.monotonic()``
         self._child_ended, wakeup = socket.socketpair()
         self._child_ended.setblocking(False)
         wakeup.setblocking(False)
@@ -166,84 +211,125 @@ class ForkServer:
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
         _, (self._answer,), _, _ = socket.recv_fds(control, 1, 1)
-        self._waiting: DecoderProcess | None = decoder.fork(self._answer)
+        self._waiting = self._fork()  # the process that is forked ahead
 
     def serve(self) -> None:
         """Serve clips until the control socket is closed. Returns when every process has ended."""
         while True:
             requested = False
-            for key, _ in self._selector.select():
+            self._beat()
+            for key, _ in self._selector.select(max(0, self._next_beat - time.monotonic())):
                 if key.fileobj is self._child_ended:
                     self._reap()
                 elif key.fileobj is self._control:
                     requested = True  # handled last: clips cancelled before it arrived must be killed first
                 else:
-                    self._kill(key.data, done=key.fileobj is key.data.process.channel)
+                    self._hear(key.data, on_channel=key.fileobj is key.data.channel)
             if requested and not self._killed and not self._accept():
                 self._kill_all()
                 return
 
+    def _beat(self) -> None:
+        """Fork a process ahead if there is none, and send the state, if it has changed or was sent a second ago."""
+        if time.monotonic() < self._next_beat:
+            return
+        self._waiting = self._waiting or self._fork()
+        self._next_beat = time.monotonic() + BEAT_S
+        with contextlib.suppress(OSError):  # nobody reads it: the service is stopped, or has ended
+            self._control.send(self._state, socket.MSG_DONTWAIT)
+
+    def _set_state(self, state: bytes) -> None:
+        if state != self._state:
+            self._state = state
+            self._next_beat = 0.0
+
+    def _fork(self) -> DecoderProcess | None:
+        """Fork a process and watch its channel. Returns ``None`` if the kernel refuses."""
+        try:
+            process = self._decoder.fork(self._answer)
+        except OSError as error:
+            self._set_state((error.strerror or str(error)).encode())
+            return None
+        self._processes[process.pid] = process
+        self._selector.register(process.channel, selectors.EVENT_READ, process)
+        return process
+
     def _accept(self) -> bool:
         """Start the next clip. Returns False if the control socket is closed."""
-        _, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
+        try:
+            _, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
+        except ConnectionError:  # the service ended without reading every message
+            return False
         if not descriptors:
             return False
         data, caller, next_answer = descriptors
-        process = self._waiting or self._decoder.fork(self._answer)
-        process.start(data)
+        process = self._waiting or self._fork()
+        if process:
+            process.caller = socket.socket(fileno=caller)
+            self._selector.register(process.caller, selectors.EVENT_READ, process)
+            process.start(data)
+        else:
+            with contextlib.suppress(OSError), socket.socket(fileno=caller) as refused:
+                refused.send(UNAVAILABLE)
         os.close(data)
         os.close(self._answer)
         self._answer = next_answer
-        clip = self._clips[process.pid] = RunningClip(process, socket.socket(fileno=caller))
-        self._selector.register(clip.caller, selectors.EVENT_READ, clip)
-        self._selector.register(process.channel, selectors.EVENT_READ, clip)
-        self._waiting = self._decoder.fork(self._answer)
+        self._waiting = self._fork() if process else None
         return True
 
-    def _kill(self, clip: RunningClip, *, done: bool) -> None:
-        """Kill a clip's process, because it is done or because the service no longer waits for it."""
-        pid = clip.process.pid
-        if self._clips.get(pid) is not clip or pid in self._killed:
+    def _hear(self, process: DecoderProcess, *, on_channel: bool) -> None:
+        """Act on a message of a process, or of the service about the process's clip."""
+        if self._processes.get(process.pid) is not process or process.pid in self._killed:
             return  # the process has just been reaped, and its id may be reused; or both events came at once
-        os.kill(pid, signal.SIGKILL)
-        self._unwatch(clip)
+        if on_channel and process.hear_ready():
+            self._set_state(OK)
+        elif process.caller and (process.ready or not on_channel):
+            self._kill(process, done=on_channel)
+        else:  # it has ended before it had a clip or was ready, and will be reaped
+            self._selector.unregister(process.channel)
+
+    def _kill(self, process: DecoderProcess, *, done: bool) -> None:
+        """Kill a clip's process, because it is done or because the service no longer waits for it."""
+        os.kill(process.pid, signal.SIGKILL)
+        self._unwatch(process)
         if not self._killed:
             self._selector.unregister(self._control)  # start no clip until the process has ended
-        self._killed.add(pid)
+        self._killed.add(process.pid)
         if done:
-            with contextlib.suppress(OSError):
-                clip.caller.send(DONE)
+            process.answer(DONE)
 
     def _reap(self) -> None:
-        """Send the wait status of each process that has ended to the service."""
+        """Tell the service of each process that has ended."""
         self._child_ended.recv(4096)
-        while self._clips or self._waiting:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while self._processes:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 break
-            if self._waiting and pid == self._waiting.pid:  # it was killed; the next clip has another forked
-                self._waiting.channel.close()
-                self._waiting = None
-                continue
-            clip = self._clips.pop(pid)
+            process = self._processes.pop(pid)
             if pid not in self._killed:
-                self._unwatch(clip)
+                self._unwatch(process)
             elif len(self._killed) == 1:
                 self._selector.register(self._control, selectors.EVENT_READ)
+            if process is self._waiting:
+                self._waiting = None  # the next beat or clip has another one forked
+            if process.ready or pid in self._killed:
+                process.answer(b"%d %.3f" % (status, usage.ru_utime + usage.ru_stime))
+            else:
+                process.answer(UNAVAILABLE)
+                self._set_state(b"decoder processes end while they start, with wait status %d" % status)
             self._killed.discard(pid)
-            with contextlib.suppress(OSError), clip.process.channel, clip.caller:
-                clip.caller.send(b"%d" % status)
+            process.close()
 
-    def _unwatch(self, clip: RunningClip) -> None:
-        self._selector.unregister(clip.caller)
-        self._selector.unregister(clip.process.channel)
+    def _unwatch(self, process: DecoderProcess) -> None:
+        for watched in (process.channel, process.caller):
+            if watched and watched in self._selector.get_map():
+                self._selector.unregister(watched)
 
     def _kill_all(self) -> None:
         """Kill every process and wait for its end."""
-        pids = [*self._clips, *([self._waiting.pid] if self._waiting else [])]
-        for pid in pids:
+        for pid in self._processes:
             os.kill(pid, signal.SIGKILL)
-        for pid in pids:
+        for pid in self._processes:
             os.waitpid(pid, 0)
 
 

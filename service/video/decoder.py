@@ -13,13 +13,14 @@ from typing import BinaryIO
 import numpy as np
 
 from service.video.limits import DecodeLimits
-from service.video.media import open_video
+from service.video.media import DEMUXERS, open_video
 from service.video.picking import FramePicker
 from service.video.presentation import Presentation
 from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
 from service.video.sampling import FRAME_COUNT, sample_instants
 
 __all__ = [
+    "CONTAINERS",
     "IMAGE_SIZE",
     "RESIZE_REVISION",
     "RESIZE_RULE",
@@ -126,3 +127,7 @@ def decode_clip(
 
 def _short_name(demuxer: str) -> str:
     return "mp4" if demuxer.startswith("mov,") else demuxer.split(",", maxsplit=1)[0]
+
+
+CONTAINERS = frozenset(map(_short_name, DEMUXERS))
+"""Every value that ``ClipFacts.container`` may have."""

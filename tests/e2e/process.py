@@ -87,6 +87,7 @@ def starting(
     *,
     wrapper: Sequence[str] = (),
     variables: Mapping[str, str] = MappingProxyType({}),
+    folder: Path | None = None,
 ) -> Iterator[Server]:
     """Run a server until the block ends, which begins when the server listens and still loads its bundle.
 
@@ -97,11 +98,14 @@ def starting(
         program: The module to run.
         wrapper: A command that runs the command after it.
         variables: Other environment variables.
+        folder: Where to run it (default: the current folder).
     """
     command = [*wrapper, sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()} | dict(variables)
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder
+        )
     try:
         server = Server(process, log)
         _wait_for("listening", server)

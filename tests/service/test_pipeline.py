@@ -71,7 +71,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[DecoderProcesses]:
-    with contextlib.closing(load_decoders(Settings())) as decoders:
+    with contextlib.closing(load_decoders(Settings(), Metrics())) as decoders:
         yield decoders
 
 
@@ -409,7 +409,7 @@ class TestClose:
     @pytest.fixture
     def own(self, gate: Gate, start: Start) -> Iterator[Pipeline]:
         """A pipeline with decoders of its own, which the test may close."""
-        with contextlib.closing(start(load_decoders(Settings()))) as pipeline:
+        with contextlib.closing(start(load_decoders(Settings(), Metrics()))) as pipeline:
             yield pipeline
 
     async def test_waiting_clips_are_answered_and_new_ones_refused(self, own: Pipeline, gate: Gate) -> None:

@@ -136,7 +136,10 @@ async def server_live() -> schemas.Live:
     return schemas.Live(live=True)
 
 
-@router.get("/health/ready", responses=example_response({"ready": True}) | _problems("not_ready", "draining"))
+@router.get(
+    "/health/ready",
+    responses=example_response({"ready": True}) | _problems("not_ready", "decoders_unavailable", "draining"),
+)
 async def server_ready(_: ReadyPipeline) -> schemas.Ready:
     """Check whether inference is served."""
     return schemas.Ready(ready=True)

@@ -1,0 +1,23 @@
+"""The environment of the programs that the service starts."""
+
+import os
+from collections.abc import Mapping
+
+# Variables with the paths at which programs, libraries and Python's modules are found.
+SEARCH_PATHS = frozenset({"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"})
+
+
+def without_relative_paths(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment whose search paths lead to absolute paths only.
+
+    An empty or a relative entry leads to the current folder, in which anything may lie.
+
+    Args:
+        environment: Variables and their values.
+    """
+    kept = dict(environment)
+    for name in SEARCH_PATHS & environment.keys():
+        kept[name] = os.pathsep.join(filter(os.path.isabs, environment[name].split(os.pathsep)))
+        if not kept[name]:
+            del kept[name]
+    return kept
