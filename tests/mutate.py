@@ -1,7 +1,7 @@
 """Asks whether the tests would notice wrong code: changes one thing at a time, and runs the tests (``make mutate``).
 
 Each mutant is tested in a copy of the checkout, because tests start programs that import the code: a mutant must be a
-real file, in constants, too. No maintained tool that we tried does this (mutmut changes functions within its own
+real file, in constants, too. No maintained tool that we looked at does this (mutmut changes functions within its own
 process; cosmic-ray and poodle neither delete statements nor draw samples).
 
 The tests are first the module's own, ``tests/…/test_NAME*.py``, then the others in the same folder. A mutant is
