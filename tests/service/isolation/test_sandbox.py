@@ -113,8 +113,9 @@ async def test_the_kernel_shows_a_decoder_in_the_sandbox(start_hostile: Callable
     }
     if int(kernel.status()["CapEff"], 16) & 1 << 8:  # CAP_SETPCAP, without which no process can change its bounding set
         assert status["CapBnd"] == none
-    names = ("Max cpu time", "Max processes", "Max file size", "Max open files", "Max core file size")
-    assert [limits[name] for name in names] == ["31", "0", "0", "0", "0"]
+    names = ("Max processes", "Max file size", "Max open files", "Max core file size")
+    assert [limits[name] for name in names] == ["0", "0", "0", "0"]
+    assert 31 < int(limits["Max cpu time"]) < 40  # the clip's 30 s, one more, and what the warm-up took
     if os.access("/proc/self/oom_score_adj", os.W_OK):
         assert oom_score_adj == "1000\n"
     memory_bytes = 1024 * int(status["VmSize"].split()[0])
