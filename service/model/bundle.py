@@ -155,7 +155,7 @@ class Bundle:
     """A bundle whose manifest is valid and whose files match their checksums.
 
     Attributes:
-        path: The bundle's folder, without symbolic links, so that it stays the same one if a link is replaced.
+        path: The bundle's folder. No part of it is a symbolic link, so that it stays the same one if a link is replaced.
         manifest: Its manifest.
     """
 
@@ -233,7 +233,9 @@ def load_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: Anything is missing, damaged or of another schema.
     """
-    path = Path(os.path.realpath(path))
+    resolved = Path(os.path.realpath(path))
+    if resolved != path.absolute():  # otherwise errors name the folder as the caller does
+        path = resolved
     manifest = read_manifest(path)
     for entry in manifest.precisions.values():
         file = path / entry.file
