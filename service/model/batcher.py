@@ -203,7 +203,7 @@ class Batcher:
                     job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
                 else:  # no reason to warm up again, because it depends on the clip
                     job.future.set_exception(EngineError(OVERFLOW))
-        except Exception as error:  # fails this batch only, unless it was the first of many
+        except Exception as error:  # fails this batch only, unless warming up shows that every other would fail
             self._on_failure()
             _fail(jobs, error)
             logger.warning("a batch failed; warming up again to find out whether the engine still works")

@@ -230,7 +230,8 @@ async def test_a_batch_with_too_few_answers_fails_those_that_have_none(
     tasks = [submit(batcher, number) for number in (1, 2, 3, 4)]
     await until(lambda: batcher.depth == 4)
     engine.allowed.set()
-    answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [Inference, Inference, Inference, IndexError, IndexError]
     assert (await batcher.submit(clip(5), FAR)).outputs.probabilities.tolist() == [5]
