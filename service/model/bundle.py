@@ -155,7 +155,7 @@ class Bundle:
     """A bundle whose manifest is valid and whose files match their checksums.
 
     Attributes:
-        path: The bundle's folder. No part of it is a symbolic link, so that it stays the same one if a link is replaced.
+        path: The bundle's folder, reached through no symbolic link, so that it stays the same if a link is replaced.
         manifest: Its manifest.
     """
 
