@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from service.settings import Settings
+from service.settings import Settings, range_of
 
 PAGE = Path(__file__).with_name("operations.md")
 BEGIN, END = "<!-- settings: made by `make docs` -->\n", "<!-- end of settings -->\n"
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- settings: made by `make docs` -->\n", "<!-- end of settings -
 def table() -> str:
     """Return a Markdown table with one row per setting, in the order of the class."""
     rows = [
-        f"| `LIMELIGHT_{name.upper()}` | {_default(field)} | {field.description} |"
+        f"| `LIMELIGHT_{name.upper()}` | {_default(field)} | {field.description}{_range(field)} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows, ""])
@@ -33,6 +33,11 @@ def _default(field: FieldInfo) -> str:
             return f"`{str(field.default).lower()}`"
         case default:
             return f"`{default}`"
+
+
+def _range(field: FieldInfo) -> str:
+    allowed = range_of(field)
+    return f" {allowed[0].upper()}{allowed[1:]}." if allowed else ""
 
 
 def page_with_table(page: str) -> str:

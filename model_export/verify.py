@@ -22,7 +22,16 @@ from model_export.network.vgg19 import build_encoder
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
 from service.errors import ClipError
-from service.model.bundle import Agreement, Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
+from service.model.bundle import (
+    Agreement,
+    Bundle,
+    Outputs,
+    Precision,
+    file_sha256,
+    load_bundle,
+    read_manifest,
+    write_manifest,
+)
 from service.video.decoder import decode_clip
 
 # Two classes this close are a tie: predicting either of them does not count as a disagreement.
@@ -36,11 +45,11 @@ class OnnxNetwork:
     """An ONNX file on the CPU.
 
     Args:
-        path: The file.
+        model: The file's path or content.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    def __init__(self, model: Path | bytes) -> None:
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, frames: Frames) -> Outputs:
@@ -105,14 +114,31 @@ def verify_bundle(
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
     measured = {precision: agreement(c for c in checks if c.precision == precision) for precision in chosen}
-    updated = {
-        precision: entry.model_copy(update={"agreement": measured.get(precision, entry.agreement)})
-        for precision, entry in checked.manifest.precisions.items()
-    }
-    write_manifest(bundle, checked.manifest.model_copy(update={"precisions": updated}))
+    record_agreement(measured, checked)
     if record:
         head.record_agreement(measured)
     return measured
+
+
+def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> None:
+    """Write the agreement of files into the manifest of their bundle, unless they have been replaced meanwhile.
+
+    Args:
+        measured: The agreement by precision.
+        checked: The bundle whose files were compared.
+
+    Raises:
+        BundleError: The manifest cannot be read any more.
+        OSError: The manifest cannot be written.
+    """
+    manifest, files = read_manifest(checked.path), checked.manifest.precisions
+    updated = {
+        precision: entry.model_copy(update={"agreement": measured[precision]})
+        if precision in measured and entry.sha256 == files[precision].sha256
+        else entry
+        for precision, entry in manifest.precisions.items()
+    }
+    write_manifest(checked.path, manifest.model_copy(update={"precisions": updated}))
 
 
 def _keras_reference(
@@ -151,7 +177,7 @@ def check_clips(
         log: File with one JSON object per line; checks of this bundle that it holds are not repeated.
     """
     done = _read_log(log, bundle)
-    networks = {precision: OnnxNetwork(bundle.model_path(precision)) for precision in precisions}
+    networks = {precision: OnnxNetwork(bundle.read_model(precision)) for precision in precisions}
     with log.open("a") as file:
         for name, reference in clips:
             yield from (done[name, p] for p in networks if (name, p) in done)

@@ -1,9 +1,12 @@
 """Builds a warm pipeline from the settings. The server, ``predict --bundle`` and the doctor all start here."""
 
+import asyncio
+import contextlib
 import math
 import os
 
 from service.cgroup import processors
+from service.errors import ClipError, ClipTooLong, DecodersError, ResolutionTooLarge
 from service.isolation.processes import DecoderProcesses, start_decoders
 from service.metrics import Metrics
 from service.model.bundle import load_bundle
@@ -13,6 +16,7 @@ from service.model.spec import CudaOptions
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.video.limits import DecodeLimits
+from service.web import sample_clip
 
 
 def load_model(settings: Settings, metrics: Metrics) -> Model:
@@ -37,7 +41,13 @@ def load_model(settings: Settings, metrics: Metrics) -> Model:
             prefer_nhwc=settings.cuda_prefer_nhwc,
         ),
     )
-    return Model(bundle, engine, max_queue=settings.max_queue, on_batch=metrics.batch_size.observe)
+    return Model(
+        bundle,
+        engine,
+        max_queue=settings.max_queue,
+        on_batch=metrics.batch_size.observe,
+        on_failure=metrics.inference_failures.inc,
+    )
 
 
 def load_decoders(settings: Settings, metrics: Metrics) -> DecoderProcesses:
@@ -47,12 +57,7 @@ def load_decoders(settings: Settings, metrics: Metrics) -> DecoderProcesses:
         DecodersError: They cannot be started, or the sandbox lacks a layer that the settings require.
     """
     return start_decoders(
-        DecodeLimits(
-            max_duration_s=settings.max_duration_s,
-            max_pixels=settings.max_pixels,
-            max_frames=settings.max_frames,
-            timeout_s=settings.decode_timeout_s,
-        ),
+        _decode_limits(settings),
         memory_bytes=settings.decode_memory_bytes,
         require_sandbox=settings.require_sandbox,
         on_restart=metrics.fork_server_restarts.inc,
@@ -71,17 +76,43 @@ def load_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
 
 
 def start_pipeline(model: Model, settings: Settings, metrics: Metrics) -> Pipeline:
-    """Start the decoder processes for a model, which is closed if they cannot be started. Takes half a second.
+    """Start the decoder processes for a model, which is closed if they cannot be used. Takes half a second.
+
+    Call it outside an event loop.
 
     Raises:
-        DecodersError: The decoder processes cannot be started, or the sandbox lacks a layer that the settings require.
+        DecodersError: The decoder processes cannot be started, no clip can be decoded under the settings' limits, or
+            the sandbox lacks a layer that the settings require.
     """
-    try:
-        decoders = load_decoders(settings, metrics)
-    except BaseException:
-        model.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        opened.callback(model.close)
+        decoders = opened.enter_context(contextlib.closing(load_decoders(settings, metrics)))
+        if _decode_limits(settings) != DecodeLimits():  # under which decoders warm up
+            _check_limits(decoders)
+        opened.pop_all()
     return Pipeline(model, decoders, metrics, decode_workers=settings.decode_workers)
+
+
+def _decode_limits(settings: Settings) -> DecodeLimits:
+    return DecodeLimits(
+        max_duration_s=settings.max_duration_s,
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+        timeout_s=settings.decode_timeout_s,
+    )
+
+
+def _check_limits(decoders: DecoderProcesses) -> None:
+    """Decode the sample clip as clips of requests are decoded, to find limits that no clip can keep to."""
+    try:
+        asyncio.run(decoders.decode(sample_clip()))
+    except (ClipTooLong, ResolutionTooLarge):
+        pass  # such limits only mean smaller clips than the sample
+    except ClipError as error:
+        raise DecodersError(
+            f"no clip can be decoded with these settings: {error}; raise LIMELIGHT_DECODE_TIMEOUT_S or "
+            "LIMELIGHT_DECODE_MEMORY_BYTES"
+        ) from error
 
 
 def _default_threads() -> int:

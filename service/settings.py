@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cgroup import memory_limits, processors
@@ -28,6 +29,14 @@ FILES_PER_DECODER = 8
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 """Hosts that only this machine can reach."""
+
+# The largest values of settings. Nobody needs larger ones, and libraries fail on much larger ones only when a request
+# comes: FFmpeg counts pixels and frames with 32 bits, and a timer of an infinite time cannot be set.
+DAY_S = 86_400
+TEBIBYTE = 2**40
+MOST_ENTRIES = 1000  # of a list that is searched for each request
+MOST_KEY_LENGTH = 4096  # a request's head may have 32 KiB
+MOST_BATCH = 64  # no GPU gains from more, and the buffer of the frames takes 6 MB a clip
 
 # Kubernetes sets LIMELIGHT_PORT to such a value in every pod beside a Service named `limelight`.
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE | re.DOTALL)
@@ -102,7 +111,9 @@ class Settings(BaseSettings):
         pydantic.ValidationError: A value is not valid. The error names the setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LIMELIGHT_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LIMELIGHT_", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     bundle: Path = Field(Path("bundle"), description="Folder written by `limelight-model export`.")
     host: str = Field(
@@ -120,6 +131,7 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_check_proxy)], ...], NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
         (),
+        max_length=MOST_ENTRIES,
         description="Comma-separated addresses and networks of proxies whose headers `X-Forwarded-For` and "
         "`traceparent` are trusted; `unix` stands for the clients of the Unix socket, `*` for everybody.",
     )
@@ -127,11 +139,13 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_check_origin)], ...], NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
         (),
+        max_length=MOST_ENTRIES,
         description="Comma-separated origins of web applications that may call the service from a browser, such as "
         "`https://app.example`; `*` for every origin.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)] = Field(
         (),
+        max_length=MOST_ENTRIES,
         description="Comma-separated names besides `localhost` and loopback addresses by which clients call a service "
         "that listens on loopback and requires no key. Other names are refused, because a page in a browser could use "
         "one of its own to read answers (DNS rebinding); `*` allows every name.",
@@ -149,13 +163,16 @@ class Settings(BaseSettings):
         "else fp32. Set another one to compare.",
     )
     batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
+        tuple[Annotated[int, Field(ge=1, le=MOST_BATCH)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
     ] = Field(
-        None, description="Batch sizes that the engine runs, such as `1,2,4`. Default: 1 on CPU, 1,2,4,8 on CUDA."
+        None,
+        description=f"Batch sizes that the engine runs, each from 1 to {MOST_BATCH}, such as `1,2,4`. Default: 1 on "
+        "CPU, 1,2,4,8 on CUDA.",
     )
     threads: int = Field(
         0,
         ge=0,
+        le=1024,
         description="ONNX Runtime's threads on CPU; 0 uses every core, or as many as the container's CPU quota allows.",
     )
     spinning: bool = Field(
@@ -170,31 +187,43 @@ class Settings(BaseSettings):
         False, description="Record each batch size as one CUDA graph, which saves the time of kernel launches."
     )
     gpu_mem_limit_bytes: int | None = Field(
-        None, ge=1, description="Limit of ONNX Runtime's memory arena on the GPU; set it if others share the GPU."
+        None,
+        ge=1,
+        le=TEBIBYTE,
+        description="Limit of ONNX Runtime's memory arena on the GPU; set it if others share the GPU.",
     )
 
-    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Largest request body; larger ones are answered 413.")
+    max_body_bytes: int = Field(
+        64 * 2**20, ge=1, le=TEBIBYTE, description="Largest request body; larger ones are answered 413."
+    )
     upload_timeout_s: float = Field(
         10.0,
-        gt=0,
+        ge=0.01,
+        le=DAY_S,
         description="Longest time that a client may send nothing during an upload; then 408. Also the longest time for "
         "the head of a request; then the connection is closed.",
     )
     upload_memory_bytes: int = Field(
         default_factory=_default_upload_memory,
         ge=1,
+        le=TEBIBYTE,
         description="Memory for the bodies of all requests together, each from its first byte to its answer. If it is "
         "used up, the largest upload in progress is answered 429. Default: an eighth of the container's memory limit, "
         "at most 1 GiB. Never less than `LIMELIGHT_MAX_BODY_BYTES`.",
     )
-    max_duration_s: float = Field(600.0, gt=0, description="Longest clip.")
-    max_pixels: int = Field(9_500_000, ge=1, description="Largest frame, as width × height.")
-    max_frames: int = Field(20_000, ge=1, description="Largest number of frames in a clip.")
-    decode_timeout_s: float = Field(20.0, gt=0, description="Longest processor time that decoding one clip may take.")
-    decode_memory_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that decoding one clip may use.")
+    max_duration_s: float = Field(600.0, ge=0.01, le=DAY_S, description="Longest clip.")
+    max_pixels: int = Field(9_500_000, ge=64, le=2**30, description="Largest frame, as width × height.")
+    max_frames: int = Field(20_000, ge=1, le=10_000_000, description="Largest number of frames in a clip.")
+    decode_timeout_s: float = Field(
+        20.0, ge=0.001, le=DAY_S, description="Longest processor time that decoding one clip may take."
+    )
+    decode_memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, le=TEBIBYTE, description="Memory that decoding one clip may use."
+    )
     decode_workers: int = Field(
         default_factory=lambda: math.ceil(processors()),
         ge=1,
+        le=10_000,
         description="Clips decoded at a time. Default: one per core, or as many as the container's CPU quota allows.",
     )
     require_sandbox: bool = Field(
@@ -204,36 +233,45 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default_factory=lambda settings: min(MAX_CONNECTIONS, connections_allowed_by_files(settings["decode_workers"])),
         ge=1,
+        le=2**20,
         description="Open connections. A further one takes the place of one whose client does not read, of an idle one "
         "or of the longest upload; if there is none, it is answered 503. Default: 1024, or fewer if the limit of open "
         "files requires it.",
     )
     keep_alive_s: float = Field(
         75.0,
-        gt=0,
+        ge=0.01,
+        le=DAY_S,
         description="Time that a connection stays open after an answer. Must be longer than the idle timeout of the "
         "load balancer in front.",
     )
     send_timeout_s: float = Field(
-        10.0, gt=0, description="Time in which a client must read 4 KiB of its answer; else it is disconnected."
+        10.0,
+        ge=0.01,
+        le=DAY_S,
+        description="Time in which a client must read 4 KiB of its answer; else it is disconnected.",
     )
     request_timeout_s: float = Field(
-        60.0, gt=0, description="Longest time from a request's arrival to its answer; then 504."
+        60.0, ge=0.1, le=DAY_S, description="Longest time from a request's arrival to its answer; then 504."
     )
     drain_delay_s: float = Field(
         5.0,
         ge=0,
+        le=DAY_S,
         description="Time between SIGTERM and closing the listening socket, for gateways to stop sending requests.",
     )
     max_queue: int = Field(
-        16, ge=0, description="Clips that may wait while a batch runs; clips beyond it are answered 429."
+        16, ge=0, le=10_000, description="Clips that may wait while a batch runs; clips beyond it are answered 429."
     )
 
     ui: bool = Field(True, description="Serve the page at `/`. It holds no data and needs no key.")
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(check_key)], ...], NoDecode, BeforeValidator(_split_at_commas)
+        tuple[Annotated[SecretStr, Field(max_length=MOST_KEY_LENGTH), AfterValidator(check_key)], ...],
+        NoDecode,
+        BeforeValidator(_split_at_commas),
     ] = Field(
         (),
+        max_length=MOST_ENTRIES,
         description="Comma-separated API keys. If set, every request except for health, metrics and the page must "
         "carry one of them. List two while you change keys.",
     )
@@ -250,3 +288,22 @@ def _sets_nothing(name: str, value: Any) -> bool:
     if name == "port" and isinstance(value, str):
         return not value or SERVICE_ADDRESS.fullmatch(value) is not None
     return value == "" and name != "api_keys"
+
+
+def range_of(field: FieldInfo) -> str:
+    """Return what a setting must be if it is a number, such as "a whole number from 1 to 64"; otherwise ""."""
+    bounds = {name: getattr(bound, name) for bound in field.metadata for name in ("ge", "le") if hasattr(bound, name)}
+    if bounds.keys() != {"ge", "le"}:
+        return ""
+    kind = "a number" if field.annotation is float else "a whole number"
+    return f"{kind} from {bounds['ge']} to {bounds['le']}"
+
+
+def reason_of(error: ValidationError) -> str:
+    """Return which setting is not valid, and why, as a sentence."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    field = Settings.model_fields.get(name)
+    allowed = range_of(field) if field is not None else ""
+    why = f"it must be {allowed}" if allowed else first["msg"].removeprefix("Value error, ")
+    return f"LIMELIGHT_{name.upper()} is not valid: {why}"

@@ -22,10 +22,13 @@ def write_tiny_bundle(
     variant: Literal["attention", "base"] = "attention",
     precisions: Sequence[Precision] = ("fp32", "fp16", "int8"),
     int8_top1: float | None = 0.995,
+    seed: int = 0,
+    overflow_above: float | None = None,
 ) -> Path:
     """Write a bundle to ``path`` and return the path. Every precision has the same float32 network."""
     path.mkdir(parents=True, exist_ok=True)
-    model = tiny_network(len(labels), attention=variant == "attention").SerializeToString()
+    network = tiny_network(len(labels), attention=variant == "attention", seed=seed, overflow_above=overflow_above)
+    model = network.SerializeToString()
     digest = hashlib.sha256(model).hexdigest()
     files = {precision: VariantFile(file=f"model.{precision}.onnx", sha256=digest) for precision in precisions}
     for entry in files.values():
@@ -38,12 +41,20 @@ def write_tiny_bundle(
     return path
 
 
-def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
+def tiny_network(
+    classes: int, *, attention: bool = True, seed: int = 0, overflow_above: float | None = None
+) -> onnx.ModelProto:
     """Build a network that reads the brightness of 7×7 cells.
 
-    The attention is its softmax over cells; the probabilities are a fixed projection of its mean over frames.
+    The attention is its softmax over cells; the probabilities are a random projection of its mean over frames.
+
+    Args:
+        classes: Number of classes.
+        attention: Whether it has attention maps.
+        seed: Seed of the projection.
+        overflow_above: Mean brightness, from 0 to 1, above which the logits overflow and the probabilities are NaN.
     """
-    weights = np.random.default_rng(0).normal(scale=2, size=(49, classes)).astype(np.float32)
+    weights = np.random.default_rng(seed).normal(scale=2, size=(49, classes)).astype(np.float32)
     constants = {
         "scale": np.float32(1 / 255),
         "weights": weights,
@@ -70,6 +81,21 @@ def tiny_network(classes: int, *, attention: bool = True) -> onnx.ModelProto:
         constants["to_maps"] = np.array([0, 40, 7, 7], np.int64)
         nodes += [node("Softmax", ["rows"], ["alpha"], axis=-1), node("Reshape", ["alpha", "to_maps"], ["attention"])]
         outputs.append(helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["batch", 40, 7, 7]))
+    if overflow_above is not None:
+        constants |= {
+            "limit": np.float32(overflow_above),
+            "steep": np.float32(1e5),
+            "cells_axis": np.array([1], np.int64),
+        }
+        logits = nodes.index(next(each for each in nodes if each.op_type == "MatMul"))
+        nodes[logits].output[0] = "finite"
+        nodes[logits + 1 : logits + 1] = [
+            node("ReduceMean", ["mean", "cells_axis"], ["brightness"]),
+            node("Sub", ["brightness", "limit"], ["excess"]),
+            node("Mul", ["excess", "steep"], ["exponent"]),
+            node("Exp", ["exponent"], ["infinite"]),  # or nothing, far below the limit
+            node("Add", ["finite", "infinite"], ["logits"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "tiny",

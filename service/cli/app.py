@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.errors import CommandError, LimelightError
-from service.settings import DEFAULT_URL, Settings, check_key
+from service.settings import DEFAULT_URL, Settings, check_key, reason_of
 
 if TYPE_CHECKING:
     from service.cli.classifying import Answer, Classify
@@ -183,10 +183,7 @@ def _settings(**options: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CommandError(
-            f"LIMELIGHT_{str(first['loc'][0]).upper()} is not valid: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise CommandError(reason_of(error)) from error
 
 
 def _client_key() -> str | None:

@@ -20,7 +20,7 @@ from service.errors import BundleError, ClipError, DecodersError, EngineError, L
 from service.http.listening import Endpoint, Listeners
 from service.isolation.processes import start_decoders
 from service.metrics import Metrics
-from service.model.bundle import Manifest, load_bundle
+from service.model.bundle import load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
 from service.settings import LOOPBACK, MAX_CONNECTIONS, SERVICE_ADDRESS, Settings, connections_allowed_by_files
@@ -277,20 +277,20 @@ def _bundle(settings: Settings) -> Iterator[Finding]:
     if settings.max_body_bytes < clip_bytes:
         remedy = f"set LIMELIGHT_MAX_BODY_BYTES above {clip_bytes}, the size of one clip's frames, if clients use it"
         yield Finding("request size", Verdict.POOR, "requests of the Open Inference Protocol exceed it", remedy)
-    yield _network(settings, manifest)
+    yield _network(settings)
 
 
-def _network(settings: Settings, manifest: Manifest) -> Finding:
+def _network(settings: Settings) -> Finding:
     """Answer a clip, and say which precision and provider ran, and why."""
     try:
         pipeline = load_pipeline(settings, Metrics())
-    except (EngineError, DecodersError) as error:
+    except (BundleError, EngineError, DecodersError) as error:
         return Finding("network", Verdict.BAD, str(error))
     model, stages = pipeline.model, Stages()
     with contextlib.closing(pipeline):
         reason = "set by LIMELIGHT_PRECISION"
         if settings.precision == "auto":
-            _, reason = choose_precision(manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
+            _, reason = choose_precision(model.manifest, on_cuda=model.provider == CUDA, vnni=has_vnni())
         try:
             asyncio.run(pipeline.predict(sample_clip(), deadline=time.monotonic() + TIMEOUT_S, stages=stages))
         except Exception as error:  # the service would fail with the same error

@@ -17,8 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import DeadlineExceeded, EngineStopped, Overloaded
+from service.errors import DeadlineExceeded, EngineError, EngineStopped
 from service.model.bundle import Outputs
+
+OVERFLOW = (
+    "the network overflows for this clip: its outputs are not finite numbers; set LIMELIGHT_PRECISION to another "
+    "precision, or export the bundle again"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +72,11 @@ class Batcher:
         infer: Classifies a batch: a sequence of uint8 clips, at most the largest batch size. Its outputs must not share
             memory with later ones.
         batch_sizes: Batch sizes that ``infer`` accepts; smaller batches are its own matter.
-        max_waiting: Number of clips that may wait.
-        warm_up: Called first, in the same thread, because CUDA graphs belong to the thread that recorded them.
+        warm_up: Called first, in the same thread, because CUDA graphs belong to the thread that recorded them. Called
+            again after ``infer`` has raised: if it raises as well, the engine is broken for good, as after most errors
+            of CUDA, and the thread dies.
         on_batch: Called in the thread with the number of clips of each batch.
+        on_failure: Called in the thread for each batch that raises or has an output that is not finite.
     """
 
     def __init__(
@@ -77,20 +84,21 @@ class Batcher:
         infer: Callable[[Sequence[npt.NDArray[np.uint8]]], Outputs],
         *,
         batch_sizes: Sequence[int],
-        max_waiting: int,
         warm_up: Callable[[], Any] = lambda: None,
         on_batch: Callable[[int], Any] = lambda clips: None,
+        on_failure: Callable[[], Any] = lambda: None,
     ) -> None:
         self._infer = infer
         self._largest = max(batch_sizes)
-        self._max_waiting = max_waiting
+        self._warm_up = warm_up
         self._on_batch = on_batch
+        self._on_failure = on_failure
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()  # guards _waiting and _closed
         self._closed = False
         # A daemon thread, so that an inference that hangs cannot keep the process from exiting. close() waits for it.
         warm: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, args=[warm_up, warm], name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=[warm], name="engine", daemon=True)
         self._thread.start()
         warm.result()
 
@@ -107,16 +115,17 @@ class Batcher:
     async def submit(self, frames: npt.NDArray[np.uint8], deadline: float) -> Inference:
         """Classify one clip.
 
-        A clip that is cancelled or expires while it waits costs no inference.
+        A clip that is cancelled or expires while it waits costs no inference. How many may wait is for the caller to
+        limit.
 
         Args:
             frames: uint8 ``(40, 224, 224, 3)``, RGB.
             deadline: When the batch must have begun, on the clock of ``time.monotonic()``.
 
         Raises:
-            Overloaded: The queue is full.
             DeadlineExceeded: The deadline passed before the clip's batch began.
             EngineStopped: The batcher is closed, or its thread has died.
+            EngineError: The network overflowed: its outputs for this clip are not finite.
             Exception: Whatever ``infer`` raised for the clip's batch.
         """
         job = _Job(frames, deadline)
@@ -124,8 +133,6 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise EngineStopped("the engine has stopped")
-            if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"the queue is full: {self._max_waiting} clips are waiting")
             self._waiting.append(job)
             self._changed.notify()
         try:
@@ -147,9 +154,9 @@ class Batcher:
             if job in self._waiting:
                 self._waiting.remove(job)
 
-    def _work(self, warm_up: Callable[[], Any], warm: Future[None]) -> None:
+    def _work(self, warm: Future[None]) -> None:
         try:
-            warm_up()
+            self._warm_up()
         except BaseException as error:
             warm.set_exception(error)
             return
@@ -189,10 +196,18 @@ class Batcher:
             self._on_batch(len(jobs))
             outputs = self._infer(clips)
             seconds = time.monotonic() - started
+            if not outputs.finite:
+                self._on_failure()
             for row, job in enumerate(jobs):
-                job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
-        except Exception as error:  # fails this batch only
+                if outputs[row].finite:
+                    job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
+                else:  # no reason to warm up again, because it depends on the clip
+                    job.future.set_exception(EngineError(OVERFLOW))
+        except Exception as error:  # fails this batch only, unless warming up shows that every other would fail
+            self._on_failure()
             _fail(jobs, error)
+            logger.warning("a batch failed; warming up again to find out whether the engine still works")
+            self._warm_up()
         except BaseException:
             _fail(jobs, EngineStopped("the engine's thread has died"))
             raise

@@ -1,7 +1,9 @@
 """The bundle: the folder that holds a network and its manifest, written by ``model_export`` and read by the service."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -38,6 +40,11 @@ class Outputs:
     def __getitem__(self, clip: int) -> "Outputs":
         """Return the outputs for one of the n clips."""
         return Outputs(self.probabilities[clip], None if self.attention is None else self.attention[clip])
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value is a number: a network that overflows returns infinity or NaN."""
+        return all(np.isfinite(values).all() for values in (self.probabilities, self.attention) if values is not None)
 
     @classmethod
     def stack(cls, clips: "Sequence[Outputs]") -> Self:
@@ -148,7 +155,7 @@ class Bundle:
     """A bundle whose manifest is valid and whose files match their checksums.
 
     Attributes:
-        path: The bundle's folder.
+        path: The bundle's folder, reached through no symbolic link, so that it stays the same if a link is replaced.
         manifest: Its manifest.
     """
 
@@ -156,7 +163,7 @@ class Bundle:
     manifest: Manifest
 
     def model_path(self, precision: Precision) -> Path:
-        """Return the path of a precision's ONNX file.
+        """Return the path of a precision's ONNX file, to name it. ``read_model`` returns its content.
 
         Raises:
             BundleError: The bundle has no such precision.
@@ -166,6 +173,18 @@ class Bundle:
         except KeyError:
             there = ", ".join(self.manifest.precisions)
             raise BundleError(f"{self.path} has no {precision} model, only {there}; {_REMEDY}") from None
+
+    def read_model(self, precision: Precision) -> bytes:
+        """Return a precision's ONNX file, whose checksum is compared again: the file may have been replaced meanwhile.
+
+        Raises:
+            BundleError: The bundle has no such precision, or its file is missing or differs from the manifest.
+        """
+        file = self.model_path(precision)
+        with _readable(file):
+            model = file.read_bytes()
+        _check_sha256(file, hashlib.sha256(model).hexdigest(), self.manifest.precisions[precision])
+        return model
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -209,20 +228,20 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def load_bundle(path: Path) -> Bundle:
     """Read a bundle, and check that every file exists and matches its checksum.
 
+    Symbolic links are resolved once, so that manifest and files are of one bundle even if a link is replaced meanwhile.
+
     Raises:
         BundleError: Anything is missing, damaged or of another schema.
     """
+    resolved = Path(os.path.realpath(path))
+    if resolved != path.absolute():  # otherwise errors name the folder as the caller does
+        path = resolved
     manifest = read_manifest(path)
     for entry in manifest.precisions.values():
         file = path / entry.file
-        try:
+        with _readable(file):
             found = file_sha256(file)
-        except FileNotFoundError:
-            raise BundleError(f"{file} is missing; {_REMEDY}") from None
-        except OSError as error:
-            raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
-        if found != entry.sha256:
-            raise BundleError(f"{file} is damaged (its SHA-256 differs from the manifest's); {_REMEDY}")
+        _check_sha256(file, found, entry)
     return Bundle(path, manifest)
 
 
@@ -234,3 +253,19 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Raise ``BundleError`` if the body of the ``with`` statement cannot read the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BundleError(f"{file} is missing; {_REMEDY}") from None
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
+
+
+def _check_sha256(file: Path, found: str, entry: VariantFile) -> None:
+    if found != entry.sha256:
+        raise BundleError(f"{file} is damaged (its SHA-256 differs from the manifest's); {_REMEDY}")

@@ -23,19 +23,27 @@ class Model:
         engine: The engine; from now on it belongs to the model's thread.
         max_queue: Clips that may wait for the engine besides one full batch.
         on_batch: Called in the engine's thread with the number of clips of each batch.
+        on_failure: Called in the engine's thread for each batch that the network fails on.
 
     Raises:
-        EngineError: The engine cannot run one of its batch sizes.
+        EngineError: The engine cannot run one of its batch sizes, or the network overflows.
 
     Attributes:
         manifest: The bundle's manifest.
         precision: The precision that runs.
         provider: ONNX Runtime's execution provider that runs it.
-        capacity: Number of clips that may wait or run at a time.
+        capacity: Number of clips that may wait or run at a time. Callers keep to it; ``answer`` refuses none, because
+            clips that were admitted for the model before may be more.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, *, max_queue: int, on_batch: Callable[[int], Any] = lambda clips: None
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        max_queue: int,
+        on_batch: Callable[[int], Any] = lambda clips: None,
+        on_failure: Callable[[], Any] = lambda: None,
     ) -> None:
         self.manifest = bundle.manifest
         self.precision: str = engine.precision
@@ -44,9 +52,9 @@ class Model:
         self._batcher = Batcher(
             engine.run,
             batch_sizes=engine.batch_sizes,
-            max_waiting=self.capacity,
             warm_up=engine.warm_up,
             on_batch=on_batch,
+            on_failure=on_failure,
         )
         self._holders = 0
         self._free = asyncio.Event()

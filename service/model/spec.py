@@ -4,6 +4,7 @@ The options are documented at https://onnxruntime.ai/docs/execution-providers/CU
 ``onnxruntime_session_options_config_keys.h`` and ``onnxruntime_run_options_config_keys.h``.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,11 @@ class SessionSpec:
 
     def session_config(self) -> dict[str, str]:
         """Return the entries for ``SessionOptions.add_session_config_entry``."""
-        return {"session.intra_op.allow_spinning": str(int(self.spinning))}
+        return {
+            "session.intra_op.allow_spinning": str(int(self.spinning)),
+            # Weights in files beside the network are not allowed, because the manifest has no checksum of them.
+            "session.model_external_initializers_file_folder_path": os.devnull,
+        }
 
     def run_config(self, batch_size: int) -> dict[str, str]:
         """Return the entries for ``RunOptions.add_run_config_entry``. Each batch size has a CUDA graph of its own."""

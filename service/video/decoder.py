@@ -44,7 +44,8 @@ class ClipFacts:
         height: In pixels, as coded.
         frames: Number of frames that are shown.
         duration_s: From the first frame to the end of the last, in seconds.
-        rotation: Clockwise rotation that shows the frames upright, in degrees.
+        rotation: Clockwise rotation that was applied to show the frames upright, in degrees: 0, 90, 180 or 270. Frames
+            of a mirrored video are first flipped top to bottom.
         damaged_frames: Number of different sampled frames that could not be decoded and were replaced.
     """
 

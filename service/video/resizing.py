@@ -50,7 +50,8 @@ class Resizer:
         packer: Converts the result to packed RGB.
         width: Width of the last frame as coded, in pixels.
         height: Height of the last frame as coded, in pixels.
-        rotation: Rotation of the last frame, in degrees clockwise.
+        rotation: Rotation of the last frame that was applied, in degrees clockwise: 0, 90, 180 or 270. A mirrored frame
+            is first flipped top to bottom, then rotated.
     """
 
     scaler: VideoReformatter = field(default_factory=VideoReformatter)
@@ -76,25 +77,28 @@ class Resizer:
             packed = self.packer.reformat(small, format=PACKED_FORMAT, threads=1)
         except av.error.FFmpegError as error:
             raise CorruptClip(f"frames in the pixel format {frame.format.name} cannot be converted to RGB") from error
-        self.width, self.height, self.rotation = frame.width, frame.height, -frame.rotation % 360
+        self.width, self.height = frame.width, frame.height
         rows = np.frombuffer(memoryview(packed.planes[0]), np.uint8).reshape(IMAGE_SIZE, -1)
-        _view_as_coded(into, frame)[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+        view, self.rotation = _view_as_coded(into, frame)
+        view[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
-def _view_as_coded(image: Image, frame: VideoFrame) -> Image:
-    """Return a view of an upright square image that is rotated and mirrored as the frame is coded.
+def _view_as_coded(image: Image, frame: VideoFrame) -> tuple[Image, int]:
+    """Return a view of an upright square image that is rotated and mirrored as the frame is coded, and the rotation.
 
-    Only multiples of 90° are supported. The display matrix is nine integers ``a b u c d v x y w``: a pixel at (x, y) is
-    shown at (a·x + c·y, b·x + d·y).
+    Only multiples of 90° are supported; others are rounded. The display matrix is nine integers ``a b u c d v x y w``:
+    a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y). The rotation is that of the x axis, as FFmpeg reports it.
     """
     if not frame.side_data:  # looking up a missing type is slow in PyAV
-        return image
+        return image, 0
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return image
+        return image, 0
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
-    turned = abs(b) > abs(a)
-    if turned:
-        a, d = c, b
-    image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return image.transpose(1, 0, 2) if turned else image
+    if abs(b) > abs(a):
+        return _flipped(image, d=b, a=c).transpose(1, 0, 2), 90 if b > 0 else 270
+    return _flipped(image, d=d, a=a), 180 if a < 0 else 0
+
+
+def _flipped(image: Image, *, a: int, d: int) -> Image:
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

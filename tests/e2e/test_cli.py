@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from service.cli.app import app
 from service.settings import Settings
 from tests.e2e.process import PATIENCE_S, Server
+from tests.service.video.clips import encode
 from tests.tiny_bundle import LABELS
 
 
@@ -63,6 +65,60 @@ class TestServe:
         assert ended.exit_code == 2
         assert len(ended.stderr.splitlines()) == 1
         assert ended.stderr.startswith("limelight: LIMELIGHT_API_KEYS is not valid: a key is empty")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("MAX_PIXELS", "2146435072"),
+            ("DECODE_TIMEOUT_S", "inf"),
+            ("DECODE_TIMEOUT_S", "nan"),
+            ("REQUEST_TIMEOUT_S", "inf"),
+            ("DRAIN_DELAY_S", "1e300"),
+            ("BATCH_SIZES", "1,1000000000"),
+            ("MAX_QUEUE", str(2**63)),
+            ("DECODE_MEMORY_BYTES", str(2**64)),
+            ("GPU_MEM_LIMIT_BYTES", str(2**64)),
+            ("PORT", "70000"),
+            ("API_KEYS", ",".join(["key"] * 5000)),
+        ],
+    )
+    def test_it_does_not_start_with_a_setting_that_would_fail_later(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(f"LIMELIGHT_{name}", value)
+        ended = limelight("serve", "--bundle", tiny_bundle)
+
+        assert ended.exit_code == 2
+        (sentence,) = ended.stderr.splitlines()
+        assert sentence.startswith(f"limelight: LIMELIGHT_{name} is not valid: ")
+
+    def test_it_does_not_start_if_no_clip_can_be_decoded_in_time(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+    ) -> None:
+        monkeypatch.setenv("LIMELIGHT_DECODE_TIMEOUT_S", "0.001")
+        command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(tiny_bundle), "--port", "0"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+        assert ended.returncode == 2
+        (sentence,) = ended.stderr.splitlines()
+        assert sentence.startswith("limelight: no clip can be decoded with these settings: ")
+        assert "raise LIMELIGHT_DECODE_TIMEOUT_S" in sentence
+
+    @pytest.mark.parametrize("end", ["ge", "le"])
+    def test_at_the_ends_of_all_ranges_it_starts_and_answers(self, start: Callable[..., Server], end: str) -> None:
+        settings = {
+            name.upper(): str(getattr(bound, end))
+            for name, field in Settings.model_fields.items()
+            for bound in field.metadata
+            if hasattr(bound, end) and name not in {"port", "gpu_mem_limit_bytes"}
+        }
+        # These make clients too slow for the test, or refuse its clip.
+        patience = {"DECODE_TIMEOUT_S": "60", "MAX_BODY_BYTES": "1000000", "REQUEST_TIMEOUT_S": "60"}
+        server = start(**settings | {name: value for name, value in patience.items() if end == "ge"})
+        smallest = encode([np.zeros((8, 8, 3), np.uint8)], rate=100)
+
+        answer = httpx.post(f"{server.url}/predict", content=smallest, timeout=PATIENCE_S, trust_env=False)
+        assert answer.status_code == 200
 
 
 class TestPredict:

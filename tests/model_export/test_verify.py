@@ -14,8 +14,9 @@ import pytest
 from model_export.data.encoders import keras_encoder
 from model_export.head import load_head
 from model_export.network.arrays import Frames, predictor
-from model_export.verify import ClipCheck, OnnxNetwork, Reference, agreement, check_clips
-from service.model.bundle import Outputs, load_bundle
+from model_export.verify import ClipCheck, OnnxNetwork, Reference, agreement, check_clips, record_agreement
+from service.model.bundle import Outputs, load_bundle, read_manifest
+from tests.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture
@@ -36,6 +37,19 @@ def test_agreement_has_a_wilson_interval() -> None:
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert found.low == pytest.approx((centre - spread) / (1 + z * z / n), abs=1e-6)
     assert found.high == pytest.approx((centre + spread) / (1 + z * z / n), abs=1e-6)
+
+
+def test_agreement_is_recorded_only_for_the_bytes_that_were_compared(tmp_path: Path) -> None:
+    checked = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32", "int8"]))
+    measured = agreement([check(True)])
+    record_agreement({"int8": measured}, checked)
+    assert [entry.agreement for entry in read_manifest(tmp_path).precisions.values()] == [None, measured]
+
+    write_tiny_bundle(tmp_path, version="2", precisions=["fp32", "int8"], int8_top1=None, seed=1)
+    record_agreement({"int8": measured}, checked)
+    newer = load_bundle(tmp_path).manifest
+    assert newer.version == "2"
+    assert [entry.agreement for entry in newer.precisions.values()] == [None, None]
 
 
 def test_fp32_agrees_with_keras(

@@ -388,6 +388,27 @@ class TestReplace:
         assert not old.alive
         assert sample(metrics, "capacity_clips") == new.capacity == 4
 
+    async def test_clips_that_were_admitted_are_answered_by_a_model_with_less_capacity(
+        self, start: Start, gate: Gate, tiny_bundle: Path, clip: bytes
+    ) -> None:
+        pipeline = start(decode_workers=1, max_queue=0, batch_sizes="8")
+        settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=0, batch_sizes="1")
+        new = load_model(settings, Metrics())
+        with contextlib.closing(new):
+            async with running(*(pipeline.predict(clip, deadline=NEVER) for _ in range(8))) as accepted:
+                with gate.closed():
+                    await eventually(lambda: gate.begun == 1)
+                    async with running(pipeline.replace(new)) as (replacing,):
+                        await eventually(lambda: pipeline.model.depth + gate.begun >= 6)
+                        with pytest.raises(Overloaded):
+                            await pipeline.predict(clip, deadline=NEVER)
+                        gate.open.set()
+                        answers = await asyncio.gather(*accepted)
+                        await replacing
+
+        assert len(answers) == 8
+        assert new in {answer.model for answer in answers}
+
     async def test_a_held_model_is_not_closed_before_it_is_released(
         self, start: Start, tiny_bundle: Path, metrics: Metrics
     ) -> None:

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
 
 from service import settings as module
 from service.cgroup import MemoryLimit
-from service.settings import Settings
+from service.settings import Settings, range_of, reason_of
+from service.video.limits import DecodeLimits
 
 
 def test_the_defaults_are_those_documented() -> None:
@@ -18,6 +20,14 @@ def test_the_defaults_are_those_documented() -> None:
     assert (settings.decode_memory_bytes, settings.require_sandbox) == (2 * 1024**3, False)
     assert (settings.decode_timeout_s, settings.request_timeout_s, settings.max_queue) == (20, 60, 16)
     assert (settings.upload_timeout_s, settings.drain_delay_s) == (10, 5)
+
+
+def test_decoding_without_settings_has_the_limits_of_the_service() -> None:
+    settings = Settings()
+
+    assert DecodeLimits() == DecodeLimits(
+        settings.max_duration_s, settings.max_pixels, settings.max_frames, settings.decode_timeout_s
+    )
 
 
 def test_environment_variables_set_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +55,102 @@ def test_an_invalid_value_is_refused_by_the_name_of_its_setting(
 
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+NUMBERS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
+]
+CHOICES = [
+    (name, choice)
+    for name, field in Settings.model_fields.items()
+    if get_origin(field.annotation) is Literal
+    for choice in get_args(field.annotation)
+]
+
+
+class TestBounds:
+    """A value that could only fail later, while clips are answered, is refused at the start."""
+
+    @pytest.mark.parametrize("name", NUMBERS)
+    def test_every_number_has_a_range(self, name: str) -> None:
+        low, high = bounds(name)
+
+        assert low < high
+        assert f"from {low} to {high}" in range_of(Settings.model_fields[name])
+
+    @pytest.mark.parametrize("name", NUMBERS)
+    def test_the_ends_of_a_range_are_accepted_and_what_lies_beyond_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        low, high = bounds(name)
+        for value in (low, high):
+            monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", str(value))
+            assert getattr(Settings(), name) == value
+        for beyond in (low - 1, high + 1):
+            refused(monkeypatch, name, str(beyond))
+
+    @pytest.mark.parametrize("name", NUMBERS)
+    @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", "9" * 400, "many", "0x10"])
+    def test_what_is_no_finite_number_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        refused(monkeypatch, name, value)
+
+    @pytest.mark.parametrize("sizes", ["0", "65", "1,99999999999", "1,-1", "1,,2", "1;2", "nan"])
+    def test_batch_sizes_have_a_range(self, monkeypatch: pytest.MonkeyPatch, sizes: str) -> None:
+        refused(monkeypatch, "batch_sizes", sizes)
+
+    def test_the_smallest_and_the_largest_batch_size_are_accepted(self) -> None:
+        assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
+
+    @pytest.mark.parametrize(
+        ("name", "entry"), [("api_keys", "k"), ("trusted_proxies", "10.0.0.1"), ("cors_origins", "https://a.example")]
+    )
+    def test_lists_that_are_searched_for_each_request_are_limited(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, entry: str
+    ) -> None:
+        monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", ",".join([entry] * 1000))
+        assert len(getattr(Settings(), name)) == 1000
+        refused(monkeypatch, name, ",".join([entry] * 1001))
+
+    def test_a_key_that_no_head_of_a_request_can_carry_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "kkk" not in refused(monkeypatch, "api_keys", "k" * 5000)
+
+    def test_the_choices_are_those_documented(self) -> None:
+        assert [
+            *(("log_level", level) for level in ("debug", "info", "warning", "error")),
+            *(("device", device) for device in ("auto", "cuda", "cpu")),
+            *(("precision", precision) for precision in ("auto", "fp32", "fp16", "int8")),
+            *(("cuda_conv_search", search) for search in ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")),
+        ] == CHOICES
+
+    @pytest.mark.parametrize(("name", "choice"), CHOICES)
+    def test_a_choice_is_accepted_as_it_is_written_and_not_otherwise(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, choice: str
+    ) -> None:
+        monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", choice)
+        assert getattr(Settings(), name) == choice
+        refused(monkeypatch, name, f"{choice}x")
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The ends of a setting's range."""
+    field = Settings.model_fields[name]
+    (low,) = (bound.ge for bound in field.metadata if hasattr(bound, "ge"))
+    (high,) = (bound.le for bound in field.metadata if hasattr(bound, "le"))
+    return low, high
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:
+    """Check that a value is refused in a sentence that names the setting and its range, which is returned."""
+    monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", value)
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    sentence = reason_of(error.value)
+    assert sentence.startswith(f"LIMELIGHT_{name.upper()} is not valid: ")
+    assert range_of(Settings.model_fields[name]) in sentence
+    assert "\n" not in sentence
+    return sentence
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])

@@ -93,7 +93,7 @@ def test_an_address_in_use_is_an_error(tmp_path: Path, port: int) -> None:
 
 
 def test_a_decoder_that_cannot_decode_in_time_is_an_error(tmp_path: Path) -> None:
-    settings = Settings(bundle=tmp_path, port=0, decode_timeout_s=0.0001)
+    settings = Settings(bundle=tmp_path, port=0, decode_timeout_s=0.001)
     (found,) = findings(settings, "decoders")
 
     assert found.verdict is Verdict.BAD

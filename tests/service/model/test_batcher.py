@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.errors import DeadlineExceeded, EngineStopped, Overloaded
+from service.errors import DeadlineExceeded, EngineError, EngineStopped
 from service.model.batcher import Batcher, Inference
 from service.model.bundle import Outputs
 
@@ -43,7 +43,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def batcher(engine: FakeEngine) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, batch_sizes=(1, 2, 4), max_waiting=6)
+    batcher = Batcher(engine, batch_sizes=(1, 2, 4))
     yield batcher
     engine.allowed.set()
     batcher.close()
@@ -105,7 +105,7 @@ async def test_no_batch_is_larger_than_the_largest_size(engine: FakeEngine, batc
 
 async def test_the_size_of_each_batch_is_reported(engine: FakeEngine) -> None:
     sizes: list[int] = []
-    batcher = Batcher(engine, batch_sizes=(4,), max_waiting=4, on_batch=sizes.append)
+    batcher = Batcher(engine, batch_sizes=(4,), on_batch=sizes.append)
 
     await batcher.submit(clip(1), FAR)
     batcher.close()
@@ -120,7 +120,7 @@ async def test_warming_up_runs_first_in_the_thread_that_infers(engine: FakeEngin
         threads.append(threading.get_ident())
         return engine(clips)
 
-    batcher = Batcher(infer, batch_sizes=(1,), max_waiting=1, warm_up=lambda: threads.append(threading.get_ident()))
+    batcher = Batcher(infer, batch_sizes=(1,), warm_up=lambda: threads.append(threading.get_ident()))
     assert len(threads) == 1
     await batcher.submit(clip(1), FAR)
     batcher.close()
@@ -135,7 +135,7 @@ async def test_an_error_while_warming_up_is_raised_by_the_constructor(engine: Fa
         raise ValueError("too cold")
 
     with pytest.raises(ValueError, match="too cold"):
-        Batcher(engine, batch_sizes=(1,), max_waiting=1, warm_up=fail)
+        Batcher(engine, batch_sizes=(1,), warm_up=fail)
 
 
 async def test_queue_and_inference_are_timed_separately(engine: FakeEngine, batcher: Batcher) -> None:
@@ -187,17 +187,6 @@ async def test_a_clip_whose_deadline_passed_costs_no_inference(engine: FakeEngin
     assert engine.batches == [[99], [2]]
 
 
-async def test_a_full_queue_refuses_at_once(engine: FakeEngine, batcher: Batcher) -> None:
-    await keep_busy(engine, batcher)
-    tasks = [submit(batcher, number) for number in range(6)]
-    await until(lambda: batcher.depth == 6)
-
-    with pytest.raises(Overloaded):
-        await batcher.submit(clip(7), FAR)
-    engine.allowed.set()
-    assert len(await asyncio.gather(*tasks)) == 6
-
-
 async def test_a_failed_batch_fails_only_its_own_clips(engine: FakeEngine, batcher: Batcher) -> None:
     await keep_busy(engine, batcher)
     bad, unlucky = submit(batcher, 255), submit(batcher, 1)
@@ -208,6 +197,112 @@ async def test_a_failed_batch_fails_only_its_own_clips(engine: FakeEngine, batch
         with pytest.raises(ValueError, match="engine failed"):
             await task
     assert (await batcher.submit(clip(2), FAR)).outputs.probabilities.tolist() == [2]
+
+
+async def test_a_clip_whose_outputs_are_not_finite_fails_alone(engine: FakeEngine) -> None:
+    failures: list[None] = []
+
+    def infer(clips: Sequence[npt.NDArray[np.uint8]]) -> Outputs:
+        outputs = engine(clips)
+        outputs.probabilities[outputs.probabilities == 3] = np.nan
+        return outputs
+
+    def warm_up() -> None:
+        assert not engine.batches  # a clip of a stranger must not make the engine warm up again
+
+    batcher = Batcher(infer, batch_sizes=(4,), warm_up=warm_up, on_failure=lambda: failures.append(None))
+    first = await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in (1, 3, 2)]
+    await until(lambda: batcher.depth == 3)
+    engine.allowed.set()
+    answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+    await asyncio.to_thread(batcher.close)
+
+    assert [type(answer) for answer in answers] == [Inference, Inference, EngineError, Inference]
+    assert len(failures) == 1
+
+
+async def test_a_batch_with_too_few_answers_fails_those_that_have_none(
+    engine: FakeEngine,
+) -> None:
+    batcher = Batcher(lambda clips: engine(clips[:2]), batch_sizes=(4,))
+    first = await keep_busy(engine, batcher)
+    tasks = [submit(batcher, number) for number in (1, 2, 3, 4)]
+    await until(lambda: batcher.depth == 4)
+    engine.allowed.set()
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [Inference, Inference, Inference, IndexError, IndexError]
+    assert (await batcher.submit(clip(5), FAR)).outputs.probabilities.tolist() == [5]
+    await asyncio.to_thread(batcher.close)
+
+
+async def test_a_clip_cancelled_just_before_its_batch_begins_does_not_disturb_the_others(
+    engine: FakeEngine, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Batcher, "_forget", lambda *_: None)  # as if the engine's thread were quicker
+    await keep_busy(engine, batcher)
+    unwanted, wanted = submit(batcher, 1), submit(batcher, 2)
+    await until(lambda: batcher.depth == 2)
+    unwanted.cancel()
+    await until(unwanted.done)
+    engine.allowed.set()
+
+    assert (await wanted).outputs.probabilities.tolist() == [2]
+    assert engine.batches == [[99], [2]]
+
+
+class Fragile:
+    """Warms up, and counts failures. Warming up fails while ``broken`` is set."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.warmed_up = 0
+        self.failures = 0
+        self.threads: set[int] = set()
+
+    def warm_up(self) -> None:
+        self.warmed_up += 1
+        self.threads.add(threading.get_ident())
+        if self.broken:
+            raise ValueError("still broken")
+
+    def fail(self) -> None:
+        self.failures += 1
+
+    def batcher(self, engine: FakeEngine) -> Batcher:
+        return Batcher(engine, batch_sizes=(1,), warm_up=self.warm_up, on_failure=self.fail)
+
+
+async def test_after_a_failed_batch_the_engine_warms_up_again_and_goes_on(engine: FakeEngine) -> None:
+    fragile = Fragile()
+    batcher = fragile.batcher(engine)
+    bad, good = submit(batcher, 255), submit(batcher, 1)
+
+    with pytest.raises(ValueError, match="the engine failed"):
+        await bad
+    assert (await good).outputs.probabilities.tolist() == [1]
+    assert batcher.alive
+    assert (fragile.warmed_up, fragile.failures, len(fragile.threads)) == (2, 1, 1)
+    await asyncio.to_thread(batcher.close)
+
+
+async def test_an_engine_that_cannot_warm_up_after_a_failed_batch_is_dead(engine: FakeEngine) -> None:
+    fragile = Fragile()
+    batcher = fragile.batcher(engine)
+    running = await keep_busy(engine, batcher, 255)
+    waiting = submit(batcher, 1)
+    await until(lambda: batcher.depth == 1)
+    fragile.broken = True
+    engine.allowed.set()
+
+    with pytest.raises(ValueError, match="the engine failed"):
+        await running
+    with pytest.raises(EngineStopped):
+        await asyncio.wait_for(waiting, 30)
+    assert not batcher.alive
+    assert (fragile.warmed_up, fragile.failures) == (2, 1)
 
 
 async def test_if_the_engine_thread_dies_all_waiting_and_later_clips_fail(engine: FakeEngine, batcher: Batcher) -> None:

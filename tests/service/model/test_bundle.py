@@ -1,6 +1,7 @@
 """Reading and writing bundles: a bundle that cannot be used is refused with the file at fault and the remedy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,45 @@ class TestManifest:
 
         assert "precisions.int8.sha256" in refusal(load_bundle, bundle, names=MANIFEST)
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("top1", -0.1), ("top1", 1.1), ("low", -0.1), ("low", 1.1), ("high", -0.1), ("high", 1.1), ("n", 0)],
+    )
+    def test_an_agreement_that_cannot_be_is_refused_by_its_field(self, bundle: Path, field: str, value: float) -> None:
+        edit(bundle, lambda manifest: manifest["precisions"]["int8"]["agreement"].update({field: value}))
+
+        assert f"precisions.int8.agreement.{field}" in refusal(load_bundle, bundle, names=MANIFEST)
+
 
 class TestModelFiles:
+    def test_a_bundle_stays_the_same_if_the_link_to_it_is_replaced(self, bundle: Path, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(bundle)
+        loaded = load_bundle(link)
+        link.unlink()
+        link.symlink_to(write_tiny_bundle(tmp_path / "other", ["a", "b"], seed=1))
+
+        assert loaded.read_model("fp32") == (bundle / "model.fp32.onnx").read_bytes()
+
+    def test_a_file_that_is_replaced_after_it_was_checked_is_refused(self, bundle: Path) -> None:
+        loaded = load_bundle(bundle)
+        write_tiny_bundle(bundle, seed=1)
+
+        assert "is damaged" in refusal(lambda _: loaded.read_model("fp32"), bundle, names="model.fp32.onnx")
+        assert load_bundle(bundle).read_model("fp32")
+
+    def test_a_folder_that_is_removed_after_it_was_checked_is_refused(self, bundle: Path) -> None:
+        loaded = load_bundle(bundle)
+        shutil.rmtree(bundle)
+
+        assert "is missing" in refusal(lambda _: loaded.read_model("fp32"), bundle, names="model.fp32.onnx")
+
+    def test_a_circle_of_links_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+
+        assert "cannot be read" in refusal(load_bundle, tmp_path / "a", names=MANIFEST)
+
     @pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
     def test_a_missing_file_is_refused(self, bundle: Path, name: str) -> None:
         (bundle / name).unlink()

@@ -1,4 +1,5 @@
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.errors import EngineError
-from service.model.bundle import Bundle, file_sha256, load_bundle, write_manifest
+from service.errors import BundleError, EngineError
+from service.model.bundle import Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
 from service.model.engine import Engine
 from service.model.spec import CUDA
 from tests.tiny_bundle import LABELS, tiny_network, write_tiny_bundle
@@ -192,7 +193,74 @@ class TestCudaPath:
         assert "cannot be pinned" in caplog.text
 
 
+class TestOverflow:
+    """A network that overflows returns numbers that are none."""
+
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_warming_up_finds_it(self, tmp_path: Path, size: int) -> None:
+        bundle = load_bundle(write_tiny_bundle(tmp_path, overflow_above=0.4))
+        engine = Engine(bundle, device="cpu", precision="fp16", batch_sizes=(size,))
+
+        with pytest.raises(EngineError, match=r"model\.fp16\.onnx overflows on CPU.*; choose another precision"):
+            engine.warm_up()
+
+    def test_a_network_that_needs_a_clip_brighter_than_any_warms_up(self, tmp_path: Path) -> None:
+        bundle = load_bundle(write_tiny_bundle(tmp_path, overflow_above=0.8))
+        engine = Engine(bundle, device="cpu", batch_sizes=(2,))
+        engine.warm_up()
+
+        outputs = engine.run([np.full((40, 224, 224, 3), brightness, np.uint8) for brightness in (255, 0)])
+
+        assert [outputs[row].finite for row in range(2)] == [False, True]
+        assert not outputs.finite
+
+    def test_outputs_are_finite_only_if_the_attention_is(self) -> None:
+        probabilities, attention = np.ones((1, 2), np.float32), np.ones((1, 40, 7, 7), np.float32)
+
+        assert Outputs(probabilities, attention).finite
+        assert Outputs(probabilities, None).finite
+        attention[0, 39, 6, 6] = np.inf
+        assert not Outputs(probabilities, attention).finite
+
+
 class TestBadModel:
+    def test_the_bytes_that_were_checked_are_those_that_run(self, tmp_path: Path) -> None:
+        bundle = load_bundle(write_tiny_bundle(tmp_path))
+        write_tiny_bundle(tmp_path, seed=1)
+
+        with pytest.raises(BundleError, match=r"onnx is damaged"):
+            Engine(bundle, device="cpu")
+
+    def test_weights_in_another_file_are_refused_because_they_have_no_checksum(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "model.fp32.onnx"
+        onnx.save_model(
+            tiny_network(len(LABELS)), file, save_as_external_data=True, location="weights", size_threshold=500
+        )
+        bundle = with_model(tmp_path, file.read_bytes())
+        monkeypatch.chdir(tmp_path)
+
+        assert (tmp_path / "weights").exists()
+        with pytest.raises(EngineError, match=r"model\.fp32\.onnx cannot be loaded"):
+            Engine(bundle, device="cpu")
+
+    def test_the_files_content_is_not_kept(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        contents = []
+        read = Bundle.read_model
+
+        def watched(bundle: Bundle, precision: Precision) -> bytes:
+            contents.append(read(bundle, precision))
+            return contents[-1]
+
+        monkeypatch.setattr(Bundle, "read_model", watched)
+        engine = Engine(bundle, device="cpu")
+        (content,) = contents
+        contents.clear()
+
+        assert engine.precision
+        assert sys.getrefcount(content) == 2  # this function's variable and the argument
+
     def test_a_file_that_is_not_onnx_is_an_error_naming_the_file(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, b"not a model")
 

@@ -4,8 +4,12 @@ The frames of the test clips show their number.
 """
 
 import io
+import shutil
+import struct
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -180,6 +184,83 @@ class TestDisplayMatrix:
         assert (clip.facts.width, clip.facts.height) == (96, 48)
         if clockwise is not None:
             assert clip.facts.rotation == clockwise
+
+    UNIT, LEAST = 1 << 16, -(1 << 31)
+    MATRICES: ClassVar = {
+        "identity": (UNIT, 0, 0, UNIT),
+        "90": (0, UNIT, -UNIT, 0),
+        "180": (-UNIT, 0, 0, -UNIT),
+        "270": (0, -UNIT, UNIT, 0),
+        "flipped left to right": (-UNIT, 0, 0, UNIT),
+        "flipped top to bottom": (UNIT, 0, 0, -UNIT),
+        "transposed": (0, UNIT, UNIT, 0),
+        "transposed along the other diagonal": (0, -UNIT, -UNIT, 0),
+        "scaled by a half, and 90": (0, UNIT // 2, -UNIT // 2, 0),
+        "scaled by a hundred, and 180": (-100 * UNIT, 0, 0, -100 * UNIT),
+        "as small as can be, and 270": (0, -1, 1, 0),
+        "overflowing 180": (LEAST, 0, 0, LEAST),
+        "overflowing 270": (0, LEAST, -LEAST - 1, 0),
+    }
+    ODD_MATRICES: ClassVar = {
+        "zero": (0, 0, 0, 0),
+        "1": (65526, 1144, -1144, 65526),
+        "44": (47142, 45525, -45525, 47142),
+        "45": (46341, 46341, -46341, 46341),
+        "46": (45525, 47142, -47142, 45525),
+        "135": (-46341, 46341, -46341, -46341),
+        "359": (65526, -1144, 1144, 65526),
+        "128 and nothing else": (128, 0, 0, 0),
+        "one column of zeros": (0, 0, UNIT, UNIT),
+        "one row of zeros": (0, UNIT, 0, 0),
+        "noise": (LEAST, LEAST, LEAST, LEAST),
+    }
+
+    @pytest.mark.parametrize("matrix", (MATRICES | ODD_MATRICES).values(), ids=(MATRICES | ODD_MATRICES).keys())
+    def test_the_rotation_is_the_multiple_of_90_that_was_applied(self, matrix: tuple[int, ...]) -> None:
+        clip = decode_clip(_with_matrix(matrix))
+
+        assert clip.facts.rotation in {0, 90, 180, 270}
+        corners = np.array([[0, 1], [2, 3]])
+        turned = [np.rot90(view, -clip.facts.rotation // 90) for view in (corners, corners[::-1])]
+        assert any((_corners(clip.frames[20]) == view).all() for view in turned)
+
+    @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES.keys())
+    def test_rotation_and_frames_are_those_of_ffmpeg(self, matrix: tuple[int, ...], tmp_path: Path) -> None:
+        if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
+            pytest.skip("needs ffmpeg")
+        file = tmp_path / "clip.mp4"
+        file.write_bytes(_with_matrix(matrix))
+        frame = run(
+            "ffmpeg", "-i", file, "-frames:v", "1", "-vf", "scale=224:224", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"
+        )
+        probed = run("ffprobe", "-show_entries", "stream_side_data=rotation", "-of", "csv=p=0", file).split()
+        counter_clockwise = int(probed[0].rstrip(b",")) if probed else 0
+
+        clip = decode_clip(file)
+
+        theirs = np.frombuffer(frame, np.uint8).reshape(224, 224, 3)
+        np.testing.assert_array_equal(_corners(clip.frames[20]), _corners(theirs))
+        assert clip.facts.rotation == -counter_clockwise % 360
+
+
+def run(program: str, *arguments: object) -> bytes:
+    command = [program, "-v", "error", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
+
+
+def _with_matrix(matrix: tuple[int, ...]) -> bytes:
+    """A clip of a picture with the corners 0 1 / 2 3, with this display matrix (a, b, c, d) in its track's header."""
+    picture = np.repeat(np.repeat(np.array([[0, 80], [160, 240]], np.uint8), 48, 0), 48, 1)
+    data = bytearray(encode([np.stack([picture] * 3, -1)] * 3))
+    a, b, c, d = matrix
+    place = data.index(b"tkhd") + 44
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    return bytes(data)
+
+
+def _corners(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    corners: npt.NDArray[np.int64] = (image[56::112, 56::112, 0] / 80).round().astype(np.int64)
+    return corners
 
 
 # -- facts about the clip ----------------------------------------------------------------------------------------------
