@@ -65,6 +65,7 @@ DISCARD_BYTES = 2**16
 
 _RESET = struct.pack("ii", 1, 0)  # the value of SO_LINGER that makes ``close`` discard what has not been sent
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_CONTROL_CHARACTER = re.compile(rb"%([01][0-9a-f]|7f)", re.IGNORECASE)
 _ORIGIN = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -450,6 +451,7 @@ class _Parser(h11.Connection):
             if isinstance(event, h11.Request):
                 self._shortfall = 0
                 event = _checked(event)
+                self._check_path(event.target)
             elif isinstance(event, h11.Data):
                 self._check_chunk(event)
         except h11.RemoteProtocolError as error:
@@ -470,6 +472,12 @@ class _Parser(h11.Connection):
         too_large = received.count(b"\n", 0, end.start()) > MAX_HEADERS if end else len(received) > MAX_HEAD_BYTES
         if too_large:
             raise h11.RemoteProtocolError("head too large", error_status_hint=431)
+
+    def _check_path(self, target: bytes) -> None:
+        """Check whether a path has control characters. Starlette, for example, ignores a line feed at its end."""
+        if _CONTROL_CHARACTER.search(target.partition(b"?")[0]):
+            self.problem = ("bad_request", "the path contains control characters; correct the client")
+            raise h11.RemoteProtocolError("control characters")
 
     def _check_chunk(self, data: h11.Data) -> None:
         """Check whether a body consists of tiny chunks."""

@@ -112,8 +112,9 @@ def _model_route(
     versioned = extra | {"parameters": [*extra.get("parameters", ()), _VERSION]}
 
     def register(endpoint: F) -> F:
-        for version, described in (("", extra), ("/versions/{version}", versioned)):
-            path = f"/models/{{name}}{version}{suffix}"
+        # A name may contain slashes; Triton's client does not encode them.
+        for version, described in (("/versions/{version}", versioned), ("", extra)):
+            path = f"/models/{{name:path}}{version}{suffix}"
             router.add_api_route(path, endpoint, methods=[method], openapi_extra=described, **options)
         return endpoint
 
@@ -170,21 +171,6 @@ async def model_statistics(serving: ServingState, model: NamedModel) -> schemas.
     return statistics_of(model.manifest, serving.metrics)
 
 
-@_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
-async def model_metadata(model: NamedModel) -> schemas.ModelMetadata:
-    """Get names, data types and shapes of the model's tensors."""
-    return schemas.ModelMetadata(
-        name=model.manifest.name,
-        versions=[model.manifest.version],
-        platform=PLATFORM,
-        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *model.manifest.clip_shape])],
-        outputs=[
-            schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
-            for name, shape in model.manifest.output_shapes.items()
-        ],
-    )
-
-
 @_model_route("GET", "/ready", responses=example_response(examples.READY) | _MODEL_PROBLEMS)
 async def model_ready(model: NamedModel) -> schemas.ModelReady:
     """Check whether the model is ready for inference."""
@@ -231,6 +217,22 @@ async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline,
         outputs = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
     return _answer(outputs, tensors, model.manifest, record.server_timing())
+
+
+# After the routes of a model's own paths, which would otherwise be taken for the rest of a name with slashes.
+@_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
+async def model_metadata(model: NamedModel) -> schemas.ModelMetadata:
+    """Get names, data types and shapes of the model's tensors."""
+    return schemas.ModelMetadata(
+        name=model.manifest.name,
+        versions=[model.manifest.version],
+        platform=PLATFORM,
+        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *model.manifest.clip_shape])],
+        outputs=[
+            schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
+            for name, shape in model.manifest.output_shapes.items()
+        ],
+    )
 
 
 async def _receive(request: Request) -> bytearray:
