@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import unquote
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -65,7 +66,7 @@ DISCARD_BYTES = 2**16
 
 _RESET = struct.pack("ii", 1, 0)  # the value of SO_LINGER that makes ``close`` discard what has not been sent
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-_CONTROL_CHARACTER = re.compile(rb"%([01][0-9a-f]|7f)", re.IGNORECASE)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _ORIGIN = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class Connection(H11Protocol):
         """Note that the connection is idle, unless the next request has arrived already."""
         self._shared.idle[self] = None
         super().on_response_complete()
-        if self._ended and not self._answers_after_end():
+        if self._ended and not self.transport.is_closing() and not self._answers_after_end():
             self.transport.close()
         self._follow()
 
@@ -300,7 +301,7 @@ class Connection(H11Protocol):
         self._linger(self.cycle, LINGER_BYTES_AFTER_REFUSAL)
 
     def _write_problem(self, problem: Problem, request_id: str) -> None:
-        response = problem_response(problem, request_id, path="/")
+        response = problem_response(problem, request_id, self.conn.path)
         status = http.HTTPStatus(response.status_code)
         headers = [
             *self.server_state.default_headers,
@@ -423,10 +424,12 @@ class _Parser(h11.Connection):
 
     Attributes:
         problem: Code and detail of the problem that the last error stands for.
+        path: The path of the last request.
         sent_early: Number of bytes of the next answer that have been sent already: some of ``BEGINNING``.
     """
 
     problem = ("bad_request", "the request is not valid HTTP/1.1; correct the client")
+    path = "/"
     sent_early = 0
     _shortfall = 0  # of the chunks of the current body, in bytes
 
@@ -451,7 +454,8 @@ class _Parser(h11.Connection):
             if isinstance(event, h11.Request):
                 self._shortfall = 0
                 event = _checked(event)
-                self._check_path(event.target)
+                self.path = unquote(event.target.partition(b"?")[0].decode("ascii"))
+                self._check_path()
             elif isinstance(event, h11.Data):
                 self._check_chunk(event)
         except h11.RemoteProtocolError as error:
@@ -473,9 +477,9 @@ class _Parser(h11.Connection):
         if too_large:
             raise h11.RemoteProtocolError("head too large", error_status_hint=431)
 
-    def _check_path(self, target: bytes) -> None:
-        """Check whether a path has control characters. Starlette, for example, ignores a line feed at its end."""
-        if _CONTROL_CHARACTER.search(target.partition(b"?")[0]):
+    def _check_path(self) -> None:
+        """Check whether the path has control characters. Starlette, for example, ignores a line feed at its end."""
+        if _CONTROL_CHARACTER.search(self.path):
             self.problem = ("bad_request", "the path contains control characters; correct the client")
             raise h11.RemoteProtocolError("control characters")
 

@@ -259,6 +259,12 @@ class TestHalfClose:
 
         assert statuses(read_to_end(client)) == [200] * 4
 
+    def test_what_follows_the_last_request_is_ignored(self, client: socket.socket) -> None:
+        client.sendall(DOCUMENT + b"Connection: close\r\n\r\n" + GET)
+        client.shutdown(socket.SHUT_WR)
+
+        assert statuses(read_to_end(client)) == [200]
+
     @pytest.mark.parametrize("request_bytes", [GET, POST + b"Content-Length: 9\r\n\r\nlime", GET + b"\r\n" + GET])
     def test_an_incomplete_request_is_refused_at_once(self, client: socket.socket, request_bytes: bytes) -> None:
         client.sendall(request_bytes)

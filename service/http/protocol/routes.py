@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import version as version_of
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -46,7 +46,7 @@ PLATFORM = "onnxruntime_onnx"  # Triton's name for ONNX Runtime
 F = TypeVar("F", bound=Callable[..., Any])
 
 _problems = partial(problem_responses, under="/v2")
-_MODEL_PROBLEMS = _problems("unknown_model", "not_ready")
+_MODEL_PROBLEMS = _problems("bad_request", "unknown_model", "not_ready")
 _INDEX_PROBLEMS = ("upload_timeout", "body_too_large", "overloaded", "not_ready")
 _INFER_RESPONSES: Responses = {
     200: {
@@ -56,11 +56,12 @@ _INFER_RESPONSES: Responses = {
         }
     },
     **_problems(
-        "invalid_tensor", "unknown_model", "upload_timeout", "body_too_large", "unsupported_media", "overloaded",
-        "not_ready", "draining", "deadline_exceeded",
+        "bad_request", "invalid_tensor", "unknown_model", "upload_timeout", "body_too_large", "unsupported_media",
+        "overloaded", "not_ready", "draining", "deadline_exceeded",
     ),
 }  # fmt: skip
-_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+_PLAIN: Document = {"pattern": r"^[^\u0000-\u001f\u007f]+$"}  # no control characters; the connection refuses them
+_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"} | _PLAIN}
 _INFER_REQUEST: Document = {
     "parameters": [
         {
@@ -84,7 +85,10 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 # The docstrings of routes go into the OpenAPI document, so they are Markdown.
 
 
-async def _named_model(pipeline: WarmPipeline, request: Request, name: str) -> Model:
+Name = Annotated[str, Path(json_schema_extra=_PLAIN)]
+
+
+async def _named_model(pipeline: WarmPipeline, request: Request, name: Name) -> Model:
     """Return the model in service if the path has its name and, if any, its version.
 
     Raises:
@@ -200,7 +204,7 @@ async def model_config(model: NamedModel) -> schemas.ModelConfig:
     responses=_INFER_RESPONSES,
     openapi_extra=_INFER_REQUEST,
 )
-async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline, name: str) -> Response:
+async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline, name: Name) -> Response:
     """Classify clips that are already decoded: 40 frames each, resized to 224×224 RGB."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
