@@ -160,7 +160,7 @@ async def endless_head(port: int) -> None:
     """Send header lines until the server closes the connection."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.closing(writer):
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         while True:
             writer.write(b"X-Header: lime\r\n" * 1000)
             await writer.drain()
@@ -173,14 +173,14 @@ async def never_read(port: int) -> None:
         client.setblocking(False)
         await loop.sock_connect(client, ("127.0.0.1", port))
         while True:
-            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
 
 
 async def upload_slowly(port: int) -> None:
     """Upload a large body slowly until the server answers or closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.closing(writer):
-        writer.write(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n".encode())
+        writer.write(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n".encode())
         answered = asyncio.create_task(reader.read(1))
         sent = 0
         while sent < UPLOAD_BYTES and not answered.done():

@@ -58,7 +58,7 @@ def bodies() -> dict[str, bytes]:
 
 def infer(body: bytes, *headers: str) -> bytes:
     """Return a request with this body."""
-    lines = ["POST /v2/models/tiny/infer HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = ["POST /v2/models/tiny/infer HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
@@ -69,7 +69,7 @@ async def beside(port: int, request: bytes, number: int) -> tuple[list[Answer], 
     async def ask() -> None:
         async with Connection(port) as client:
             while True:
-                health.append(await client.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"))
+                health.append(await client.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"))
                 await asyncio.sleep(PAUSE_S)
 
     asking = asyncio.create_task(ask())

@@ -94,7 +94,7 @@ async def soak(port: int, pid: int, seconds: float) -> tuple[Counter[int], int, 
     """Return the answers' statuses, the number of clients that vanished, and the samples."""
     requests = [
         *map(upload, [*clips(12), *bad_clips()]),
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
         upload(bytes(400_000)).replace(b"multipart/form-data", b"text/plain"),  # answered before it is read
     ]
     end = time.monotonic() + seconds

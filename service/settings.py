@@ -74,6 +74,12 @@ def _check_origin(origin: str) -> str:
     return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
 
+def _check_host(host: str) -> str:
+    if host != "*" and not re.fullmatch(r"[\w.-]+|\[[\da-f:.]+\]", host, re.ASCII | re.IGNORECASE):
+        raise ValueError("each host must be * or a name such as limelight.example, without scheme, port and path")
+    return host
+
+
 def _check_proxy(proxy: str) -> str:
     if proxy not in {"*", UNIX}:
         ipaddress.ip_network(proxy)
@@ -143,7 +149,9 @@ class Settings(BaseSettings):
         description="Comma-separated origins of web applications that may call the service from a browser, such as "
         "`https://app.example`; `*` for every origin.",
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)] = Field(
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_host)], ...], NoDecode, BeforeValidator(_split_at_commas)
+    ] = Field(
         (),
         max_length=MOST_ENTRIES,
         description="Comma-separated names besides `localhost` and loopback addresses by which clients call a service "

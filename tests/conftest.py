@@ -46,7 +46,7 @@ EXPENSIVE = (
 # Reasons to skip a test that installing something cannot remove.
 UNAVOIDABLE_SKIPS = re.compile(
     "needs real clips|needs IPv6|this kernel lacks|this file system ignores case|no wheel for this processor|x86-64|"
-    "needs node"
+    "needs node|needs java"
 )
 # Files that share the exported network of tests/model_export/conftest.py, which takes half a minute to make.
 NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|verify)\.py$")

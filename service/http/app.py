@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Collection
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -19,21 +19,20 @@ from service.http.middleware.admission import AdmissionCheck
 from service.http.middleware.api_keys import BASIC_PATHS, OPEN_PATHS, ApiKeys
 from service.http.middleware.body_limits import BodyLimits
 from service.http.middleware.head import HeadAsGet
+from service.http.middleware.hosts import AllowedHosts, is_on_loopback
 from service.http.middleware.root_path import RootPath
 from service.http.middleware.tracing import Tracing
 from service.http.openapi import DescribedAPI
 from service.http.page import page_routes
 from service.http.problems import EXPECTED, problem_of, problem_response
+from service.http.protocol.routes import infer
 from service.http.protocol.routes import router as protocol_router
 from service.http.proxies import TrustedProxies
-from service.http.routes import router
+from service.http.routes import predict, router
 from service.http.serving import Serving
 from service.metrics import Metrics
 from service.settings import Settings
 
-# Paths whose requests are predictions: they are subject to admission and counted in the metrics. As in Starlette's
-# routes, a line feed may follow.
-PREDICTIONS = re.compile(r"(/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer)\n?")
 # Status of requests whose client disconnected before the answer. nginx uses this number too; only the access log and
 # the metrics show it.
 CLIENT_CLOSED_REQUEST = 499
@@ -92,9 +91,15 @@ def _add_middleware(app: FastAPI, serving: Serving, tracer: Tracer, open_paths: 
     settings = serving.settings
     proxies = TrustedProxies(settings.trusted_proxies)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(AdmissionCheck, serving=serving, predictions=PREDICTIONS)
+    app.add_middleware(AdmissionCheck, serving=serving)
     app.add_middleware(ApiKeys, keys=settings.api_keys, open_paths=open_paths)
-    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=PREDICTIONS, proxies=proxies)
+    if not settings.api_keys and settings.unix_socket is None and is_on_loopback(settings.host):
+        hosts = {settings.host, *settings.allowed_hosts}
+        app.add_middleware(AllowedHosts, hosts=hosts, origins=settings.cors_origins)
+    # The routes of predictions, which are subject to admission and counted in the metrics.
+    routes = (*router.routes, *protocol_router.routes)
+    predictions = [route for route in routes if isinstance(route, APIRoute) and route.endpoint in {predict, infer}]
+    app.add_middleware(AccessLog, metrics=serving.metrics, predictions=predictions, proxies=proxies)
     if settings.cors_origins:
         # Around ``AccessLog``, which answers problems: a web application can read only answers with CORS headers.
         app.add_middleware(

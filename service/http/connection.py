@@ -17,11 +17,13 @@ import re
 import socket
 import struct
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import unquote
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from service.http.middleware.body_limits import LINGER
 from service.http.problems import Problem, problem_response
@@ -48,6 +50,13 @@ LINGER_S = 5
 LINGER_PAUSE_S = 1
 LINGER_BYTES = 2**26
 LINGER_BYTES_AFTER_REFUSAL = 2**18
+# Seconds for which the event loop looks once more at a client whose time is over.
+LAST_LOOK_S = 0.1
+# How each answer begins. The bytes are sent early, one by one, to a client that has ended its sending side: those of a
+# client that is gone are answered with a reset. The first pause between two of them in seconds; each is twice as long
+# as the one before.
+BEGINNING = b"HTTP/1.1 "
+PROBE_PAUSE_S = 0.2
 # Size of the pieces that h11 gets. It copies them, and a megabyte takes ten times as long in pieces of more than 128
 # KiB, for which the C library asks the kernel for memory each time.
 PIECE_BYTES = 2**16
@@ -57,7 +66,8 @@ DISCARD_BYTES = 2**16
 
 _RESET = struct.pack("ii", 1, 0)  # the value of SO_LINGER that makes ``close`` discard what has not been sent
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-_ORIGIN = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_ORIGIN = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +130,10 @@ class Connection(H11Protocol):
         self.conn: _Parser = _Parser(h11.SERVER, MAX_HEAD_BYTES)
         self._shared = shared
         self._limits = shared.limits
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._reader_timer: asyncio.TimerHandle | None = None
+        self._head_timer: _Timeout | None = None
+        self._reader_timer: _Timeout | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._ended = False  # whether the client has ended its sending side
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for the connection or refuse it; start the head timeout of the first request."""
@@ -152,16 +164,23 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
         for start in range(0, len(data), PIECE_BYTES):
-            if self not in self._shared.lingering:
+            # What follows the last request of a connection is ignored (RFC 9112, section 9.6).
+            if self not in self._shared.lingering and self.conn.their_state is not h11.MUST_CLOSE:
                 super().data_received(data[start : start + PIECE_BYTES])
         self._follow()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Note that the client sends nothing more. Return whether the connection stays open, to answer a request."""
+        self._ended = True
+        return self._answers_after_end()
 
     def handle_events(self) -> None:
         """Handle the parser's events, and offer the application a lingering close as an ASGI extension."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: self._linger}  # its task has not begun
+            linger = functools.partial(self._linger, self.cycle)
+            cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: linger}  # its task has not begun
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed."""
@@ -171,7 +190,16 @@ class Connection(H11Protocol):
         """Note that the connection is idle, unless the next request has arrived already."""
         self._shared.idle[self] = None
         super().on_response_complete()
+        if self._ended and not self.transport.is_closing() and not self._answers_after_end():
+            self.transport.close()
         self._follow()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the idle connection, unless the next request arrives at the last moment."""
+        self.timeout_keep_alive_task = self.loop.call_later(LAST_LOOK_S, super().timeout_keep_alive_handler)
+
+    def _should_upgrade(self) -> bool:
+        return False  # the request is answered as if it did not ask for an upgrade (RFC 9110, section 7.8)
 
     def pause_writing(self) -> None:
         """Start to watch whether the client reads: a part of its answer is unread."""
@@ -189,6 +217,7 @@ class Connection(H11Protocol):
         """Cancel the timeouts: the connection is gone."""
         self._cancel_head_timer()
         self._cancel_reader_timer()
+        self._cancel_probe_timer()
         self._unset_keepalive_if_required()  # which uvicorn does not do if the client has reset the connection
         self._leave_groups()
         self._shared.lingering.pop(self, None)
@@ -198,7 +227,7 @@ class Connection(H11Protocol):
     def shutdown(self) -> None:
         """Close the connection when the server stops listening: after a grace period if idle, else after the answer."""
         if self._idle:
-            self.loop.call_later(IDLE_GRACE_S, self._shut_down_if_idle)
+            _Timeout(self.loop, IDLE_GRACE_S, self._shut_down_if_idle)
         else:
             self._shut_down_if_idle()
 
@@ -224,6 +253,33 @@ class Connection(H11Protocol):
         elif self._head_timer is None and (self.conn.trailing_data[0] or self.timeout_keep_alive_task is None):
             self._start_head_timer()
 
+    def _answers_after_end(self) -> bool:
+        """Return whether a complete request is being answered; refuse one that the client has left incomplete."""
+        if not self._idle and not self.cycle.more_body:
+            self.cycle.waiting_for_100_continue = False
+            if self._probe_timer is None:
+                self._probe(PROBE_PAUSE_S)
+            return True
+        incomplete = self.conn.trailing_data[0].strip() if self._idle else not self.cycle.response_started
+        if incomplete:
+            detail = "the connection ended before the request did; send all of the request"
+            self._write_problem(Problem("bad_request", detail), uuid.uuid4().hex)
+            _abandon(self.cycle)
+        return False
+
+    def _probe(self, pause_s: float) -> None:
+        """Send the next byte of the answer's beginning, which fails if the client has reset the connection.
+
+        A client that has closed its connection and one that only sends nothing more look the same until something is
+        sent to them. The former's work is then cancelled, the latter waits for its answer.
+        """
+        self._cancel_probe_timer()
+        sent = self.conn.sent_early
+        if not self._idle and not self.cycle.response_started and sent < len(BEGINNING):
+            self.transport.write(BEGINNING[sent : sent + 1])
+            self.conn.sent_early += 1
+            self._probe_timer = self.loop.call_later(pause_s, self._probe, 2 * pause_s)
+
     def cut(self) -> None:
         """Close the connection at once, whether or not the client has read everything."""
         if self.transport.get_write_buffer_size():
@@ -241,7 +297,11 @@ class Connection(H11Protocol):
         if answering:
             self.transport.abort()
             return
-        response = problem_response(Problem(code, detail), request_id, path="/")
+        self._write_problem(Problem(code, detail), request_id)
+        self._linger(self.cycle, LINGER_BYTES_AFTER_REFUSAL)
+
+    def _write_problem(self, problem: Problem, request_id: str) -> None:
+        response = problem_response(problem, request_id, self.conn.path)
         status = http.HTTPStatus(response.status_code)
         headers = [
             *self.server_state.default_headers,
@@ -251,18 +311,14 @@ class Connection(H11Protocol):
         ]
         head = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % header for header in headers)]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
-        self._linger(LINGER_BYTES_AFTER_REFUSAL)
 
-    def _linger(self, most_bytes: int = LINGER_BYTES) -> None:
+    def _linger(self, cycle: RequestResponseCycle | None, most_bytes: int = LINGER_BYTES) -> None:
         """Close the sending side now and the connection later, as RFC 9112, section 9.6 describes.
 
         Closing both at once would reset the connection, and the client might lose the answer. What it still sends
         bypasses parser and application, which would cost more than the rest of the refusal.
         """
-        if self.cycle is not None:
-            self.cycle.disconnected = True  # uvicorn does nothing more with this request
-            self.cycle.waiting_for_100_continue = False
-            self.cycle.message_event.set()  # so that the application does not wait for the rest of the body
+        _abandon(cycle)
         if not self.transport.is_closing():
             self._leave_groups()
             self._shared.lingering[self] = None
@@ -280,7 +336,7 @@ class Connection(H11Protocol):
 
     def _start_head_timer(self) -> None:
         if not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._end_waiting_for_head)
+            self._head_timer = _Timeout(self.loop, self._limits.head_timeout_s, self._end_waiting_for_head)
 
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -294,12 +350,18 @@ class Connection(H11Protocol):
 
     def _watch_reader(self) -> None:
         unread = self.transport.get_write_buffer_size()
-        self._reader_timer = self.loop.call_later(self._limits.send_timeout_s, self._check_reader, unread)
+        check = functools.partial(self._check_reader, unread)
+        self._reader_timer = _Timeout(self.loop, self._limits.send_timeout_s, check)
 
     def _cancel_reader_timer(self) -> None:
         if self._reader_timer is not None:
             self._reader_timer.cancel()
             self._reader_timer = None
+
+    def _cancel_probe_timer(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
 
     def _check_reader(self, before: int) -> None:
         """Cut the connection off if the client has read too little since ``before`` bytes were unread."""
@@ -308,6 +370,14 @@ class Connection(H11Protocol):
             self.cut()
         else:
             self._watch_reader()
+
+
+def _abandon(cycle: RequestResponseCycle | None) -> None:
+    """End a request for uvicorn and the application, which would otherwise wait for the rest of its body."""
+    if cycle is not None:
+        cycle.disconnected = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
 
 
 def _cut_first(*groups: dict[Connection, None]) -> bool:
@@ -320,15 +390,56 @@ def _cut_first(*groups: dict[Connection, None]) -> bool:
     return first is not None
 
 
+class _Timeout:
+    """Calls a function after a time, unless it is cancelled. It gives clients the time in which the server was stopped.
+
+    A server can be stopped (by ``docker pause``, a migration or swapping) while clients send and read. What they have
+    done shows when the event loop has polled their connections, so it polls them once more when the time is over. If
+    that is noticed late, the client gets as much time again, at most the whole time.
+
+    Args:
+        loop: The event loop.
+        seconds: The time.
+        action: The function.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._action = action
+        self._due = loop.time() + seconds
+        self._timer = loop.call_at(self._due, self._look_again)
+
+    def cancel(self) -> None:
+        """Do not call the function."""
+        self._timer.cancel()
+
+    def _look_again(self) -> None:
+        late = self._loop.time() - self._due
+        self._timer = self._loop.call_later(max(LAST_LOOK_S, min(late, self._seconds)), self._action)
+
+
 class _Parser(h11.Connection):
     """h11's parser, with exact bounds and a little more of RFC 9112. h11 only bounds what it has to buffer.
 
     Attributes:
         problem: Code and detail of the problem that the last error stands for.
+        path: The path of the last request.
+        sent_early: Number of bytes of the next answer that have been sent already: some of ``BEGINNING``.
     """
 
     problem = ("bad_request", "the request is not valid HTTP/1.1; correct the client")
+    path = "/"
+    sent_early = 0
     _shortfall = 0  # of the chunks of the current body, in bytes
+
+    def send(self, event: Any) -> Any:
+        """Return the bytes to send for an event, without those that have been sent early."""
+        data = super().send(event)
+        if isinstance(event, h11.Response):
+            data = data[self.sent_early :]
+            self.sent_early = 0
+        return data
 
     def next_event(self) -> Any:
         """Return the next event.
@@ -343,6 +454,8 @@ class _Parser(h11.Connection):
             if isinstance(event, h11.Request):
                 self._shortfall = 0
                 event = _checked(event)
+                self.path = unquote(event.target.partition(b"?")[0].decode("ascii"))
+                self._check_path()
             elif isinstance(event, h11.Data):
                 self._check_chunk(event)
         except h11.RemoteProtocolError as error:
@@ -364,6 +477,12 @@ class _Parser(h11.Connection):
         if too_large:
             raise h11.RemoteProtocolError("head too large", error_status_hint=431)
 
+    def _check_path(self) -> None:
+        """Check whether the path has control characters. Starlette, for example, ignores a line feed at its end."""
+        if _CONTROL_CHARACTER.search(self.path):
+            self.problem = ("bad_request", "the path contains control characters; correct the client")
+            raise h11.RemoteProtocolError("control characters")
+
     def _check_chunk(self, data: h11.Data) -> None:
         """Check whether a body consists of tiny chunks."""
         expected = MIN_CHUNK_BYTES if data.chunk_start else 0
@@ -374,17 +493,20 @@ class _Parser(h11.Connection):
 
 
 def _checked(request: h11.Request) -> h11.Request:
-    """Check what h11 leaves to the application, and return the request with a target that begins with its path."""
+    """Check what h11 leaves to the application, and return the request with a target that begins with its path.
+
+    The host of a target that begins with a scheme replaces the header ``Host`` (RFC 9112, section 3.2.2).
+    """
     names = {name for name, _ in request.headers}
     if request.http_version >= b"2" or {b"content-length", b"transfer-encoding"} <= names:
         raise h11.RemoteProtocolError("another version of HTTP, or an ambiguous length")  # RFC 9112, section 6.3
     origin = _ORIGIN.match(request.target)
     if not origin:
         return request
-    target = request.target[origin.end() :]  # RFC 9112, section 3.2.2
+    target = request.target[origin.end() :]
     return h11.Request(
         method=request.method,
-        headers=request.headers,
+        headers=[(b"host", origin[1]), *((name, value) for name, value in request.headers if name != b"host")],
         target=target if target.startswith(b"/") else b"/" + target,
         http_version=request.http_version,
     )
@@ -397,7 +519,7 @@ class _Discard(asyncio.BufferedProtocol):
         self._connection = connection
         self._buffer = buffer
         self._left = most_bytes
-        self._deadline = connection.loop.time() + LINGER_S
+        self._pauses = round(LINGER_S / LINGER_PAUSE_S)  # the clock goes on while the server is stopped
         self._start_pause_timer()
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -418,10 +540,11 @@ class _Discard(asyncio.BufferedProtocol):
 
     def _start_pause_timer(self) -> None:
         self._received = False
-        self._pause_timer = self._connection.loop.call_later(LINGER_PAUSE_S, self._abort_if_over)
+        self._pause_timer = _Timeout(self._connection.loop, LINGER_PAUSE_S, self._abort_if_over)
 
     def _abort_if_over(self) -> None:
-        if self._received and self._connection.loop.time() < self._deadline:
+        self._pauses -= 1
+        if self._received and self._pauses > 0:
             self._start_pause_timer()
         else:
             self._connection.transport.abort()

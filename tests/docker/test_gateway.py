@@ -146,7 +146,7 @@ def test_an_upload_is_streamed_to_a_replica(fleet: Stack, clip: bytes) -> None:
     host, port = fleet.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(
-            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n".encode() + clip[:1000]
+            f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clip)}\r\n\r\n".encode() + clip[:1000]
         )
         until(lambda: any("limelight_in_flight_requests 1.0" in metrics_of(replica) for replica in replicas))
         client.sendall(clip[1000:])

@@ -40,7 +40,7 @@ class RawClient:
 
     def post(self, *headers: str, path: str = "/predict", body: bytes = b"") -> None:
         """Send the head of a request and the given part of its body."""
-        self.send("\r\n".join([f"POST {path} HTTP/1.1", "Host: limelight", *headers, "", ""]).encode() + body)
+        self.send("\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode() + body)
 
     def answer(self) -> Answer:
         """Wait for an answer, and read all of it."""

@@ -106,7 +106,7 @@ def test_a_killed_fork_server_fails_no_clip(server: Server, clip: bytes, large: 
 
 
 def test_a_disconnect_ends_the_decoder_of_that_client(server: Server, clip: bytes, large: bytes) -> None:
-    head = f"POST /predict HTTP/1.1\r\nHost: limelight\r\nContent-Length: {len(large)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(large)}\r\n\r\n"
 
     def stop_a_decoder() -> bool:
         for pid in decoders(server.process.pid):

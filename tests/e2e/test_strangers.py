@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef"
 FILES = 256
 FEW_FILES = ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh"]
-PAGE = b"GET /web/sample.mp4 HTTP/1.1\r\nHost: limelight\r\n\r\n"
+PAGE = b"GET /web/sample.mp4 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 Start = Callable[..., Server]
 
@@ -70,7 +70,7 @@ class TestEndlessHeads:
         before, answers = memory_mb(server), []
 
         def attack() -> None:
-            head = b"POST /predict HTTP/1.1\r\nHost: limelight\r\n"
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
             answers.append(send_until_refused(server.port, head, b"X-Header: lime\r\n", megabytes=100))
 
         attackers = [threading.Thread(target=attack) for _ in range(8)]

@@ -272,7 +272,7 @@ class TestClientAddress:
     ) -> None:
         name = uuid.uuid4().hex
         with RawClient(server.port) as client:
-            client.send(b"GET /model HTTP/1.1\r\nHost: x\r\nX-Request-ID: %b\r\n" % name.encode())
+            client.send(b"GET /model HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: %b\r\n" % name.encode())
             client.send(b"X-Forwarded-For: " + forwarded + b"\r\n\r\n")
             assert client.answer().status == 200
 

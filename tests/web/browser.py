@@ -20,7 +20,7 @@ PATIENCE_MS = 120_000
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP rebound.example 127.0.0.1",
 )  # fmt: skip
 # Chromium logs this for every answer from 400 on and for every failed request, even if the page handles it.
 REPORTED = "Failed to load resource: "

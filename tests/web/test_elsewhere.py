@@ -27,6 +27,12 @@ SEND = """async ([url, text, headers]) => {
     }
 }"""
 
+# Sends bytes without the permission of CORS, so that the page may read nothing of the answer.
+SEND_BLINDLY = """([url, text]) => {
+    const body = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+    return fetch(url, {method: "POST", body, mode: "no-cors"});
+}"""
+
 
 @pytest.fixture(scope="module")
 def site(browser: Browser) -> Iterator[str]:
@@ -161,6 +167,49 @@ class TestOtherOrigin:
             answer = sent(browser, stranger, server, clip, {"X-API-Key": KEY})
 
         assert answer == {"blocked": "Failed to fetch"}
+
+
+@pytest.fixture(scope="module")
+def open_server(browser: Browser, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tiny_bundle, tmp_path_factory.mktemp("log") / "log.jsonl", {}) as server:
+        yield server
+
+
+class TestStrangersOnLoopback:
+    """Pages of ``rebound.example``, a name that points to this machine, and a service there that requires no key."""
+
+    @pytest.fixture
+    def page(self, browser: Browser) -> Iterator[Page]:
+        with browser.new_context() as context:
+            yield context.new_page()
+
+    def test_they_cannot_read_answers(self, page: Page, open_server: Server) -> None:
+        answer = page.goto(f"http://rebound.example:{open_server.port}/model")
+
+        assert answer is not None
+        assert (answer.status, answer.json()["code"]) == (421, "host_not_allowed")
+
+    def test_they_cannot_send_clips(self, page: Page, site: str, open_server: Server, clip: bytes) -> None:
+        page.goto(site.replace("127.0.0.1", "rebound.example"))
+        page.evaluate(
+            SEND_BLINDLY,
+            [f"{open_server.url}/predict", clip.decode("latin-1")],
+        )
+
+        assert open_server.metric("rejected_total", code="origin_not_allowed") == 1
+
+    @pytest.mark.parametrize("name", ["localhost", "app.localhost"])
+    def test_applications_of_this_machine_can(
+        self, page: Page, site: str, open_server: Server, clip: bytes, name: str
+    ) -> None:
+        before = open_server.metric("request_seconds_count", status="200")
+        page.goto(site.replace("127.0.0.1", name))
+        page.evaluate(
+            SEND_BLINDLY,
+            [f"{open_server.url}/predict", clip.decode("latin-1")],
+        )
+
+        assert open_server.metric("request_seconds_count", status="200") == before + 1
 
 
 def sent(browser: Browser, site: str, server: Server, body: bytes, headers: dict[str, str]) -> dict[str, Any]:

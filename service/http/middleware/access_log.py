@@ -4,10 +4,12 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.logs import request_id as current_request_id
@@ -33,6 +35,7 @@ class RequestRecord:
         request_id: The id that the client sent, or a new one.
         trace: The trace that the request belongs to.
         client: The client's address, if it is known.
+        is_prediction: Whether a route of predictions answers the request.
         arrived: When the request arrived, on the clock of ``time.monotonic()``.
         stages: Seconds spent in each stage.
         answered: When the answer was complete and only had to be sent, on the same clock.
@@ -43,6 +46,7 @@ class RequestRecord:
     request_id: str
     trace: Trace
     client: str | None
+    is_prediction: bool
     arrived: float = field(default_factory=time.monotonic)
     stages: Stages = field(default_factory=Stages)
     answered: float | None = None
@@ -75,11 +79,13 @@ class AccessLog:
     Args:
         app: The application.
         metrics: Where predictions are counted.
-        predictions: Matches the paths of predictions.
+        predictions: The routes of predictions.
         proxies: The proxies whose ``X-Forwarded-For`` is trusted.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, predictions: re.Pattern[str], proxies: TrustedProxies) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, predictions: Sequence[BaseRoute], proxies: TrustedProxies
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._predictions = predictions
@@ -91,9 +97,10 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         state = scope["state"]  # which ``Tracing`` has put the trace into
-        record = RequestRecord(_request_id(Headers(scope=scope)), state["trace"], self._proxies.client_of(scope))
+        counted = any(route.matches(scope)[0] is Match.FULL for route in self._predictions)
+        client = self._proxies.client_of(scope)
+        record = RequestRecord(_request_id(Headers(scope=scope)), state["trace"], client, counted)
         state["record"] = record
-        counted = self._predictions.fullmatch(scope["path"]) is not None
         token = current_request_id.set(record.request_id)
         if counted:
             self._metrics.in_flight_requests.inc()

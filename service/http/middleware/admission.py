@@ -1,7 +1,5 @@
 """Refuses predictions early if the service has no room for another clip."""
 
-import re
-
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,21 +16,19 @@ class AdmissionCheck:
     Args:
         app: The application to call if a clip would be admitted.
         serving: The application's state.
-        predictions: Matches the paths of predictions.
 
     Raises:
         Overloaded: No further clip is admitted.
     """
 
-    def __init__(self, app: ASGIApp, serving: Serving, predictions: re.Pattern[str]) -> None:
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app = app
         self._serving = serving
-        self._predictions = predictions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check POST requests to predictions while the service is open, and pass everything else on."""
-        if scope["type"] == "http" and scope["method"] == "POST" and self._predictions.fullmatch(scope["path"]):
+        """Check predictions while the service is open, and pass everything else on."""
+        if scope["type"] == "http" and (record := record_of(Request(scope))).is_prediction:
             pipeline = self._serving.pipeline
             if pipeline is not None and pipeline.alive and not self._serving.closed:
-                pipeline.check_admission(record_of(Request(scope)).arrived + self._serving.settings.request_timeout_s)
+                pipeline.check_admission(record.arrived + self._serving.settings.request_timeout_s)
         await self._app(scope, receive, send)

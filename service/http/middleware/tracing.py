@@ -65,7 +65,7 @@ def _is_answered(status: int) -> bool:
 def _end(trace: Trace, scope: Scope) -> None:
     """End a trace with names and attributes of OpenTelemetry's semantic conventions for HTTP."""
     record = record_of(Request(scope))
-    route = getattr(scope.get("route"), "path", None)
+    route = getattr(scope.get("route"), "path_format", None)
     failed = record.status is None or record.status >= 500
     attributes: dict[str, Any] = {
         "http.request.method": scope["method"],

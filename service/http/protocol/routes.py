@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import version as version_of
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -46,7 +46,7 @@ PLATFORM = "onnxruntime_onnx"  # Triton's name for ONNX Runtime
 F = TypeVar("F", bound=Callable[..., Any])
 
 _problems = partial(problem_responses, under="/v2")
-_MODEL_PROBLEMS = _problems("unknown_model", "not_ready")
+_MODEL_PROBLEMS = _problems("bad_request", "unknown_model", "not_ready")
 _INDEX_PROBLEMS = ("upload_timeout", "body_too_large", "overloaded", "not_ready")
 _INFER_RESPONSES: Responses = {
     200: {
@@ -56,11 +56,12 @@ _INFER_RESPONSES: Responses = {
         }
     },
     **_problems(
-        "invalid_tensor", "unknown_model", "upload_timeout", "body_too_large", "unsupported_media", "overloaded",
-        "not_ready", "draining", "deadline_exceeded",
+        "bad_request", "invalid_tensor", "unknown_model", "upload_timeout", "body_too_large", "unsupported_media",
+        "overloaded", "not_ready", "draining", "deadline_exceeded",
     ),
 }  # fmt: skip
-_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+_PLAIN: Document = {"pattern": r"^[^\u0000-\u001f\u007f]+$"}  # no control characters; the connection refuses them
+_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"} | _PLAIN}
 _INFER_REQUEST: Document = {
     "parameters": [
         {
@@ -84,7 +85,10 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 # The docstrings of routes go into the OpenAPI document, so they are Markdown.
 
 
-async def _named_model(pipeline: WarmPipeline, request: Request, name: str) -> Model:
+Name = Annotated[str, Path(json_schema_extra=_PLAIN)]
+
+
+async def _named_model(pipeline: WarmPipeline, request: Request, name: Name) -> Model:
     """Return the model in service if the path has its name and, if any, its version.
 
     Raises:
@@ -112,8 +116,9 @@ def _model_route(
     versioned = extra | {"parameters": [*extra.get("parameters", ()), _VERSION]}
 
     def register(endpoint: F) -> F:
-        for version, described in (("", extra), ("/versions/{version}", versioned)):
-            path = f"/models/{{name}}{version}{suffix}"
+        # A name may contain slashes; Triton's client does not encode them.
+        for version, described in (("/versions/{version}", versioned), ("", extra)):
+            path = f"/models/{{name:path}}{version}{suffix}"
             router.add_api_route(path, endpoint, methods=[method], openapi_extra=described, **options)
         return endpoint
 
@@ -173,21 +178,6 @@ async def model_statistics(serving: ServingState, model: NamedModel) -> schemas.
     return statistics_of(model.manifest, serving.metrics)
 
 
-@_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
-async def model_metadata(model: NamedModel) -> schemas.ModelMetadata:
-    """Get names, data types and shapes of the model's tensors."""
-    return schemas.ModelMetadata(
-        name=model.manifest.name,
-        versions=[model.manifest.version],
-        platform=PLATFORM,
-        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *model.manifest.clip_shape])],
-        outputs=[
-            schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
-            for name, shape in model.manifest.output_shapes.items()
-        ],
-    )
-
-
 @_model_route("GET", "/ready", responses=example_response(examples.READY) | _MODEL_PROBLEMS)
 async def model_ready(model: NamedModel) -> schemas.ModelReady:
     """Check whether the model is ready for inference."""
@@ -217,7 +207,7 @@ async def model_config(model: NamedModel) -> schemas.ModelConfig:
     responses=_INFER_RESPONSES,
     openapi_extra=_INFER_REQUEST,
 )
-async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline, name: str) -> Response:
+async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline, name: Name) -> Response:
     """Classify clips that are already decoded: 40 frames each, resized to 224×224 RGB."""
     record = record_of(request)
     deadline = record.arrived + serving.settings.request_timeout_s
@@ -234,6 +224,22 @@ async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline,
         outputs = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
     return _answer(outputs, tensors, model.manifest, record.server_timing())
+
+
+# After the routes of a model's own paths, which would otherwise be taken for the rest of a name with slashes.
+@_model_route("GET", "", responses=example_response(examples.MODEL) | _MODEL_PROBLEMS)
+async def model_metadata(model: NamedModel) -> schemas.ModelMetadata:
+    """Get names, data types and shapes of the model's tensors."""
+    return schemas.ModelMetadata(
+        name=model.manifest.name,
+        versions=[model.manifest.version],
+        platform=PLATFORM,
+        inputs=[schemas.TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, *model.manifest.clip_shape])],
+        outputs=[
+            schemas.TensorMetadata(name=name, datatype="FP32", shape=[-1, *shape])
+            for name, shape in model.manifest.output_shapes.items()
+        ],
+    )
 
 
 async def _receive(request: Request) -> bytearray:

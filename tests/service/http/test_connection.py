@@ -47,12 +47,15 @@ class TestInternals:
         "connection_made": ["self", "transport"],
         "connection_lost": ["self", "exc"],
         "data_received": ["self", "data"],
+        "eof_received": ["self"],
         "handle_events": ["self"],
         "on_response_complete": ["self"],
         "pause_writing": ["self"],
         "resume_writing": ["self"],
         "send_400_response": ["self", "msg"],
         "shutdown": ["self"],
+        "timeout_keep_alive_handler": ["self"],
+        "_should_upgrade": ["self"],
         "_unset_keepalive_if_required": ["self"],
     }
     OVERRIDDEN = SIGNATURES.keys() - {"__init__", "_unset_keepalive_if_required"}
@@ -62,7 +65,8 @@ class TestInternals:
         assert list(inspect.signature(getattr(H11Protocol, method)).parameters) == self.SIGNATURES[method]
 
     def test_nothing_else_of_uvicorn_is_overridden_by_accident(self) -> None:
-        ours = {"_shared", "_limits", "_head_timer", "_reader_timer", *vars(connection.Connection)}
+        added = {"_shared", "_limits", "_head_timer", "_reader_timer", "_probe_timer", "_ended"}
+        ours = added | vars(connection.Connection).keys()
         inherited = {*dir(H11Protocol), *vars(self.protocol())} - {*dir(object), "__module__"}
 
         assert ours & inherited == self.OVERRIDDEN

@@ -24,7 +24,7 @@ FILES = {
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key. The page is off, and the service requires a key."""
     app = create_app(Settings(bundle=tmp_path / "none", api_keys="s3cret", ui=False))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 

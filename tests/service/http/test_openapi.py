@@ -72,7 +72,7 @@ def test_every_code_is_described_except_those_that_belong_to_no_operation(docume
     described = {code for *_, content in answers(document) for code in content.get("examples", {})}
 
     assert KINDS.keys() - described == {
-        "not_found", "method_not_allowed", "bad_request", "head_too_large", "too_many_connections", "host_not_allowed",
+        "not_found", "method_not_allowed", "head_too_large", "too_many_connections", "host_not_allowed",
         "origin_not_allowed",
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ MAX_BYTES = 150_000
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key. The service requires one everywhere except for the page."""
     app = create_app(Settings(bundle=tmp_path / "none", api_keys="s3cret"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 
@@ -83,7 +83,7 @@ async def test_the_sample_clip_is_served_as_mp4(client: httpx.AsyncClient) -> No
 
 async def test_the_page_can_be_turned_off(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none", ui=False))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         answers = [await client.get(path) for path in PATHS]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "not_found")}

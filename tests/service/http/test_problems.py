@@ -71,7 +71,10 @@ ELSEWHERE = {
 
 @pytest.fixture
 async def client(tiny_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(bundle=tiny_bundle, device="cpu", max_body_bytes=200_000, cors_origins=ORIGIN))
+    settings = Settings(
+        bundle=tiny_bundle, device="cpu", max_body_bytes=200_000, cors_origins=ORIGIN, allowed_hosts="*"
+    )
+    app = create_app(settings)
     async with app.router.lifespan_context(app), connect(app) as client:
         client.headers["Origin"] = ORIGIN
         await until_ready(client)

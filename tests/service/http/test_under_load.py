@@ -66,7 +66,10 @@ async def serving(brake: Brake, settings: Settings) -> AsyncIterator[tuple[FastA
     """Yield the application, warmed up, with the brake on, and a client of it."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
         await until(lambda: app.state.serving.ready)
         brake.begun = 0
         brake.released.clear()
@@ -374,7 +377,7 @@ class TestRequestId:
 
     async def echoed(self, bundle: Path, sent: str) -> str:
         transport = httpx.ASGITransport(create_app(Settings(bundle=bundle)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["X-Request-ID"]
 
 

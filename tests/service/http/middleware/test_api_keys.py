@@ -41,7 +41,7 @@ def app(tmp_path: Path) -> FastAPI:
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that is not ready: it answers authenticated requests with 503."""
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         yield client
 
 
@@ -136,7 +136,7 @@ async def test_the_body_of_a_request_without_a_key_is_not_read(app: FastAPI) -> 
 
 async def test_requests_are_not_authenticated_if_no_keys_are_set(tmp_path: Path) -> None:
     app = create_app(Settings(bundle=tmp_path / "none"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         assert (await client.get("/model")).status_code == 503
 
 

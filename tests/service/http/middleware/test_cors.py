@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 async def preflight(origin: str, **settings: Any) -> httpx.Response:
     transport = httpx.ASGITransport(create_app(Settings(**settings)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         return await client.options("/predict", headers=asked)
 
@@ -44,7 +44,7 @@ async def test_only_the_origins_of_the_setting_are_allowed(origins: str, origin:
 async def test_no_origin_is_allowed_by_default() -> None:
     answer = await preflight("https://app.example")
 
-    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert (answer.status_code, answer.json()["code"]) == (403, "origin_not_allowed")
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 

@@ -41,5 +41,7 @@ async def test_the_prefix_itself_redirects_to_the_page_if_there_is_one(
 
 
 async def get(path: str, settings: Settings) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(settings)), base_url="http://x") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(settings)), base_url="http://localhost"
+    ) as client:
         return await client.get(path)

@@ -16,7 +16,7 @@ async def test_what_another_middleware_answers_is_not_traced() -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     preflight = Tracing(PlainTextResponse("OK"), provider.get_tracer("test"), TrustedProxies(()))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(preflight), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(preflight), base_url="http://localhost") as client:
         answer = await client.options("/predict")
 
     assert answer.status_code == 200

@@ -125,7 +125,7 @@ async def test_a_request_is_cancelled_if_its_client_disconnects(brake: Brake, ti
 
 async def test_inference_is_refused_before_the_model_is_loaded(tiny_bundle: Path) -> None:
     app = create_app(Settings(bundle=tiny_bundle))  # not started
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         live, ready = await client.get("/v2/health/live"), await client.get("/v2/health/ready")
         inferred = await client.post(URL)
 
