@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from service.metrics import Metrics
 from service.model.batcher import Inference
 from service.model.bundle import Outputs
 from service.model.model import Model
+from service.threads import run_alone
 from service.video.decoder import ClipFacts, DecodedClip, SampledFrame
 from service.video.jpeg import frame_jpegs
 
@@ -237,8 +239,8 @@ class Pipeline:
     async def _encode(self, decoded: DecodedClip, stages: Stages) -> tuple[bytes, ...]:
         """Encode the sampled frames. Call it before the engine gets them, because the engine frees them."""
         with stages.timed("encode"):
-            async with self._encoder_free:
-                pictures = await asyncio.to_thread(frame_jpegs, decoded.frames, decoded.sampled)
+            encode = functools.partial(frame_jpegs, decoded.frames, decoded.sampled)
+            pictures = await run_alone(self._encoder_free, encode)
         self._observe(stages, "encode")
         return pictures
 
