@@ -1,0 +1,21 @@
+"""Runs ``limelight`` with an engine that takes half a second for a batch."""
+
+import time
+from typing import Any
+
+from service.cli.app import app
+from service.model.engine import Engine
+
+BATCH_S = 0.5
+
+run = Engine.run
+
+
+def run_slowly(engine: Engine, *arguments: Any) -> Any:
+    time.sleep(BATCH_S)
+    return run(engine, *arguments)
+
+
+if __name__ == "__main__":
+    setattr(Engine, "run", run_slowly)  # noqa: B010 - mypy rejects an assignment
+    app()
