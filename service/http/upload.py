@@ -106,7 +106,7 @@ class _Form:
         end = found.start() if found else max(0, len(data) - self._longest + 1)
         if self._in_file:
             self._clip.write(memoryview(data)[:end])
-        self._unread = data[found.end() if found else end :]
+        self._unread = data[found.end() - 2 if found else end :]  # a head keeps the line break before it
         if found:
             self.complete = found[1] == b"--"
             self._in_head = True
@@ -118,7 +118,7 @@ class _Form:
     def _read_head(self) -> bool:
         """Read the headers of a part. Return whether they have arrived."""
         head, end, rest = self._unread.partition(b"\r\n\r\n")
-        if len(head) > MAX_HEAD_BYTES or head.count(b"\n") >= MAX_HEADERS:
+        if len(head) > MAX_HEAD_BYTES or head.count(b"\n") > MAX_HEADERS:
             raise _malformed(f"a part has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers")
         if end:
             self._unread, self._in_head = rest, False
@@ -142,9 +142,9 @@ class _Form:
 
 
 def _headers(head: bytes) -> dict[bytes, bytes]:
-    """Parse the headers of a part; names become lower case."""
+    """Parse the headers of a part, each after a line break. Names become lower case."""
     headers = {}
-    for line in head.split(b"\r\n"):
+    for line in head.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         if not (colon and _TOKEN.fullmatch(name)):
             raise _malformed("one of its parts has a header that is not valid")

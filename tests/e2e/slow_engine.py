@@ -6,16 +6,13 @@ from typing import Any
 from service.cli.app import app
 from service.model.engine import Engine
 
-BATCH_S = 0.5
-
 run = Engine.run
 
 
 def run_slowly(engine: Engine, *arguments: Any) -> Any:
-    time.sleep(BATCH_S)
+    time.sleep(0.5)
     return run(engine, *arguments)
 
 
-if __name__ == "__main__":
-    setattr(Engine, "run", run_slowly)  # noqa: B010 - mypy rejects an assignment
-    app()
+setattr(Engine, "run", run_slowly)  # noqa: B010 - mypy rejects an assignment
+app()
