@@ -1,6 +1,7 @@
 """Admission control: limits how many clips the service holds at once and refuses the rest with a retry hint."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,10 @@ SMOOTHING = 0.125
 
 
 class Admission:
-    """Admits ``capacity`` clips at a time, and measures the rate at which they leave.
+    """Admits ``capacity`` clips at a time, and measures the rate at which the engine runs them.
 
-    A clip is refused if, at that rate, it would not be answered by its deadline: it would only delay others. Use it
-    from one event loop only.
+    A clip is refused if, at that rate, it would not be answered by its deadline: it would only delay others. Clips that
+    leave without having been run say nothing about the rate. Use it from one event loop only.
 
     Args:
         capacity: Number of clips that may be inside at a time.
@@ -31,8 +32,8 @@ class Admission:
         self.capacity = capacity
         self.inside = 0
         self._clock = clock
-        self._clip_s: float | None = None  # seconds from one clip's leaving to the next one's, while others wait
-        self._last_left = -math.inf
+        self._clip_s: float | None = None  # seconds from the end of one clip's run to that of the next
+        self._last_run = -math.inf
 
     def check(self, deadline: float, clips: int = 1) -> None:
         """Check whether clips would be admitted together now.
@@ -56,28 +57,31 @@ class Admission:
         )
 
     @contextlib.contextmanager
-    def place(self, deadline: float, clips: int = 1) -> Iterator[None]:
+    def place(self, deadline: float, clips: int = 1) -> Iterator[Callable[[], None]]:
         """Hold places for clips during a ``with`` statement.
-
-        The rate is measured only if the body does not raise, because a clip that fails leaves early.
 
         Args:
             deadline: When their answers are due.
             clips: Number of clips.
+
+        Returns:
+            A function to be called for each clip that the engine has run, even after the end of the statement: the
+            engine finishes a batch that has begun whether or not anybody waits for it.
 
         Raises:
             Overloaded: They are not admitted.
         """
         self.check(deadline, clips)
         self.inside += clips
-        entered = self._clock()
         try:
-            yield
-            self._learn((self._clock() - max(entered, self._last_left)) / clips)
+            yield functools.partial(self._learn, self._clock())
         finally:
             self.inside -= clips
-            self._last_left = self._clock()
 
-    def _learn(self, clip_s: float) -> None:
+    def _learn(self, entered: float) -> None:
+        """Measure the rate: the engine has run a clip that entered at this time."""
+        now = self._clock()
+        clip_s = now - max(entered, self._last_run)
+        self._last_run = now
         before = clip_s if self._clip_s is None else self._clip_s
         self._clip_s = before + SMOOTHING * (clip_s - before)

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from service.metrics import Metrics
 from service.model.batcher import Inference
 from service.model.bundle import Outputs
 from service.model.model import Model
+from service.threads import run_alone
 from service.video.decoder import ClipFacts, DecodedClip, SampledFrame
 from service.video.jpeg import frame_jpegs
 
@@ -164,12 +167,12 @@ class Pipeline:
             DecodersError: No decoder process can be started, or they did not answer.
         """
         stages = stages or Stages()
-        async with self._place(deadline):
+        async with self._place(deadline) as on_run:
             decoded = await self._decode(clip, stages)
             pictures = await self._encode(decoded, stages) if jpegs else None
             model, facts, sampled = self.model, decoded.facts, decoded.sampled
             kept = decoded.frames if frames else None
-            answering = model.answer(decoded.frames, deadline)
+            answering = model.answer(decoded.frames, deadline, on_run)
             del decoded  # unless the frames are kept, the engine's thread is now the last to hold them, and frees them
             with stages.timed("queue"):
                 answer = await answering
@@ -195,9 +198,9 @@ class Pipeline:
             Probabilities float32 ``(n, classes)`` and attention float32 ``(n, 40, 7, 7)`` or ``None``.
         """
         stages = stages or Stages()
-        async with self._place(deadline, len(frames)):
+        async with self._place(deadline, len(frames)) as on_run:
             with stages.timed("queue"):
-                answers = await _answer_all(model, frames, deadline)
+                answers = await _answer_all(model, frames, deadline, on_run)
         queue_s = min(answer.queue_s for answer in answers)
         self._record(stages, queue_s, max(answer.queue_s + answer.inference_s for answer in answers) - queue_s)
         return Outputs.stack([answer.outputs for answer in answers])
@@ -214,12 +217,22 @@ class Pipeline:
         self.model.close()
 
     @contextlib.asynccontextmanager
-    async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[None]:
-        """Hold places for this many clips, at most until the deadline."""
-        with self._admission.place(deadline, clips):
+    async def _place(self, deadline: float, clips: int = 1) -> AsyncIterator[Callable[[], Any]]:
+        """Hold places for this many clips, at most until the deadline.
+
+        Returns:
+            The function that the engine's thread calls for each clip that it has run.
+        """
+        loop = asyncio.get_running_loop()
+        with self._admission.place(deadline, clips) as learn:
+
+            def on_run() -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                    loop.call_soon_threadsafe(learn)
+
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    yield
+                    yield on_run
             except TimeoutError as error:
                 raise DeadlineExceeded("the answer was not ready in time") from error
 
@@ -243,8 +256,8 @@ class Pipeline:
     async def _encode(self, decoded: DecodedClip, stages: Stages) -> tuple[bytes, ...]:
         """Encode the sampled frames. Call it before the engine gets them, because the engine frees them."""
         with stages.timed("encode"):
-            async with self._encoder_free:
-                pictures = await asyncio.to_thread(frame_jpegs, decoded.frames, decoded.sampled)
+            encode = functools.partial(frame_jpegs, decoded.frames, decoded.sampled)
+            pictures = await run_alone(self._encoder_free, encode)
         self._observe(stages, "encode")
         return pictures
 
@@ -260,9 +273,11 @@ class Pipeline:
         self._metrics.stage_seconds.labels(stage).observe(getattr(stages, stage), stages.exemplar)
 
 
-async def _answer_all(model: Model, frames: npt.NDArray[np.uint8], deadline: float) -> list[Inference]:
+async def _answer_all(
+    model: Model, frames: npt.NDArray[np.uint8], deadline: float, on_run: Callable[[], Any]
+) -> list[Inference]:
     """Classify each clip; if one fails, cancel the others."""
-    tasks = [asyncio.create_task(model.answer(clip, deadline)) for clip in frames]
+    tasks = [asyncio.create_task(model.answer(clip, deadline, on_run)) for clip in frames]
     try:
         return await asyncio.gather(*tasks)
     finally:

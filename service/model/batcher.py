@@ -47,6 +47,7 @@ class Inference:
 class _Job:
     frames: npt.NDArray[np.uint8]
     deadline: float
+    on_run: Callable[[], Any]
     future: Future[Inference] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
 
@@ -112,7 +113,9 @@ class Batcher:
         """Whether clips are still accepted: False once closed or after the engine's thread has died."""
         return not self._closed
 
-    async def submit(self, frames: npt.NDArray[np.uint8], deadline: float) -> Inference:
+    async def submit(
+        self, frames: npt.NDArray[np.uint8], deadline: float, on_run: Callable[[], Any] = lambda: None
+    ) -> Inference:
         """Classify one clip.
 
         A clip that is cancelled or expires while it waits costs no inference. How many may wait is for the caller to
@@ -121,6 +124,8 @@ class Batcher:
         Args:
             frames: uint8 ``(40, 224, 224, 3)``, RGB.
             deadline: When the batch must have begun, on the clock of ``time.monotonic()``.
+            on_run: Called in the engine's thread when the clip's batch has run, whether or not that failed and whether
+                or not anybody still waits for the answer. It must not raise.
 
         Raises:
             DeadlineExceeded: The deadline passed before the clip's batch began.
@@ -128,7 +133,7 @@ class Batcher:
             EngineError: The network overflowed: its outputs for this clip are not finite.
             Exception: Whatever ``infer`` raised for the clip's batch.
         """
-        job = _Job(frames, deadline)
+        job = _Job(frames, deadline, on_run)
         del frames  # only the job holds them now, so that `_run` can free them
         with self._changed:
             if self._closed:
@@ -194,7 +199,11 @@ class Batcher:
         started = time.monotonic()
         try:
             self._on_batch(len(jobs))
-            outputs = self._infer(clips)
+            try:
+                outputs = self._infer(clips)
+            finally:
+                for job in jobs:
+                    job.on_run()
             seconds = time.monotonic() - started
             if not outputs.finite:
                 self._on_failure()

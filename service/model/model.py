@@ -70,9 +70,11 @@ class Model:
         """Number of clips that wait for the engine now."""
         return self._batcher.depth
 
-    def answer(self, frames: npt.NDArray[np.uint8], deadline: float) -> Coroutine[Any, Any, Inference]:
+    def answer(
+        self, frames: npt.NDArray[np.uint8], deadline: float, on_run: Callable[[], Any] = lambda: None
+    ) -> Coroutine[Any, Any, Inference]:
         """Classify one clip; see ``Batcher.submit``."""
-        return self._batcher.submit(frames, deadline)
+        return self._batcher.submit(frames, deadline, on_run)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

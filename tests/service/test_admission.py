@@ -1,5 +1,6 @@
 import math
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -25,8 +26,9 @@ def clock() -> Clock:
 
 
 def serve_one(admission: Admission, clock: Clock, seconds: float) -> None:
-    with admission.place(NEVER):
+    with admission.place(NEVER) as has_run:
         clock.now += seconds
+        has_run()
 
 
 def test_clips_beyond_the_capacity_are_refused() -> None:
@@ -66,14 +68,20 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(6)
 
-    def test_it_follows_the_rate_at_which_clips_leave_and_not_the_time_each_stays(self, clock: Clock) -> None:
-        admission, inside = Admission(4, clock), list[ExitStack]()
-        for _ in range(60):  # four at a time, each of which stays for 4 s: one leaves each second
+    @pytest.mark.parametrize("junk", [0, 5])
+    def test_it_follows_the_rate_at_which_clips_run_and_not_the_time_each_stays(self, clock: Clock, junk: int) -> None:
+        admission, inside = Admission(4, clock), list[tuple[ExitStack, Callable[[], None]]]()
+        for _ in range(60):  # four at a time, each of which stays for 4 s: one runs each second
             if len(inside) == 4:
-                inside.pop(0).close()
-            inside.append(ExitStack())
-            inside[-1].enter_context(admission.place(NEVER))
-            clock.now += 1
+                place, has_run = inside.pop(0)
+                has_run()
+                place.close()
+            for _ in range(junk):  # clips that leave without having been run
+                with admission.place(NEVER):
+                    clock.now += 0.1
+            place = ExitStack()
+            inside.append((place, place.enter_context(admission.place(NEVER))))
+            clock.now += 1 - 0.1 * junk
         with pytest.raises(Overloaded) as refused:
             admission.check(NEVER)
 
@@ -81,8 +89,10 @@ class TestRetryAfter:
 
     def test_clips_of_one_request_count_separately(self, clock: Clock) -> None:
         admission = Admission(4, clock)
-        with admission.place(NEVER, clips=4):
-            clock.now += 2
+        with admission.place(NEVER, clips=4) as has_run:
+            for _ in range(4):
+                clock.now += 0.5
+                has_run()
         with admission.place(NEVER), pytest.raises(Overloaded) as refused:
             admission.check(NEVER, clips=4)
 
@@ -98,17 +108,28 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(0.5)
 
-    def test_failed_clips_do_not_count(self, clock: Clock) -> None:
+    def test_clips_that_were_not_run_do_not_count(self, clock: Clock) -> None:
         admission = Admission(1, clock)
         serve_one(admission, clock, 0.5)
-        failing = ExitStack()
-        failing.enter_context(admission.place(NEVER))
-        clock.now += 1000
-        failing.__exit__(ValueError, ValueError("bad"), None)
+        with suppress(ValueError), admission.place(NEVER):
+            clock.now += 1000
+            raise ValueError
         with admission.place(NEVER), pytest.raises(Overloaded) as refused:
             admission.check(NEVER)
 
         assert refused.value.retry_after_s == pytest.approx(0.5)
+
+    def test_a_clip_that_left_while_it_ran_counts_when_its_run_ends(self, clock: Clock) -> None:
+        admission = Admission(1, clock)
+        for _ in range(60):
+            with admission.place(NEVER) as has_run:
+                clock.now += 0.01
+            clock.now += 0.99
+            has_run()
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(1)
 
 
 class TestDeadline:

@@ -13,6 +13,10 @@ from service.settings import Settings
 
 # The ASGI extension (a function without arguments) that closes a connection on which the client is still sending.
 LINGER = "limelight.linger"
+# The ASGI extension (a function without arguments) that ``hold_body`` calls.
+_HOLD = "limelight.hold_body"
+# Seconds of the second look at a client that seems silent.
+LOOK_S = 0.2
 
 
 class BodyLimits:
@@ -21,7 +25,7 @@ class BodyLimits:
     Reading a body raises ``Problem``: ``body_too_large`` before the first byte if Content-Length exceeds the limit,
     otherwise at the first byte beyond it; ``upload_timeout`` if the client pauses too long or the request's time is
     over; ``overloaded`` if the bodies of all requests take too much memory and no larger one is arriving. A body takes
-    memory until its request has ended, because clips wait for their turn.
+    memory until its request has ended, because clips wait for their turn, or longer (``hold_body``).
 
     An answer before the end of the body, or while the service is shutting down, closes its connection. In the former
     case the close lingers if the server supports it (``LINGER``).
@@ -44,7 +48,9 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         body = _Body(receive, Headers(scope=scope), self._settings, self._budget)
-        linger = scope.get("extensions", {}).get(LINGER)
+        extensions = scope.setdefault("extensions", {})
+        extensions[_HOLD] = body.hold
+        linger = extensions.get(LINGER)
         lingering = False
 
         async def send_and_close(message: Message) -> None:
@@ -61,6 +67,16 @@ class BodyLimits:
             await self._app(scope, body.receive, send_and_close)
         if lingering:
             linger()
+
+
+def hold_body(scope: Scope) -> Callable[[], None]:
+    """Keep the memory of a request's body reserved after the request's end, because a thread still uses the body.
+
+    Returns:
+        A function that ends this; call it once.
+    """
+    release: Callable[[], None] = scope["extensions"][_HOLD]()
+    return release
 
 
 class _MemoryBudget:
@@ -114,7 +130,9 @@ class _Body:
         self._budget = budget
         self._received = 0
         self._complete = self._given_up = False
+        self._holders = 1  # the request, and those who called ``hold``
         self._pause: asyncio.Timeout | None = None  # while a part is awaited
+        self._timer: asyncio.TimerHandle
         self._declared = int(length) if length.isdecimal() else 0
         self.arriving = self._declared > 0 or "Transfer-Encoding" in headers
 
@@ -128,18 +146,7 @@ class _Body:
             return await self._receive()
         if self._declared > self._limit:
             raise self._too_large()
-        try:
-            async with asyncio.timeout(min(self._pause_s, self._deadline - time.monotonic())) as self._pause:
-                message = await self._receive()
-        except TimeoutError as error:
-            if self._given_up:
-                raise _out_of_memory() from error
-            raise Problem(
-                "upload_timeout",
-                f"the request's body did not arrive in time ({self._received} bytes received); try again, or send less",
-            ) from error
-        finally:
-            self._pause = None
+        message = await self._next_message()
         if self._given_up:
             raise _out_of_memory()
         size = len(message.get("body", b""))
@@ -151,15 +158,64 @@ class _Body:
         self._complete = not self.arriving
         return message
 
+    async def _next_message(self) -> Message:
+        """Wait for a message as long as the client may pause.
+
+        Raises:
+            Problem: Nothing arrived in time (``upload_timeout``), or another body needs the memory (``overloaded``).
+        """
+        try:
+            async with asyncio.timeout(None) as self._pause:
+                self._watch(self._pause_s, looks=False)
+                return await self._receive()
+        except TimeoutError as error:
+            if self._given_up:
+                raise _out_of_memory() from error
+            raise Problem(
+                "upload_timeout",
+                f"the request's body did not arrive in time ({self._received} bytes received); try again, or send less",
+            ) from error
+        finally:
+            self._pause = None
+            self._timer.cancel()
+
+    def _watch(self, seconds: float, *, looks: bool) -> None:
+        now = time.monotonic()
+        wait_s = min(seconds, self._deadline - now)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._check, now, looks)
+
+    def _check(self, begun: float, looks: bool) -> None:
+        """End the wait for the client, but look once more before.
+
+        The event loop handles timers before it reads from sockets. If the process stood still, or was very busy, what
+        the client has sent meanwhile is read only after this. A look that itself ends late is repeated. After the
+        request's time there is no further look, because there would be no answer anyway.
+        """
+        now = time.monotonic()
+        if now < self._deadline and (not looks or now - begun > 2 * LOOK_S):
+            self._watch(LOOK_S, looks=True)
+        else:
+            self._end_pause()
+
+    def _end_pause(self) -> None:
+        if self._pause is not None and not self._pause.expired():
+            self._pause.reschedule(0)
+
+    def hold(self) -> Callable[[], None]:
+        """Keep the memory reserved until the function that is returned is called once."""
+        self._holders += 1
+        return self.close
+
     def close(self) -> None:
-        """Release the memory. Call it when the request has ended."""
-        self._budget.release(self)
+        """Release the memory unless somebody holds the body. Call it when the request has ended."""
+        self._holders -= 1
+        if not self._holders:
+            self._budget.release(self)
 
     def give_up(self) -> None:
         """Make ``receive`` raise ``overloaded``, because another body needs the memory."""
         self._given_up = True
-        if self._pause is not None and not self._pause.expired():
-            self._pause.reschedule(0)
+        self._end_pause()
 
     def _too_large(self) -> Problem:
         return Problem(

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from service.errors import DeadlineExceeded
 from service.http.middleware.access_log import record_of
+from service.http.middleware.body_limits import hold_body
 from service.http.openapi import Document, Responses, example_response, problem_responses
 from service.http.problems import Problem
 from service.http.protocol import examples, schemas
@@ -39,6 +40,7 @@ from service.http.serving import (
 from service.http.upload import content_codings
 from service.model.bundle import Manifest, Outputs
 from service.model.model import Model
+from service.threads import run_alone
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLATFORM = "onnxruntime_onnx"  # Triton's name for ONNX Runtime
@@ -216,7 +218,8 @@ async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline,
     serving.metrics.upload_bytes.observe(len(body))
     model = await _named_model(pipeline, request, name)
     with model.held():
-        tensors = await _read_tensors(request, serving, body, _spec(model), deadline)
+        reading = _read_tensors(request, serving, body, _spec(model), deadline)
+        tensors = await cancel_on_disconnect(request, reading)
         record.end_receive(serving.metrics)
         if tensors.timeout_s is not None:
             deadline = min(deadline, record.arrived + tensors.timeout_s)
@@ -254,6 +257,8 @@ async def _read_tensors(
 ) -> TensorRequest:
     """Parse the body in a thread, because that may take long, and one at a time, because it may take much memory.
 
+    The body's memory stays reserved until the thread has ended, even if the request ends before.
+
     Raises:
         Problem: The body cannot be parsed, or does not match the model.
         DeadlineExceeded: The body was not parsed before the deadline.
@@ -264,8 +269,8 @@ async def _read_tensors(
         return read_request(inflate(body, codings, serving.settings.max_body_bytes), header_length, spec)
 
     try:
-        async with asyncio.timeout(deadline - time.monotonic()), serving.reading_tensors:
-            return await asyncio.to_thread(read)
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await run_alone(serving.reading_tensors, read, ended=hold_body(request.scope))
     except TimeoutError as error:
         raise DeadlineExceeded(
             "the tensors were not parsed in time; send fewer clips, or send binary tensors"

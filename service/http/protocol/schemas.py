@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 # Bounded, because the details of problems repeat them.
 Name = Annotated[str, Field(max_length=256)]
+RequestId = Annotated[str, Field(max_length=1024)]  # which answers repeat
 Shape = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)]], Field(max_length=16)]
 
 
@@ -50,7 +51,7 @@ class InputTensor(_Request):
 class InferenceRequest(_Request):
     """The JSON part of an inference request. Without ``outputs``, all outputs are requested."""
 
-    id: str | None = None
+    id: RequestId | None = None
     parameters: Parameters = {}
     inputs: list[InputTensor] = Field(max_length=16)
     outputs: list[RequestedOutput] = Field([], max_length=16)

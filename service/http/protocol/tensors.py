@@ -2,9 +2,11 @@
 
 A clip is 6 MB of numbers, or about 20 MB of JSON. Parsing that at once would make millions of Python objects, up to
 twenty times the text's size, so the numbers are cut out of the JSON and parsed in pieces. No single call works through
-all of the text for long, because it would hold the interpreter lock and stall the event loop.
+all of the text for long, because it would hold the interpreter lock and stall the event loop. Time and memory depend on
+what a body contains, not on what it claims: nothing is made for a claimed shape before the text is long enough for it.
 """
 
+import itertools
 import math
 import re
 import zlib
@@ -22,6 +24,7 @@ from service.http.protocol.schemas import InferenceRequest, InputTensor
 
 INPUT, DATATYPE = "frames", "UINT8"
 MAX_HEADER_BYTES = 2**20
+MAX_FIELDS = 2**12  # of the JSON, with arrays and objects: each becomes a Python object or two
 PIECE_BYTES = 2**16
 # Makes zlib detect gzip and zlib headers; HTTP calls the zlib format "deflate".
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -98,20 +101,34 @@ def inflate(body: Body, codings: Sequence[str], max_bytes: int) -> Body:
     if not codings:
         return body
     (coding,) = codings
+    inflated = bytearray()
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        inflated = inflater.decompress(body, max_bytes + 1)
+        for part in _inflated_pieces(inflater, body):
+            inflated += part
+            if len(inflated) > max_bytes:
+                raise Problem(
+                    "body_too_large", f"the decompressed body exceeds the limit of {max_bytes} bytes; send fewer clips"
+                )
     except zlib.error as error:
         raise Problem(
             "invalid_tensor", f"the body is not valid {coding}, which its Content-Encoding declares"
         ) from error
-    if len(inflated) > max_bytes:
-        raise Problem(
-            "body_too_large", f"the decompressed body exceeds the limit of {max_bytes} bytes; send fewer clips"
-        )
     if not inflater.eof or inflater.unused_data:
         raise Problem("invalid_tensor", f"the {coding} body is truncated, or has extra bytes after its end")
     return inflated
+
+
+def _inflated_pieces(inflater: "zlib._Decompress", body: Body) -> Iterator[bytes]:
+    """Decompress a body piece by piece, until its end or the end of the compressed data."""
+    for start in range(0, len(body), PIECE_BYTES):
+        part, left = b"", body[start : start + PIECE_BYTES]
+        while left or len(part) == PIECE_BYTES:  # a full part may have more after it
+            part = inflater.decompress(left, PIECE_BYTES)
+            yield part
+            if inflater.unused_data:
+                return
+            left = inflater.unconsumed_tail
 
 
 def read_request(body: Body, header_length: str | None, spec: TensorSpec) -> TensorRequest:
@@ -130,10 +147,8 @@ def read_request(body: Body, header_length: str | None, spec: TensorSpec) -> Ten
         binary = memoryview(b"")
     else:
         size = _header_length(header_length, len(body))
-        header, numbers = body[:size], None
+        header, numbers = _without(body, range(size, len(body))), None
         binary = memoryview(body)[size:]
-    if len(header) > MAX_HEADER_BYTES:
-        raise _invalid(f"the JSON exceeds {MAX_HEADER_BYTES} bytes, not counting the tensor's numbers")
     request = _parse(header)
     tensor, shape = _check_input(request, spec)
     outputs = _requested_outputs(request, spec.outputs)
@@ -184,15 +199,27 @@ def write_answer(
 def _cut_numbers(body: Body) -> tuple[Body, range | None]:
     """Replace the first array named ``data`` by ``true``. Return the JSON and the array's place in the body, if any."""
     found = _DATA.search(body, 0, MAX_HEADER_BYTES)
-    if found is None:
-        return body, None
-    start = found.end()
+    start = found.end() if found else len(body)
     # An array of numbers contains neither quotes nor braces, so it ends before the next of either.
     limits = [at for at in (body.find(b'"', start), body.find(b"}", start)) if at >= 0]
     end = body.rfind(b"]", start, min(limits, default=len(body))) + 1
     if not end:
-        return body, None
-    return body[:start] + b"true" + body[end:], range(start, end)
+        return _without(body, range(0)), None
+    return _without(body, range(start, end), b"true"), range(start, end)
+
+
+def _without(body: Body, cut: range, instead: bytes = b"") -> Body:
+    """Return the JSON that is left of a body if a part of it is cut out.
+
+    Raises:
+        Problem: It is too long, or has too many fields (``invalid_tensor``).
+    """
+    if len(body) - len(cut) > MAX_HEADER_BYTES:
+        raise _invalid(f"the JSON exceeds {MAX_HEADER_BYTES} bytes, not counting the tensor's numbers")
+    header = body[: cut.start] + instead + body[cut.stop :]
+    if sum(map(header.count, (b"[", b"{", b":"))) > MAX_FIELDS:
+        raise _invalid(f"the JSON has more than {MAX_FIELDS} fields, arrays and objects; send fewer parameters")
+    return header
 
 
 def _parse(header: Body) -> InferenceRequest:
@@ -272,28 +299,60 @@ def _from_bytes(binary: memoryview, size: Any, shape: tuple[int, ...]) -> Frames
 
 def _from_json(body: Body, text: range, shape: tuple[int, ...]) -> Frames:
     """Parse a JSON array in the body, flat or nested in row-major order, piece by piece."""
-    size = math.prod(shape)
-    outline = b",".join(piece.translate(None, _DIGITS + _BLANKS) for piece in _pieces(body, text))
-    misplaced = any(_has_misplaced_number(piece) for piece in _pieces(body, text))
-    if misplaced or all(outline != _outline(expected) for expected in ((size,), shape)):
-        raise _invalid(f"`data` of `{INPUT}` must be integers, as many as its shape requires, flat or nested")
-    numbers = bytearray()
+    size, numbers = math.prod(shape), bytearray()
+    misshapen = _invalid(f"`data` of `{INPUT}` must be integers, as many as its shape requires, flat or nested")
+    if len(text) < 2 * size + 1:  # a number takes a digit, and a comma or the last bracket
+        raise misshapen
+    nested = body.find(b"[", text.start + 1, min(text.stop, text.start + 2 * PIECE_BYTES)) >= 0
+    outline, separator = _Outline(_nested_outline(shape) if nested else _flat_outline(size)), b""
     for piece in _pieces(body, text):
+        found = separator + piece.translate(None, _DIGITS + _BLANKS)
+        separator = b","
+        if found != outline.take(len(found)) or _has_misplaced_number(piece):
+            raise misshapen
         try:
             numbers += bytes(orjson.loads(b"[" + piece.translate(_BRACKETS_TO_BLANKS) + b"]"))
         except (TypeError, ValueError) as error:
             raise _invalid(f"`data` of `{INPUT}` must be integers from 0 to 255") from error
-    if len(numbers) != size:
-        raise _invalid(f"`data` of `{INPUT}` has {len(numbers)} numbers; its shape requires {size}")
+    if len(numbers) != size or outline.take(1):
+        raise misshapen
     return np.frombuffer(numbers, np.uint8).reshape(shape)
 
 
-def _outline(shape: Iterable[int]) -> bytes:
-    """Return the brackets and commas of a JSON array of this shape."""
-    text = b""
-    for size in reversed(tuple(shape)):
-        text = b"[" + (text + b",") * (size - 1) + text + b"]"
-    return text
+class _Outline:
+    """The brackets and commas of an array, made only as far as they are asked for.
+
+    Args:
+        pieces: Its consecutive pieces.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._ahead = bytearray()
+
+    def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes, or fewer at the end."""
+        while len(self._ahead) < size and (piece := next(self._pieces, b"")):
+            self._ahead += piece
+        taken = bytes(self._ahead[:size])
+        del self._ahead[:size]
+        return taken
+
+
+def _flat_outline(size: int) -> Iterable[bytes]:
+    """Return the outline of a JSON array of ``size`` numbers in pieces."""
+    pieces, rest = divmod(size - 1, PIECE_BYTES)
+    return itertools.chain([b"["], itertools.repeat(b"," * PIECE_BYTES, pieces), [b"," * rest + b"]"])
+
+
+def _nested_outline(shape: Sequence[int]) -> Iterable[bytes]:
+    """Return the outline of a JSON array of this shape in pieces. A long outline repeats those of its elements."""
+    pieces = [b""]
+    for size in reversed(shape):
+        pieces = [b"[", *([*pieces, b","] * (size - 1)), *pieces, b"]"]
+        if sum(map(len, pieces)) <= PIECE_BYTES:
+            pieces = [b"".join(pieces)]
+    return pieces
 
 
 def _has_misplaced_number(piece: Body) -> bool:

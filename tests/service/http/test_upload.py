@@ -1,6 +1,7 @@
 """Receiving a clip from a form or a raw body in chunks of any size."""
 
 import os
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -60,12 +61,14 @@ def cut(draw: st.DrawFn, body: bytes) -> list[bytes]:
     return [body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)]
 
 
+BOUNDARY = re.compile(rb"\r\n--limit(--|[ \t]*\r\n)")
 # Clips full of bytes that could end a part of a form.
-CONTENT = st.lists(st.sampled_from([b"\r\n", b"--", b"limit", b"\r\n--limi", b"x", b"\0"]), min_size=1).map(b"".join)
+ALMOST = [b"\r\n--limi", b"\r\n--limitx", b"\r\n--limit-", b"\r\n--limit\r", b"\r\n--limit  "]
+CONTENT = st.lists(st.sampled_from([b"\r\n", b"--", b"limit", b"x", b"\0", *ALMOST]), min_size=1).map(b"".join)
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.data(), CONTENT.filter(lambda content: b"\r\n--limit" not in content))
+@given(st.data(), CONTENT.filter(lambda content: not BOUNDARY.search(content + b"\r\n")))
 def test_the_file_of_a_form_is_received_unchanged(data: st.DataObject, content: bytes) -> None:
     body = form(part("title", b"Diving", filename=None), part("file", content), part("more", b"of it"))
 
@@ -92,10 +95,33 @@ def test_a_raw_body_is_received_unchanged(data: st.DataObject, content: bytes) -
         (form(described_part("Content-Disposition: form-data; filename=file")), "malformed_multipart"),
         (form(described_part("Content-Type: video/mp4")), "malformed_multipart"),
         (form(part("file", b"")), "empty_body"),
+        (form(described_part()), "malformed_multipart"),
+        (form(described_part("Content-Disposition: form-data; name=file", *["X: y"] * 8)), "malformed_multipart"),
+        (form(described_part("no colon")), "malformed_multipart"),
+        (form(described_part(" X: y")), "malformed_multipart"),
+        (form(described_part("Content-Disposition: form-data; name=file" + ";" * 1000)), "unsupported_media"),
+        (b"--limit--\r\n", "missing_file"),
+        (b"\r\n" * 100, "malformed_multipart"),
     ],
 )
 def test_a_form_without_a_usable_clip_is_refused(body: bytes, code: str) -> None:
     assert problem(FORM, body) == code
+
+
+def test_what_surrounds_a_form_is_ignored() -> None:
+    preamble, epilogue = b"This is a form.\r\n", b"\r\n--limit\r\n" + bytes(1000)
+
+    assert received(FORM, [preamble + form(part("file", b"clip")) + epilogue, epilogue]) == b"clip"
+
+
+def test_blanks_may_follow_a_boundary() -> None:
+    body = form(part("title", b"Diving"), part("file", b"clip"))
+
+    assert received(FORM, [body.replace(b"--limit\r\n", b"--limit \t\r\n")]) == b"clip"
+
+
+def test_a_content_type_with_too_many_parameters_is_refused() -> None:
+    assert problem("video/mp4" + ";" * 1000, b"clip") == "unsupported_media"
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", f"multipart/form-data; boundary={'x' * 1000}"])

@@ -334,3 +334,26 @@ async def test_closing_answers_accepted_clips_and_refuses_new_ones(engine: FakeE
 
     answers = [task.result().outputs.probabilities.tolist() for task in (running, *accepted)]
     assert answers == [[99], [1], [2], [3], [4], [5]]
+
+
+async def test_on_run_is_called_for_clips_that_the_engine_has_run_even_if_they_fail_or_nobody_waits(
+    engine: FakeEngine, batcher: Batcher
+) -> None:
+    ran: list[int] = []
+
+    def submit_noting(number: int, deadline: float = FAR) -> asyncio.Task[Inference]:
+        return asyncio.create_task(batcher.submit(clip(number), deadline, lambda: ran.append(number)))
+
+    engine.allowed.clear()
+    abandoned = submit_noting(1)
+    await until(lambda: engine.batches == [[1]])
+    withdrawn, expired, failing = submit_noting(2), submit_noting(3, time.monotonic()), submit_noting(255)
+    await until(lambda: batcher.depth == 3)
+    abandoned.cancel()
+    withdrawn.cancel()
+    await asyncio.wait([abandoned, withdrawn])
+    engine.allowed.set()
+    results = await asyncio.gather(expired, failing, return_exceptions=True)
+
+    assert ran == [1, 255]
+    assert [type(result) for result in results] == [DeadlineExceeded, ValueError]

@@ -1,7 +1,8 @@
 """``BodyLimits`` around a small application."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.middleware.body_limits import LINGER, BodyLimits
+from service.http.middleware.body_limits import LINGER, BodyLimits, hold_body
 from service.http.problems import Problem
 from service.settings import Settings
 
@@ -177,6 +178,41 @@ async def test_a_complete_body_takes_memory_until_its_request_has_ended() -> Non
 
     assert problem.value.code == "overloaded"
     assert again.received
+
+
+async def test_a_body_that_is_held_takes_memory_after_the_end_of_its_request() -> None:
+    releases: list[Callable[[], None]] = []
+
+    async def read_and_hold(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        releases.append(hold_body(scope))
+        await answer(scope, receive, send)
+
+    limits = limited(read_and_hold, upload_memory_bytes=MOST)
+    first, refused, again = (Client([bytes(600)]) for _ in range(3))
+    await limits(first.scope, first.receive, first.send)
+    with pytest.raises(Problem, match="request bodies"):
+        await limits(refused.scope, refused.receive, refused.send)
+    releases.pop()()
+    await limits(again.scope, again.receive, again.send)
+
+    assert again.received
+
+
+async def test_what_arrived_while_the_event_loop_stood_still_is_received() -> None:
+    class Socket(Client):
+        async def receive(self) -> Message:
+            if self.asked:  # the event loop reads from sockets after it has handled timers
+                asyncio.get_running_loop().call_later(0.1, arrived.set)
+                time.sleep(0.3)
+                await arrived.wait()
+            return await super().receive()
+
+    arrived = asyncio.Event()
+    reader, client = Reader(), Socket([b"a", b"b"])
+    await limited(reader, upload_timeout_s=0.2)(client.scope, client.receive, client.send)
+
+    assert reader.body == b"ab"
 
 
 def test_no_way_to_end_a_request_keeps_memory() -> None:

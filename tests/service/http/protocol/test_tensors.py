@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -192,6 +193,7 @@ class TestJson:
             (request(parameters={"shared_memory_region": "x"}), "shared memory"),
             (request(parameters=[]), "parameters"),
             (request() | {"id": 7}, "id"),
+            (request() | {"id": "x" * 1025}, "id"),
             (request() | {"outputs": [{"name": "labels"}]}, "`labels`"),
             (request() | {"outputs": [{"name": "attention"}] * 2}, "twice"),
             (request() | {"outputs": [{"name": "attention", "parameters": {"classification": 3}}]}, "classification"),
@@ -205,6 +207,26 @@ class TestJson:
     @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"inputs": [{"data": [1, 2'])
     def test_a_body_that_is_not_json_is_refused(self, body: bytes) -> None:
         assert "JSON" in refusal(body)
+
+    @pytest.mark.parametrize("clips", [1, 17, 2**20, 2**62])
+    @pytest.mark.parametrize("data", ["[]", "[1]", "[[[[[1]]]]]", "[" * 1000, "[" + "1," * 1000 + "1]"])
+    def test_memory_depends_on_the_body_and_not_on_the_shape(self, clips: int, data: str) -> None:
+        spec = TensorSpec(clip=(40, 224, 224, 3), max_clips=2**62, outputs=("probabilities",))
+        body = json.dumps(request((clips, *spec.clip), data="HERE")).replace('"HERE"', data).encode()
+        tracemalloc.start()
+        with pytest.raises(Problem):
+            read_request(body, None, spec)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+        assert most < 100_000
+
+    @pytest.mark.parametrize("many", [{"x": [[]] * 5000}, {"parameters": {str(n): 1 for n in range(5000)}}])
+    def test_json_with_thousands_of_fields_is_refused(self, many: dict[str, Any]) -> None:
+        body = json.dumps(request() | many).encode()
+
+        assert "fields" in refusal(body)
+        assert "fields" in refusal(body, str(len(body)))
 
     def test_json_beyond_the_size_limit_is_refused(self) -> None:
         assert "the JSON exceeds" in refusal(json.dumps(request() | {"x": [[]] * 400_000}).encode())
@@ -319,6 +341,23 @@ class TestInflate:
         check_codings(codings)
 
         assert inflate(body, codings, 3) == b"abc"
+
+    @pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 2**20, 3_000_000])
+    @pytest.mark.parametrize("random", [False, True])
+    def test_bodies_longer_than_a_piece_are_decompressed(self, size: int, random: bool) -> None:
+        body = np.random.default_rng(0).bytes(size) if random else bytes(size)
+
+        assert inflate(gzip.compress(body, mtime=0), ["gzip"], size) == body
+
+    def test_a_decompressed_body_is_given_up_at_the_limit(self) -> None:
+        compressed = gzip.compress(bytes(10**8), mtime=0)
+        tracemalloc.start()
+        with pytest.raises(Problem, match="exceeds the limit"):
+            inflate(compressed, ["gzip"], 10**6)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+        assert most < 3 * 10**6
 
     @pytest.mark.parametrize(
         ("codings", "reason"),
