@@ -40,7 +40,7 @@ def running_server(bundle: Path) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)  # noqa: S603 - our own command
         try:
             url = f"http://127.0.0.1:{port}"
-            with Console(stderr=True).status(f"Starting a server on port {port} …"):
+            with Console(stderr=True, quiet=not sys.stderr.isatty()).status(f"Starting a server on port {port} …"):
                 ready = _wait_until_ready(process, url)
             if not ready:
                 stderr.seek(0)
