@@ -35,8 +35,6 @@ TENSORS = b'{"inputs":[{"name":"frames","shape":[1,40,224,224,3],"datatype":"UIN
 NEARLY = (
     b"--b\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + b"\r\n--b-" * 350_000 + b"\r\n--b--\r\n"
 )
-    b"--b\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + b"\r\n--b-" * 350_000 + b"\r\n--b--\r\n"
-)
 JUNK = b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(range(256)) * 64
 
 Attack = Callable[[int], Coroutine[Any, Any, None]]
