@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import cast
 
 # The id of the request being answered; it is added to every line logged until then.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -200,14 +201,13 @@ def configure_logging(level: str) -> LogWriter:
     Returns:
         The handler.
     """
-    writer = LogWriter()
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"json": {"()": JsonFormatter}},
             "filters": {"rare": {"()": RareFromOpenTelemetry}},
-            "handlers": {"stdout": {"()": lambda: writer, "formatter": "json", "filters": ["rare"]}},
+            "handlers": {"stdout": {"()": LogWriter, "formatter": "json", "filters": ["rare"]}},
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
                 # Uvicorn's messages about start, stop and malformed requests repeat ours. The multipart parser warns
@@ -218,7 +218,8 @@ def configure_logging(level: str) -> LogWriter:
         }
     )
     _log_what_python_prints()
-    return writer
+    (writer,) = logging.getLogger().handlers
+    return cast(LogWriter, writer)
 
 
 def _log_what_python_prints() -> None:
