@@ -73,7 +73,7 @@ async def _run(port: int, attacks: Mapping[Attack, int]) -> None:
 
 async def smuggle(port: int) -> None:
     """Hide requests in the body of one that offers another protocol."""
-    hidden = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50
+    hidden = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50
     await _send(port, _post("/predict", hidden, "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings"))
 
 
@@ -100,7 +100,7 @@ async def endless_trailer(port: int) -> None:
     """Send trailers until the server closes the connection."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.closing(writer):
-        writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        writer.write(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
         while True:
             writer.write(b"X-Trailer: lime\r\n" * 1000)
             await writer.drain()
@@ -113,14 +113,14 @@ async def post_junk(port: int) -> None:
 
 async def pipeline_odd_requests(port: int) -> None:
     """Send requests with odd paths behind one that is refused before its body has arrived."""
-    refused = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999\r\n\r\n"
-    odd = b"POST /predict%%0A%%E2%%80%%A8%%C2%%85%%FF?%%FF HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+    refused = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999999999\r\n\r\n"
+    odd = b"POST /predict%%0A%%E2%%80%%A8%%C2%%85%%FF?%%FF HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b"
     await _send(port, refused + odd % (10, bytes(10)) * 20)
     await _send(port, odd % (10, bytes(10)) * 20)
 
 
 def _post(path: str, body: bytes, *headers: str) -> bytes:
-    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""])
+    head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}", *headers, "", ""])
     return head.encode() + body
 
 
@@ -150,7 +150,7 @@ async def endless_head(port: int) -> None:
     """Send header lines until the server closes the connection."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.closing(writer):
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         while True:
             writer.write(b"X-Header: lime\r\n" * 1000)
             await writer.drain()
@@ -163,7 +163,7 @@ async def never_read(port: int) -> None:
         client.setblocking(False)
         await loop.sock_connect(client, ("127.0.0.1", port))
         while True:
-            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20)
 
 
 async def upload_slowly(port: int) -> None:
