@@ -7,7 +7,7 @@
 - leave_tensors: a v2 body of 24 MB of numbers for one clip, which is read for nothing, as its client leaves;
 - nearly_end_parts: a form of 2 MB that is full of text like its boundary;
 - endless_trailer: trailers of a chunked body without end;
-- post_junk: videos that no decoder can decode;
+- post_junk: videos that no decoder can decode, one a second, as each takes as much of the processor as a good one;
 - pipeline_odd_requests: requests with odd paths behind one that is refused early.
 
 ``connections`` are those on connections and memory:
@@ -74,7 +74,7 @@ async def _run(port: int, attacks: Mapping[Attack, int]) -> None:
 async def smuggle(port: int) -> None:
     """Hide requests in the body of one that offers another protocol."""
     hidden = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50
-    await _send(port, _post("/predict", hidden, "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings"))
+    await _send(port, _post("/model", hidden, "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings"))
 
 
 async def claim_clips(port: int) -> None:
@@ -109,6 +109,7 @@ async def endless_trailer(port: int) -> None:
 async def post_junk(port: int) -> None:
     """Send a video that no decoder can decode."""
     await _send(port, _post("/predict", JUNK, "Content-Type: video/mp4"))
+    await asyncio.sleep(1)
 
 
 async def pipeline_odd_requests(port: int) -> None:
