@@ -1,13 +1,10 @@
 """What hostile clients cost a good one: latency of predictions and memory of the service, with and without attacks.
 
 A good client sends one prediction after the other: first alone, then beside the attacks, then alone again, because the
-machine's speed drifts. The attacks run at low priority in a process of their own, for they stand for other machines:
+machine's speed drifts. ``--attacks`` chooses the attacks that ``attacks.py`` describes: those on ``connections``, where
+``--many`` adds clients that never read, against few file descriptors, or those on the ``core``.
 
-- endless_head: header lines without end;
-- never_read: clients that pipeline requests and never read; ``--many`` adds some, against few file descriptors;
-- upload_slowly: slow uploads of 60 MB, 2 MB a second each.
-
-A client that is cut off connects again. With ``--image`` the service runs in a container with 2 GiB of memory and 256
+With ``--image`` the service runs in a container with 2 GiB of memory and 256
 file descriptors and without a gateway, else in a process of this machine. Memory is flat if the median of the last
 quarter is at most 1.1 times that of the second. The exit code is 1 if the p95 rises by more than half, memory is not
 flat or the good client misses an answer.
@@ -15,36 +12,29 @@ flat or the good client misses an answer.
 
 import asyncio
 import contextlib
-import multiprocessing
-import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
+from benchmarks.attacks import CORE, Attack, attacked, endless_head, never_read, upload_slowly
 from benchmarks.load import Answer, clips, closed_loop, describe, quantile, serving, upload
 from benchmarks.report import argument_parser, publish
 from tests.processes import descendants
 from tests.tiny_bundle import write_tiny_bundle
 
 MEMORY_LIMIT, FILE_LIMIT = "2g", 256
-UPLOAD_BYTES, UPLOAD_PIECE, UPLOAD_PAUSE_S = 60_000_000, 200_000, 0.1
-RECONNECT_S = 0.2
 SAMPLE_S = 0.5
 SETTLE_S = 10  # between the phases, and from the beginning of the attacks to that of the good client
-
-Attack = Callable[[int], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +48,20 @@ class Service:
 def main() -> int:
     """Measure, print and record. Return the exit code."""
     parser = argument_parser(__doc__)
+    parser.add_argument("--attacks", choices=("connections", "core"), default="connections")
     parser.add_argument("--seconds", type=float, default=60, help="seconds of each phase (default 60)")
     parser.add_argument("--clients", type=int, default=4, help="clients of each attack (default 4)")
     parser.add_argument("--many", type=int, default=30, help="clients of the attack on file descriptors (default 30)")
     parser.add_argument("--uploads", type=int, default=17, help="slow uploads at a time (default 17)")
     parser.add_argument("--image", help="image of the service to run in a container, such as limelight:latest")
     options = parser.parse_args()
-    attacks: dict[Attack, int] = {
-        endless_head: options.clients,
-        never_read: options.clients + options.many,
-        upload_slowly: options.uploads,
-    }
+    attacks: dict[Attack, int] = dict.fromkeys(CORE, options.clients)
+    if options.attacks == "connections":
+        attacks = {
+            endless_head: options.clients,
+            never_read: options.clients + options.many,
+            upload_slowly: options.uploads,
+        }
     with containerised(options.image) if options.image else local() as service:
         requests = [upload(clip) for clip in clips(1)]
         uvloop.run(closed_loop(service.port, requests, clients=2, seconds=2))
@@ -116,19 +109,12 @@ def p95(answers: Sequence[Answer]) -> float:
     return quantile([answer.seconds for answer in answers], 0.95)
 
 
-def measure(service: Service, requests: list[bytes], seconds: float, attacks: dict[Attack, int]) -> Phase:
+def measure(service: Service, requests: list[bytes], seconds: float, attacks: Mapping[Attack, int]) -> Phase:
     """Run the good client for a while, beside attackers."""
     time.sleep(SETTLE_S)
-    attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(service.port, attacks), daemon=True)
-    if attacks:
-        attackers.start()
-        time.sleep(SETTLE_S)
-    try:
+    with attacked(service.port, attacks) if attacks else contextlib.nullcontext():
+        time.sleep(SETTLE_S if attacks else 0)
         return uvloop.run(_measure(service, requests, seconds))
-    finally:
-        if attacks:
-            attackers.kill()
-            attackers.join()
 
 
 async def _measure(service: Service, requests: list[bytes], seconds: float) -> Phase:
@@ -138,57 +124,6 @@ async def _measure(service: Service, requests: list[bytes], seconds: float) -> P
         memory.append(await asyncio.to_thread(service.memory_mb))
         await asyncio.wait([good], timeout=SAMPLE_S)
     return Phase(await good, memory)
-
-
-def attack(port: int, attacks: dict[Attack, int]) -> None:
-    """Run the attackers until the process is killed."""
-    os.nice(19)
-    uvloop.run(_attack(port, attacks))
-
-
-async def _attack(port: int, attacks: dict[Attack, int]) -> None:
-    async def repeat(kind: Attack) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                await kind(port)
-            await asyncio.sleep(RECONNECT_S)
-
-    await asyncio.gather(*(repeat(kind) for kind, count in attacks.items() for _ in range(count)))
-
-
-async def endless_head(port: int) -> None:
-    """Send header lines until the server closes the connection."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    with contextlib.closing(writer):
-        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-        while True:
-            writer.write(b"X-Header: lime\r\n" * 1000)
-            await writer.drain()
-
-
-async def never_read(port: int) -> None:
-    """Pipeline requests without reading the answers until the server closes the connection."""
-    loop = asyncio.get_running_loop()
-    with socket.socket() as client:
-        client.setblocking(False)
-        await loop.sock_connect(client, ("127.0.0.1", port))
-        while True:
-            await loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
-
-
-async def upload_slowly(port: int) -> None:
-    """Upload a large body slowly until the server answers or closes the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    with contextlib.closing(writer):
-        writer.write(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {UPLOAD_BYTES}\r\n\r\n".encode())
-        answered = asyncio.create_task(reader.read(1))
-        sent = 0
-        while sent < UPLOAD_BYTES and not answered.done():
-            writer.write(bytes(UPLOAD_PIECE))
-            sent += UPLOAD_PIECE
-            await writer.drain()
-            await asyncio.wait([answered], timeout=UPLOAD_PAUSE_S)
-        await answered
 
 
 @contextmanager

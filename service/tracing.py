@@ -7,13 +7,14 @@ OpenTelemetry specification configure it (``OTEL_EXPORTER_OTLP_ENDPOINT`` and ot
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -81,10 +82,9 @@ def _configured_provider() -> "TracerProvider | None":
         raise ValueError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol}; set it to {PROTOCOL}, on the collector's port 4318"
         )
-    url = urlsplit(endpoint)
-    if url.scheme not in {"http", "https"} or not url.hostname:
-        raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT is not a URL; set it to one such as http://collector:4318")
-    collector = f"{url.hostname}:{url.port}"  # raises if the port is none
+    collector = _host_and_port(endpoint)
+    if not all(_is_header(entry.strip()) for entry in (_variable("HEADERS") or "").split(",")):
+        raise ValueError("a header in OTEL_EXPORTER_OTLP_HEADERS is not valid; write each as name=value, URL-encoded")
     try:
         provider = _start()
     except ImportError as error:
@@ -93,6 +93,29 @@ def _configured_provider() -> "TracerProvider | None":
         ) from error
     logger.info("requests are traced", extra={"collector": collector})
     return provider
+
+
+def _host_and_port(endpoint: str) -> str:
+    """Return the host and port of a URL. Its query would be logged whenever the collector does not answer.
+
+    Raises:
+        ValueError: It is not a URL, or has a query. The text holds no part of it.
+    """
+    with contextlib.suppress(ValueError):
+        url = urlsplit(endpoint)
+        if url.scheme in {"http", "https"} and url.hostname and not url.query:
+            return f"{url.hostname}:{url.port}"
+    raise ValueError(
+        "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL, or has a query; set it to one such as http://collector:4318, and "
+        "secrets in OTEL_EXPORTER_OTLP_HEADERS"
+    )
+
+
+def _is_header(entry: str) -> bool:
+    """Return whether the SDK can read and send an entry of the variable for headers; otherwise it logs its value."""
+    name_and_value = r"[\w!#$%&'*+.^`|~-]+[ \t]*=[ -~]*"
+    readable = not re.search(r'[";\\]', entry)
+    return not entry or (readable and re.fullmatch(name_and_value, unquote(entry), re.ASCII) is not None)
 
 
 def _variable(suffix: str) -> str | None:

@@ -1,4 +1,4 @@
-from service.cli.app import app
+from service.cli.app import main
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -4,11 +4,13 @@ Nothing here imports ONNX Runtime, FastAPI, PyAV or Pillow before a command need
 """
 
 import contextlib
+import errno
+import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.cli.streams import complain, run, written
 from service.errors import CommandError, LimelightError
 from service.settings import DEFAULT_URL, Settings, check_key, reason_of
 
@@ -30,6 +33,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+
+
+def main() -> None:
+    """Run the command that the arguments of the process name."""
+    run(app)
+
 
 BundleOption = Annotated[
     Path | None, typer.Option(help="Folder written by `limelight-model export` (default: $LIMELIGHT_BUNDLE or bundle).")
@@ -54,12 +63,37 @@ def serve(
     """Serve predictions over HTTP until interrupted. All LIMELIGHT_* settings apply."""
     with _errors_as_one_sentence():
         # Until the server handles signals there is nothing to finish, and no older bundle to replace.
+        hung_up = _watch_terminal()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: os._exit(0))
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(number, lambda *_: _end())
+        signal.signal(signal.SIGHUP, lambda *_: _end() if hung_up() else None)
         from service.http.server import serve as run_server
 
-        run_server(_settings(bundle=bundle, host=host, port=port, unix_socket=unix_socket))
+        run_server(_settings(bundle=bundle, host=host, port=port, unix_socket=unix_socket), hung_up=hung_up)
+
+
+def _watch_terminal() -> Callable[[], bool]:
+    """Return a function that says whether the terminal that the process was started at has been closed.
+
+    It always says no if SIGHUP is ignored, as under ``nohup``: the process is meant to stay.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN or _terminal_error():
+        return lambda: False
+    return lambda: _terminal_error() in {errno.ENXIO, errno.EIO}  # others, such as too many open files, say nothing
+
+
+def _terminal_error() -> int | None:
+    """Return the error of opening the process's terminal, or None if it can be opened."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _end() -> NoReturn:
+    logging.shutdown()
+    os._exit(0)
 
 
 @app.command()
@@ -103,7 +137,7 @@ def predict(
                 try:
                     _predict_one(clip, classify, overlay)
                 except CommandError as error:
-                    _print_error(error)
+                    complain(error)
                     failed = True
         if failed:
             raise typer.Exit(2)
@@ -151,7 +185,8 @@ def doctor(bundle: BundleOption = None) -> None:
             remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
             verdict = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
             table.add_row(finding.subject, verdict, Text(finding.found + remedy))
-        Console(highlight=False).print(table)
+        with written():
+            Console(highlight=False).print(table)
         if any(finding.verdict is Verdict.BAD for finding in findings):
             raise typer.Exit(1)
 
@@ -170,12 +205,8 @@ def _errors_as_one_sentence() -> Iterator[None]:
     try:
         yield
     except (LimelightError, OSError) as error:
-        _print_error(error)
+        complain(error)
         raise typer.Exit(2) from error
-
-
-def _print_error(error: Exception) -> None:
-    typer.echo(f"limelight: {error}", err=True)
 
 
 def _settings(**options: Any) -> Settings:
@@ -206,7 +237,8 @@ def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None
     """Classify one clip, print its answer and draw its overlay. With ``--json`` nothing else is printed."""
     answer = classify(str(clip), _read(clip))
     if answer.json is not None:
-        typer.echo(answer.json)
+        with written():
+            typer.echo(answer.json.encode())  # JSON is UTF-8, whatever the encoding of standard output is
     else:
         _print_answer(str(clip), answer)
     if overlay:
@@ -223,7 +255,8 @@ def _print_answer(name: str, answer: "Answer") -> None:
         table.add_row(Text(label), f"{probability:.4f}", "█" * round(24 * probability))
     clip, times = answer.clip, answer.timings_ms
     _print(name, style="bold")
-    Console(highlight=False).print(table)
+    with written():
+        Console(highlight=False).print(table)
     _print(
         f"{clip.frames} frames of {clip.codec} at {clip.width}×{clip.height}, {clip.duration_s:.2f} s; {answer.model}\n"
         f"decode {times['decode']:.0f} ms, queue {times['queue']:.0f} ms, inference {times['inference']:.0f} ms, "
@@ -233,7 +266,8 @@ def _print_answer(name: str, answer: "Answer") -> None:
 
 
 def _print(text: str, style: str = "") -> None:
-    Console(highlight=False, soft_wrap=True).print(Text(text, style))
+    with written():
+        Console(highlight=False, soft_wrap=True).print(Text(text, style))
 
 
 def _write_overlay(path: Path, answer: "Answer", *, quiet: bool = False) -> None:

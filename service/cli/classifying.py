@@ -155,9 +155,9 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
                 )
             except httpx.HTTPError as error:
                 raise CommandError(
-                    f"no service answers at {url} ({error}); start one with `limelight serve`, or give --bundle"
+                    f"no service answers at {_shown(url)} ({error}); start one with `limelight serve`, or give --bundle"
                 ) from error
-            answer = _of_response(response, name, url, wanted)
+            answer = _of_response(response, name, _shown(url), wanted)
             return replace(answer, frames=_decode(name, data)) if wanted.overlay else answer
 
         yield classify
@@ -172,8 +172,9 @@ def _client(url: str) -> httpx.Client:
     try:
         return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=proxied)
     except (ValueError, ImportError, httpx.InvalidURL) as error:
+        reason = f" ({error})" if isinstance(error, ImportError) else ""  # the others may hold the proxy's password
         raise CommandError(
-            f"the proxy that the environment names cannot be used ({error}); correct or unset HTTP_PROXY, HTTPS_PROXY, "
+            f"the proxy that the environment names cannot be used{reason}; correct or unset HTTP_PROXY, HTTPS_PROXY, "
             "ALL_PROXY and NO_PROXY"
         ) from error
 
@@ -183,10 +184,15 @@ def _host(url: str) -> str:
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise CommandError(f"{url} is not an address ({error}); give one such as {DEFAULT_URL}") from error
+        raise CommandError(f"{_shown(url)} is not an address; give one such as {DEFAULT_URL}") from error
     if address.scheme not in {"http", "https"} or not address.host:
-        raise CommandError(f"{url} is not an HTTP address; give one such as {DEFAULT_URL}")
+        raise CommandError(f"{_shown(url)} is not an HTTP address; give one such as {DEFAULT_URL}")
     return address.host
+
+
+def _shown(url: str) -> str:
+    """Return a service's address for an error message, unless a password or a token may be a part of it."""
+    return url if url.startswith("unix:") or not any(mark in url for mark in "@?#") else "the given address"
 
 
 def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) -> Answer:

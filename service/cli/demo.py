@@ -46,7 +46,7 @@ def running_server(bundle: Path) -> Iterator[str]:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            with Console(stderr=True).status(f"Starting a server on port {port} …"):
+            with Console(stderr=True, quiet=not sys.stderr.isatty()).status(f"Starting a server on port {port} …"):
                 ready = _wait_until_ready(process, url)
             if not ready:
                 stderr.seek(0)

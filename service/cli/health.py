@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
+from service.cli.streams import run
 from service.http.listening import Endpoint
 
 TIMEOUT_S = 4
@@ -82,4 +83,4 @@ def _connect(endpoint: Endpoint) -> socket.socket:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(os.environ))
+    run(lambda: sys.exit(main(os.environ)))

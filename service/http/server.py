@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import cast
+from typing import NoReturn, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -31,10 +32,15 @@ SHUTDOWN_MARGIN_S = 15
 logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new connections, answer the accepted requests, and return.
 
-    SIGHUP loads the bundle again. A bundle that is still being loaded when the server stops is abandoned.
+    SIGHUP loads the bundle again, unless the terminal has been closed, which stops the server like SIGINT. A bundle
+    that is still being loaded when the server stops is abandoned.
+
+    Args:
+        settings: Every setting of the service.
+        hung_up: Returns whether the terminal that the server must not outlive has been closed.
 
     Raises:
         ListenError: The server cannot listen on its address.
@@ -49,12 +55,13 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    configure_logging(settings.log_level)
+    log = configure_logging(settings.log_level)
     _raise_file_limit()
     endpoint = Endpoint(settings.host, settings.port, settings.unix_socket)
     with contextlib.closing(Listeners(endpoint)) as listeners, tracing() as tracer:
         app = create_app(settings, on_failure=stop, tracer=tracer)
-        server = _Server(_configuration(app, settings), app.state.serving, listeners)
+        log.on_dropped = app.state.serving.metrics.log_lines_dropped.inc
+        server = _Server(_configuration(app, settings), app.state.serving, listeners, hung_up)
         signal.signal(signal.SIGHUP, server.handle_reload)
         _announce(listeners, page=settings.ui)
         server.run(sockets=listeners.sockets)
@@ -62,7 +69,7 @@ def serve(settings: Settings) -> None:
         raise failures[0]
     exit_code = int(server.engine_died)
     if app.state.serving.loading:
-        os._exit(exit_code)  # the thread may be inside ONNX Runtime, which cannot be interrupted
+        _exit(exit_code)  # the thread may be inside ONNX Runtime, which cannot be interrupted
     if exit_code:
         raise SystemExit(exit_code)
 
@@ -88,11 +95,14 @@ def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Uvicorn's server, with a delay before it stops listening, reloading, and an end when the engine dies."""
 
-    def __init__(self, config: uvicorn.Config, serving: Serving, listeners: Listeners) -> None:
+    def __init__(
+        self, config: uvicorn.Config, serving: Serving, listeners: Listeners, hung_up: Callable[[], bool]
+    ) -> None:
         super().__init__(config)
         self.engine_died = False
         self._serving = serving
         self._listeners = listeners
+        self._hung_up = hung_up
         self._stop_listening_at = math.inf  # on the clock of ``time.monotonic()``
         self._reload_requested = False
         self._reloading: asyncio.Task[None] | None = None
@@ -104,7 +114,7 @@ class _Server(uvicorn.Server):
         """
         serving = self._serving
         if serving.draining:
-            os._exit(1)
+            _exit(1)
         # Gateways send nothing to a service that was not ready, and at a terminal (SIGINT) there is no gateway: neither
         # needs the delay.
         delay = serving.settings.drain_delay_s if sig == signal.SIGTERM and serving.ready else 0
@@ -112,8 +122,11 @@ class _Server(uvicorn.Server):
         serving.draining = True
 
     def handle_reload(self, sig: int, frame: FrameType | None) -> None:
-        """Load the bundle again, after a reload that is already running."""
-        self._reload_requested = True
+        """Load the bundle again, after a reload that is already running; stop if the terminal has been closed."""
+        if not self._hung_up():
+            self._reload_requested = True
+        elif not self._serving.draining:  # the shell and the kernel may both send the signal
+            self.handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         """Start a requested reload, and return whether to shut down. Uvicorn calls this ten times a second."""
@@ -144,7 +157,13 @@ class _Server(uvicorn.Server):
 
 def _exit_hung() -> None:
     logger.critical("shutdown did not finish in time; exiting without it")
-    os._exit(1)
+    _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process without waiting for its threads, but with its log written as far as somebody reads it."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _raise_file_limit() -> None:
@@ -163,4 +182,5 @@ def _announce(listeners: Listeners, *, page: bool) -> None:
             facts["page"] = f"http://{name}:{port}/"
         logger.info("listening", extra=facts)
     if "page" in facts and sys.stderr.isatty():
-        sys.stderr.write(f"Open {facts['page']} in a browser\n")
+        text = f"Open {facts['page']} in a browser\n".encode()
+        threading.Thread(target=os.write, args=(sys.stderr.fileno(), text), daemon=True).start()  # it may be stopped

@@ -77,8 +77,8 @@ def test_empty_variables_count_as_not_set(set_variables: Set, caplog: pytest.Log
     ("variables", "reason"),
     [
         ({"EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL"),
-        ({"EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "Invalid IPv6 URL"),
-        ({"EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:99999"}, "Port out of range"),
+        ({"EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL"),
+        ({"EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:99999"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a URL"),
         ({"EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL is grpc"),
         ({"TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER is zipkin"),
         ({"BSP_MAX_QUEUE_SIZE": "-1"}, "max_queue_size must be a positive integer"),
@@ -93,6 +93,36 @@ def test_what_cannot_be_used_is_a_warning_and_turns_tracing_off(
         assert isinstance(tracer, NoOpTracer)
     assert f"requests are not traced: {reason}" in caplog.text
     assert exporters() == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"EXPORTER_OTLP_ENDPOINT": "http://user:7f3a/x@collector:4318"},
+        {"EXPORTER_OTLP_ENDPOINT": "http://collector:4318/?key=7f3a"},
+        {"EXPORTER_OTLP_HEADERS": "7f3a"},
+        {"EXPORTER_OTLP_HEADERS": "a=b,key=7f3a é"},
+        {"EXPORTER_OTLP_HEADERS": "key=%E2%82%AC7f3a"},
+        {"EXPORTER_OTLP_TRACES_HEADERS": "key=a%0A7f3a"},
+        {"EXPORTER_OTLP_TRACES_HEADERS": "key=a;7f3a"},
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_not_logged(
+    set_variables: Set, caplog: pytest.LogCaptureFixture, variables: Mapping[str, str]
+) -> None:
+    set_variables(**{"EXPORTER_OTLP_ENDPOINT": ENDPOINT, "BSP_SCHEDULE_DELAY": "1", **variables})
+
+    with tracing() as tracer:
+        tracer.start_span("any").end()
+    assert "requests are not traced: " in caplog.text
+    assert "7f3a" not in caplog.text
+
+
+def test_headers_that_the_sdk_can_read_are_accepted(set_variables: Set) -> None:
+    set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT, EXPORTER_OTLP_HEADERS=" key = a%20b= , api-key=Bearer 7f3a,")
+
+    with tracing() as tracer:
+        assert not isinstance(tracer, NoOpTracer)
 
 
 def test_without_the_sdk_the_warning_names_the_extra(

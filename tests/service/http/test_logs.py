@@ -1,8 +1,117 @@
+import json
 import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from service.http.logs import INTERVAL_S, RareFromOpenTelemetry
+from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry
+
+Log = Callable[[logging.LogRecord], dict[str, Any]]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """Log a record; return the line that was written."""
+    source, target = os.pipe()
+    writer = LogWriter(target)
+    writer.setFormatter(JsonFormatter())
+
+    def log(record: logging.LogRecord) -> dict[str, Any]:
+        writer.handle(record)
+        writer.flush()
+        line = os.read(source, 2**16)
+        assert line.isascii()
+        assert line.count(b"\n") == 1
+        return strictly(line)
+
+    yield log
+    os.close(source)
+
+
+def strictly(line: bytes) -> dict[str, Any]:
+    """Parse JSON without Python's extensions, such as NaN."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    parsed: dict[str, Any] = json.loads(line, parse_constant=refuse)
+    return parsed
+
+
+def record(message: str = "text", *arguments: object, **extra: object) -> logging.LogRecord:
+    return logging.makeLogRecord({"name": "any", "levelname": "INFO", "msg": message, "args": arguments, **extra})
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        float("nan"),
+        float("-inf"),
+        {"a": [float("nan")]},
+        {(1, 2): 3},
+        CIRCLE,
+        b"\xff",
+        "\u2028\x85\x9b\ud800€",
+        object(),
+    ],
+)
+def test_whatever_a_field_holds_the_line_is_json_in_ascii(log: Log, extra: object) -> None:
+    line = log(record(extra=extra))
+
+    assert line["message"] == "text"
+    assert "extra" in line
+
+
+@pytest.mark.parametrize("broken", [record("%d", "text"), record("%s %s", "one"), record("%s", Unprintable())])
+def test_a_record_that_cannot_be_formatted_is_a_warning_with_its_place(log: Log, broken: logging.LogRecord) -> None:
+    broken.pathname, broken.lineno = "module.py", 7
+    line = log(broken)
+
+    assert line["level"] == "warning"
+    assert line["where"] == "module.py:7"
+
+
+def test_fields_cannot_replace_those_of_the_log(log: Log) -> None:
+    line = log(record(level="critical", logger="another", time="now"))
+
+    assert (line["level"], line["logger"]) == ("info", "any")
+    assert line["time"] != "now"
+
+
+def test_what_python_prints_by_itself_is_logged() -> None:
+    code = """
+import threading, warnings
+from service.http.logs import configure_logging
+configure_logging("info")
+warnings.warn("first")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+class Broken:
+    def __del__(self):
+        1 / 0
+Broken()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+    lines = [strictly(line) for line in ended.stdout.splitlines()]
+    assert ended.stderr == b""
+    assert [line["level"] for line in lines] == ["warning", "error", "error"]
+    for line in lines[1:]:
+        assert line["traceback"].endswith("\nZeroDivisionError: division by zero")
 
 
 def test_each_logger_of_opentelemetry_logs_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""The standard streams of the commands, any of which may be closed, full or without a reader."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command. The exit code is not 0 if standard output was lost."""
+    _occupy_missing()
+    with written():
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """End the program if standard output cannot be written: without a word if its reader has gone, as after ``head``.
+
+    Raises:
+        SystemExit: Standard output cannot be written. The exit code is 1 if its reader has gone, else 2.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        _discard(sys.stdout)
+        raise SystemExit(1) from error
+    except OSError as error:
+        _discard(sys.stdout)
+        complain(f"standard output cannot be written ({error.strerror}); redirect it elsewhere")
+        raise SystemExit(2) from error
+
+
+def complain(sentence: object) -> None:
+    """Print a sentence on standard error, if anything can be printed there."""
+    try:
+        sys.stderr.write(f"limelight: {sentence}\n")
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _occupy_missing() -> None:
+    """Open standard streams that are closed, so that no library prints into a file or connection with their number.
+
+    They can be read and written no more than before: who writes to them gets an error.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # the lowest free number is this one
+            os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of labels and file names
+
+
+def _discard(stream: TextIO) -> None:
+    """Point a stream that cannot be written to /dev/null; otherwise Python tries again when it ends, and fails."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

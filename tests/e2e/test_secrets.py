@@ -1,0 +1,126 @@
+"""Keys and passwords are printed by no command, whatever is wrong with them, and are not in the log."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.app import app
+from tests.e2e.process import PATIENCE_S, Server
+
+SECRET = "7f3a-secret"
+NOBODY = "http://127.0.0.1:9"
+COMMANDS = {
+    "predict": ["predict", "clip.mp4", "--url", NOBODY],
+    "predict --bundle": ["predict", "clip.mp4", "--bundle", "none"],
+    "demo": ["demo", "clip.mp4", "--bundle", "none"],
+    "serve": ["serve", "--bundle", "none", "--port", "0"],
+    "doctor": ["doctor", "--bundle", "none"],
+    "health": ["health"],
+}
+UNUSABLE_KEYS = [f"{SECRET}é", f"a\n{SECRET}", f"{SECRET}\x01", f"a {SECRET}", f"{SECRET}\u2028x", f"\udcff{SECRET}"]
+
+
+def output_of(arguments: list[str], **variables: str) -> tuple[int, str]:
+    """Run ``limelight`` with environment variables. Return its exit code, and all that it printed."""
+    ended = CliRunner(env={"LIMELIGHT_PORT": "0", **variables}).invoke(app, arguments)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit)
+    return ended.exit_code, ended.output
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_a_clip(clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip_file.parent)
+
+
+@pytest.mark.parametrize("key", UNUSABLE_KEYS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "health"])
+def test_a_key_that_cannot_be_used_is_one_sentence_without_it(command: str, key: str) -> None:
+    exit_code, output = output_of(COMMANDS[command], LIMELIGHT_API_KEY=key, LIMELIGHT_API_KEYS=f"good,{key}")
+
+    name = "LIMELIGHT_API_KEY" if command == "predict" else "LIMELIGHT_API_KEYS"
+    assert (exit_code, output.count("\n")) == (2, 1)
+    assert output.startswith(f"limelight: {name} is not valid: ")
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_key_is_printed_by_no_command(command: str) -> None:
+    keys = {"LIMELIGHT_API_KEY": f"{SECRET}\n", "LIMELIGHT_API_KEYS": f"{SECRET}\n", "LIMELIGHT_LOG_LEVEL": "debug"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "service.cli", *COMMANDS[command]],
+        env=os.environ | keys | {"LIMELIGHT_PORT": "9"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+    assert ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://user:{SECRET}@127.0.0.1:9",
+        f"http://user:{SECRET}/x@127.0.0.1:9",
+        f"http://user:a?{SECRET}@127.0.0.1:9",
+        f"http://user:{SECRET}#@127.0.0.1:9",
+        f"http://user:{SECRET}@[::1",
+        f"user:{SECRET}@127.0.0.1",
+        f"ftp://user:{SECRET}@127.0.0.1",
+        f"http://127.0.0.1:9/?key=a@{SECRET}",
+    ],
+)
+def test_a_password_in_the_address_is_not_printed(url: str) -> None:
+    exit_code, output = output_of(["predict", "clip.mp4", "--url", url])
+
+    assert (exit_code, output.count("\n")) == (2, 1)
+    assert "secret" not in output
+
+
+def test_a_password_in_the_address_is_not_printed_if_another_service_answers(server: Server) -> None:
+    url = f"http://user:{SECRET}@127.0.0.1:{server.port}/docs"
+    exit_code, output = output_of(["predict", "clip.mp4", "--url", url])
+
+    assert (exit_code, output.count("\n")) == (2, 1)
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize(
+    "proxy", [f"http://user:{SECRET}@127.0.0.1:9", f"http://user:{SECRET}/x@127.0.0.1:9", f"nonsense://user:{SECRET}@x"]
+)
+def test_a_password_of_a_proxy_is_not_printed(proxy: str) -> None:
+    exit_code, output = output_of(["predict", "clip.mp4", "--url", "http://service.invalid"], HTTP_PROXY=proxy)
+
+    assert (exit_code, output.count("\n")) == (2, 1)
+    assert "secret" not in output
+
+
+def test_the_log_holds_neither_the_keys_nor_what_clients_send_as_keys(
+    start: Callable[..., Server], clip: bytes
+) -> None:
+    server = start(API_KEYS=f"{SECRET},other", LOG_LEVEL="debug", TRUSTED_PROXIES="*", CORS_ORIGINS="*")
+    statuses = []
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
+        for headers in (
+            {"X-API-Key": SECRET},
+            {"Authorization": f"Bearer {SECRET}"},
+            {"X-API-Key": f"wrong-{SECRET}", "Cookie": f"key={SECRET}"},
+            {"Authorization": f"Basic {SECRET}"},
+        ):
+            statuses.append(client.post("/predict", content=clip, headers=headers).status_code)
+            client.post("/predict", files={"file": clip}, headers=headers)
+            client.post("/v2/models/tiny/infer", content=b"{", headers=headers)
+            client.get(f"/docs?key={SECRET}", headers=headers)
+        server.access_line(client.get("/none").headers["X-Request-ID"])
+
+    assert statuses == [200, 200, 401, 401]
+    assert "secret" not in server.log.read_text()
