@@ -30,11 +30,11 @@ class Grants:
         seccomp: Whether system calls are filtered.
     """
 
-    rlimits: bool = False
-    no_new_privs: bool = False
-    no_capabilities: bool = False
-    landlock: int = 0
-    seccomp: bool = False
+    rlimits: bool
+    no_new_privs: bool
+    no_capabilities: bool
+    landlock: int
+    seccomp: bool
 
     @property
     def missing(self) -> list[str]:

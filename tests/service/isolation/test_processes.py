@@ -436,7 +436,9 @@ class TestClose:
 
     def test_the_service_does_not_start_without_a_required_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            DecoderProcesses, "grants", Grants(rlimits=True, no_new_privs=True, no_capabilities=True, seccomp=True)
+            DecoderProcesses,
+            "grants",
+            Grants(rlimits=True, no_new_privs=True, no_capabilities=True, landlock=0, seccomp=True),
         )
         servers = fork_servers()
         with pytest.raises(DecodersError, match="REQUIRE_SANDBOX is set, but this system lacks landlock"):
