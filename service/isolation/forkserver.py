@@ -312,7 +312,8 @@ class ForkServer:
                 self._selector.register(self._control, selectors.EVENT_READ)
             if process is self._waiting:
                 self._waiting = None  # the next beat or clip has another one forked
-            if process.ready or pid in self._killed:
+            # Its end may be noticed before the message that it was ready.
+            if pid in self._killed or process.ready or process.hear_ready():
                 process.answer(b"%d %.3f" % (status, usage.ru_utime + usage.ru_stime))
             else:
                 process.answer(UNAVAILABLE)

@@ -300,7 +300,7 @@ class TestProblem:
 
         unmet = {
             "malformed_multipart", "missing_file", "invalid_tensor", "not_found", "unknown_model", "method_not_allowed",
-            "invalid_parameter", "bad_request",
+            "invalid_parameter", "bad_request", "host_not_allowed", "origin_not_allowed",
         }  # fmt: skip
         assert {
             code for code, words in zip(codes, advice, strict=True) if "Choose another clip, or send" in words

@@ -65,7 +65,7 @@ def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, n
     with over_http("http://127.0.0.1:8000", None, Wanted()):
         pass  # this machine is asked without the proxy
     with (
-        pytest.raises(CommandError, match=f"the proxy that the environment names cannot be used .*{name}"),
+        pytest.raises(CommandError, match=f"the proxy that the environment names cannot be used.*{name}"),
         over_http("http://example.org", None, Wanted()),
     ):
         pass

@@ -381,6 +381,14 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames == 50
         assert set(fork_servers()) - others == {server}
 
+    async def test_a_process_that_ends_before_it_has_been_noticed_to_be_ready_has_answered(
+        self, start_hostile: Start, clip: bytes
+    ) -> None:
+        decoders = start_hostile(60, "tests.service.isolation.late")
+        answers = await asyncio.gather(*(decoders.decode(clip) for _ in range(4)))  # all but one are forked on demand
+
+        assert [answer.facts.frames for answer in answers] == [50] * 4
+
     async def test_signals_to_the_process_group_do_not_end_the_fork_server(
         self, own: DecodersAndServer, clip: bytes
     ) -> None:
