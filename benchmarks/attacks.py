@@ -5,7 +5,8 @@
 - smuggle: a request with ``Upgrade`` whose body is more requests;
 - claim_clips: a v2 request that claims 17 clips and holds none;
 - leave_tensors: a v2 body of 24 MB of numbers for one clip, which is read for nothing, as its client leaves;
-- nearly_end_parts: a form of 2 MB that is full of text like its boundary;
+- nearly_end_parts: a form of 2 MB that is full of text like its boundary, each three seconds: more would cost others as
+  much without that text, because the part is decoded;
 - endless_trailer: trailers of a chunked body without end;
 - post_junk: videos that no decoder can decode, one a second, as each takes as much of the processor as a good one;
 - pipeline_odd_requests: requests with odd paths behind one that is refused early.
@@ -93,7 +94,7 @@ async def leave_tensors(port: int) -> None:
 async def nearly_end_parts(port: int) -> None:
     """Send a form whose file nearly holds the boundary again and again."""
     await _send(port, _post("/predict", NEARLY, "Content-Type: multipart/form-data; boundary=b"))
-    await asyncio.sleep(1)
+    await asyncio.sleep(3)
 
 
 async def endless_trailer(port: int) -> None:

@@ -28,6 +28,9 @@ from service.tracing import tracing
 
 # Seconds that shutdown may take beyond the time of the last request; if it takes longer, something hangs.
 SHUTDOWN_MARGIN_S = 15
+# Seconds for which a thread that computes may keep the interpreter lock while others wait for it. Python's default is
+# 5 ms, and answering a clip takes the lock several times: a client that sends tensors would delay all others.
+SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) ->
         server.should_exit = True
 
     log = configure_logging(settings.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_file_limit()
     endpoint = Endpoint(settings.host, settings.port, settings.unix_socket)
     with contextlib.closing(Listeners(endpoint)) as listeners, tracing() as tracer:
