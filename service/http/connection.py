@@ -164,6 +164,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
         for start in range(0, len(data), PIECE_BYTES):
+            if self.transport.is_closing():  # the client reset the connection before it was refused
+                return
             # What follows the last request of a connection is ignored (RFC 9112, section 9.6).
             if self not in self._shared.lingering and self.conn.their_state is not h11.MUST_CLOSE:
                 super().data_received(data[start : start + PIECE_BYTES])

@@ -227,6 +227,17 @@ def resume(server: Server) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def test_a_client_that_resets_the_connection_before_it_is_refused_causes_no_error(server: Server) -> None:
+    body = bytes(100_000)  # more than the server parses at a time
+    for _ in range(20):
+        with connect(server) as client:
+            client.sendall(b"POST /predict HTTP/2.0\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: server.metric("connections_refused_total", reason="bad_request") >= 20)
+
+    assert [line for line in server.lines() if line["logger"] == "asyncio"] == []
+
+
 class TestHalfClose:
     """Clients that end their sending side, and clients that are gone, which look the same at first."""
 
