@@ -28,6 +28,7 @@ async def run_alone(free: asyncio.Semaphore, work: Callable[[], T], *, ended: Ca
         executor = ThreadPoolExecutor(1)
         thread = asyncio.get_running_loop().run_in_executor(executor, work)
         executor.shutdown(wait=False)
+        ending.callback(thread.exception)  # asyncio logs errors that nobody looks at, and the caller may be gone
         at_end = ending.pop_all()
         thread.add_done_callback(lambda _: at_end.close())
     return await asyncio.shield(thread)

@@ -124,6 +124,17 @@ class TestClaims:
         assert [answer.status_code for answer in answers] == [200, 200, 400, 400, 400]
         assert answers[0].json()["outputs"] == answers[1].json()["outputs"]
 
+    def test_tensors_that_turn_out_bad_after_their_client_has_left_leave_no_traceback(
+        self, server: Server, client: httpx.Client
+    ) -> None:
+        body = tensor([5, *CLIP], b"[" + b"1," * (5 * NUMBERS - 1) + b"256]")  # takes a second
+        with RawClient(server.port) as leaver:
+            leaver.post(f"Content-Length: {len(body)}", "X-Request-ID: leaver", path=INFER, body=body)
+        assert server.access_line("leaver")["status"] == 499
+        assert client.post(INFER, content=tensor(CLIP)).status_code == 400  # read after the other tensors
+
+        assert [line for line in server.lines() if line["level"] == "error"] == []
+
 
 class TestForms:
     SIZE = 8_000_000
@@ -157,10 +168,13 @@ class TestForms:
             assert client.post("/predict", content=body, headers=headers).json()["code"] == "unsupported_media"
             return processor_s(server) - before
 
-        unit = unit.replace(b"BOUNDARY", boundary).replace(b"BOUNDAR", boundary[:-1])
-        plain = min(cost(bytes(self.SIZE)) for _ in range(2))
+        def least(content: bytes) -> float:
+            return min(cost(content) for _ in range(3))  # the clock is coarse, and other work disturbs
 
-        assert cost((unit * (self.SIZE // len(unit) + 1))[: self.SIZE]) < 4 * plain + 0.05
+        unit = unit.replace(b"BOUNDARY", boundary).replace(b"BOUNDAR", boundary[:-1])
+        alike = (unit * (self.SIZE // len(unit) + 1))[: self.SIZE]
+
+        assert least(alike) < 4 * least(bytes(self.SIZE)) + 0.05
 
 
 class TestBusyReader:

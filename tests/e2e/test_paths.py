@@ -172,5 +172,12 @@ class TestNamesOfModels:
     def test_unknown_paths_are_answered_404(self, server: Server, path: str) -> None:
         assert post(server, f"/v2/models/{path}", AUTHORIZED, method="GET").status == 404
 
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+    @pytest.mark.parametrize("version", ["", "/versions/1"])
+    def test_inference_is_asked_for_by_post(self, url: str, version: str, method: str) -> None:
+        answer = httpx.request(method, f"{url}{version}/infer", headers={"X-API-Key": KEY}, trust_env=False)
+
+        assert (answer.status_code, answer.headers.get("Allow")) == (405, "POST")
+
     def test_the_statistics_of_all_models_keep_their_path(self, server: Server) -> None:
         assert b"model_stats" in post(server, "/v2/models/stats", AUTHORIZED, method="GET").body

@@ -8,6 +8,7 @@ from importlib.metadata import version as version_of
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -227,6 +228,12 @@ async def infer(request: Request, serving: ServingState, pipeline: OpenPipeline,
         outputs = await cancel_on_disconnect(request, work)
     record.answered = time.monotonic()
     return _answer(outputs, tensors, model.manifest, record.server_timing())
+
+
+@router.get("/models/{name:path}/infer", include_in_schema=False)
+async def infer_by_get() -> None:
+    """Refuse GET, because the next route would take `infer` for the end of a name with slashes."""
+    raise HTTPException(405, headers={"Allow": "POST"})
 
 
 # After the routes of a model's own paths, which would otherwise be taken for the rest of a name with slashes.
