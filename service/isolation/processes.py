@@ -244,7 +244,7 @@ class DecoderProcesses:
         clip.seal()
         for _ in range(ATTEMPTS):
             server = await self._available_server()
-            with server.fork(clip) as job:
+            with await server.fork(clip) as job:
                 answer = await self._answer(server, job)
                 if answer:
                     return self._result(*answer, job)
@@ -315,7 +315,8 @@ class DecoderProcesses:
             DecodersError: No process could be started for the clip.
         """
         message = await job.receive(self._wall_s)
-        report = job.report()  # read once: the process that writes it may not have ended yet
+        # Read once: the process that writes it may not have ended yet. Of a dead fork server, the file may be closed.
+        report = job.report() if message else b""
         if message == DONE and not report:
             message = await job.receive(KILL_TIMEOUT_S)
         if message == UNAVAILABLE:
@@ -531,16 +532,32 @@ class _ForkServer:
         else:
             logger.error("no decoder process can be started: %s", state.decode())
 
-    def fork(self, clip: ClipFile) -> _Job:
-        """Start decoding a clip. If the fork server has died, the job receives an empty message."""
+    async def fork(self, clip: ClipFile) -> _Job:
+        """Start decoding a clip. If the fork server has died, the job receives an empty message.
+
+        The control socket holds some hundred messages. While it is full, wait until the fork server has read some.
+        """
         with contextlib.ExitStack() as opened:
             next_answer = opened.enter_context(_create_answer_file())
             ours, theirs = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            with theirs:
+                try:
+                    while not self._send([clip.fileno(), theirs.fileno(), next_answer.fileno()]):
+                        await asyncio.sleep(POLL_S)
+                except OSError:  # it has died
+                    answer = next_answer
+                else:
+                    answer, self._answer = self._answer, next_answer
             opened.pop_all()
-        answer, self._answer = self._answer, next_answer
-        with contextlib.suppress(OSError), theirs:
-            socket.send_fds(self._control, [b"."], [clip.fileno(), theirs.fileno(), next_answer.fileno()])
         return _Job(answer, ours)
+
+    def _send(self, descriptors: list[int]) -> bool:
+        """Send descriptors to the fork server. Returns False if the control socket is full."""
+        try:
+            socket.send_fds(self._control, [b"."], descriptors)
+        except BlockingIOError:
+            return False
+        return True
 
     def end(self) -> None:
         """Tell the fork server to end its processes and itself."""

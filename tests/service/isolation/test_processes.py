@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -321,6 +322,34 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
         await eventually(lambda: decoding() == [])
+
+    async def test_a_clip_is_decoded_while_a_fork_server_is_taking_its_time_to_end(
+        self, start_hostile: Start, clip: bytes
+    ) -> None:
+        others = set(fork_servers())
+        decoders = start_hostile(60, "tests.service.isolation.leaving")
+        (server,) = set(fork_servers()) - others
+        os.kill(server, signal.SIGUSR1)
+        await asyncio.sleep(0.5)  # that the service begins to close it cannot be seen from outside
+
+        assert (await decoders.decode(clip)).facts.frames == 50
+
+    async def test_clips_wait_while_the_fork_server_cannot_take_more(
+        self, start_hostile: Start, clip: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its socket has room for some hundred; here for a few, so that fewer clips are needed."""
+        socketpair = socket.socketpair
+
+        def small(*arguments: int) -> tuple[socket.socket, socket.socket]:
+            ours, theirs = socketpair(*arguments)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            return ours, theirs
+
+        monkeypatch.setattr(socket, "socketpair", small)
+        decoders = start_hostile(60)
+        answers = await asyncio.gather(*(decoders.decode(clip) for _ in range(30)))
+
+        assert [answer.facts.frames for answer in answers] == [50] * 30
 
     async def test_a_clip_whose_fork_server_dies_twice_is_not_blamed_for_it(self, own: DecodersAndServer) -> None:
         decoders, pid = own
