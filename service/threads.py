@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from service.errors import Overloaded
+
 T = TypeVar("T")
 
 
@@ -20,13 +22,19 @@ async def run_alone(free: asyncio.Semaphore, work: Callable[[], T], *, ended: Ca
         free: Limits how many functions of this kind run at a time.
         work: The function.
         ended: Called when the function has ended, or if it will not be called.
+
+    Raises:
+        Overloaded: The kernel allows no further thread.
     """
     with contextlib.ExitStack() as ending:
         ending.callback(ended)
         await free.acquire()
         ending.callback(free.release)
         executor = ThreadPoolExecutor(1)
-        thread = asyncio.get_running_loop().run_in_executor(executor, work)
+        try:
+            thread = asyncio.get_running_loop().run_in_executor(executor, work)
+        except RuntimeError as error:
+            raise Overloaded("no thread can be started for this request; try again later") from error
         executor.shutdown(wait=False)
         ending.callback(thread.exception)  # asyncio logs errors that nobody looks at, and the caller may be gone
         at_end = ending.pop_all()

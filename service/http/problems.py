@@ -195,6 +195,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem("method_not_allowed", METHOD_DETAIL, headers=[("Allow", _allowed(error))])
         case OSError(errno=errno.EMFILE | errno.ENFILE):
             return Problem("too_many_connections", "the service has no file descriptor left; try again later")
+        case MemoryError() | OSError(errno=errno.ENOMEM):
+            code, detail = "overloaded", "the service has no memory left for this request; try again later"
         case _:
             code, detail = "internal_error", INTERNAL_DETAIL
     return Problem(code, detail)

@@ -206,7 +206,11 @@ class DecoderProcesses:
         self._server = _ForkServer(*self._program)
         self._grants = self._server.wait_until_ready()
         self._watcher = threading.Thread(target=self._watch, name="decoders", daemon=True)
-        self._watcher.start()
+        try:
+            self._watcher.start()
+        except RuntimeError as error:
+            self._server.close()
+            raise DecodersError("clips cannot be decoded: no thread can be started; raise the process limit") from error
 
     @property
     def grants(self) -> Grants:

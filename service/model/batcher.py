@@ -201,17 +201,10 @@ class Batcher:
             self._on_batch(len(jobs))
             try:
                 outputs = self._infer(clips)
+                self._answer(jobs, outputs, started)
             finally:
                 for job in jobs:
                     job.on_run()
-            seconds = time.monotonic() - started
-            if not outputs.finite:
-                self._on_failure()
-            for row, job in enumerate(jobs):
-                if outputs[row].finite:
-                    job.future.set_result(Inference(outputs[row], started - job.submitted, seconds))
-                else:  # no reason to warm up again, because it depends on the clip
-                    job.future.set_exception(EngineError(OVERFLOW))
         except Exception as error:  # fails this batch only, unless warming up shows that every other would fail
             self._on_failure()
             _fail(jobs, error)
@@ -220,6 +213,18 @@ class Batcher:
         except BaseException:
             _fail(jobs, EngineStopped("the engine's thread has died"))
             raise
+
+    def _answer(self, jobs: Sequence[_Job], outputs: Outputs, started: float) -> None:
+        seconds = time.monotonic() - started
+        finite = outputs.finite
+        if not finite:
+            self._on_failure()
+        for row, job in enumerate(jobs):
+            answer = outputs[row]
+            if finite or answer.finite:
+                job.future.set_result(Inference(answer, started - job.submitted, seconds))
+            else:  # no reason to warm up again, because it depends on the clip
+                job.future.set_exception(EngineError(OVERFLOW))
 
 
 def _fail(jobs: Iterable[_Job], error: Exception) -> None:

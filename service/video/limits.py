@@ -48,11 +48,17 @@ class DecodeLimits:
             A function that raises ``DecodeTimeout`` once the time is over. Call it often while decoding, from the same
             thread.
         """
-        deadline = time.thread_time() + self.timeout_s
+        began, next_look = time.thread_time(), time.monotonic() + self.timeout_s
 
         def check_time() -> None:
-            if time.thread_time() > deadline:
+            nonlocal next_look
+            # Reading a thread's processor time is a system call. It grows no faster than the clock's time.
+            if time.monotonic() < next_look:
+                return
+            left_s = self.timeout_s - (time.thread_time() - began)
+            if left_s < 0:
                 raise self.timed_out()
+            next_look = time.monotonic() + left_s
 
         return check_time
 

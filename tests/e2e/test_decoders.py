@@ -40,6 +40,10 @@ def predict(server: Server, clip: bytes) -> httpx.Response:
     return httpx.post(f"{server.url}/predict?attention=false", content=clip, timeout=PATIENCE_S, trust_env=False)
 
 
+def infer_badly(server: Server) -> httpx.Response:
+    return httpx.post(f"{server.url}/v2/models/tiny/infer", content=b"{}", timeout=PATIENCE_S, trust_env=False)
+
+
 def outcome(answer: httpx.Response) -> tuple[int, str | None]:
     return answer.status_code, answer.json().get("code")
 
@@ -185,9 +189,11 @@ class TestReadiness:
                 for path in ("/health/ready", "/v2/health/ready"):
                     assert readiness(server, path) == (503, "decoders_unavailable")
                 assert server.metric("ready") == 0
+                assert outcome(infer_badly(server)) == (429, "overloaded")  # tensors are parsed in a thread
                 group.limit_processes("max")
                 until(lambda: readiness(server) == (200, None))
 
+                assert outcome(infer_badly(server)) == (400, "invalid_tensor")
                 assert server.metric("decoders_available") == 1
                 assert outcome(predict(server, clip)) == (200, None)
 

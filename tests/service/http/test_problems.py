@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import ClipError, DeadlineExceeded, DecodersError, Overloaded
 from service.http.app import create_app
-from service.http.problems import KINDS, Problem
+from service.http.problems import KINDS, Problem, problem_of
 from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.service.http.test_predict import assert_problem, connect, until_ready
@@ -152,3 +152,11 @@ async def test_a_problem_can_set_its_own_retry_after(
 @pytest.mark.parametrize("host", ["[", "a b", "x" * 1000])
 async def test_malformed_host_headers_are_ignored(client: httpx.AsyncClient, host: str) -> None:
     assert_problem(await client.get("/nothing", headers={"Host": host}), 404, "not_found")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "secret")])
+def test_a_lack_of_memory_means_to_try_again_later(error: Exception) -> None:
+    problem = problem_of(error)
+
+    assert (problem.code, problem.kind.status) == ("overloaded", 429)
+    assert "secret" not in problem.detail
