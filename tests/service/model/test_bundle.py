@@ -1,6 +1,7 @@
 """Reading and writing bundles: a bundle that cannot be used is refused with the file at fault and the remedy."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,16 @@ class TestManifest:
         edit(bundle, lambda manifest: manifest.update(schema=schema))
 
         assert f"has schema {schema!r}, but this version reads schema 1" in refusal(load_bundle, bundle, names=MANIFEST)
+
+    def test_a_schema_of_any_size_is_refused_in_a_short_sentence(self, bundle: Path) -> None:
+        edit(bundle, lambda manifest: manifest.update(schema=["x" * 1000] * 1000))
+
+        assert len(refusal(load_bundle, bundle, names=MANIFEST)) < 1000
+
+    def test_a_manifest_that_could_fill_the_memory_is_refused_before_it_is_read(self, bundle: Path) -> None:
+        os.truncate(bundle / MANIFEST, 2**40)  # sparse: it takes no space
+
+        assert "more than 16777216 bytes" in refusal(load_bundle, bundle, names=MANIFEST)
 
     def test_a_later_schema_is_refused_for_its_number_even_if_other_fields_differ(self, bundle: Path) -> None:
         (bundle / MANIFEST).write_text('{"schema": 2, "models": []}')
@@ -203,6 +214,13 @@ class TestModelFiles:
         model.mkdir()
 
         assert "cannot be read" in refusal(load_bundle, bundle, names=model.name)
+
+    @pytest.mark.parametrize("name", [MANIFEST, "model.fp32.onnx", "model.int8.onnx"])
+    def test_a_device_in_place_of_a_file_is_refused(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        (bundle / name).symlink_to("/dev/null")
+
+        assert "is not a regular file" in refusal(load_bundle, bundle, names=name)
 
     def test_reading_only_the_manifest_does_not_check_the_files(self, bundle: Path) -> None:
         (bundle / "model.fp32.onnx").unlink()
