@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -58,6 +67,13 @@ def check_key(key: SecretStr) -> SecretStr:
 
 def _split_at_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _check_batch_size(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"each size must be a whole number from 1 to {MOST_BATCH}") from None
 
 
 def _clean_root_path(path: str) -> str:
@@ -171,7 +187,9 @@ class Settings(BaseSettings):
         "else fp32. Set another one to compare.",
     )
     batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MOST_BATCH)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
+        tuple[Annotated[int, Field(ge=1, le=MOST_BATCH), WrapValidator(_check_batch_size)], ...] | None,
+        NoDecode,
+        BeforeValidator(_split_at_commas),
     ] = Field(
         None,
         description=f"Batch sizes that the engine runs, each from 1 to {MOST_BATCH}, such as `1,2,4`. Default: 1 on "
@@ -311,7 +329,7 @@ def reason_of(error: ValidationError) -> str:
     """Return which setting is not valid, and why, as a sentence."""
     first = error.errors()[0]
     name = str(first["loc"][0])
-    field = Settings.model_fields.get(name)
-    allowed = range_of(field) if field is not None else ""
+    field = Settings.model_fields[name]
+    allowed = "true or false" if field.annotation is bool else range_of(field)
     why = f"it must be {allowed}" if allowed else first["msg"].removeprefix("Value error, ")
     return f"LIMELIGHT_{name.upper()} is not valid: {why}"

@@ -62,6 +62,7 @@ NUMBERS = [
     for name, field in Settings.model_fields.items()
     if {int, float} & {field.annotation, *get_args(field.annotation)}
 ]
+SWITCHES = [name for name, field in Settings.model_fields.items() if field.annotation is bool]
 CHOICES = [
     (name, choice)
     for name, field in Settings.model_fields.items()
@@ -96,9 +97,14 @@ class TestBounds:
     def test_what_is_no_finite_number_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         refused(monkeypatch, name, value)
 
-    @pytest.mark.parametrize("sizes", ["0", "65", "1,99999999999", "1,-1", "1,,2", "1;2", "nan"])
+    @pytest.mark.parametrize("sizes", ["0", "65", "1,99999999999", "1,-1", "1,,2", "1;2", "nan", "1e0", "1,\udcff"])
     def test_batch_sizes_have_a_range(self, monkeypatch: pytest.MonkeyPatch, sizes: str) -> None:
-        refused(monkeypatch, "batch_sizes", sizes)
+        assert "each size must be a whole number from 1 to 64" in refused(monkeypatch, "batch_sizes", sizes)
+
+    @pytest.mark.parametrize("name", SWITCHES)
+    @pytest.mark.parametrize("value", ["maybe", "2", "10", "\udcff"])
+    def test_a_switch_is_true_or_false(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        assert refused(monkeypatch, name, value).endswith(" it must be true or false")
 
     def test_the_smallest_and_the_largest_batch_size_are_accepted(self) -> None:
         assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
