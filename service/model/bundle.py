@@ -269,6 +269,8 @@ def _readable(file: Path) -> Iterator[None]:
         raise BundleError(f"{file} is missing; {_REMEDY}") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
+    except MemoryError:
+        raise BundleError(f"{file} does not fit into memory; allow more of it, or {_REMEDY}") from None
 
 
 def _check_sha256(file: Path, found: str, entry: VariantFile) -> None:

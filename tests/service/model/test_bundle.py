@@ -2,8 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,25 @@ from service.video.sampling import FRAME_COUNT, SAMPLING_RULE
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 REMEDY = "limelight-model export"
+SPARE_BYTES = 2**26
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_tiny_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def less_memory() -> Iterator[Callable[[], None]]:
+    """A function that leaves this process ``SPARE_BYTES`` more than it has, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def refusal(read: Callable[[Path], object], bundle: Path, *, names: str) -> str:
@@ -221,6 +236,18 @@ class TestModelFiles:
         (bundle / name).symlink_to("/dev/null")
 
         assert "is not a regular file" in refusal(load_bundle, bundle, names=name)
+
+    def test_a_file_that_does_not_fit_into_memory_is_refused(
+        self, bundle: Path, less_memory: Callable[[], None]
+    ) -> None:
+        model = bundle / "model.fp32.onnx"
+        os.truncate(model, 2 * SPARE_BYTES)
+        digest = file_sha256(model)
+        edit(bundle, lambda manifest: manifest["precisions"]["fp32"].update(sha256=digest))
+        loaded = load_bundle(bundle)
+        less_memory()
+
+        assert "does not fit into memory" in refusal(lambda _: loaded.read_model("fp32"), bundle, names=model.name)
 
     def test_reading_only_the_manifest_does_not_check_the_files(self, bundle: Path) -> None:
         (bundle / "model.fp32.onnx").unlink()
