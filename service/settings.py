@@ -55,13 +55,15 @@ def check_key(key: SecretStr) -> SecretStr:
     """Return an API key.
 
     Raises:
-        ValueError: HTTP headers cannot carry it, or it is empty. The text does not contain it.
+        ValueError: HTTP headers cannot carry it, or it is empty or too long. The text does not contain it.
     """
     text = key.get_secret_value()
     if not text:
         raise ValueError("a key is empty; separate keys by single commas, or unset the variable to require no key")
     if not all("!" <= letter <= "~" for letter in text):
         raise ValueError("each key must consist of visible ASCII characters, without spaces")
+    if len(text) > MOST_KEY_LENGTH:
+        raise ValueError(f"each key must have at most {MOST_KEY_LENGTH} characters")
     return key
 
 
@@ -292,7 +294,7 @@ class Settings(BaseSettings):
 
     ui: bool = Field(True, description="Serve the page at `/`. It holds no data and needs no key.")
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, Field(max_length=MOST_KEY_LENGTH), AfterValidator(check_key)], ...],
+        tuple[Annotated[SecretStr, AfterValidator(check_key)], ...],
         NoDecode,
         BeforeValidator(_split_at_commas),
     ] = Field(
