@@ -88,7 +88,7 @@ def start_pipeline(model: Model, settings: Settings, metrics: Metrics) -> Pipeli
         opened.callback(model.close)
         decoders = opened.enter_context(contextlib.closing(load_decoders(settings, metrics)))
         if _decode_limits(settings) != DecodeLimits():  # under which decoders warm up
-            _check_limits(decoders)
+            _check_limits(decoders, settings)
         opened.pop_all()
     return Pipeline(model, decoders, metrics, decode_workers=settings.decode_workers)
 
@@ -102,12 +102,17 @@ def _decode_limits(settings: Settings) -> DecodeLimits:
     )
 
 
-def _check_limits(decoders: DecoderProcesses) -> None:
+def _check_limits(decoders: DecoderProcesses, settings: Settings) -> None:
     """Decode the sample clip as clips of requests are decoded, to find limits that no clip can keep to."""
+    clip = sample_clip()
     try:
-        asyncio.run(decoders.decode(sample_clip()))
-    except (ClipTooLong, ResolutionTooLarge):
-        pass  # such limits only mean smaller clips than the sample
+        with contextlib.suppress(ClipTooLong, ResolutionTooLarge):
+            asyncio.run(decoders.decode(clip))
+            return
+        # Only smaller clips than the sample are allowed. They take time and memory, too.
+        limits = DecodeLimits(timeout_s=settings.decode_timeout_s)
+        with contextlib.closing(DecoderProcesses(limits, memory_bytes=settings.decode_memory_bytes)) as for_any_size:
+            asyncio.run(for_any_size.decode(clip))
     except ClipError as error:
         raise DecodersError(
             f"no clip can be decoded with these settings: {error}; raise LIMELIGHT_DECODE_TIMEOUT_S or "

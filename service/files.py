@@ -1,8 +1,26 @@
-"""Writes files so that an interruption leaves the old file or the new one, never a part."""
+"""Opens files without waiting, and writes them so that an interruption leaves the old or the new one, never a part."""
 
+import os
+import stat
 import tempfile
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Opening a FIFO could wait for ever, and so could reading a terminal; a device may never end.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -81,7 +81,10 @@ class Metrics:
             registry=registry,
         )
         self.upload_bytes = Histogram(
-            "limelight_upload_bytes", "Size of received request bodies in bytes.", buckets=_BYTES, registry=registry
+            "limelight_upload_bytes",
+            "Size of received clips, and of the bodies of v2, in bytes.",
+            buckets=_BYTES,
+            registry=registry,
         )
         self.decoder_failures = Counter(
             "limelight_decoder_failures", "Clips that could not be decoded.", ["reason"], registry=registry
@@ -95,7 +98,9 @@ class Metrics:
             registry=registry,
         )
         self.inference_failures = Counter(
-            "limelight_inference_failures", "Batches that the network failed on.", registry=registry
+            "limelight_inference_failures",
+            "Batches that the network failed on, or that had an output which is not a finite number.",
+            registry=registry,
         )
         self.log_lines_dropped = Counter(
             "limelight_log_lines_dropped",

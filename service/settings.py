@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -46,18 +55,27 @@ def check_key(key: SecretStr) -> SecretStr:
     """Return an API key.
 
     Raises:
-        ValueError: HTTP headers cannot carry it, or it is empty. The text does not contain it.
+        ValueError: HTTP headers cannot carry it, or it is empty or too long. The text does not contain it.
     """
     text = key.get_secret_value()
     if not text:
         raise ValueError("a key is empty; separate keys by single commas, or unset the variable to require no key")
     if not all("!" <= letter <= "~" for letter in text):
         raise ValueError("each key must consist of visible ASCII characters, without spaces")
+    if len(text) > MOST_KEY_LENGTH:
+        raise ValueError(f"each key must have at most {MOST_KEY_LENGTH} characters")
     return key
 
 
 def _split_at_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _check_batch_size(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"each size must be a whole number from 1 to {MOST_BATCH}") from None
 
 
 def _clean_root_path(path: str) -> str:
@@ -171,7 +189,9 @@ class Settings(BaseSettings):
         "else fp32. Set another one to compare.",
     )
     batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MOST_BATCH)], ...] | None, NoDecode, BeforeValidator(_split_at_commas)
+        tuple[Annotated[int, Field(ge=1, le=MOST_BATCH), WrapValidator(_check_batch_size)], ...] | None,
+        NoDecode,
+        BeforeValidator(_split_at_commas),
     ] = Field(
         None,
         description=f"Batch sizes that the engine runs, each from 1 to {MOST_BATCH}, such as `1,2,4`. Default: 1 on "
@@ -274,7 +294,7 @@ class Settings(BaseSettings):
 
     ui: bool = Field(True, description="Serve the page at `/`. It holds no data and needs no key.")
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, Field(max_length=MOST_KEY_LENGTH), AfterValidator(check_key)], ...],
+        tuple[Annotated[SecretStr, AfterValidator(check_key)], ...],
         NoDecode,
         BeforeValidator(_split_at_commas),
     ] = Field(
@@ -311,7 +331,7 @@ def reason_of(error: ValidationError) -> str:
     """Return which setting is not valid, and why, as a sentence."""
     first = error.errors()[0]
     name = str(first["loc"][0])
-    field = Settings.model_fields.get(name)
-    allowed = range_of(field) if field is not None else ""
+    field = Settings.model_fields[name]
+    allowed = "true or false" if field.annotation is bool else range_of(field)
     why = f"it must be {allowed}" if allowed else first["msg"].removeprefix("Value error, ")
     return f"LIMELIGHT_{name.upper()} is not valid: {why}"

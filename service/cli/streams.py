@@ -37,9 +37,13 @@ def written() -> Iterator[None]:
 
 
 def complain(sentence: object) -> None:
-    """Print a sentence on standard error, if anything can be printed there."""
+    """Print a sentence on standard error, if anything can be printed there.
+
+    It stays one line, and no terminal obeys it: names of files, values of settings and answers of servers are in it.
+    """
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(sentence))
     try:
-        sys.stderr.write(f"limelight: {sentence}\n")
+        sys.stderr.write(f"limelight: {line}\n")
         sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)

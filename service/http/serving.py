@@ -11,6 +11,7 @@ from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
 from service.assembly import load_model, start_pipeline
+from service.errors import LimelightError
 from service.http.problems import Problem
 from service.http.schemas import ModelFacts
 from service.metrics import Metrics
@@ -80,7 +81,9 @@ class Serving:
             model = await self._in_thread(load_model, self.settings, self.metrics)
         except Exception as error:
             self.metrics.last_reload_successful.set(0)
-            logger.error("reload failed, the old bundle stays in service: %s", error)
+            reason = str(error) or type(error).__name__  # such as a MemoryError, which says nothing
+            unexpected = not isinstance(error, LimelightError)
+            logger.error("reload failed, the old bundle stays in service: %s", reason, exc_info=unexpected)
             return
         self._announce("bundle reloaded", model)
         await pipeline.replace(model)

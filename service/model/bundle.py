@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from service.errors import BundleError
-from service.files import write_atomically
+from service.files import open_regular, write_atomically
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+MOST_MANIFEST_BYTES = 2**24  # a manifest takes some kilobytes; one of gigabytes would take the memory of the clips
 GRID = 7  # cells on each side of an attention map: VGG19 halves 224 pixels five times
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -181,8 +183,8 @@ class Bundle:
             BundleError: The bundle has no such precision, or its file is missing or differs from the manifest.
         """
         file = self.model_path(precision)
-        with _readable(file):
-            model = file.read_bytes()
+        with _readable(file), open_regular(file) as opened:
+            model = opened.read()
         _check_sha256(file, hashlib.sha256(model).hexdigest(), self.manifest.precisions[precision])
         return model
 
@@ -195,22 +197,25 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
+        with open_regular(file) as opened:
+            text = opened.read(MOST_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         raise BundleError(
             f"{file} does not exist: {path} is not a bundle; make one with `limelight-model export`"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
+    if len(text) > MOST_MANIFEST_BYTES:
+        raise BundleError(f"{file} is not a manifest: it has more than {MOST_MANIFEST_BYTES} bytes; {_REMEDY}")
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if where == "schema":
-            found = first["input"]
+            found = reprlib.repr(first["input"])
             raise BundleError(
-                f"{file} has schema {found!r}, but this version reads schema {SCHEMA_VERSION}; {_REMEDY}"
+                f"{file} has schema {found}, but this version reads schema {SCHEMA_VERSION}; {_REMEDY}"
             ) from None
         raise BundleError(f"{file} is not a valid manifest ({where or 'JSON'}: {first['msg']}); {_REMEDY}") from None
 
@@ -251,7 +256,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -264,6 +269,8 @@ def _readable(file: Path) -> Iterator[None]:
         raise BundleError(f"{file} is missing; {_REMEDY}") from None
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({error}); {_REMEDY}") from error
+    except MemoryError:
+        raise BundleError(f"{file} does not fit into memory; allow more of it, or {_REMEDY}") from None
 
 
 def _check_sha256(file: Path, found: str, entry: VariantFile) -> None:

@@ -195,12 +195,13 @@ class Engine:
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name: node.shape for node in self._session.get_outputs()}
         missing = self._outputs.keys() - outputs.keys()
-        classes, labels = outputs.get("probabilities", [None])[-1], len(self.labels)
+        shape = outputs.get("probabilities")
+        classes, labels = shape[-1] if shape else None, len(self.labels)
         if inputs != {"frames"}:
             wrong = "must have `frames` as its only input"
         elif missing:
             wrong = f"lacks the output {missing.pop()}"
-        elif isinstance(classes, int) and classes != labels:  # if the axis only has a name, warming up finds out
+        elif isinstance(classes, int) and classes != labels:  # if it is no number, warming up finds out
             wrong = f"has {classes} classes, but manifest.json has {labels} labels"
         else:
             return

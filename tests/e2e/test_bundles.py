@@ -107,6 +107,23 @@ class TestReplacedWhileLoading:
         assert len(seen) == 2, "a version answered with two networks"
         assert len({probabilities for _, probabilities in seen}) == 2
 
+    @pytest.mark.parametrize("name", ["manifest.json", "model.fp32.onnx"])
+    def test_a_pipe_in_place_of_a_file_keeps_no_reload_waiting(self, tmp_path: Path, clip: bytes, name: str) -> None:
+        bundle = write_tiny_bundle(tmp_path / "bundle")
+        with running(bundle, tmp_path / "log.jsonl", {}) as server:
+            (bundle / name).unlink()
+            os.mkfifo(bundle / name)
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: server.metric("last_reload_successful") == 0)
+            assert predict(server, clip).status_code == 200
+
+            (bundle / name).unlink()
+            write_tiny_bundle(bundle, version="2")
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: server.metric("last_reload_successful") == 1)
+
+            assert version(predict(server, clip).json()) == "2"
+
     def large_bundle(self, folder: Path, name: str, seed: int) -> Path:
         labels = [f"{name}{number}" for number in range(6)]
         bundle = write_tiny_bundle(folder / name, labels, version=name, precisions=["fp32", "int8"], seed=seed)

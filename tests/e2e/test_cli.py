@@ -92,10 +92,12 @@ class TestServe:
         (sentence,) = ended.stderr.splitlines()
         assert sentence.startswith(f"limelight: LIMELIGHT_{name} is not valid: ")
 
-    def test_it_does_not_start_if_no_clip_can_be_decoded_in_time(
-        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+    @pytest.mark.parametrize("small", [{}, {"MAX_PIXELS": "4096"}])
+    def test_it_does_not_start_if_no_clip_can_be_decoded_in_time_however_small_clips_must_be(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, small: dict[str, str]
     ) -> None:
-        monkeypatch.setenv("LIMELIGHT_DECODE_TIMEOUT_S", "0.001")
+        for name, value in {"DECODE_TIMEOUT_S": "0.001", **small}.items():
+            monkeypatch.setenv(f"LIMELIGHT_{name}", value)
         command = [sys.executable, "-m", "service.cli", "serve", "--bundle", str(tiny_bundle), "--port", "0"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 

@@ -271,6 +271,13 @@ class TestStreamsThatAreClosedOrFull:
     ) -> None:
         assert ended(redirections, "predict", "none", "--bundle", str(tiny_bundle), folder=tmp_path).returncode == 2
 
+    def test_an_error_is_one_line_that_no_terminal_obeys(self, tmp_path: Path) -> None:
+        refused = ended("", "serve", "--port", "0", "--bundle", "a\n\x1b[31m\u2028b", folder=tmp_path)
+
+        assert refused.returncode == 2
+        (sentence,) = refused.stderr.splitlines()
+        assert sentence.startswith(r"limelight: a\n\x1b[31m\u2028b/manifest.json does not exist")
+
     @pytest.mark.parametrize("options", [[], ["--json"]])
     def test_a_reader_that_has_read_enough_ends_a_command_without_a_word(
         self, tiny_bundle: Path, tmp_path: Path, clip_file: Path, options: list[str]

@@ -62,6 +62,7 @@ NUMBERS = [
     for name, field in Settings.model_fields.items()
     if {int, float} & {field.annotation, *get_args(field.annotation)}
 ]
+SWITCHES = [name for name, field in Settings.model_fields.items() if field.annotation is bool]
 CHOICES = [
     (name, choice)
     for name, field in Settings.model_fields.items()
@@ -96,9 +97,14 @@ class TestBounds:
     def test_what_is_no_finite_number_is_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         refused(monkeypatch, name, value)
 
-    @pytest.mark.parametrize("sizes", ["0", "65", "1,99999999999", "1,-1", "1,,2", "1;2", "nan"])
+    @pytest.mark.parametrize("sizes", ["0", "65", "1,99999999999", "1,-1", "1,,2", "1;2", "nan", "1e0", "1,\udcff"])
     def test_batch_sizes_have_a_range(self, monkeypatch: pytest.MonkeyPatch, sizes: str) -> None:
-        refused(monkeypatch, "batch_sizes", sizes)
+        assert "each size must be a whole number from 1 to 64" in refused(monkeypatch, "batch_sizes", sizes)
+
+    @pytest.mark.parametrize("name", SWITCHES)
+    @pytest.mark.parametrize("value", ["maybe", "2", "10", "\udcff"])
+    def test_a_switch_is_true_or_false(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        assert refused(monkeypatch, name, value).endswith(" it must be true or false")
 
     def test_the_smallest_and_the_largest_batch_size_are_accepted(self) -> None:
         assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
@@ -114,7 +120,7 @@ class TestBounds:
         refused(monkeypatch, name, ",".join([entry] * 1001))
 
     def test_a_key_that_no_head_of_a_request_can_carry_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert "kkk" not in refused(monkeypatch, "api_keys", "k" * 5000)
+        assert refused(monkeypatch, "api_keys", "k" * 5000).endswith(": each key must have at most 4096 characters")
 
     def test_the_choices_are_those_documented(self) -> None:
         assert [

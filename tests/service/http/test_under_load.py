@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -353,6 +354,17 @@ class TestReload:
         assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1")
         assert "reload failed" in caplog.text
         assert "manifest.json" in caplog.text
+
+    async def test_an_error_without_text_is_named_in_the_log(
+        self, brake: Brake, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with serving(brake, Settings(bundle=write_tiny_bundle(tmp_path), device="cpu")) as (app, _):
+            monkeypatch.setattr(Engine, "warm_up", Mock(side_effect=MemoryError))
+            await app.state.serving.reload(app.state.serving.pipeline)
+
+        (line,) = (line for line in caplog.records if "reload failed" in line.message)
+        assert line.message.endswith(": MemoryError")
+        assert line.exc_info
 
 
 def model_version(app: FastAPI) -> str:

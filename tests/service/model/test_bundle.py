@@ -1,8 +1,10 @@
 """Reading and writing bundles: a bundle that cannot be used is refused with the file at fault and the remedy."""
 
 import json
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,25 @@ from service.video.sampling import FRAME_COUNT, SAMPLING_RULE
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 REMEDY = "limelight-model export"
+SPARE_BYTES = 2**26
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_tiny_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def less_memory() -> Iterator[Callable[[], None]]:
+    """A function that leaves this process ``SPARE_BYTES`` more than it has, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE_BYTES, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def refusal(read: Callable[[Path], object], bundle: Path, *, names: str) -> str:
@@ -95,6 +111,16 @@ class TestManifest:
         edit(bundle, lambda manifest: manifest.update(schema=schema))
 
         assert f"has schema {schema!r}, but this version reads schema 1" in refusal(load_bundle, bundle, names=MANIFEST)
+
+    def test_a_schema_of_any_size_is_refused_in_a_short_sentence(self, bundle: Path) -> None:
+        edit(bundle, lambda manifest: manifest.update(schema=["x" * 1000] * 1000))
+
+        assert len(refusal(load_bundle, bundle, names=MANIFEST)) < 1000
+
+    def test_a_manifest_that_could_fill_the_memory_is_refused_before_it_is_read(self, bundle: Path) -> None:
+        os.truncate(bundle / MANIFEST, 2**40)  # sparse: it takes no space
+
+        assert "more than 16777216 bytes" in refusal(load_bundle, bundle, names=MANIFEST)
 
     def test_a_later_schema_is_refused_for_its_number_even_if_other_fields_differ(self, bundle: Path) -> None:
         (bundle / MANIFEST).write_text('{"schema": 2, "models": []}')
@@ -203,6 +229,25 @@ class TestModelFiles:
         model.mkdir()
 
         assert "cannot be read" in refusal(load_bundle, bundle, names=model.name)
+
+    @pytest.mark.parametrize("name", [MANIFEST, "model.fp32.onnx", "model.int8.onnx"])
+    def test_a_device_in_place_of_a_file_is_refused(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        (bundle / name).symlink_to("/dev/null")
+
+        assert "is not a regular file" in refusal(load_bundle, bundle, names=name)
+
+    def test_a_file_that_does_not_fit_into_memory_is_refused(
+        self, bundle: Path, less_memory: Callable[[], None]
+    ) -> None:
+        model = bundle / "model.fp32.onnx"
+        os.truncate(model, 2 * SPARE_BYTES)
+        digest = file_sha256(model)
+        edit(bundle, lambda manifest: manifest["precisions"]["fp32"].update(sha256=digest))
+        loaded = load_bundle(bundle)
+        less_memory()
+
+        assert "does not fit into memory" in refusal(lambda _: loaded.read_model("fp32"), bundle, names=model.name)
 
     def test_reading_only_the_manifest_does_not_check_the_files(self, bundle: Path) -> None:
         (bundle / "model.fp32.onnx").unlink()

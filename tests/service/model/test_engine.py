@@ -285,6 +285,13 @@ class TestBadModel:
         with pytest.raises(EngineError, match=r"has 3 classes, but manifest\.json has 6 labels"):
             Engine(bundle, device="cpu")
 
+    @pytest.mark.parametrize("one_for_all", ["ReduceSum", "SequenceConstruct"])
+    def test_a_network_without_a_row_for_each_clip_is_refused(self, tmp_path: Path, one_for_all: str) -> None:
+        bundle = with_model(tmp_path, _output_without_axes(one_for_all).SerializeToString())
+
+        with pytest.raises(EngineError, match=f"{tmp_path}.*cannot run a batch of 1.*export the bundle again"):
+            Engine(bundle, device="cpu").warm_up()
+
     def test_a_network_that_cannot_run_fails_while_warming_up(self, tmp_path: Path) -> None:
         bundle = with_model(tmp_path, _fixed_batch_of_two().SerializeToString())
 
@@ -303,4 +310,18 @@ def _fixed_batch_of_two() -> onnx.ModelProto:
     model = tiny_network(len(LABELS))
     frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, [2, 40, 224, 224, 3])
     model.graph.input[0].CopyFrom(frames)
+    return model
+
+
+def _output_without_axes(operator: str) -> onnx.ModelProto:
+    model = tiny_network(len(LABELS))
+    softmax = next(node for node in model.graph.node if "probabilities" in node.output)
+    softmax.output[0] = "rows_of_classes"
+    model.graph.node.append(helper.make_node(operator, ["rows_of_classes"], ["probabilities"]))
+    if operator == "ReduceSum":
+        model.graph.node[-1].attribute.append(helper.make_attribute("keepdims", 0))
+        output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [])
+    else:
+        output = helper.make_tensor_sequence_value_info("probabilities", TensorProto.FLOAT, None)
+    model.graph.output[0].CopyFrom(output)
     return model
