@@ -1,6 +1,7 @@
 """The server that ``limelight demo`` starts and stops."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from service.environment import without_relative_paths
 from service.errors import CommandError
+from service.isolation.sandbox import die_with_parent
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
@@ -24,6 +26,8 @@ STOP_TIMEOUT_S = 60
 @contextlib.contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
     """Run ``limelight serve`` in a process of its own, on a free port of the loopback interface.
+
+    However this process ends, the server ends with it.
 
     Args:
         bundle: The bundle to serve.
@@ -42,7 +46,12 @@ def running_server(bundle: Path) -> Iterator[str]:
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [*command, *options], stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=environment
+            [*command, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            cwd="/",
+            env=environment,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread runs Python
         )
         try:
             url = f"http://127.0.0.1:{port}"
