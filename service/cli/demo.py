@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from service.environment import without_relative_paths
+from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
 from service.isolation.sandbox import die_with_parent
 
@@ -39,17 +39,15 @@ def running_server(bundle: Path) -> Iterator[str]:
         CommandError: The server did not start.
     """
     port = _free_port()
-    # Without -P, or in the current folder, a file that happens to lie there would be imported.
-    command = [sys.executable, "-P", "-m", "service.cli", "serve"]
     options = [f"--bundle={bundle.absolute()}", "--host=127.0.0.1", f"--port={port}"]
     environment = without_relative_paths(os.environ)
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [*command, *options],
+            [*python_command("service.cli"), "serve", *options],
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            cwd="/",
+            cwd="/",  # not the current folder, in which anything may lie
             env=environment,
             preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread runs Python
         )
