@@ -1,10 +1,23 @@
-"""The environment of the programs that the service starts."""
+"""The command and the environment of the programs that the service starts."""
 
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 # Variables with the paths at which programs, libraries and Python's modules are found.
 SEARCH_PATHS = frozenset({"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"})
+
+
+def python_command(module: str) -> list[str]:
+    """Return the command that runs a module of this installation, in whatever folder it is run.
+
+    Args:
+        module: The module's name.
+    """
+    # The interpreter's path is relative if a relative entry of PATH led to it. Without -P, a file that happens to lie
+    # in the current folder would be imported.
+    return [str(Path(sys.executable).absolute()), "-P", "-m", module]
 
 
 def without_relative_paths(environment: Mapping[str, str]) -> dict[str, str]:

@@ -86,6 +86,7 @@ def _configured_provider() -> "TracerProvider | None":
     if not all(_is_header(entry.strip()) for entry in (_variable("HEADERS") or "").split(",")):
         raise ValueError("a header in OTEL_EXPORTER_OTLP_HEADERS is not valid; write each as name=value, URL-encoded")
     try:
+        _check_proxy(endpoint)
         provider = _start()
     except ImportError as error:
         raise ImportError(
@@ -116,6 +117,28 @@ def _is_header(entry: str) -> bool:
     name_and_value = r"[\w!#$%&'*+.^`|~-]+[ \t]*=[ -~]*"
     readable = not re.search(r'[";\\]', entry)
     return not entry or (readable and re.fullmatch(name_and_value, unquote(entry), re.ASCII) is not None)
+
+
+def _check_proxy(endpoint: str) -> None:
+    """Check the proxy through which the environment has spans sent. One that cannot be parsed would be logged.
+
+    Raises:
+        ValueError: It is not a URL. The text holds no part of it.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+    from urllib3.util import parse_url
+
+    proxy = select_proxy(endpoint, get_environ_proxies(endpoint))
+    if proxy is None:
+        return
+    with contextlib.suppress(ValueError):
+        url = parse_url(proxy)
+        if url.host and "@" not in f"{url.path}{url.query}{url.fragment}":  # of a password with / or ? or #
+            return
+    raise ValueError(
+        "the proxy that the environment names is not a URL; correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, and "
+        "URL-encode its password, or add the collector to NO_PROXY"
+    )
 
 
 def _variable(suffix: str) -> str | None:

@@ -153,7 +153,7 @@ def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
                     headers=headers,
                     content=data,
                 )
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, UnicodeError) as error:  # the latter for a host that cannot be looked up
                 raise CommandError(
                     f"no service answers at {_shown(url)} ({error}); start one with `limelight serve`, or give --bundle"
                 ) from error
@@ -183,7 +183,7 @@ def _host(url: str) -> str:
     """Return the host of a service's address."""
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise CommandError(f"{_shown(url)} is not an address; give one such as {DEFAULT_URL}") from error
     if address.scheme not in {"http", "https"} or not address.host:
         raise CommandError(f"{_shown(url)} is not an HTTP address; give one such as {DEFAULT_URL}")

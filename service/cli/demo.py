@@ -1,6 +1,7 @@
 """The server that ``limelight demo`` starts and stops."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -14,8 +15,9 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from service.environment import without_relative_paths
+from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
+from service.isolation.sandbox import die_with_parent
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
@@ -24,6 +26,8 @@ STOP_TIMEOUT_S = 60
 @contextlib.contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
     """Run ``limelight serve`` in a process of its own, on a free port of the loopback interface.
+
+    However this process ends, the server ends with it.
 
     Args:
         bundle: The bundle to serve.
@@ -35,14 +39,17 @@ def running_server(bundle: Path) -> Iterator[str]:
         CommandError: The server did not start.
     """
     port = _free_port()
-    # Without -P, or in the current folder, a file that happens to lie there would be imported.
-    command = [sys.executable, "-P", "-m", "service.cli", "serve"]
     options = [f"--bundle={bundle.absolute()}", "--host=127.0.0.1", f"--port={port}"]
     environment = without_relative_paths(os.environ)
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [*command, *options], stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=environment
+            [*python_command("service.cli"), "serve", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            cwd="/",  # not the current folder, in which anything may lie
+            env=environment,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread runs Python
         )
         try:
             url = f"http://127.0.0.1:{port}"

@@ -18,7 +18,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.environment import without_relative_paths
+from service.environment import python_command, without_relative_paths
 from service.errors import (
     ClipError,
     ClipTooLong,
@@ -464,10 +463,9 @@ class _ForkServer:
                 opened.enter_context(self._control)
                 with theirs:
                     self._process = subprocess.Popen(  # noqa: S603 (a module of this package)
-                        # Without -P, or in the current folder, a file that happens to lie there would be imported.
-                        [sys.executable, "-P", "-m", program, str(theirs.fileno()), *arguments],
+                        [*python_command(program), str(theirs.fileno()), *arguments],
                         stdin=subprocess.DEVNULL,
-                        cwd="/",
+                        cwd="/",  # not the current folder, in which anything may lie
                         pass_fds=[theirs.fileno()],
                         start_new_session=True,  # otherwise a signal to the group could end it before it ignores them
                         env=inherited | ADDED_VARIABLES,

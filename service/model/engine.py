@@ -28,6 +28,8 @@ from service.model.spec import (
 
 # Width in pixels of the squares in the warm-up clip.
 WARM_UP_SQUARE = 8
+# ONNX Runtime writes to standard error, and would wait for whoever reads it. Its exceptions have the same text.
+LOG_NOTHING = 4  # errors that end the process only
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +179,7 @@ class Engine:
 
     def _load(self, spec: SessionSpec) -> Any:
         options = ort.SessionOptions()
+        options.log_severity_level = LOG_NOTHING
         options.intra_op_num_threads = spec.threads
         for key, value in spec.session_config().items():
             options.add_session_config_entry(key, value)
@@ -240,6 +243,7 @@ class _Bucket:
         for name, value in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
         self._options = ort.RunOptions()
+        self._options.log_severity_level = LOG_NOTHING
         for key, value in spec.run_config(self.size).items():
             self._options.add_run_config_entry(key, value)
 

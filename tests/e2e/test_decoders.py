@@ -243,3 +243,17 @@ class TestPlantedModules:
             assert outcome(predict(server, clip)) == (200, None)
             assert Path(f"/proc/{fork_server(server)}/cwd").readlink() == Path("/")
             assert not trace.exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "demo"])
+def test_a_relative_path_to_python_is_found_from_any_folder(
+    tiny_bundle: Path, tmp_path: Path, clip_file: Path, command: str
+) -> None:
+    (tmp_path / "here").symlink_to(sys.prefix)
+    variables = os.environ | {"PATH": "here/bin", "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        [Path(sys.executable).name, "-m", "service.cli", command, "--bundle", tiny_bundle, clip_file],
+        cwd=tmp_path, env=variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 0, ended.stderr

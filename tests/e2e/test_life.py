@@ -263,3 +263,15 @@ def all_descendants(server: Server) -> list[int]:
 
 def still_there(processes: list[int]) -> list[int]:
     return [process for process in processes if Path(f"/proc/{process}").exists()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_server_of_demo_ends_with_it_however_that_ends(endless: Path, number: signal.Signals) -> None:
+    demo = subprocess.Popen([sys.executable, "-m", "service.cli", "demo", "--bundle", str(endless)])
+    until(lambda: descendants(demo.pid))
+    ((server,),) = descendants(demo.pid)
+    until(lambda: b"serve" in Path(f"/proc/{server}/cmdline").read_bytes())
+    demo.send_signal(number)
+
+    assert demo.wait(PATIENCE_S) == -number
+    until(lambda: not Path(f"/proc/{server}").exists(), QUICK_S)

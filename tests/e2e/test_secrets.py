@@ -77,6 +77,8 @@ def test_a_key_is_printed_by_no_command(command: str) -> None:
         f"user:{SECRET}@127.0.0.1",
         f"ftp://user:{SECRET}@127.0.0.1",
         f"http://127.0.0.1:9/?key=a@{SECRET}",
+        f"http://user:{SECRET}@no..host:9",
+        f"http://user:\udcff{SECRET}@127.0.0.1:9",
     ],
 )
 def test_a_password_in_the_address_is_not_printed(url: str) -> None:

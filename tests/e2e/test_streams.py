@@ -298,6 +298,24 @@ class TestStreamsThatAreClosedOrFull:
         assert worked.returncode == 0, worked.stderr
 
 
+def test_ctrl_c_while_a_command_is_being_imported_prints_nothing() -> None:
+    program = """if True:
+        import os, runpy, signal, sys
+
+        class CtrlC:
+            def find_spec(self, name, path=None, target=None):
+                if name == "pydantic":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, CtrlC())
+        runpy.run_module("service.cli", run_name="__main__")
+    """
+    command = [sys.executable, "-c", program, "predict", "none"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 class Terminal:
     """A terminal in which a server runs. What is printed there is read only on demand."""
 

@@ -118,6 +118,50 @@ def test_a_secret_that_cannot_be_used_is_not_logged(
     assert "7f3a" not in caplog.text
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:7f3a@proxy:99999",
+        "http://user:7f3a/x@proxy:8080",
+        "http://user:1/7f3a@proxy:8080",
+        "http://user:7f3a?x@proxy:8080",
+        "user:7f3a#x@proxy:8080",
+        "http://user:7f3a@",
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_not_logged(
+    set_variables: Set, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, proxy: str
+) -> None:
+    set_variables(EXPORTER_OTLP_ENDPOINT="http://collector.invalid:4318", BSP_SCHEDULE_DELAY="1")
+    monkeypatch.setenv(name, proxy)
+
+    with tracing() as tracer:
+        tracer.start_span("any").end()
+    assert "requests are not traced: the proxy that the environment names is not a URL; correct" in caplog.text
+    assert "7f3a" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://user:p%2F7f3a@proxy:8080"},
+        {"HTTP_PROXY": "192.0.2.1:8080"},
+        {"HTTP_PROXY": "http://user:7f3a/x@proxy:8080", "NO_PROXY": "127.0.0.1"},
+        {"HTTPS_PROXY": "http://user:7f3a/x@proxy:8080"},
+    ],
+)
+def test_a_proxy_that_can_be_used_or_is_not_needed_is_accepted(
+    set_variables: Set, monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]
+) -> None:
+    set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    with tracing() as tracer:
+        assert not isinstance(tracer, NoOpTracer)
+
+
 def test_headers_that_the_sdk_can_read_are_accepted(set_variables: Set) -> None:
     set_variables(EXPORTER_OTLP_ENDPOINT=ENDPOINT, EXPORTER_OTLP_HEADERS=" key = a%20b= , api-key=Bearer 7f3a,")
 

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from service.errors import BundleError, EngineError
 from service.model.bundle import Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
@@ -297,6 +298,22 @@ class TestBadModel:
 
         with pytest.raises(EngineError, match=r"model\.fp32\.onnx cannot run a batch of 1"):
             Engine(bundle, device="cpu").warm_up()
+
+    @pytest.mark.parametrize("flaw", ["a constant that is not used", "a batch that cannot run"])
+    def test_onnx_runtime_writes_nothing_because_it_would_wait_for_a_reader(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], flaw: str
+    ) -> None:
+        model = tiny_network(len(LABELS))
+        if flaw == "a constant that is not used":
+            model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "unused"))
+        else:
+            maps = next(constant for constant in model.graph.initializer if constant.name == "to_maps")
+            maps.CopyFrom(numpy_helper.from_array(np.array([0, 40, 7, 8], np.int64), "to_maps"))
+        engine = Engine(with_model(tmp_path, model.SerializeToString()), device="cpu")
+        with contextlib.suppress(EngineError):
+            engine.warm_up()
+
+        assert capfd.readouterr() == ("", "")
 
 
 def _renamed_input() -> onnx.ModelProto:
