@@ -6,7 +6,7 @@ from service.environment import without_relative_paths
 @pytest.mark.parametrize("name", ["HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH"])
 @pytest.mark.parametrize(
     ("paths", "kept"),
-    [("/usr/bin:/bin", "/usr/bin:/bin"), (":/usr/bin:.:bin:../bin::/bin:", "/usr/bin:/bin"), ("bin:.", None), ("", None)],
+    [("/usr/bin:/bin", "/usr/bin:/bin"), (":/usr/bin:.:bin::/bin:", "/usr/bin:/bin"), ("bin:.", None), ("", None)],
 )
 def test_a_search_path_leads_only_to_absolute_paths(name: str, paths: str, kept: str | None) -> None:
     assert without_relative_paths({name: paths}).get(name) == kept
