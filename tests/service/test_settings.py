@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -6,7 +7,7 @@ from pydantic import ValidationError
 
 from service import settings as module
 from service.cgroup import MemoryLimit
-from service.settings import Settings, range_of, reason_of
+from service.settings import DEFAULT_URL, Settings, range_of, reason_of
 from service.video.limits import DecodeLimits
 
 
@@ -14,6 +15,7 @@ def test_the_defaults_are_those_documented() -> None:
     settings = Settings()
 
     assert (settings.port, settings.bundle) == (8000, Path("bundle"))
+    assert DEFAULT_URL == f"http://{settings.host}:{settings.port}"
     assert (settings.device, settings.precision) == ("auto", "auto")
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_duration_s, settings.max_pixels, settings.max_frames) == (600, 9_500_000, 20_000)
@@ -196,6 +198,25 @@ def test_as_many_clips_are_decoded_at_a_time_as_processors_may_be_kept_busy(
 
     assert Settings().decode_workers == workers
     assert Settings(decode_workers=5).decode_workers == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "connections"),
+    [
+        (resource.RLIM_INFINITY, 4, 1024),
+        (2**20, 4, 1024),
+        (64 + 8 * 4 + 3 * 1024, 4, 1024),
+        (64 + 8 * 4 + 3 * 1024 - 1, 4, 1023),
+        (64 + 8 * 4 + 3 * 1024, 5, 1021),
+        (64, 4, 1),
+    ],
+)
+def test_as_many_connections_are_open_as_the_limit_of_open_files_allows(
+    monkeypatch: pytest.MonkeyPatch, files: int, workers: int, connections: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, files))
+
+    assert Settings(decode_workers=workers).max_connections == connections
 
 
 @pytest.mark.parametrize(
