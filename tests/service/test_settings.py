@@ -15,7 +15,7 @@ def test_the_defaults_are_those_documented() -> None:
     settings = Settings()
 
     assert (settings.port, settings.bundle) == (8000, Path("bundle"))
-    assert DEFAULT_URL == f"http://{settings.host}:{settings.port}"
+    assert f"http://{settings.host}:{settings.port}" == DEFAULT_URL
     assert (settings.device, settings.precision) == ("auto", "auto")
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_duration_s, settings.max_pixels, settings.max_frames) == (600, 9_500_000, 20_000)
