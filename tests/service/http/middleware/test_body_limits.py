@@ -199,6 +199,21 @@ async def test_a_body_that_is_held_takes_memory_after_the_end_of_its_request() -
     assert again.received
 
 
+@pytest.mark.parametrize(("memory", "bodies"), [(1, 1), (MOST, 1), (2 * MOST - 1, 1), (2 * MOST, 2)])
+async def test_the_memory_is_enough_for_one_body_at_least(memory: int, bodies: int) -> None:
+    async def read_and_hold(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        hold_body(scope)
+        await answer(scope, receive, send)
+
+    limits = limited(read_and_hold, upload_memory_bytes=memory)
+    clients = [Client([bytes(MOST)]) for _ in range(bodies + 1)]
+    for client in clients[:-1]:
+        await limits(client.scope, client.receive, client.send)
+    with pytest.raises(Problem, match="request bodies"):
+        await limits(clients[-1].scope, clients[-1].receive, clients[-1].send)
+
+
 async def test_what_arrived_while_the_event_loop_stood_still_is_received() -> None:
     class Socket(Client):
         async def receive(self) -> Message:
