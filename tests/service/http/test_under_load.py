@@ -131,6 +131,18 @@ async def test_a_full_queue_refuses_a_clip_before_it_is_sent(brake: Brake, tiny_
     assert (stalled.status_code, stalled.json()["code"]) == (408, "upload_timeout")
 
 
+async def test_a_full_queue_refuses_nothing_but_clips(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    paths = ["/health/live", "/health/ready", "/metrics", "/model", "/", "/v2/models", "/v2/health/ready", "/predict"]
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=0)) as (_, client):
+        accepted = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: brake.begun == 1)
+        answers = [await client.get(path) for path in paths]
+        brake.released.set()
+        await accepted
+
+    assert [answer.status_code for answer in answers] == [*[200] * 7, 405]
+
+
 async def test_a_full_queue_is_reported_only_to_requests_with_a_key(
     brake: Brake, tiny_bundle: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
