@@ -106,7 +106,13 @@ class TestBounds:
         assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
 
     @pytest.mark.parametrize(
-        ("name", "entry"), [("api_keys", "k"), ("trusted_proxies", "10.0.0.1"), ("cors_origins", "https://a.example")]
+        ("name", "entry"),
+        [
+            ("allowed_hosts", "a.example"),
+            ("api_keys", "k"),
+            ("cors_origins", "https://a.example"),
+            ("trusted_proxies", "10.0.0.1"),
+        ],
     )
     def test_lists_that_are_searched_for_each_request_are_limited(
         self, monkeypatch: pytest.MonkeyPatch, name: str, entry: str
