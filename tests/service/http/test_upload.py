@@ -153,11 +153,11 @@ def test_a_content_type_with_too_many_parameters_is_refused() -> None:
     assert problem("video/mp4" + ";" * 101, b"clip") == "unsupported_media"
 
 
-@pytest.mark.parametrize("content_type", ["multipart/form-data", f"multipart/form-data; boundary={'x' * 257}"])
-def test_a_form_without_a_valid_boundary_is_refused(content_type: str) -> None:
-    body = form(part("file", b"clip")).replace(b"--limit", b"--" + b"x" * 257)
+@pytest.mark.parametrize("boundary", ["", "x" * 257])
+def test_a_form_without_a_valid_boundary_is_refused(boundary: str) -> None:
+    body = form(part("file", b"clip")).replace(b"--limit", f"--{boundary}".encode())
 
-    assert problem(content_type, body) == "malformed_multipart"
+    assert problem(f"multipart/form-data; boundary={boundary}", body) == "malformed_multipart"
 
 
 @pytest.mark.parametrize(

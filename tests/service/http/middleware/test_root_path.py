@@ -41,6 +41,13 @@ async def test_the_prefix_itself_redirects_to_the_page_if_there_is_one(
     assert without_page.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("prefix", "read"), [("/", ""), ("//a/b//", "/a/b"), ("X/lime~light-1.0_", "/X/lime~light-1.0_"), ("/aXX", "/aXX")]
+)
+def test_a_prefix_begins_with_a_slash_and_ends_without_one(prefix: str, read: str) -> None:
+    assert Settings(root_path=prefix).root_path == read
+
+
 @pytest.mark.parametrize("prefix", ["/lime light", "/limelight?", "/café", "http://a.example/", "/{path}", "/%2e"])
 def test_what_is_not_a_path_is_refused(prefix: str) -> None:
     with pytest.raises(ValidationError, match="the prefix must be a path"):
