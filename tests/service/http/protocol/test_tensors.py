@@ -166,7 +166,7 @@ class TestJson:
         [
             ([], "JSON"),
             ({}, "inputs"),
-            ({"inputs": []}, "one, `frames`"),
+            ({"inputs": []}, "inputs are none; send exactly one, `frames`"),
             ({"inputs": request()["inputs"] * 2}, "JSON"),
             (request(name="pixels"), "`pixels`"),
             (request(name=5), "name"),
