@@ -168,7 +168,7 @@ async def test_a_complete_body_takes_memory_until_its_request_has_ended() -> Non
     request = asyncio.create_task(limits(waiting.scope, waiting.receive, waiting.send))
     while not waiting.asked:
         await asyncio.sleep(0)
-    refused = Client([b"b" * 600])
+    refused = Client([b"b" * 500])
     with pytest.raises(Problem, match="request bodies") as problem:
         await limits(refused.scope, refused.receive, refused.send)
     answered.set()
