@@ -162,6 +162,16 @@ def refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:
     return sentence
 
 
+def test_proxies_are_addresses_networks_and_the_words_for_all_and_for_the_unix_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxies = ("10.0.0.1", "10.0.1.0/24", "fd00::/8", "unix", "*")
+
+    assert Settings(trusted_proxies=", ".join(proxies)).trusted_proxies == proxies
+    for proxy in ("proxy.example", "10.0.0.1/24", "unix:", "10.0.0.1:80"):
+        assert proxy in refused(monkeypatch, "trusted_proxies", proxy)
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
 def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
     defaults = Settings()

@@ -218,7 +218,7 @@ async def test_what_arrived_while_the_event_loop_stood_still_is_received() -> No
     class Socket(Client):
         async def receive(self) -> Message:
             if self.asked:  # the event loop reads from sockets after it has handled timers
-                asyncio.get_running_loop().call_later(0.1, arrived.set)
+                asyncio.get_running_loop().call_later(0.25, arrived.set)
                 time.sleep(0.3)
                 await arrived.wait()
             return await super().receive()
