@@ -107,12 +107,20 @@ async def test_a_client_that_stops_sending_times_out() -> None:
     assert await problem(Client([b"a"], then="silence"), upload_timeout_s=0.05) == "upload_timeout"
 
 
-async def test_a_body_that_trickles_in_times_out_with_the_request() -> None:
-    class Trickle(Client):
-        async def receive(self) -> Message:
-            await asyncio.sleep(0.02)
-            return await super().receive()
+class Trickle(Client):
+    async def receive(self) -> Message:
+        await asyncio.sleep(0.02)
+        return await super().receive()
 
+
+async def test_a_client_may_take_longer_than_one_pause_for_the_whole_body() -> None:
+    reader, client = Reader(), Trickle([b"a"] * 20)
+    await limited(reader, upload_timeout_s=0.05)(client.scope, client.receive, client.send)
+
+    assert reader.body == b"a" * 20
+
+
+async def test_a_body_that_trickles_in_times_out_with_the_request() -> None:
     assert await problem(Trickle([b"a"] * 900), request_timeout_s=0.2) == "upload_timeout"
 
 
