@@ -118,7 +118,8 @@ class _Form:
     def _read_head(self) -> bool:
         """Read the headers of a part. Return whether they have arrived."""
         head, end, rest = self._unread.partition(b"\r\n\r\n")
-        if len(head) > MAX_HEAD_BYTES or head.count(b"\n") > MAX_HEADERS:
+        known = head if end else head[:-3]  # what follows may be the first bytes of the blank line
+        if len(known) > MAX_HEAD_BYTES or known.count(b"\n") > MAX_HEADERS:
             raise _malformed(f"a part has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers")
         if end:
             self._unread, self._in_head = rest, False

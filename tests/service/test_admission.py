@@ -48,8 +48,8 @@ def test_inside_counts_clips_in_any_order_of_arrivals_and_departures(arrivals: l
         if not clips and inside:
             inside.pop(0)[1].close()
         elif clips and taken + clips > capacity:
-            with pytest.raises(Overloaded):
-                admission.check(NEVER, clips)
+            with pytest.raises(Overloaded), admission.place(NEVER, clips):
+                pass
         elif clips:
             inside.append((clips, ExitStack()))
             inside[-1][1].enter_context(admission.place(NEVER, clips))
@@ -108,6 +108,15 @@ class TestRetryAfter:
 
         assert refused.value.retry_after_s == pytest.approx(0.5)
 
+    def test_one_slow_clip_counts_for_an_eighth(self, clock: Clock) -> None:
+        admission = Admission(1, clock)
+        serve_one(admission, clock, 1.0)
+        serve_one(admission, clock, 9.0)
+        with admission.place(NEVER), pytest.raises(Overloaded) as refused:
+            admission.check(NEVER)
+
+        assert refused.value.retry_after_s == pytest.approx(2)
+
     def test_clips_that_were_not_run_do_not_count(self, clock: Clock) -> None:
         admission = Admission(1, clock)
         serve_one(admission, clock, 0.5)
@@ -146,3 +155,12 @@ class TestDeadline:
         serve_one(admission, clock, 1000.0)
 
         admission.check(clock.now + 1)
+
+    def test_before_any_clip_has_run_only_a_deadline_that_has_passed_is_missed(self, clock: Clock) -> None:
+        admission = Admission(10, clock)
+        with admission.place(NEVER):
+            admission.check(clock.now)
+            with pytest.raises(Overloaded, match="in time") as refused:
+                admission.check(clock.now - 0.1)
+
+        assert refused.value.retry_after_s == 0

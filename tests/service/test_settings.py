@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -6,7 +7,7 @@ from pydantic import ValidationError
 
 from service import settings as module
 from service.cgroup import MemoryLimit
-from service.settings import Settings, range_of, reason_of
+from service.settings import DEFAULT_URL, Settings, range_of, reason_of
 from service.video.limits import DecodeLimits
 
 
@@ -14,6 +15,7 @@ def test_the_defaults_are_those_documented() -> None:
     settings = Settings()
 
     assert (settings.port, settings.bundle) == (8000, Path("bundle"))
+    assert f"http://{settings.host}:{settings.port}" == DEFAULT_URL
     assert (settings.device, settings.precision) == ("auto", "auto")
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_duration_s, settings.max_pixels, settings.max_frames) == (600, 9_500_000, 20_000)
@@ -110,7 +112,13 @@ class TestBounds:
         assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
 
     @pytest.mark.parametrize(
-        ("name", "entry"), [("api_keys", "k"), ("trusted_proxies", "10.0.0.1"), ("cors_origins", "https://a.example")]
+        ("name", "entry"),
+        [
+            ("allowed_hosts", "a.example"),
+            ("api_keys", "k"),
+            ("cors_origins", "https://a.example"),
+            ("trusted_proxies", "10.0.0.1"),
+        ],
     )
     def test_lists_that_are_searched_for_each_request_are_limited(
         self, monkeypatch: pytest.MonkeyPatch, name: str, entry: str
@@ -120,7 +128,8 @@ class TestBounds:
         refused(monkeypatch, name, ",".join([entry] * 1001))
 
     def test_a_key_that_no_head_of_a_request_can_carry_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert refused(monkeypatch, "api_keys", "k" * 5000).endswith(": each key must have at most 4096 characters")
+        assert Settings(api_keys="k" * 4096).api_keys
+        assert refused(monkeypatch, "api_keys", "k" * 4097).endswith(": each key must have at most 4096 characters")
 
     def test_the_choices_are_those_documented(self) -> None:
         assert [
@@ -157,6 +166,16 @@ def refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> str:
     assert range_of(Settings.model_fields[name]) in sentence
     assert "\n" not in sentence
     return sentence
+
+
+def test_proxies_are_addresses_networks_and_the_words_for_all_and_for_the_unix_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proxies = ("10.0.0.1", "10.0.1.0/24", "fd00::/8", "unix", "*")
+
+    assert Settings(trusted_proxies=", ".join(proxies)).trusted_proxies == proxies
+    for proxy in ("proxy.example", "10.0.0.1/24", "unix:", "10.0.0.1:80"):
+        assert proxy in refused(monkeypatch, "trusted_proxies", proxy)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -202,6 +221,25 @@ def test_as_many_clips_are_decoded_at_a_time_as_processors_may_be_kept_busy(
 
     assert Settings().decode_workers == workers
     assert Settings(decode_workers=5).decode_workers == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "connections"),
+    [
+        (resource.RLIM_INFINITY, 4, 1024),
+        (2**20, 4, 1024),
+        (64 + 8 * 4 + 3 * 1024, 4, 1024),
+        (64 + 8 * 4 + 3 * 1024 - 1, 4, 1023),
+        (64 + 8 * 4 + 3 * 1024, 5, 1021),
+        (64, 4, 1),
+    ],
+)
+def test_as_many_connections_are_open_as_the_limit_of_open_files_allows(
+    monkeypatch: pytest.MonkeyPatch, files: int, workers: int, connections: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, files))
+
+    assert Settings(decode_workers=workers).max_connections == connections
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ def test_a_clip_that_cannot_be_decoded_is_named_in_the_error(settings: Settings)
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
 
-    with over_http("http://127.0.0.1:8000", None, Wanted()):
-        pass  # this machine is asked without the proxy
+    for this_machine in ("http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000"):
+        with over_http(this_machine, None, Wanted()):
+            pass  # it is asked without the proxy
     with (
         pytest.raises(CommandError, match=f"the proxy that the environment names cannot be used.*{name}"),
         over_http("http://example.org", None, Wanted()),

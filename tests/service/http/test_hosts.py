@@ -1,5 +1,6 @@
 """Hosts and origins that a service on loopback without keys answers; ``tests/web/test_elsewhere.py`` has a browser."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ async def test_headers_that_anybody_can_send_change_nothing(forwarded: str) -> N
         ("[fd00::7]", "[fd00::7]:8000", 200),
         ("limelight.example", "www.limelight.example", 421),
         ("limelight.example", "limelight.example.rebound.example", 421),
+        (".", "rebound.example:80:localhost", 421),  # neither is a host
         ("*", "rebound.example", 200),
     ],
 )
@@ -118,6 +120,19 @@ async def test_others_may_call_a_service_that_is_not_only_for_this_machine(setti
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost", "LOCALHOST"])
 async def test_the_check_follows_where_the_service_listens(host: str) -> None:
     assert (await ask(STRANGER, host=host)).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("addresses", "status"),
+    [(["127.0.0.1", "::1"], 421), (["127.0.0.1", "192.168.0.7"], 200), (["192.168.0.7", "127.0.0.1"], 200)],
+)
+async def test_a_name_is_on_loopback_if_all_its_addresses_are(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], status: int
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    assert (await ask(STRANGER, host="limelight.example")).status_code == status
 
 
 @pytest.mark.parametrize(

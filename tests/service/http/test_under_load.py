@@ -103,11 +103,13 @@ def waiting(app: FastAPI) -> float | None:
 async def test_a_clip_beyond_the_queue_is_refused_at_once(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
     settings = Settings(bundle=tiny_bundle, device="cpu", max_queue=1)
     async with serving(brake, settings) as (app, client):
-        accepted = [asyncio.create_task(client.post("/predict", content=clip)) for _ in range(2)]
-        await until(lambda: brake.begun == 1 and waiting(app) == 1)
+        running = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: brake.begun == 1)
+        queued = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: waiting(app) == 1)
         refused = await client.post("/predict", content=clip)
         brake.released.set()
-        answers = await asyncio.gather(*accepted)
+        answers = await asyncio.gather(running, queued)
 
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert int(refused.headers["Retry-After"]) >= 1
@@ -130,6 +132,18 @@ async def test_a_full_queue_refuses_a_clip_before_it_is_sent(brake: Brake, tiny_
 
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert (stalled.status_code, stalled.json()["code"]) == (408, "upload_timeout")
+
+
+async def test_a_full_queue_refuses_nothing_but_clips(brake: Brake, tiny_bundle: Path, clip: bytes) -> None:
+    paths = ["/health/live", "/health/ready", "/metrics", "/model", "/", "/v2/models", "/v2/health/ready", "/predict"]
+    async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=0)) as (_, client):
+        accepted = asyncio.create_task(client.post("/predict", content=clip))
+        await until(lambda: brake.begun == 1)
+        answers = [await client.get(path) for path in paths]
+        brake.released.set()
+        await accepted
+
+    assert [answer.status_code for answer in answers] == [*[200] * 7, 405]
 
 
 async def test_a_full_queue_is_reported_only_to_requests_with_a_key(
@@ -311,9 +325,13 @@ class TestShutdown:
     async def test_predictions_are_refused_once_the_service_is_closed(
         self, brake: Brake, tiny_bundle: Path, clip: bytes
     ) -> None:
-        async with serving(brake, Settings(bundle=tiny_bundle, device="cpu")) as (app, client):
+        async with serving(brake, Settings(bundle=tiny_bundle, device="cpu", max_queue=0)) as (app, client):
+            last = asyncio.create_task(client.post("/predict", content=clip))
+            await until(lambda: brake.begun == 1)
             app.state.serving.draining = app.state.serving.closed = True
             answer = await client.post("/predict", content=clip)
+            brake.released.set()
+            await last
 
         assert (answer.status_code, answer.json()["code"]) == (503, "draining")
         assert int(answer.headers["Retry-After"]) >= 1

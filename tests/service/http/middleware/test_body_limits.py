@@ -107,12 +107,20 @@ async def test_a_client_that_stops_sending_times_out() -> None:
     assert await problem(Client([b"a"], then="silence"), upload_timeout_s=0.05) == "upload_timeout"
 
 
-async def test_a_body_that_trickles_in_times_out_with_the_request() -> None:
-    class Trickle(Client):
-        async def receive(self) -> Message:
-            await asyncio.sleep(0.02)
-            return await super().receive()
+class Trickle(Client):
+    async def receive(self) -> Message:
+        await asyncio.sleep(0.02)
+        return await super().receive()
 
+
+async def test_a_client_may_take_longer_than_one_pause_for_the_whole_body() -> None:
+    reader, client = Reader(), Trickle([b"a"] * 20)
+    await limited(reader, upload_timeout_s=0.05)(client.scope, client.receive, client.send)
+
+    assert reader.body == b"a" * 20
+
+
+async def test_a_body_that_trickles_in_times_out_with_the_request() -> None:
     assert await problem(Trickle([b"a"] * 900), request_timeout_s=0.2) == "upload_timeout"
 
 
@@ -168,7 +176,7 @@ async def test_a_complete_body_takes_memory_until_its_request_has_ended() -> Non
     request = asyncio.create_task(limits(waiting.scope, waiting.receive, waiting.send))
     while not waiting.asked:
         await asyncio.sleep(0)
-    refused = Client([b"b" * 600])
+    refused = Client([b"b" * 500])
     with pytest.raises(Problem, match="request bodies") as problem:
         await limits(refused.scope, refused.receive, refused.send)
     answered.set()
@@ -199,11 +207,26 @@ async def test_a_body_that_is_held_takes_memory_after_the_end_of_its_request() -
     assert again.received
 
 
+@pytest.mark.parametrize(("memory", "bodies"), [(1, 1), (MOST, 1), (2 * MOST - 1, 1), (2 * MOST, 2)])
+async def test_the_memory_is_enough_for_one_body_at_least(memory: int, bodies: int) -> None:
+    async def read_and_hold(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        hold_body(scope)
+        await answer(scope, receive, send)
+
+    limits = limited(read_and_hold, upload_memory_bytes=memory)
+    clients = [Client([bytes(MOST)]) for _ in range(bodies + 1)]
+    for client in clients[:-1]:
+        await limits(client.scope, client.receive, client.send)
+    with pytest.raises(Problem, match="request bodies"):
+        await limits(clients[-1].scope, clients[-1].receive, clients[-1].send)
+
+
 async def test_what_arrived_while_the_event_loop_stood_still_is_received() -> None:
     class Socket(Client):
         async def receive(self) -> Message:
             if self.asked:  # the event loop reads from sockets after it has handled timers
-                asyncio.get_running_loop().call_later(0.1, arrived.set)
+                asyncio.get_running_loop().call_later(0.25, arrived.set)
                 time.sleep(0.3)
                 await arrived.wait()
             return await super().receive()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from service.http.app import create_app
 from service.settings import Settings
@@ -38,6 +39,19 @@ async def test_the_prefix_itself_redirects_to_the_page_if_there_is_one(
 
     assert (redirected.status_code, redirected.headers["Location"]) == (307, location)
     assert without_page.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("prefix", "read"), [("/", ""), ("//a/b//", "/a/b"), ("X/lime~light-1.0_", "/X/lime~light-1.0_"), ("/aXX", "/aXX")]
+)
+def test_a_prefix_begins_with_a_slash_and_ends_without_one(prefix: str, read: str) -> None:
+    assert Settings(root_path=prefix).root_path == read
+
+
+@pytest.mark.parametrize("prefix", ["/lime light", "/limelight?", "/café", "http://a.example/", "/{path}", "/%2e"])
+def test_what_is_not_a_path_is_refused(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="the prefix must be a path"):
+        Settings(root_path=prefix)
 
 
 async def get(path: str, settings: Settings) -> httpx.Response:

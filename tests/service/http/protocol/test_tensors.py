@@ -166,7 +166,7 @@ class TestJson:
         [
             ([], "JSON"),
             ({}, "inputs"),
-            ({"inputs": []}, "one, `frames`"),
+            ({"inputs": []}, "inputs are none; send exactly one, `frames`"),
             ({"inputs": request()["inputs"] * 2}, "JSON"),
             (request(name="pixels"), "`pixels`"),
             (request(name=5), "name"),
@@ -374,17 +374,17 @@ class TestInflate:
         assert refused.value.code == "unsupported_media"
 
     @pytest.mark.parametrize(
-        ("encoding", "body", "code"),
+        ("encoding", "body", "code", "reason"),
         [
-            ("gzip", b"abc", "invalid_tensor"),
-            ("gzip", b"", "invalid_tensor"),
-            ("gzip", gzip.compress(b"abc", mtime=0)[:-1], "invalid_tensor"),
-            ("gzip", gzip.compress(b"abc", mtime=0) + b"more", "invalid_tensor"),
-            ("deflate", zlib.compress(bytes(10**7)), "body_too_large"),
+            ("gzip", b"abc", "invalid_tensor", "is not valid gzip"),
+            ("gzip", b"", "invalid_tensor", "is truncated"),
+            ("gzip", gzip.compress(b"abc", mtime=0)[:-1], "invalid_tensor", "is truncated"),
+            ("gzip", gzip.compress(b"abc", mtime=0) + b"more", "invalid_tensor", "has extra bytes"),
+            ("deflate", zlib.compress(bytes(10**7)), "body_too_large", "limit of 1000 bytes"),
         ],
     )
-    def test_damaged_and_large_bodies_are_refused(self, encoding: str, body: bytes, code: str) -> None:
-        with pytest.raises(Problem) as refused:
+    def test_damaged_and_large_bodies_are_refused(self, encoding: str, body: bytes, code: str, reason: str) -> None:
+        with pytest.raises(Problem, match=reason) as refused:
             inflate(body, [encoding], 1000)
 
         assert refused.value.code == code
