@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from service.errors import Overloaded
 from service.threads import run_alone
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +69,18 @@ async def test_an_error_is_raised_and_lets_the_next_call_begin() -> None:
         await run_alone(free, fail)
 
     assert await run_alone(free, lambda: 7) == 7
+
+
+async def test_a_call_is_refused_and_holds_nothing_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    free, work = asyncio.Semaphore(1), Work()
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(Overloaded, match="no thread"):
+        await run_alone(free, work, ended=work.end)
+
+    assert (work.ended, free.locked()) == (1, False)
 
 
 async def test_work_does_not_wait_for_the_threads_of_the_event_loop() -> None:

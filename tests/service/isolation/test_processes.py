@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -470,6 +471,17 @@ class TestClose:
         assert fork_servers() == servers
         assert open_descriptors() <= descriptors
         assert decoding() == []
+
+    def test_decoders_that_cannot_be_watched_do_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        servers = fork_servers()
+        with pytest.raises(DecodersError, match="raise the process limit"):
+            DecoderProcesses(DecodeLimits(), memory_bytes=2**30)
+
+        assert fork_servers() == servers
 
     def test_the_service_does_not_start_without_a_required_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
