@@ -12,7 +12,9 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,8 +210,23 @@ def sampled(place: int, **changed: object) -> list[dict[str, object]]:
 
 
 class TestForgedReports:
-    async def test_a_valid_report_is_accepted(self, hostile: DecoderProcesses) -> None:
-        assert (await hostile.decode(forged(report()))).facts.duration_s == 2
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {},
+            {"width": 1, "height": 9_500_000},
+            {"width": 9_500_000, "height": 1},
+            {"frames": 20_000},
+            {"frames": 1, "sampled": [{**frame, "index": 0} for frame in SAMPLED]},
+            {"duration_s": 600.0},
+            {"damaged_frames": 40},
+            *({"rotation": degrees} for degrees in (90, 180, 270)),
+        ],
+    )
+    async def test_a_valid_report_is_accepted(self, hostile: DecoderProcesses, changed: dict[str, Any]) -> None:
+        facts = (await hostile.decode(forged(report(**changed)))).facts
+
+        assert asdict(facts) == FACTS | {name: value for name, value in changed.items() if name != "sampled"}
 
     @pytest.mark.parametrize(("text", "error"), [(report(), None), ("nonsense", DecoderFault), ("", DecoderCrashed)])
     async def test_a_process_that_closes_its_channel_is_killed_even_if_it_continues(
@@ -250,7 +267,7 @@ class TestForgedReports:
             *(report(damaged_frames=frames) for frames in (-1, 41)),
             *(report(sampled=sampled(0, index=index)) for index in (-7, 2, 10**30)),
             report(sampled=sampled(39, index=50)),
-            *(report(sampled=sampled(0, time_s=seconds)) for seconds in (-1e300, 0.2, float("nan"))),
+            *(report(sampled=sampled(0, time_s=seconds)) for seconds in (-1e300, 0.0, 0.2, float("nan"))),
             report(sampled=sampled(39, time_s=2.01)),
         ],
     )  # fmt: skip
