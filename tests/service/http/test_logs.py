@@ -81,6 +81,7 @@ def test_a_record_that_cannot_be_formatted_is_a_warning_with_its_place(log: Log,
     line = log(broken)
 
     assert line["level"] == "warning"
+    assert line["message"].startswith("a line of the log cannot be formatted: ")
     assert line["where"] == "module.py:7"
 
 

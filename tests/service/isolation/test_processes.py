@@ -281,6 +281,19 @@ class TestForgedReports:
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
         assert len(str(record.__dict__)) < 20_000
 
+    async def test_the_log_names_every_fact_that_is_out_of_range(
+        self, hostile: DecoderProcesses, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        facts = {"container": "hls", "codec": "png", "width": 0, "frames": 0, "duration_s": 0.0, "rotation": 1}
+        with pytest.raises(DecoderFault):
+            await hostile.decode(forged(report(facts | {"height": 1, "damaged_frames": 41}, sampled(0, time_s=0.0))))
+
+        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert record.__dict__["reason"] == (
+            "out of range: container, codec, width and height, frames, duration_s, rotation, damaged_frames, index, "
+            "time_s"
+        )
+
 
 @pytest.fixture
 def own(start_hostile: Start) -> Iterator[DecodersAndServer]:
