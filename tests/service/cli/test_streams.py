@@ -27,6 +27,12 @@ def command():
 """
 
 
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python keep output until it is flushed, wherever the tests run: what is kept may be written too late."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 def run(
     command: str, redirections: str = "", *arguments: str, stdout: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
