@@ -19,8 +19,8 @@ def usable(number):
 
 def command():
     facts = [
-        (os.readlink(f"/proc/self/fd/{number}"), os.get_inheritable(number), usable(number), stream.fileno())
-        for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr))
+        (os.readlink(f"/proc/self/fd/{n}"), os.get_inheritable(n), usable(n), stream.fileno(), stream.mode)
+        for n, stream in enumerate((sys.stdin, sys.stdout, sys.stderr))
     ]
     with open(sys.argv[1], "w") as file:
         json.dump(facts, file)
@@ -69,7 +69,8 @@ def test_streams_that_are_closed_stay_unusable_and_no_other_file_gets_their_numb
     ended = run(INSPECT, "<&- >&- 2>&-", str(facts))
 
     assert ended.returncode == 0
-    assert json.loads(facts.read_text()) == [["/dev/null", True, False, number] for number in range(3)]
+    expected = [["/dev/null", True, False, number, mode] for number, mode in enumerate("rww")]
+    assert json.loads(facts.read_text()) == expected
 
 
 def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
