@@ -234,15 +234,17 @@ def read_to_end(client: socket.socket) -> bytes:
 
 class TestHeadTimeout:
     @pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: lime"])
-    def test_a_connection_whose_head_never_arrives_is_closed(
+    def test_a_connection_whose_head_never_arrives_is_closed_and_counted_if_it_had_begun(
         self, serve: Callable[..., Server], beginning: bytes
     ) -> None:
-        with serve(answer_at_once).connect() as client:
+        server = serve(answer_at_once)
+        with server.connect() as client:
             client.sendall(beginning)
             started = time.monotonic()
 
             assert read_to_end(client) == b""
             assert time.monotonic() - started > HEAD_TIMEOUT_S / 2
+        assert server.refused("head_timeout") == len(beginning[:1])
 
     def test_a_trickling_head_does_not_extend_the_timeout(self, serve: Callable[..., Server]) -> None:
         with serve(answer_at_once).connect() as client:

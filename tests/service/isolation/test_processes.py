@@ -340,7 +340,9 @@ class TestForkServer:
         with contextlib.closing(processes), pytest.raises(ResolutionTooLarge):
             await processes.decode(clip)
 
-    async def test_a_clip_is_decoded_again_when_the_fork_server_dies(self, own: DecodersAndServer, clip: bytes) -> None:
+    async def test_a_clip_is_decoded_again_when_the_fork_server_dies(
+        self, own: DecodersAndServer, clip: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
         decoders, pid = own
         first = pid()
         interrupted = take_over(f"if SERVER == {first}: time.sleep(1000)")  # sleeps at the first attempt only
@@ -352,6 +354,7 @@ class TestForkServer:
             await waiting
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
+        assert "a decoder process was silent for too long" not in caplog.messages
         await eventually(lambda: decoding() == [])
 
     async def test_a_clip_is_decoded_while_a_fork_server_is_taking_its_time_to_end(
