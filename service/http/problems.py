@@ -170,7 +170,8 @@ class Problem(LimelightError):
         self.retry_after_s = self.kind.retry_after_s if retry_after_s is None else retry_after_s
 
 
-# The errors that ``problem_of`` translates. Any other is a bug: ``AccessLog`` logs it and answers ``internal_error``.
+# The errors that are raised on purpose. ``AccessLog`` answers any other: a lack of memory or file descriptors as such,
+# and anything else as ``internal_error``, which it logs because it is a bug.
 EXPECTED = (Problem, ClipError, DecodersError, Overloaded, DeadlineExceeded, RequestValidationError, HTTPException)
 
 

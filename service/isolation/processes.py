@@ -107,9 +107,7 @@ class _Decoded:
         ranges = {
             "container": facts.container in CONTAINERS,
             "codec": facts.codec in CODECS,
-            "width and height": min(facts.width, facts.height) >= 1
-            and max(facts.width, facts.height) <= limits.max_pixels
-            and facts.width * facts.height <= limits.max_pixels,
+            "width and height": min(facts.width, facts.height) >= 1 and facts.width * facts.height <= limits.max_pixels,
             "frames": 1 <= facts.frames <= limits.max_frames,
             "duration_s": 0 < facts.duration_s <= limits.max_duration_s,
             "rotation": facts.rotation in {0, 90, 180, 270},

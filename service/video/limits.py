@@ -48,17 +48,18 @@ class DecodeLimits:
             A function that raises ``DecodeTimeout`` once the time is over. Call it often while decoding, from the same
             thread.
         """
-        began, next_look = time.thread_time(), time.monotonic() + self.timeout_s
+        next_look, began = time.monotonic() + self.timeout_s, time.thread_time()
 
         def check_time() -> None:
             nonlocal next_look
             # Reading a thread's processor time is a system call. It grows no faster than the clock's time.
-            if time.monotonic() < next_look:
+            now = time.monotonic()
+            if now < next_look:
                 return
             left_s = self.timeout_s - (time.thread_time() - began)
             if left_s < 0:
                 raise self.timed_out()
-            next_look = time.monotonic() + left_s
+            next_look = now + left_s
 
         return check_time
 

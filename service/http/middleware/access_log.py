@@ -126,7 +126,7 @@ class AccessLog:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             problem = problem_of(error)
-            if problem.code == "internal_error":
+            if problem.code == "internal_error" or isinstance(error, MemoryError):  # which a bug may cause, too
                 logger.exception("unhandled error")
             if record.status is not None:
                 raise  # part of an answer has been sent, so the server has to close the connection

@@ -149,6 +149,17 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
+def answer_after(release: threading.Event) -> ASGIApp:
+    """Return an application that answers once this is set."""
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+        await answer_at_once(scope, receive, send)
+
+    return wait
+
+
 class Server(uvicorn.Server):
     """A uvicorn server with our connections, on a free port, in a thread."""
 
@@ -223,15 +234,17 @@ def read_to_end(client: socket.socket) -> bytes:
 
 class TestHeadTimeout:
     @pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: lime"])
-    def test_a_connection_whose_head_never_arrives_is_closed(
+    def test_a_connection_whose_head_never_arrives_is_closed_and_counted_if_it_had_begun(
         self, serve: Callable[..., Server], beginning: bytes
     ) -> None:
-        with serve(answer_at_once).connect() as client:
+        server = serve(answer_at_once)
+        with server.connect() as client:
             client.sendall(beginning)
             started = time.monotonic()
 
             assert read_to_end(client) == b""
             assert time.monotonic() - started > HEAD_TIMEOUT_S / 2
+        assert server.refused("head_timeout") == len(beginning[:1])
 
     def test_a_trickling_head_does_not_extend_the_timeout(self, serve: Callable[..., Server]) -> None:
         with serve(answer_at_once).connect() as client:
@@ -596,13 +609,7 @@ class TestNumberOfConnections:
 
     def test_a_connection_is_answered_503_if_all_others_are_busy(self, serve: Callable[..., Server]) -> None:
         release = threading.Event()
-
-        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
-            while not release.is_set():
-                await asyncio.sleep(0.01)
-            await answer_at_once(scope, receive, send)
-
-        server = serve(wait, connections=2)
+        server = serve(answer_after(release), connections=2)
         with server.connect() as first, server.connect() as second:
             for client in (first, second):
                 client.sendall(GET + b"Connection: close\r\n\r\n")
@@ -615,16 +622,25 @@ class TestNumberOfConnections:
         assert b"retry-after: 1\r\n" in answer
         assert problem(answer)["code"] == "too_many_connections"
 
+    def test_a_connection_that_has_been_refused_takes_no_place(self, serve: Callable[..., Server]) -> None:
+        release = threading.Event()
+        server = serve(answer_after(release), connections=1)
+        with server.connect() as busy:
+            busy.sendall(GET + b"Connection: close\r\n\r\n")
+            until(lambda: server.server_state.tasks)
+            with server.connect() as refused:  # its client does not close it
+                assert read_to_end(refused).startswith(b"HTTP/1.1 503")
+                release.set()
+                assert read_to_end(busy).startswith(b"HTTP/1.1 200")
+                until(lambda: len(server.server_state.connections) == 1)
+
+                assert server.ask(GET + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
     def test_each_further_connection_is_answered_503_even_if_clients_do_not_close_theirs(
         self, serve: Callable[..., Server]
     ) -> None:
         release = threading.Event()
-
-        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
-            while not release.is_set():
-                await asyncio.sleep(0.01)
-
-        server = serve(wait, connections=2)
+        server = serve(answer_after(release), connections=2)
         with contextlib.ExitStack() as opened:
             clients = [opened.enter_context(server.connect()) for _ in range(2)]
             for client in clients:

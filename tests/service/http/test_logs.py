@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry
+from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry, request_id
+from tests.processes import until
 
 Log = Callable[[logging.LogRecord], dict[str, Any]]
 
@@ -81,6 +83,7 @@ def test_a_record_that_cannot_be_formatted_is_a_warning_with_its_place(log: Log,
     line = log(broken)
 
     assert line["level"] == "warning"
+    assert line["message"].startswith("a line of the log cannot be formatted: ")
     assert line["where"] == "module.py:7"
 
 
@@ -89,6 +92,48 @@ def test_fields_cannot_replace_those_of_the_log(log: Log) -> None:
 
     assert (line["level"], line["logger"]) == ("info", "any")
     assert line["time"] != "now"
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_line_that_a_full_disk_cut_off_ends_before_the_next_and_counts_as_dropped(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    written, first = bytearray(), record("first")
+    line = JsonFormatter().format(first).encode() + b"\n"
+    room = len(line) - cut
+
+    def write(_: int, data: bytes) -> int:
+        taken = data[: room - len(written)]
+        if not taken:
+            raise OSError(errno.ENOSPC, "full")
+        written.extend(taken)
+        return len(taken)
+
+    monkeypatch.setattr(os, "write", write)
+    dropped: list[int] = []
+    writer = LogWriter()
+    writer.setFormatter(JsonFormatter())
+    writer.on_dropped = dropped.append
+    writer.handle(first)
+    until(lambda: dropped == [1])
+    room += 10_000
+    writer.handle(record("second"))
+    until(lambda: written.endswith(b"}\n"))
+
+    torn, *whole = bytes(written).splitlines()
+    warning, second = map(strictly, whole)
+    assert torn == line[:-cut]
+    assert (warning["message"], warning["lines"]) == ("lines of the log were dropped", 1)
+    assert second["message"] == "second"
+
+
+def test_a_line_has_the_id_of_its_request(log: Log) -> None:
+    token = request_id.set("seven")
+    within = log(record())
+    request_id.reset(token)
+
+    assert within["request_id"] == "seven"
+    assert "request_id" not in log(record())
 
 
 def test_what_python_prints_by_itself_is_logged() -> None:

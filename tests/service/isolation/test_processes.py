@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,8 +210,23 @@ def sampled(place: int, **changed: object) -> list[dict[str, object]]:
 
 
 class TestForgedReports:
-    async def test_a_valid_report_is_accepted(self, hostile: DecoderProcesses) -> None:
-        assert (await hostile.decode(forged(report()))).facts.duration_s == 2
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {},
+            {"width": 1, "height": 9_500_000},
+            {"width": 9_500_000, "height": 1},
+            {"frames": 20_000},
+            {"frames": 1, "sampled": [{**frame, "index": 0} for frame in SAMPLED]},
+            {"duration_s": 600.0},
+            {"damaged_frames": 40},
+            *({"rotation": degrees} for degrees in (90, 180, 270)),
+        ],
+    )
+    async def test_a_valid_report_is_accepted(self, hostile: DecoderProcesses, changed: dict[str, Any]) -> None:
+        facts = (await hostile.decode(forged(report(**changed)))).facts
+
+        assert asdict(facts) == FACTS | {name: value for name, value in changed.items() if name != "sampled"}
 
     @pytest.mark.parametrize(("text", "error"), [(report(), None), ("nonsense", DecoderFault), ("", DecoderCrashed)])
     async def test_a_process_that_closes_its_channel_is_killed_even_if_it_continues(
@@ -249,7 +267,7 @@ class TestForgedReports:
             *(report(damaged_frames=frames) for frames in (-1, 41)),
             *(report(sampled=sampled(0, index=index)) for index in (-7, 2, 10**30)),
             report(sampled=sampled(39, index=50)),
-            *(report(sampled=sampled(0, time_s=seconds)) for seconds in (-1e300, 0.2, float("nan"))),
+            *(report(sampled=sampled(0, time_s=seconds)) for seconds in (-1e300, 0.0, 0.2, float("nan"))),
             report(sampled=sampled(39, time_s=2.01)),
         ],
     )  # fmt: skip
@@ -262,6 +280,19 @@ class TestForgedReports:
         assert str(error.value).isprintable()
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
         assert len(str(record.__dict__)) < 20_000
+
+    async def test_the_log_names_every_fact_that_is_out_of_range(
+        self, hostile: DecoderProcesses, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        facts = {"container": "hls", "codec": "png", "width": 0, "frames": 0, "duration_s": 0.0, "rotation": 1}
+        with pytest.raises(DecoderFault):
+            await hostile.decode(forged(report(facts | {"height": 1, "damaged_frames": 41}, sampled(0, time_s=0.0))))
+
+        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert record.__dict__["reason"] == (
+            "out of range: container, codec, width and height, frames, duration_s, rotation, damaged_frames, index, "
+            "time_s"
+        )
 
 
 @pytest.fixture
@@ -309,7 +340,9 @@ class TestForkServer:
         with contextlib.closing(processes), pytest.raises(ResolutionTooLarge):
             await processes.decode(clip)
 
-    async def test_a_clip_is_decoded_again_when_the_fork_server_dies(self, own: DecodersAndServer, clip: bytes) -> None:
+    async def test_a_clip_is_decoded_again_when_the_fork_server_dies(
+        self, own: DecodersAndServer, clip: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
         decoders, pid = own
         first = pid()
         interrupted = take_over(f"if SERVER == {first}: time.sleep(1000)")  # sleeps at the first attempt only
@@ -321,6 +354,7 @@ class TestForkServer:
             await waiting
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
+        assert "a decoder process was silent for too long" not in caplog.messages
         await eventually(lambda: decoding() == [])
 
     async def test_a_clip_is_decoded_while_a_fork_server_is_taking_its_time_to_end(
@@ -389,7 +423,8 @@ class TestForkServer:
         first = pid()
         os.kill(first, signal.SIGSTOP)
 
-        assert (await decoders.decode(clip)).facts.frames == 50
+        async with asyncio.timeout(60):  # half of what the clip's own process might take
+            assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
 
     async def test_clips_are_refused_until_processes_can_be_forked_again(
@@ -470,6 +505,17 @@ class TestClose:
         assert fork_servers() == servers
         assert open_descriptors() <= descriptors
         assert decoding() == []
+
+    def test_decoders_that_cannot_be_watched_do_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        servers = fork_servers()
+        with pytest.raises(DecodersError, match="raise the process limit"):
+            DecoderProcesses(DecodeLimits(), memory_bytes=2**30)
+
+        assert fork_servers() == servers
 
     def test_the_service_does_not_start_without_a_required_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(

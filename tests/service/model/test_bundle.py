@@ -5,18 +5,22 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BundleError
 from service.model.bundle import (
+    GRID,
     MANIFEST,
     Agreement,
     Manifest,
+    Outputs,
     VariantFile,
     file_sha256,
     load_bundle,
@@ -64,6 +68,16 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)
     (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("variant", ["attention", "base"])
+def test_outputs_that_are_stacked_are_those_of_each_clip(variant: str) -> None:
+    maps = np.random.default_rng(1).random((3, 40, GRID, GRID), np.float32) if variant == "attention" else None
+    outputs = Outputs(np.eye(3, 5, dtype=np.float32), maps)
+    stacked = Outputs.stack([outputs[clip] for clip in range(3)])
+
+    np.testing.assert_equal(asdict(stacked), asdict(outputs))
+    assert stacked.finite
 
 
 def test_a_bundle_with_all_its_files_is_loaded(bundle: Path) -> None:
