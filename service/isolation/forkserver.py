@@ -193,9 +193,10 @@ class ForkServer:
     Args:
         control: The socket to the service.
         decoder: What the forked processes run.
+        answer: The descriptor of the file for the first clip's answer.
     """
 
-    def __init__(self, control: socket.socket, decoder: Decoder) -> None:
+    def __init__(self, control: socket.socket, decoder: Decoder, answer: int) -> None:
         self._control = control
         self._decoder = decoder
         self._processes: dict[int, DecoderProcess] = {}  # by process id
@@ -210,7 +211,7 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
-        _, (self._answer,), _, _ = socket.recv_fds(control, 1, 1)
+        self._answer = answer
         self._waiting = self._fork()  # the process that is forked ahead
 
     def serve(self) -> None:
@@ -393,8 +394,11 @@ def main(decode: Decode = decode_clip) -> None:
         gc.freeze()  # otherwise each process copies the pages that its garbage collector marks
         with contextlib.suppress(AttributeError):  # C libraries other than glibc have no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)  # otherwise each process copies pages of free memory to write to them
-        server = ForkServer(control, decoder)
-        with contextlib.suppress(ConnectionError):  # the service may have ended meanwhile
+        _, answer, _, _ = socket.recv_fds(control, 1, 1)
+        if not answer:  # the service has ended meanwhile
+            return
+        server = ForkServer(control, decoder, *answer)
+        with contextlib.suppress(ConnectionError):  # likewise
             control.send(json.dumps(grants).encode())
         server.serve()
 

@@ -61,12 +61,16 @@ def load(server: Server, clip: bytes) -> Iterator[list[httpx.Response]]:
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Path:
-    """A bundle that takes forever to load: a named pipe to which nobody writes replaces one of its files."""
-    bundle = write_tiny_bundle(tmp_path / "endless")
-    (bundle / "model.int8.onnx").unlink()
-    os.mkfifo(bundle / "model.int8.onnx")
-    return bundle
+def bundle(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "bundle")
+
+
+@contextmanager
+def loading(bundle: Path, log: Path) -> Iterator[Server]:
+    """Run a server that loads its bundle until the file ``release`` is in the bundle's folder."""
+    with starting(bundle, log, {}, program="tests.e2e.held_loading") as server:
+        until((bundle / "waiting").exists)
+        yield server
 
 
 class TestShutdown:
@@ -128,9 +132,9 @@ class TestShutdown:
 class TestShutdownWhileLoading:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_server_exits_at_once_with_0_and_is_never_ready(
-        self, endless: Path, tmp_path: Path, number: signal.Signals
+        self, bundle: Path, tmp_path: Path, number: signal.Signals
     ) -> None:
-        with starting(endless, tmp_path / "log.jsonl", {}) as server:
+        with loading(bundle, tmp_path / "log.jsonl") as server:
             until(lambda: get(server, "/health/live").is_success)
             server.process.send_signal(number)
 
@@ -147,11 +151,11 @@ class TestShutdownWhileLoading:
             assert still_there(children) == []
             assert "ready" not in [line["message"] for line in server.lines()]  # each line is JSON, so no traceback
 
-    def test_a_broken_bundle_that_is_found_after_the_signal_is_no_failure(self, endless: Path, tmp_path: Path) -> None:
-        with starting(endless, tmp_path / "log.jsonl", {}) as server:
-            with (endless / "model.int8.onnx").open("wb", buffering=0) as file:  # opens once the server reads
-                server.process.send_signal(signal.SIGTERM)
-                file.write(b"?")
+    def test_a_broken_bundle_that_is_found_after_the_signal_is_no_failure(self, bundle: Path, tmp_path: Path) -> None:
+        with loading(bundle, tmp_path / "log.jsonl") as server:
+            (bundle / "model.int8.onnx").write_bytes(b"?")
+            server.process.send_signal(signal.SIGTERM)
+            (bundle / "release").touch()
 
             assert server.process.wait(QUICK_S) == 0
             assert {line["level"] for line in server.lines()} <= {"info", "debug"}
@@ -169,32 +173,29 @@ class TestShutdownWhileLoading:
             until(lambda: not still_there(children))
             assert "Traceback" not in server.log.read_text()
 
-    def test_sighup_while_loading_loads_the_bundle_again_afterwards(self, endless: Path, tmp_path: Path) -> None:
-        pipe = endless / "model.int8.onnx"
-        with starting(endless, tmp_path / "log.jsonl", {}) as server:
+    def test_sighup_while_loading_loads_the_bundle_again_afterwards(self, bundle: Path, tmp_path: Path) -> None:
+        with loading(bundle, tmp_path / "log.jsonl") as server:
             until(lambda: get(server, "/health/live").is_success)
             server.process.send_signal(signal.SIGHUP)
-            data = (endless / "model.fp32.onnx").read_bytes()
-            pipe.rename(endless / "pipe")
-            pipe.write_bytes(data)
-            (endless / "pipe").write_bytes(data)
+            (bundle / "release").touch()
             until(lambda: "bundle reloaded" in [line["message"] for line in server.lines()])
 
             assert "ready" in [line["message"] for line in server.lines()]
 
-    def test_sigterm_during_a_reload_does_not_wait_for_it(self, tmp_path: Path, clip: bytes) -> None:
-        bundle = write_tiny_bundle(tmp_path / "bundle")
-        with running(bundle, tmp_path / "log.jsonl", {"DRAIN_DELAY_S": "0"}) as server:
-            (bundle / "model.int8.onnx").unlink()
-            os.mkfifo(bundle / "model.int8.onnx")
+    def test_sigterm_during_a_reload_does_not_wait_for_it(self, bundle: Path, tmp_path: Path, clip: bytes) -> None:
+        (bundle / "release").touch()
+        settings = {"DRAIN_DELAY_S": "0"}
+        with running(bundle, tmp_path / "log.jsonl", settings, program="tests.e2e.held_loading") as server:
+            for name in ("release", "waiting"):
+                (bundle / name).unlink()
             server.process.send_signal(signal.SIGHUP)
-            with (bundle / "model.int8.onnx").open("wb"):  # opens once the server reads
-                assert predict(server, clip).status_code == 200
-                children = all_descendants(server)
-                server.process.send_signal(signal.SIGTERM)
+            until((bundle / "waiting").exists)
+            assert predict(server, clip).status_code == 200
+            children = all_descendants(server)
+            server.process.send_signal(signal.SIGTERM)
 
-                assert server.process.wait(QUICK_S) == 0
-                assert still_there(children) == []
+            assert server.process.wait(QUICK_S) == 0
+            assert still_there(children) == []
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_before_the_server_listens_ends_it_with_0(self, tiny_bundle: Path, number: signal.Signals) -> None:
@@ -266,8 +267,9 @@ def still_there(processes: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_the_server_of_demo_ends_with_it_however_that_ends(endless: Path, number: signal.Signals) -> None:
-    demo = subprocess.Popen([sys.executable, "-m", "service.cli", "demo", "--bundle", str(endless)])
+def test_the_server_of_demo_ends_with_it_however_that_ends(bundle: Path, number: signal.Signals) -> None:
+    os.truncate(bundle / "model.int8.onnx", 2**42)  # it takes no space, but longer to read than this test
+    demo = subprocess.Popen([sys.executable, "-m", "service.cli", "demo", "--bundle", str(bundle)])
     until(lambda: descendants(demo.pid))
     ((server,),) = descendants(demo.pid)
     until(lambda: b"serve" in Path(f"/proc/{server}/cmdline").read_bytes())

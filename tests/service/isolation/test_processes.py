@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from model_export.rendering.figure import render_clip
+from service.environment import python_command
 from service.errors import (
     ClipError,
     CorruptClip,
@@ -464,6 +465,17 @@ class TestForkServer:
 
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() == server
+
+    def test_a_fork_server_ends_without_a_word_if_the_service_has_ended_before_it_was_ready(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.close()
+        with theirs:
+            ended = subprocess.run(
+                [*python_command("service.isolation.forkserver"), str(theirs.fileno()), str(2**30), "{}"],
+                pass_fds=[theirs.fileno()], capture_output=True, text=True, check=False,
+            )  # fmt: skip
+
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
     async def test_an_error_names_the_fork_server_that_cannot_start(self) -> None:
         with pytest.raises(DecodersError, match="no_such_program"):
