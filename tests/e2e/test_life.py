@@ -270,10 +270,13 @@ def still_there(processes: list[int]) -> list[int]:
 def test_the_server_of_demo_ends_with_it_however_that_ends(bundle: Path, number: signal.Signals) -> None:
     os.truncate(bundle / "model.int8.onnx", 2**42)  # it takes no space, but longer to read than this test
     demo = subprocess.Popen([sys.executable, "-m", "service.cli", "demo", "--bundle", str(bundle)])
-    until(lambda: descendants(demo.pid))
-    ((server,),) = descendants(demo.pid)
-    until(lambda: b"serve" in Path(f"/proc/{server}/cmdline").read_bytes())
-    demo.send_signal(number)
+    try:
+        until(lambda: descendants(demo.pid))
+        ((server,),) = descendants(demo.pid)
+        until(lambda: b"serve" in Path(f"/proc/{server}/cmdline").read_bytes())
+        demo.send_signal(number)
 
-    assert demo.wait(PATIENCE_S) == -number
-    until(lambda: not Path(f"/proc/{server}").exists(), QUICK_S)
+        assert demo.wait(PATIENCE_S) == -number
+        until(lambda: not Path(f"/proc/{server}").exists(), QUICK_S)
+    finally:
+        demo.kill()
