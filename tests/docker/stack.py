@@ -15,6 +15,8 @@ from tests.conftest import REPOSITORY
 from tests.processes import until
 
 TESTS = REPOSITORY / "tests" / "docker"
+# Tag of the images and part of the containers' names, so that two checkouts can be tested at the same time.
+NAME = os.environ.get("DOCKER_TEST_NAME") or "test"
 
 
 def docker(*arguments: str, given: str | None = None) -> str:
@@ -89,7 +91,7 @@ def running(
         folder,
         ("docker-compose.yml", str(TESTS / "compose.test.yml"), *(str(TESTS / file) for file in files)),
         f"http://127.0.0.1:{port}",
-        {"COMPOSE_PROJECT_NAME": project, "GATEWAY_PORT": str(port), "LIMELIGHT_TAG": "test", **environment},
+        {"COMPOSE_PROJECT_NAME": f"{project}-{NAME}", "GATEWAY_PORT": str(port), "LIMELIGHT_TAG": NAME, **environment},
     )
     try:
         stack.compose("up", "--detach", "--build", "--quiet-pull", *arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.docker.stack import Stack, docker
+from tests.docker.stack import NAME, Stack, docker
 from tests.service.isolation import kernel
 from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
@@ -91,7 +91,7 @@ print([name for name in ("tensorflow", "keras", "model_export", "pip") if import
 
 
 def test_the_image_is_small_and_labelled(fleet: Stack, base_bytes: int) -> None:
-    image: dict[str, Any] = json.loads(docker("image", "inspect", "limelight:test"))[0]
+    image: dict[str, Any] = json.loads(docker("image", "inspect", f"limelight:{NAME}"))[0]
 
     assert image["Size"] - base_bytes <= 700e6
     assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "Limelight"
