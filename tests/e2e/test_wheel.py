@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import httpx
 import pytest
 
 from model_export.rendering.figure import render_clip
+from service.http.server import SHUTDOWN_MARGIN_S
+from service.settings import MAX_CONNECTIONS, Settings
 from tests.conftest import REPOSITORY
 from tests.e2e.process import PATIENCE_S, running
 
@@ -303,3 +306,92 @@ def other_wheel(folder: Path, *files: str) -> Path:
         for name, text in (contents | {"other-1.dist-info/RECORD": record}).items():
             archive.writestr(name, text)
     return path
+
+
+class TestWithoutDocker:
+    """The page docs/without-docker.md, run as it is printed, with folders of a test instead of the machine's.
+
+    systemd cannot run here: a stand-in writes down what it is told, and the unit's command is started by the test.
+    """
+
+    PAGE = REPOSITORY / "docs" / "without-docker.md"
+    UNIT = REPOSITORY / "deploy" / "systemd" / "limelight@.service"
+
+    def test_its_commands_lead_to_a_running_service(self, tmp_path: Path, tiny_bundle: Path, clip: bytes) -> None:
+        checkout, root, programs = (tmp_path / name for name in ("checkout", "root", "programs"))
+        checkout.mkdir()
+        for name in ("README.md", "LICENSE", "pyproject.toml", "limelight_start.py", "service", "model_export"):
+            (checkout / name).symlink_to(REPOSITORY / name)
+        for name in ("requirements", "deploy"):
+            (checkout / name).symlink_to(REPOSITORY / name)
+        (checkout / "bundle").symlink_to(tiny_bundle)
+        programs.mkdir()
+        (programs / "python3").symlink_to(sys._base_executable)  # type: ignore[attr-defined]
+        for name in ("systemctl", "curl"):
+            (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n')
+            (programs / name).chmod(0o755)
+        (root / "etc/systemd/system").mkdir(parents=True)
+        script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(self.blocks()))
+        environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        ended = subprocess.run(
+            ["bash", "-euxc", script], check=False, cwd=checkout, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+
+        settings = self.unit()
+        command = settings["ExecStart"][0].replace("/opt/", f"{root}/opt/").removesuffix(" serve")
+        secrets = dict(line.split("=") for line in (root / "etc/limelight/limelight.env").read_text().splitlines())
+        bundle = Path(str(root) + settings["Environment"][0].removeprefix("LIMELIGHT_BUNDLE="))
+        assert bundle.resolve().name == "bundle-2"
+        variables = secrets | {"PYTHONPATH": ""}
+        with running(bundle, tmp_path / "log", {}, command=[command], variables=variables, folder=root) as server:
+            headers = {"Authorization": f"Bearer {secrets['LIMELIGHT_API_KEYS']}"}
+            without, answer = (
+                httpx.post(f"{server.url}/predict", content=clip, headers=each, timeout=PATIENCE_S, trust_env=False)
+                for each in ({}, headers)
+            )
+            assert (without.status_code, answer.status_code) == (401, 200)
+            server.process.terminate()
+            assert server.process.wait(PATIENCE_S) == 0
+        told = (tmp_path / "told").read_text()
+        assert "systemctl enable --now limelight@8000" in told
+        assert "systemctl reload limelight@8000 limelight@8001" in told
+
+    def test_the_unit_is_understood_by_systemd(self, tmp_path: Path) -> None:
+        if not shutil.which("systemd-analyze"):
+            pytest.skip("needs systemd-analyze")
+        unit = tmp_path / "limelight@8000.service"
+        unit.write_text(self.UNIT.read_text().replace("/opt/limelight/current/bin/limelight", "/bin/true"))
+        ended = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
+
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+    def test_the_unit_leaves_the_server_its_time_its_files_and_its_sandbox(self) -> None:
+        unit, settings = self.unit(), Settings()
+        (stop,), (files,) = unit["TimeoutStopSec"], unit["LimitNOFILE"]
+        allowed = unit["SystemCallFilter"][0].split()
+
+        assert int(stop) > settings.drain_delay_s + settings.request_timeout_s + SHUTDOWN_MARGIN_S
+        assert int(files) >= 4 * MAX_CONNECTIONS
+        assert unit["KillMode"] == ["mixed"]
+        assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"} <= {*allowed}
+        assert "AF_UNIX" in unit["RestrictAddressFamilies"][0]
+        # Each of these hides what the service reads, or forbids what ONNX Runtime's libraries do.
+        assert {"ProcSubset", "MemoryDenyWriteExecute", "PrivateNetwork"}.isdisjoint(unit)
+
+    def test_the_page_names_the_current_version(self) -> None:
+        version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+
+        assert {*re.findall(r"\d+\.\d+\.\d+(?=[-/ ]|$)", "\n".join(self.blocks()))} == {version}
+
+    def blocks(self) -> list[str]:
+        """Return the page's commands, but those that need TensorFlow and minutes."""
+        blocks = re.findall(r"^```sh\n(.*?)^```", self.PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        return [block for block in blocks if "requirements/export.txt" not in block]
+
+    def unit(self) -> dict[str, list[str]]:
+        """Return the unit's settings with their values."""
+        found: dict[str, list[str]] = {}
+        for name, value in re.findall(r"^(\w+)=(.*)$", self.UNIT.read_text(), re.MULTILINE):
+            found.setdefault(name, []).append(value)
+        return found
