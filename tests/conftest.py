@@ -33,6 +33,7 @@ FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
 # The most expensive files, in order. The processes start with them, so that all end at about the same time.
 EXPENSIVE = (
     "test_real_bundle.py",
+    "test_wheel.py",
     "test_training_loop.py",
     "test_fitting.py",
     "test_training.py",

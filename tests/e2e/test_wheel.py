@@ -34,6 +34,7 @@ WITHOUT_EXTRA = {
     "limelight predict clip.mp4 --bundle bundle": "cpu",
     "limelight doctor": "cpu",
     "limelight demo": "cpu",
+    "limelight-model fetch-weights": "export",
     "limelight-model features --videos .": "export",
     "limelight-model train --videos .": "export",
     "limelight-model evaluate --videos .": "export",
@@ -211,7 +212,7 @@ class TestWithoutItsExtra:
     ) -> None:
         (tmp_path / "clip.mp4").write_bytes(clip)
         (tmp_path / "bundle").symlink_to(tiny_bundle)
-        ended = plain.run(command, tmp_path, LIMELIGHT_PORT="0")
+        ended = plain.run(command, tmp_path, LIMELIGHT_PORT="0", KERAS_HOME=str(tmp_path))
 
         assert ended.returncode == 2, ended.stderr
         (sentence,) = ended.stderr.splitlines()
