@@ -188,6 +188,8 @@ def test_the_commands_work_with_the_newest_and_the_lowest_versions(
         assert re.fullmatch(rf"{program} \d+\.\d+\.\d+\n", installed.run(f"{program} --version", tmp_path).stdout)
     doctor = installed.run(f"limelight doctor --bundle {tiny_bundle}", tmp_path)
     assert doctor.returncode == 0, doctor.stdout
+    refused = installed.run("limelight serve", tmp_path, LIMELIGHT_MAX_BODY_BYTES="nan")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     predicted = installed.run(f"limelight predict clip.mp4 --bundle {tiny_bundle} --overlay where.gif", tmp_path)
     assert "50 frames of h264" in predicted.stdout, predicted.stderr
     assert (tmp_path / "where.gif").stat().st_size > 0
