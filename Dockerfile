@@ -20,14 +20,18 @@ COPY requirements/serve-${EXTRA}.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
     && tools/bin/pip --python /opt/venv/bin/python install -q --require-hashes -r requirements/serve-${EXTRA}.txt
+COPY limelight_start.py ./
 COPY service service
-RUN tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \
+# This environment has no `model_export`, and so no program for it.
+RUN sed -i '/^limelight-model = /d' pyproject.toml \
+    && tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \
     && tools/bin/pip --python /opt/venv/bin/python install -q --no-deps wheels/*.whl
 
 FROM build AS export-environment
 COPY requirements/export.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/venv && /opt/venv/bin/pip install -q --require-hashes -r requirements/export.txt
+COPY limelight_start.py ./
 COPY service service
 COPY model_export model_export
 RUN tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels . \

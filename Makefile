@@ -3,12 +3,15 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder mutate lint bench bench-answer \
-  bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile lock clean
+  bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile wheel-newest lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 override VARIANT := $(or $(VARIANT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 BIN := .venv/bin
 STAMP := .venv/.installed-$(VARIANT)
+# A virtual environment holds its own path: in a checkout that was moved or copied, it would run the code of the old
+# place. It is made anew there.
+override MOVED := $(if $(wildcard .venv/pyvenv.cfg),$(shell grep -qF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo yes))
 
 help: ## List the targets
 	@awk -F ' ?## ' '/^[a-z-]+:.*## / {sub(/:.*/, "", $$1); printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -16,8 +19,8 @@ help: ## List the targets
 setup: $(STAMP) ## Install everything into .venv/ from the hashed locks (VARIANT=cpu|gpu, PYTHON=/path/to/python)
 
 # Try each Python: pyenv leaves shims of inactive versions, and Debian packages ensurepip separately.
-$(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
-	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+$(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt $(if $(MOVED),moved)
+	@if [ -n "$(MOVED)" ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  for python in $${PYTHON:-python3 python3.13 python3.12 python3.11}; do \
 	    if "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; \
 	    then found=$$python; break; fi; \
@@ -29,6 +32,7 @@ $(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
 	      "or name it: make setup PYTHON=/path/to/python3.13" >&2; \
 	    exit 2; \
 	  fi; \
+	  if [ -n "$(MOVED)" ]; then rm -rf .venv; fi; \
 	  "$$found" -m venv --clear .venv; \
 	fi
 	@echo "Installing Limelight ($(VARIANT)) into .venv: downloads about 1 GB the first time and takes some minutes."
@@ -39,6 +43,9 @@ $(STAMP): pyproject.toml requirements/dev-$(VARIANT).txt
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements/dev-$(VARIANT).txt
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
+
+.PHONY: moved
+moved:
 
 demo: setup ## Fetch weights, export a bundle, start a server, classify a clip, draw demo.png (CLIP=video.mp4)
 	$(BIN)/limelight-model fetch-weights
@@ -73,9 +80,10 @@ bench-decode: setup .bench/venv ## Compare the decoder with OpenCV and decord (A
 	$(BIN)/python benchmarks/bench_decode.py $(ARGS)
 
 # torchcodec is compared as well if it is installed by hand; its torch takes 2 GB.
-.bench/venv:
-	$(BIN)/python -m venv $@
-	$@/bin/python -m pip install -q opencv-python-headless decord || { rm -rf $@; exit 1; }
+.bench/venv: requirements/bench-decode.txt
+	$(BIN)/python -m venv --clear $@
+	$@/bin/python -m pip install -q --require-hashes -r $< || { rm -rf $@; exit 1; }
+	@touch $@
 
 bench-overload: setup ## Measure overload at four times the capacity, and slow uploads (ARGS="--rounds 1")
 	$(BIN)/python benchmarks/bench_overload.py $(ARGS)
@@ -98,9 +106,10 @@ bench-tensors: setup ## Measure how reading tensors delays other requests (ARGS=
 bench-peers: setup .bench/peers-venv ## Compare the service with LitServe and BentoML (ARGS="--rounds 1")
 	$(BIN)/python benchmarks/bench_peers.py $(ARGS)
 
-.bench/peers-venv:
-	$(BIN)/python -m venv $@
-	$@/bin/python -m pip install -q litserve bentoml onnxruntime av numpy || { rm -rf $@; exit 1; }
+.bench/peers-venv: requirements/bench-peers.txt
+	$(BIN)/python -m venv --clear $@
+	$@/bin/python -m pip install -q --require-hashes -r $< || { rm -rf $@; exit 1; }
+	@touch $@
 
 soak: setup ## Look for leaks in half an hour of good and bad clips and lost clients (ARGS="--minutes 5")
 	$(BIN)/python benchmarks/soak.py $(ARGS)
@@ -113,6 +122,9 @@ mutate: setup ## Look for changes of the code that no test notices (ARGS="--modu
 
 docker-test: setup ## Build the images and test the containers; needs a Docker engine (ARGS="-k gateway")
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
+
+wheel-newest: setup ## Install the wheel with today's releases and decode clips; may fail because of somebody else's release
+	$(BIN)/python -m pytest tests/e2e/test_wheel.py -k "today" --newest-releases $(ARGS)
 
 docs: setup ## Renew the table of settings in docs/operations.md
 	$(BIN)/python docs/settings_table.py
@@ -138,8 +150,12 @@ bench: setup ## Measure bundle/ and the decoder; append the table to benchmarks/
 
 # One resolution for all locks, so that the tested versions are served. The locks contain no registry address.
 override UV := $(or $(UV),uv)
-COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
-  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
+RESOLVE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+COMPILE = $(RESOLVE) pyproject.toml --fork-strategy fewest $(ARGS)
+# What a stranger's pip may choose for the wheel: on each Python the newest versions that the bounds allow, or the lowest
+# that have a wheel. tests/e2e/test_wheel.py installs both.
+BOUNDS = $(RESOLVE) pyproject.toml --fork-strategy requires-python --upgrade --only-binary :all: --extra cpu --extra otel
 
 lock: ## Renew requirements/*.txt with uv (ARGS=--upgrade for the newest versions)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: install it (pipx install uv) or set UV=/path/to/uv" >&2; exit 2; }
@@ -148,6 +164,10 @@ lock: ## Renew requirements/*.txt with uv (ARGS=--upgrade for the newest version
 	@$(COMPILE) --extra cpu --extra otel -c requirements/dev-cpu.txt -o requirements/serve-cpu.txt
 	@$(COMPILE) --extra gpu --extra otel -c requirements/dev-gpu.txt -o requirements/serve-gpu.txt
 	@$(COMPILE) --extra cpu --extra export -c requirements/dev-cpu.txt -o requirements/export.txt
+	@$(BOUNDS) -o requirements/wheel-newest.txt
+	@$(BOUNDS) --resolution lowest-direct -o requirements/wheel-lowest.txt
+	@printf '%s\n' opencv-python-headless decord | $(subst pyproject.toml,-,$(COMPILE)) -o requirements/bench-decode.txt
+	@printf '%s\n' litserve bentoml onnxruntime av numpy | $(subst pyproject.toml,-,$(COMPILE)) -o requirements/bench-peers.txt
 	@echo hatchling | $(subst pyproject.toml,-,$(COMPILE)) -c requirements/dev-cpu.txt -o requirements/build.txt
 
 clean: ## Remove everything that make built (.venv, .bench, bundle, demo.png, caches); keep features/ and runs/

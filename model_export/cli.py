@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -31,7 +32,7 @@ from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
 from model_export.recipe import Recipe
 from model_export.reporter import Received, Reporter
-from service.errors import LimelightError
+from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Precision
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
@@ -39,10 +40,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "
 
 T = TypeVar("T")
 
-app = typer.Typer(
-    help="Train a head on your clips, evaluate it, export it to a bundle for `limelight serve`, and verify the bundle.",
-    no_args_is_help=True,
-)
+app = typer.Typer(no_args_is_help=True)
 console = Console()
 
 WeightsOption = Annotated[
@@ -115,6 +113,9 @@ def _one_sentence_errors() -> Iterator[None]:
     except (LimelightModelError, LimelightError, OSError) as error:
         print(f"limelight-model: {error}", file=sys.stderr)  # noqa: T201
         raise typer.Exit(2) from error
+    except ImportError as error:
+        print(f"limelight-model: {LibraryMissing(error)}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(2) from error
 
 
 def _start_tensorflow() -> None:
@@ -131,6 +132,21 @@ def _start_tensorflow() -> None:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        reporter.say(f"limelight-model {version_of('limelight')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train a head on your clips, evaluate it, export it to a bundle for `limelight serve`, and verify the bundle."""
 
 
 @app.command("fetch-weights")

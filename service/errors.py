@@ -18,12 +18,22 @@ LimelightError
 ├── DecodersError            no decoder process can be started, or they do not answer
 ├── ListenError              the server cannot listen on its address
 ├── CommandError             a command of the CLI cannot do what was asked
+├── LibraryMissing           a library is not installed, for instance because its extra was not
 └── Problem                  an HTTP request is refused (defined in ``service.http.problems``)
 
 ``str(error)`` is one sentence for the person who can act on it: it names the file, setting or address, and the remedy.
 """
 
+from types import MappingProxyType
 from typing import ClassVar
+
+# The extras of the distribution that install libraries. All other libraries come with every installation.
+EXTRAS = MappingProxyType(
+    {"onnxruntime": "cpu"}
+    | dict.fromkeys(
+        ("MNN", "h5py", "keras", "matplotlib", "onnx", "scipy", "sklearn", "tensorflow", "tf2onnx"), "export"
+    )
+)
 
 
 class LimelightError(Exception):
@@ -123,3 +133,20 @@ class ListenError(LimelightError):
 
 class CommandError(LimelightError):
     """A command of the CLI cannot do what was asked. The message names the file or option and the remedy."""
+
+
+class LibraryMissing(LimelightError):
+    """A library is not installed, or not whole. The message names the command that installs it.
+
+    Args:
+        error: What the import of the library raised.
+    """
+
+    def __init__(self, error: ImportError) -> None:
+        library = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(library)
+        wanted = f"'limelight[{extra}]'" if extra else "limelight"
+        other = " (or 'limelight[gpu]' for an NVIDIA GPU)" if extra == "cpu" else ""
+        super().__init__(
+            f"this needs {library or 'a library'} ({error}); install it with `pip install {wanted}`{other}"
+        )

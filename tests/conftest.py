@@ -33,6 +33,7 @@ FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
 # The most expensive files, in order. The processes start with them, so that all end at about the same time.
 EXPENSIVE = (
     "test_real_bundle.py",
+    "test_wheel.py",
     "test_training_loop.py",
     "test_fitting.py",
     "test_training.py",
@@ -63,6 +64,9 @@ class _SkipFrameworks:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out slow tests and those that need TensorFlow")
+    parser.addoption(
+        "--newest-releases", action="store_true", help="install the wheel with today's releases, too (test_wheel.py)"
+    )
     parser.addoption(
         "--no-skips", action="store_true", help="fail if a test is skipped because something is not installed"
     )

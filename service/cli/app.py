@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.streams import complain, run, written
-from service.errors import CommandError, LimelightError
+from service.errors import CommandError, LibraryMissing, LimelightError
 from service.settings import DEFAULT_URL, Settings, check_key, reason_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ TOP_K = 5
 VERDICT_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 app = typer.Typer(
-    help="Recognise human actions in video clips and show where the network looked.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -38,6 +38,22 @@ app = typer.Typer(
 def main() -> None:
     """Run the command that the arguments of the process name."""
     run(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        with written():
+            typer.echo(f"limelight {version_of('limelight')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Recognise human actions in video clips and show where the network looked."""
 
 
 BundleOption = Annotated[
@@ -206,6 +222,9 @@ def _errors_as_one_sentence() -> Iterator[None]:
         yield
     except (LimelightError, OSError) as error:
         complain(error)
+        raise typer.Exit(2) from error
+    except ImportError as error:
+        complain(LibraryMissing(error))
         raise typer.Exit(2) from error
 
 

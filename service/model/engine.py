@@ -33,6 +33,10 @@ LOG_NOTHING = 4  # errors that end the process only
 
 logger = logging.getLogger(__name__)
 
+if not hasattr(ort, "InferenceSession"):
+    # Its two builds share files: removing one of them leaves a folder that can be imported and holds nothing.
+    raise ImportError("its files are incomplete, as after one of its two builds was removed", name="onnxruntime")
+
 
 class Engine:
     """One ONNX Runtime session of a bundle's network.

@@ -90,6 +90,13 @@ print([name for name in ("tensorflow", "keras", "model_export", "pip") if import
     assert docker("exec", fleet.containers("limelight")[0], "python", "-c", program).strip() == "[] []"
 
 
+def test_a_replica_holds_no_program_that_cannot_run_there(fleet: Stack) -> None:
+    replica = fleet.containers("limelight")[0]
+
+    assert docker("exec", replica, "sh", "-c", "ls /opt/venv/bin | grep limelight").split() == ["limelight"]
+    assert docker("exec", replica, "limelight", "--version").startswith("limelight ")
+
+
 def test_the_image_is_small_and_labelled(fleet: Stack, base_bytes: int) -> None:
     image: dict[str, Any] = json.loads(docker("image", "inspect", f"limelight:{NAME}"))[0]
 

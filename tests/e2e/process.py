@@ -88,6 +88,7 @@ def starting(
     wrapper: Sequence[str] = (),
     variables: Mapping[str, str] = MappingProxyType({}),
     folder: Path | None = None,
+    command: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run a server until the block ends, which begins when the server listens and still loads its bundle.
 
@@ -99,8 +100,10 @@ def starting(
         wrapper: A command that runs the command after it.
         variables: Other environment variables.
         folder: Where to run it (default: the current folder).
+        command: The program to run instead of a module.
     """
-    command = [*wrapper, sys.executable, "-m", program, "serve", "--bundle", str(bundle), "--port", "0"]
+    command = command or [sys.executable, "-m", program]
+    command = [*wrapper, *command, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()} | dict(variables)
     with log.open("w") as out:
         process = subprocess.Popen(
