@@ -91,6 +91,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
         One finding for each check as soon as it is done.
     """
     yield from _settings(settings, environment)
+    yield _api_keys(settings)
     yield _open_files(settings)
     yield _memory(settings)
     yield _address(settings)
@@ -125,10 +126,6 @@ def _is_unknown(name: str, value: str) -> bool:
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each conflict between settings, with its remedy."""
-    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
-        yield "requests are not authenticated", "set LIMELIGHT_API_KEYS, or let only a gateway reach the service"
-    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
-        yield f"an API key is shorter than {MIN_KEY_LENGTH} characters", "generate keys with `openssl rand -hex 32`"
     if settings.decode_timeout_s >= settings.request_timeout_s:
         remedy = "set LIMELIGHT_DECODE_TIMEOUT_S well below LIMELIGHT_REQUEST_TIMEOUT_S"
         yield "decoding alone may take as long as a whole request", remedy
@@ -143,6 +140,18 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
             f"more threads or decoders than processors ({usable:g} by affinity and CPU quota) compete for time",
             remedy,
         )
+
+
+def _api_keys(settings: Settings) -> Finding:
+    """Check whether requests are authenticated, and by keys that cannot be guessed."""
+    found = settings.authentication
+    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
+        found += f", of which one is shorter than {MIN_KEY_LENGTH} characters"
+        return Finding("API keys", Verdict.POOR, found, "generate keys with `openssl rand -hex 32`")
+    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
+        remedy = "set LIMELIGHT_API_KEYS or LIMELIGHT_API_KEYS_FILE, or let only a gateway reach the service"
+        return Finding("API keys", Verdict.POOR, found, remedy)
+    return Finding("API keys", Verdict.GOOD, found)
 
 
 def _open_files(settings: Settings) -> Finding:

@@ -67,6 +67,7 @@ def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) ->
         log.on_dropped = app.state.serving.metrics.log_lines_dropped.inc
         server = _Server(_configuration(app, settings), app.state.serving, listeners, hung_up)
         signal.signal(signal.SIGHUP, server.handle_reload)
+        logger.info("API keys: %s", settings.authentication, extra={"api_keys": len(settings.api_keys)})
         _announce(listeners, page=settings.ui)
         server.run(sockets=listeners.sockets)
     if failures:

@@ -179,12 +179,27 @@ def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle
     assert f"LIMELIGHT_MAX_BODY_BYTES above {40 * 224 * 224 * 3}" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("settings", "verdict", "told", "remedy"),
+    [
+        ({}, Verdict.GOOD, "none: open to everybody", ""),
+        ({"api_keys": "a" * 16 + "," + "b" * 16}, Verdict.GOOD, "2", ""),
+        ({"host": "0.0.0.0"}, Verdict.POOR, "none: open to everybody", "LIMELIGHT_API_KEYS_FILE"),
+        ({"host": "0.0.0.0", "unix_socket": "/run/x"}, Verdict.GOOD, "none: open to everybody", ""),
+        ({"api_keys": "short"}, Verdict.POOR, "1, of which one is shorter than 16 characters", "openssl"),
+    ],
+)
+def test_the_number_of_api_keys_is_told(settings: dict[str, Any], verdict: Verdict, told: str, remedy: str) -> None:
+    (found,) = findings(Settings(**settings), "API keys")
+
+    assert (found.verdict, found.found) == (verdict, told)
+    assert remedy in found.remedy
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "named"),
         [
-            ({"host": "0.0.0.0"}, "LIMELIGHT_API_KEYS"),
-            ({"api_keys": "short"}, "openssl"),
             ({"decode_timeout_s": 60}, "LIMELIGHT_DECODE_TIMEOUT_S"),
             ({"batch_sizes": "2,4"}, "LIMELIGHT_BATCH_SIZES"),
             ({"device": "cpu", "precision": "fp16"}, "LIMELIGHT_PRECISION"),
