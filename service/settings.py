@@ -5,6 +5,7 @@ import math
 import re
 import resource
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -51,6 +52,22 @@ MOST_BATCH = 64  # no GPU gains from more, and the buffer of the frames takes 6 
 
 # Kubernetes sets LIMELIGHT_PORT to such a value in every pod beside a Service named `limelight`.
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE | re.DOTALL)
+
+COMPOSE_VARIABLES = frozenset(
+    {
+        "COMPOSE_FILE",
+        "COMPOSE_PROFILES",
+        "COMPOSE_PROJECT_NAME",
+        "GATEWAY_ADDRESS",
+        "GATEWAY_PORT",
+        "GRAFANA_PASSWORD",
+        "LIMELIGHT_MEMORY",
+        "LIMELIGHT_REPLICAS",
+        "LIMELIGHT_TAG",
+        "TLS_DIRECTORY",
+    }
+)
+"""Variables that ``docker compose`` reads from ``.env`` or its own environment, and the service never does."""
 
 
 def check_key(key: SecretStr) -> SecretStr:
@@ -365,6 +382,20 @@ def _sets_nothing(name: str, value: Any) -> bool:
     if name == "port" and isinstance(value, str):
         return not value or SERVICE_ADDRESS.fullmatch(value) is not None
     return value == "" and name not in {"api_keys", "api_keys_file"}
+
+
+def misplaced(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with each variable of Compose that is set for the service, and what to do about it.
+
+    Args:
+        environment: Variables and their values.
+    """
+    for name in sorted(COMPOSE_VARIABLES & environment.keys()):
+        if not SERVICE_ADDRESS.fullmatch(environment[name]):  # of a Kubernetes Service named gateway
+            yield (
+                f"{name} is a variable of Compose and has no effect on the service",
+                "write it into .env beside docker-compose.yml, not into limelight.env",
+            )
 
 
 def range_of(field: FieldInfo) -> str:

@@ -23,14 +23,22 @@ from service.metrics import Metrics
 from service.model.bundle import load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import LOOPBACK, MAX_CONNECTIONS, SERVICE_ADDRESS, Settings, connections_allowed_by_files
+from service.settings import (
+    COMPOSE_VARIABLES,
+    LOOPBACK,
+    MAX_CONNECTIONS,
+    SERVICE_ADDRESS,
+    Settings,
+    connections_allowed_by_files,
+    misplaced,
+)
 from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
-# Variables of the command line, the examples, Compose and the tests.
-NOT_SETTINGS = frozenset({"API_KEY", "MEMORY", "SCREENSHOT", "SHARED", "SOAK_S", "TAG", "URL"})
+# Variables of the command line, the examples and the tests.
+NOT_SETTINGS = frozenset({"API_KEY", "SCREENSHOT", "SHARED", "SOAK_S", "URL"})
 # Variables that Kubernetes sets in every pod beside a Service whose name is or begins with `limelight`.
 SERVICE_LINKS = re.compile(
     r"LIMELIGHT(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -101,8 +109,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Find variables that name no setting, and settings that conflict."""
-    conflicts = [*_conflicts(settings)]
+    """Find variables that name no setting or are Compose's, and settings that conflict."""
+    conflicts = [*misplaced(environment), *_conflicts(settings)]
     if unknown := [name for name, value in environment.items() if _is_unknown(name, value)]:
         conflicts.append(
             (
@@ -119,7 +127,7 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
 def _is_unknown(name: str, value: str) -> bool:
     """Return whether a variable looks like a setting, but is none."""
     known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
-    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known or name in COMPOSE_VARIABLES:
         return False
     return not (SERVICE_LINKS.fullmatch(name) or (name.endswith("_PORT") and SERVICE_ADDRESS.fullmatch(value)))
 

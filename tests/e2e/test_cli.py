@@ -87,11 +87,11 @@ class TestServe:
         assert sentence.startswith("limelight: LIMELIGHT_API_KEYS_FILE is not valid: ")
         assert why in sentence
 
-    def test_it_logs_how_many_keys_there_are_and_requires_those_of_its_file(
+    def test_it_logs_how_many_keys_there_are_and_variables_that_are_composes(
         self, start: Callable[..., Server], tmp_path: Path
     ) -> None:
         (tmp_path / "keys").write_text("first-7f3a\nsecond-9c1d\n")
-        server = start(API_KEYS_FILE=str(tmp_path / "keys"))
+        server = start(API_KEYS_FILE=str(tmp_path / "keys"), MEMORY="4g")
         keys = ("first-7f3a", "second-9c1d", "first-7f3a,second-9c1d")
         statuses = [
             httpx.get(f"{server.url}/model", headers={"X-API-Key": key}, trust_env=False).status_code for key in keys
@@ -99,6 +99,8 @@ class TestServe:
 
         assert statuses == [200, 200, 401]
         assert told(server) == ("API keys: 2", 2)
+        (warning,) = (str(line["message"]) for line in server.lines() if line["level"] == "warning")
+        assert warning.startswith("LIMELIGHT_MEMORY is a variable of Compose")
         assert "7f3a" not in server.log.read_text()
 
     def test_it_logs_that_it_is_open_to_everybody(self, server: Server) -> None:

@@ -1,5 +1,6 @@
 """The doctor's findings. Only what would keep the service from working is an error."""
 
+import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from service.cgroup import MemoryLimit
 from service.cli import doctor
 from service.cli.doctor import Finding, Verdict, examine
-from service.settings import Settings
+from service.settings import COMPOSE_VARIABLES, Settings
+from tests.conftest import REPOSITORY
 from tests.tiny_bundle import write_tiny_bundle
 
 # What Kubernetes sets for a Service `limelight` and for one named `limelight-metrics`.
@@ -239,6 +241,27 @@ class TestSettings:
 
         assert "more threads or decoders than processors (0.5 by affinity and CPU quota)" in found.found
         assert "LIMELIGHT_THREADS" in found.remedy
+
+    @pytest.mark.parametrize("name", sorted(COMPOSE_VARIABLES))
+    def test_a_variable_of_compose_belongs_into_its_own_file(self, tmp_path: Path, name: str) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", **{name: "3-secret"})
+
+        assert found.verdict is Verdict.POOR
+        assert found.found == f"{name} is a variable of Compose and has no effect on the service"
+        assert ".env beside docker-compose.yml" in found.remedy
+        assert "secret" not in found.remedy
+
+    def test_the_port_of_a_kubernetes_service_named_gateway_is_not_composes(self, tmp_path: Path) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", GATEWAY_PORT="tcp://10.96.12.7:80")
+
+        assert found.found == "no conflicts"
+
+    def test_the_variables_of_compose_are_those_of_its_files(self) -> None:
+        texts = [file.read_text() for file in REPOSITORY.glob("docker-compose*.yml")]
+        used = {name for text in texts for name in re.findall(r"(?<!\$)\$\{?([A-Z_]+)", text)}
+
+        assert used
+        assert used <= COMPOSE_VARIABLES
 
     def test_the_defaults_have_no_conflicts(self, tmp_path: Path) -> None:
         (found,) = findings(Settings(bundle=tmp_path), "settings", PATH="/bin", LIMELIGHT_BUNDLE="x")
