@@ -82,7 +82,12 @@ def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) ->
 
 
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    limits = ConnectionLimits(settings.max_connections, settings.upload_timeout_s, settings.send_timeout_s)
+    limits = ConnectionLimits(
+        settings.max_connections,
+        head_timeout_s=settings.upload_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+        linger_s=settings.request_timeout_s,
+    )
     return uvicorn.Config(
         app,
         http=connection_factory(limits, app.state.serving.metrics),
