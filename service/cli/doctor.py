@@ -151,12 +151,16 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _api_keys(settings: Settings) -> Finding:
-    """Check whether requests are authenticated, and by keys that cannot be guessed."""
+    """Check whether requests are authenticated, and by keys that cannot be guessed and are as they were written."""
     found = settings.authentication
-    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    if any(key[0] == key[-1] and key[0] in "\"'" for key in keys):
+        remedy = "write keys without quotes, which belong to the key in an env file with `format: raw` and in a file"
+        return Finding("API keys", Verdict.POOR, f"{found}, of which one is in quotes", remedy)
+    if any(len(key) < MIN_KEY_LENGTH for key in keys):
         found += f", of which one is shorter than {MIN_KEY_LENGTH} characters"
         return Finding("API keys", Verdict.POOR, found, "generate keys with `openssl rand -hex 32`")
-    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
+    if not (keys or settings.unix_socket or settings.host in LOOPBACK):
         remedy = "set LIMELIGHT_API_KEYS or LIMELIGHT_API_KEYS_FILE, or let only a gateway reach the service"
         return Finding("API keys", Verdict.POOR, found, remedy)
     return Finding("API keys", Verdict.GOOD, found)

@@ -189,6 +189,7 @@ def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle
         ({"host": "0.0.0.0"}, Verdict.POOR, "none: open to everybody", "LIMELIGHT_API_KEYS_FILE"),
         ({"host": "0.0.0.0", "unix_socket": "/run/x"}, Verdict.GOOD, "none: open to everybody", ""),
         ({"api_keys": "short"}, Verdict.POOR, "1, of which one is shorter than 16 characters", "openssl"),
+        ({"api_keys": f'"{"a" * 32}"'}, Verdict.POOR, "1, of which one is in quotes", "without quotes"),
     ],
 )
 def test_the_number_of_api_keys_is_told(settings: dict[str, Any], verdict: Verdict, told: str, remedy: str) -> None:
