@@ -28,6 +28,7 @@ from benchmarks.load import (
     clips,
     closed_loop,
     describe,
+    lateness,
     open_loop,
     quantile,
     rate_of,
@@ -68,7 +69,8 @@ def main() -> None:
         ]
         head = (
             "| round | capacity, clips/s | offered, clips/s | goodput, clips/s | goodput/capacity | 200 | 429 "
-            "| of those with Retry-After | other | slowest 200, s | generator, processors |"
+            "| of those with Retry-After | other | slowest 200, s since due | since sent | 99 % sent late by at most "
+            "| generator, processors |"
         )
         table = [head, *(f"| {number} | {row} |" for number, row in enumerate(rows, 1))]
         publish("Overload at four times the capacity", facts, table, record=not options.no_record)
@@ -118,11 +120,14 @@ async def overload(port: int, requests: list[bytes], clients: int, seconds: floa
     refused = [answer for answer in answers if answer.status == 429]
     with_retry_after = sum("retry-after" in answer.headers for answer in refused)
     other = {status: count for status, count in sorted(statuses.items()) if status not in (200, 429)}
-    slowest = max((answer.seconds for answer in answers if answer.status == 200), default=0)
+    good = [answer for answer in answers if answer.status == 200]
+    slowest = max((answer.seconds for answer in good), default=0)
+    since_sent = max((answer.since_sent_s for answer in good), default=0)
     ratio = 2 * goodput / (before + after)
     return (
         f"{before:.1f}, then {after:.1f} | {4 * before:.1f} | {goodput:.1f} | {ratio:.0%} | {statuses[200]} "
-        f"| {len(refused)} | {with_retry_after} | {other or 0} | {slowest:.2f} | {resting:.2f}, then {working:.2f}"
+        f"| {len(refused)} | {with_retry_after} | {other or 0} | {slowest:.2f} | {since_sent:.2f} "
+        f"| {lateness(answers)} | {resting:.2f}, then {working:.2f}"
     )
 
 

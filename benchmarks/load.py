@@ -2,6 +2,9 @@
 
 The clients of ``closed_loop`` wait for their answers, which finds the capacity. ``open_loop`` sends requests at a fixed
 rate whether or not there are answers, as independent users do. Run both in uvloop, which sends without copying.
+
+A request's clock starts when the request was due, not when it was sent. A generator that is late would otherwise leave
+out the wait that its clients had ("coordinated omission"). ``lateness`` says how late it was.
 """
 
 import asyncio
@@ -23,6 +26,7 @@ from tests.tiny_bundle import write_tiny_bundle
 
 BOUNDARY = "limelight-benchmark"
 PATIENCE_S = 600
+MOST_LATE_S = 0.05  # a generator that is later than this has too much to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Answer:
 
     Attributes:
         status: The HTTP status; 0 if the connection ended without an answer.
-        seconds: Time from the request to the answer's last byte.
+        seconds: Time from when the request was due to the answer's last byte.
+        late_s: How much of that had passed when the request was sent.
         ended: When that byte arrived, on the clock of ``time.perf_counter()``.
         headers: The headers by lower-case name.
         body: The body.
@@ -39,9 +44,15 @@ class Answer:
 
     status: int
     seconds: float
+    late_s: float
     ended: float
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def since_sent_s(self) -> float:
+        """Time from when the request was sent to the answer's last byte, in seconds."""
+        return self.seconds - self.late_s
 
 
 class Connection:
@@ -57,9 +68,15 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         self._close()
 
-    async def send(self, request: bytes) -> Answer:
-        """Send a complete request and return its answer."""
-        started = time.perf_counter()
+    async def send(self, request: bytes, due: float | None = None) -> Answer:
+        """Send a complete request and return its answer.
+
+        Args:
+            request: The bytes of the request.
+            due: When the request was to be sent, on the clock of ``time.perf_counter()``; by default now.
+        """
+        sent = time.perf_counter()
+        due = sent if due is None else due
         try:
             async with asyncio.timeout(PATIENCE_S):
                 status, headers, body = await self._exchange(request)
@@ -68,7 +85,7 @@ class Connection:
         if status == 0 or headers.get("connection") == "close":
             self._close()
         ended = time.perf_counter()
-        return Answer(status, ended - started, ended, headers, body)
+        return Answer(status, ended - due, sent - due, ended, headers, body)
 
     async def _exchange(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         if self._streams is None:
@@ -96,15 +113,20 @@ def upload(clip: bytes) -> bytes:
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, seconds: float) -> list[Answer]:
-    """Run clients that each send the next request once they have an answer. Requests begun in time are finished."""
+    """Run clients that each send the next request once they have an answer. Requests begun in time are finished.
+
+    A request is due when the one before it has been answered.
+    """
     answers: list[Answer] = []
     turn = itertools.cycle(requests)
     end = time.perf_counter() + seconds
 
     async def client() -> None:
+        due = None
         async with Connection(port) as connection:
             while time.perf_counter() < end:
-                answers.append(await connection.send(next(turn)))
+                answers.append(await connection.send(next(turn), due))
+                due = answers[-1].ended
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return answers
@@ -113,15 +135,16 @@ async def closed_loop(port: int, requests: Sequence[bytes], *, clients: int, sec
 async def open_loop(port: int, requests: Sequence[bytes], *, rate: float, seconds: float) -> list[Answer]:
     """Send ``rate`` requests per second, evenly spaced, each over a connection of its own."""
 
-    async def client(request: bytes) -> Answer:
+    async def client(request: bytes, due: float) -> Answer:
         async with Connection(port) as connection:
-            return await connection.send(request)
+            return await connection.send(request, due)
 
     start = time.perf_counter()
     waiting = []
     for number, request in zip(range(math.ceil(rate * seconds)), itertools.cycle(requests), strict=False):
-        await asyncio.sleep(start + number / rate - time.perf_counter())
-        waiting.append(asyncio.create_task(client(request)))
+        due = start + number / rate
+        await asyncio.sleep(due - time.perf_counter())
+        waiting.append(asyncio.create_task(client(request, due)))
     return await asyncio.gather(*waiting)
 
 
@@ -131,6 +154,15 @@ def all_predicted(answers: Sequence[Answer]) -> Sequence[Answer]:
         if answer.status != 200:
             raise RuntimeError(f"a request failed with status {answer.status}: {answer.body[:500]!r}")
     return answers
+
+
+def lateness(answers: Sequence[Answer]) -> str:
+    """Return how late 99 % of the requests were sent at most, and whether the generator lagged behind.
+
+    Where it did, it offered less than it was to, and a part of the answers' times is its own.
+    """
+    late_s = quantile([answer.late_s for answer in answers], 0.99)
+    return f"{1000 * late_s:.1f} ms{' (THE GENERATOR LAGS)' if late_s > MOST_LATE_S else ''}"
 
 
 def rate_of(answers: Sequence[Answer], *, start: float, seconds: float) -> float:

@@ -5,6 +5,7 @@ import math
 import re
 import resource
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -22,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cgroup import memory_limits, processors
+from service.files import open_regular
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Address of a service with default settings."""
@@ -45,10 +47,29 @@ DAY_S = 86_400
 TEBIBYTE = 2**40
 MOST_ENTRIES = 1000  # of a list that is searched for each request
 MOST_KEY_LENGTH = 4096  # a request's head may have 32 KiB
+MOST_KEYS_BYTES = 2**20  # of a file with keys
 MOST_BATCH = 64  # no GPU gains from more, and the buffer of the frames takes 6 MB a clip
 
 # Kubernetes sets LIMELIGHT_PORT to such a value in every pod beside a Service named `limelight`.
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE | re.DOTALL)
+
+COMPOSE_VARIABLES = frozenset(
+    {
+        "COMPOSE_FILE",
+        "COMPOSE_PROFILES",
+        "COMPOSE_PROJECT_NAME",
+        "GATEWAY_ADDRESS",
+        "GATEWAY_NAME",
+        "GATEWAY_PORT",
+        "GPU_ID",
+        "GRAFANA_PASSWORD",
+        "LIMELIGHT_MEMORY",
+        "LIMELIGHT_REPLICAS",
+        "LIMELIGHT_TAG",
+        "TLS_DIRECTORY",
+    }
+)
+"""Variables that ``docker compose`` reads from ``.env`` or its own environment, and the service never does."""
 
 
 def check_key(key: SecretStr) -> SecretStr:
@@ -65,6 +86,33 @@ def check_key(key: SecretStr) -> SecretStr:
     if len(text) > MOST_KEY_LENGTH:
         raise ValueError(f"each key must have at most {MOST_KEY_LENGTH} characters")
     return key
+
+
+def _read_keys(path: str | Path) -> tuple[SecretStr, ...]:
+    """Return the API keys in a file: one a line, or several with commas between them. Blank lines do not matter.
+
+    Raises:
+        ValueError: The file cannot be read, or one of its keys cannot be used. The text contains neither a key nor the
+            path, in whose place somebody may have written a key.
+    """
+    try:
+        with open_regular(Path(path)) as file:
+            content = file.read(MOST_KEYS_BYTES + 1)
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"the file cannot be read ({why}); check the path and the file's permissions") from None
+    if len(content) > MOST_KEYS_BYTES:
+        raise ValueError(f"the file has more than {MOST_KEYS_BYTES} bytes; it must hold nothing but keys")
+    # Some editors begin a file with a byte order mark.
+    lines = [*filter(None, map(str.strip, content.decode("utf-8-sig", errors="replace").split("\n")))]
+    if any(line.startswith("#") for line in lines):
+        raise ValueError("a line of the file begins with #; remove comments, and replace a key that begins so")
+    keys = [check_key(SecretStr(key)) for line in lines for key in _split_at_commas(line)]
+    if not keys:
+        raise ValueError("the file holds no key; write one a line, or unset the variable to require no key")
+    if len(keys) > MOST_ENTRIES:
+        raise ValueError(f"the file holds more than {MOST_ENTRIES} keys; remove those that nobody uses")
+    return tuple(keys)
 
 
 def _split_at_commas(value: Any) -> Any:
@@ -128,8 +176,8 @@ def _default_upload_memory(settings: dict[str, Any]) -> int:
 class Settings(BaseSettings):
     """Every setting, given as ``LIMELIGHT_<NAME>`` in the environment or as a keyword, which takes precedence.
 
-    An empty value counts as not set, except for ``api_keys``: a service that was meant to require keys must not start
-    without one.
+    An empty value counts as not set, except for ``api_keys`` and ``api_keys_file``: a service that was meant to require
+    keys must not start without one. The file is read once, and its keys are in ``api_keys``.
 
     Raises:
         pydantic.ValidationError: A value is not valid. The error names the setting.
@@ -303,19 +351,53 @@ class Settings(BaseSettings):
         description="Comma-separated API keys. If set, every request except for health, metrics and the page must "
         "carry one of them. List two while you change keys.",
     )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File with the API keys instead, one a line or separated by commas, such as a secret of Docker or "
+        "Kubernetes. It is read at the start only.",
+    )
+
+    @property
+    def authentication(self) -> str:
+        """Who may send requests, in a few words: the number of API keys, or that there are none."""
+        return str(len(self.api_keys)) if self.api_keys else "none: open to everybody"
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_is_not_set(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Strip texts, as a secret's file may end with a newline, and leave out those that set nothing."""
+    def _prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Strip texts, as a secret's file may end with a newline, leave out those that set nothing, and read keys."""
         stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-        return {name: value for name, value in stripped.items() if not _sets_nothing(name, value)}
+        given = {name: value for name, value in stripped.items() if not _sets_nothing(name, value)}
+        if (file := given.get("api_keys_file")) is not None:
+            try:
+                if "api_keys" in given:
+                    raise ValueError("LIMELIGHT_API_KEYS is set, too; unset one of them")
+                if file == "":
+                    raise ValueError("it is empty; name the file, or unset the variable to require no key")
+                given["api_keys"] = _read_keys(file)
+            except ValueError as error:
+                raise ValueError(f"LIMELIGHT_API_KEYS_FILE is not valid: {error}") from None
+        return given
 
 
 def _sets_nothing(name: str, value: Any) -> bool:
     if name == "port" and isinstance(value, str):
         return not value or SERVICE_ADDRESS.fullmatch(value) is not None
-    return value == "" and name != "api_keys"
+    return value == "" and name not in {"api_keys", "api_keys_file"}
+
+
+def misplaced(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with each variable of Compose that is set for the service, and what to do about it.
+
+    Args:
+        environment: Variables and their values.
+    """
+    for name in sorted(COMPOSE_VARIABLES & environment.keys()):
+        if not SERVICE_ADDRESS.fullmatch(environment[name]):  # of a Kubernetes Service named gateway
+            yield (
+                f"{name} is a variable of Compose and has no effect on the service",
+                "write it into .env beside docker-compose.yml, not into limelight.env",
+            )
 
 
 def range_of(field: FieldInfo) -> str:
@@ -330,8 +412,11 @@ def range_of(field: FieldInfo) -> str:
 def reason_of(error: ValidationError) -> str:
     """Return which setting is not valid, and why, as a sentence."""
     first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # of ``_prepare``
+        return message
     name = str(first["loc"][0])
     field = Settings.model_fields[name]
     allowed = "true or false" if field.annotation is bool else range_of(field)
-    why = f"it must be {allowed}" if allowed else first["msg"].removeprefix("Value error, ")
+    why = f"it must be {allowed}" if allowed else message
     return f"LIMELIGHT_{name.upper()} is not valid: {why}"

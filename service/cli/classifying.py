@@ -23,6 +23,7 @@ from service.video.limits import DecodeLimits
 
 # A prediction may wait behind others on a small machine, but a running server accepts the connection at once.
 TIMEOUT = httpx.Timeout(600, connect=10)
+MOST_TEXT = 200  # characters shown of an answer that is not Limelight's
 DECODE_MEMORY_BYTES: int = Settings.model_fields["decode_memory_bytes"].default
 
 
@@ -205,7 +206,8 @@ def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) 
         answer = PredictionAnswer.model_validate_json(response.content)
     except ValidationError as error:
         raise CommandError(
-            f"the answer from {url} (status {response.status_code}) is not Limelight's; check the address"
+            f"the answer from {url} (status {response.status_code}) is not Limelight's, but `{_beginning(response)}`; "
+            "check the address and the proxies on the way"
         ) from error
     model = answer.model
     return Answer(
@@ -218,6 +220,14 @@ def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) 
         frames=None,
         json=response.text if wanted.json else None,
     )
+
+
+def _beginning(response: httpx.Response) -> str:
+    """Return a foreign answer's status and the beginning of its text, unless the server repeats what authenticates."""
+    status = f"{response.status_code} {response.reason_phrase}"
+    credentials = response.request.headers.get("Authorization", "").rpartition(" ")[2]
+    text = " ".join(response.text[:MOST_TEXT].split())
+    return status if not text or (credentials and credentials in response.text) else f"{status}: {text}"
 
 
 def _decode(name: str, data: bytes) -> npt.NDArray[np.uint8]:

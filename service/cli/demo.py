@@ -42,6 +42,8 @@ def running_server(bundle: Path) -> Iterator[str]:
     options = [f"--bundle={bundle.absolute()}", "--host=127.0.0.1", f"--port={port}"]
     environment = without_relative_paths(os.environ)
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
+    for name in [name for name in environment if name.upper() == "LIMELIGHT_API_KEYS_FILE"]:
+        environment[name] = str(Path(environment[name].strip()).absolute())  # the server runs in another folder
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [*python_command("service.cli"), "serve", *options],

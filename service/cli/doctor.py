@@ -23,14 +23,22 @@ from service.metrics import Metrics
 from service.model.bundle import load_bundle
 from service.model.spec import CUDA, choose_precision, has_vnni
 from service.pipeline import Stages
-from service.settings import LOOPBACK, MAX_CONNECTIONS, SERVICE_ADDRESS, Settings, connections_allowed_by_files
+from service.settings import (
+    COMPOSE_VARIABLES,
+    LOOPBACK,
+    MAX_CONNECTIONS,
+    SERVICE_ADDRESS,
+    Settings,
+    connections_allowed_by_files,
+    misplaced,
+)
 from service.video.limits import DecodeLimits
 from service.web import sample_clip
 
 PREFIX = "LIMELIGHT_"
 TIMEOUT_S = 600
-# Variables of the command line, the examples, Compose and the tests.
-NOT_SETTINGS = frozenset({"API_KEY", "MEMORY", "SCREENSHOT", "SHARED", "SOAK_S", "TAG", "URL"})
+# Variables of the command line, the examples and the tests.
+NOT_SETTINGS = frozenset({"API_KEY", "SCREENSHOT", "SHARED", "SOAK_S", "URL"})
 # Variables that Kubernetes sets in every pod beside a Service whose name is or begins with `limelight`.
 SERVICE_LINKS = re.compile(
     r"LIMELIGHT(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -91,6 +99,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
         One finding for each check as soon as it is done.
     """
     yield from _settings(settings, environment)
+    yield _api_keys(settings)
     yield _open_files(settings)
     yield _memory(settings)
     yield _address(settings)
@@ -100,8 +109,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 
 def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Find variables that name no setting, and settings that conflict."""
-    conflicts = [*_conflicts(settings)]
+    """Find variables that name no setting or are Compose's, and settings that conflict."""
+    conflicts = [*misplaced(environment), *_conflicts(settings)]
     if unknown := [name for name, value in environment.items() if _is_unknown(name, value)]:
         conflicts.append(
             (
@@ -118,17 +127,13 @@ def _settings(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
 def _is_unknown(name: str, value: str) -> bool:
     """Return whether a variable looks like a setting, but is none."""
     known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
-    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known or name in COMPOSE_VARIABLES:
         return False
     return not (SERVICE_LINKS.fullmatch(name) or (name.endswith("_PORT") and SERVICE_ADDRESS.fullmatch(value)))
 
 
 def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each conflict between settings, with its remedy."""
-    if not (settings.api_keys or settings.unix_socket or settings.host in LOOPBACK):
-        yield "requests are not authenticated", "set LIMELIGHT_API_KEYS, or let only a gateway reach the service"
-    if any(len(key.get_secret_value()) < MIN_KEY_LENGTH for key in settings.api_keys):
-        yield f"an API key is shorter than {MIN_KEY_LENGTH} characters", "generate keys with `openssl rand -hex 32`"
     if settings.decode_timeout_s >= settings.request_timeout_s:
         remedy = "set LIMELIGHT_DECODE_TIMEOUT_S well below LIMELIGHT_REQUEST_TIMEOUT_S"
         yield "decoding alone may take as long as a whole request", remedy
@@ -143,6 +148,22 @@ def _conflicts(settings: Settings) -> Iterator[tuple[str, str]]:
             f"more threads or decoders than processors ({usable:g} by affinity and CPU quota) compete for time",
             remedy,
         )
+
+
+def _api_keys(settings: Settings) -> Finding:
+    """Check whether requests are authenticated, and by keys that cannot be guessed and are as they were written."""
+    found = settings.authentication
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    if any(key[0] == key[-1] and key[0] in "\"'" for key in keys):
+        remedy = "write keys without quotes, which belong to the key in an env file with `format: raw` and in a file"
+        return Finding("API keys", Verdict.POOR, f"{found}, of which one is in quotes", remedy)
+    if any(len(key) < MIN_KEY_LENGTH for key in keys):
+        found += f", of which one is shorter than {MIN_KEY_LENGTH} characters"
+        return Finding("API keys", Verdict.POOR, found, "generate keys with `openssl rand -hex 32`")
+    if not (keys or settings.unix_socket or settings.host in LOOPBACK):
+        remedy = "set LIMELIGHT_API_KEYS or LIMELIGHT_API_KEYS_FILE, or let only a gateway reach the service"
+        return Finding("API keys", Verdict.POOR, found, remedy)
+    return Finding("API keys", Verdict.GOOD, found)
 
 
 def _open_files(settings: Settings) -> Finding:

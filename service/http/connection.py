@@ -19,7 +19,7 @@ import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
 import h11
@@ -43,13 +43,6 @@ MIN_READ_BYTES = 4096
 # Seconds that an idle connection stays open after the server has stopped listening, so that a request which is already
 # on its way is still answered.
 IDLE_GRACE_S = 1
-# Seconds for which a client may keep sending after an early answer, and for which it may pause; what it may send then.
-# A client that has begun to send a clip may have to finish before it reads the answer. One that sends no valid request
-# gets little.
-LINGER_S = 5
-LINGER_PAUSE_S = 1
-LINGER_BYTES = 2**26
-LINGER_BYTES_AFTER_REFUSAL = 2**18
 # Seconds for which the event loop looks once more at a client whose time is over.
 LAST_LOOK_S = 0.1
 # How each answer begins. The bytes are sent early, one by one, to a client that has ended its sending side: those of a
@@ -72,6 +65,25 @@ _ORIGIN = re.compile(rb"https?://([^/?]*)", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
+class Lingering(NamedTuple):
+    """What a client may still send after an early answer.
+
+    Attributes:
+        seconds: For how long.
+        pause_s: Seconds for which it may pause.
+        most_bytes: How much.
+    """
+
+    seconds: float
+    pause_s: float = 5
+    most_bytes: int = 2**30
+
+
+# A client that sends no valid request gets little. One that has begun to send a clip gets the time in which it could
+# have sent it (``ConnectionLimits.linger_s``), because many clients read only when they have sent everything.
+AFTER_REFUSAL = Lingering(seconds=5, pause_s=1, most_bytes=2**18)
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """What connections may take.
@@ -82,11 +94,13 @@ class ConnectionLimits:
             time. If there is none, the new one is answered 503.
         head_timeout_s: Seconds that a client has to send the head of a request.
         send_timeout_s: Seconds in which a client has to read ``MIN_READ_BYTES`` of its answer.
+        linger_s: Seconds for which a client that is sending a body may go on after an early answer.
     """
 
     connections: int
     head_timeout_s: float
     send_timeout_s: float
+    linger_s: float
 
 
 def connection_factory(limits: ConnectionLimits, metrics: Metrics) -> Any:
@@ -134,6 +148,8 @@ class Connection(H11Protocol):
         self._reader_timer: _Timeout | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
         self._ended = False  # whether the client has ended its sending side
+        self._stopping = False  # whether the server has stopped listening
+        self._discard: _Discard | None = None  # which reads while the connection lingers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for the connection or refuse it; start the head timeout of the first request."""
@@ -159,7 +175,8 @@ class Connection(H11Protocol):
         return slowest is not None
 
     def _refuse_for_lack_of_place(self) -> None:
-        self._refuse("too_many_connections", "all connections of this server are in use; try again later")
+        lingering = self._after_upload if self in self._shared.uploading else AFTER_REFUSAL
+        self._refuse("too_many_connections", "all connections of this server are in use; try again later", lingering)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, and start or cancel the head timeout accordingly."""
@@ -181,7 +198,7 @@ class Connection(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            linger = functools.partial(self._linger, self.cycle)
+            linger = functools.partial(self._linger, self.cycle, self._after_upload)
             cast(dict[str, Any], self.cycle.scope)["extensions"] = {LINGER: linger}  # its task has not begun
 
     def send_400_response(self, msg: str) -> None:
@@ -228,7 +245,10 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Close the connection when the server stops listening: after a grace period if idle, else after the answer."""
-        if self._idle:
+        self._stopping = True
+        if self._discard is not None:
+            self._discard.hurry()
+        elif self._idle:
             _Timeout(self.loop, IDLE_GRACE_S, self._shut_down_if_idle)
         else:
             self._shut_down_if_idle()
@@ -289,7 +309,7 @@ class Connection(H11Protocol):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
-    def _refuse(self, code: str, detail: str) -> None:
+    def _refuse(self, code: str, detail: str, lingering: Lingering = AFTER_REFUSAL) -> None:
         """Answer with a problem instead of the application, and close the connection."""
         request_id = uuid.uuid4().hex
         self._count(code)
@@ -300,7 +320,7 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         self._write_problem(Problem(code, detail), request_id)
-        self._linger(self.cycle, LINGER_BYTES_AFTER_REFUSAL)
+        self._linger(self.cycle, lingering)
 
     def _write_problem(self, problem: Problem, request_id: str) -> None:
         response = problem_response(problem, request_id, self.conn.path)
@@ -314,7 +334,7 @@ class Connection(H11Protocol):
         head = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode()), *(b"%s: %s" % header for header in headers)]
         self.transport.write(b"\r\n".join([*head, b"", bytes(response.body)]))
 
-    def _linger(self, cycle: RequestResponseCycle | None, most_bytes: int = LINGER_BYTES) -> None:
+    def _linger(self, cycle: RequestResponseCycle | None, lingering: Lingering) -> None:
         """Close the sending side now and the connection later, as RFC 9112, section 9.6 describes.
 
         Closing both at once would reset the connection, and the client might lose the answer. What it still sends
@@ -325,9 +345,16 @@ class Connection(H11Protocol):
             self._leave_groups()
             self._shared.lingering[self] = None
             self.flow.pause_reading()  # uvloop looks at the type of its protocol only when reading starts
-            self.transport.set_protocol(_Discard(self, self._shared.discarded, most_bytes))
+            self._discard = _Discard(self, self._shared.discarded, lingering)
+            if self._stopping:
+                self._discard.hurry()
+            self.transport.set_protocol(self._discard)
             self.flow.resume_reading()
             self.transport.write_eof()
+
+    @property
+    def _after_upload(self) -> Lingering:
+        return Lingering(self._limits.linger_s)
 
     def _leave_groups(self) -> None:
         for group in (self._shared.silent, self._shared.idle, self._shared.uploading):
@@ -517,12 +544,17 @@ def _checked(request: h11.Request) -> h11.Request:
 class _Discard(asyncio.BufferedProtocol):
     """Reads and ignores what a client still sends, until it closes the connection, pauses, or sends too much."""
 
-    def __init__(self, connection: Connection, buffer: bytearray, most_bytes: int) -> None:
+    def __init__(self, connection: Connection, buffer: bytearray, lingering: Lingering) -> None:
         self._connection = connection
         self._buffer = buffer
-        self._left = most_bytes
-        self._pauses = round(LINGER_S / LINGER_PAUSE_S)  # the clock goes on while the server is stopped
+        self._left = lingering.most_bytes
+        self._pause_s = min(lingering.pause_s, lingering.seconds)
+        self._pauses = round(lingering.seconds / self._pause_s)  # the clock goes on while the server is stopped
         self._start_pause_timer()
+
+    def hurry(self) -> None:
+        """End the connection after the pause that is being timed, whether or not the client goes on."""
+        self._pauses = 1
 
     def get_buffer(self, sizehint: int) -> bytearray:
         """Return the buffer that asyncio reads into."""
@@ -542,7 +574,7 @@ class _Discard(asyncio.BufferedProtocol):
 
     def _start_pause_timer(self) -> None:
         self._received = False
-        self._pause_timer = _Timeout(self._connection.loop, LINGER_PAUSE_S, self._abort_if_over)
+        self._pause_timer = _Timeout(self._connection.loop, self._pause_s, self._abort_if_over)
 
     def _abort_if_over(self) -> None:
         self._pauses -= 1

@@ -7,6 +7,7 @@ reads standard output, which may be a pager, a stopped terminal or a log driver 
 import json
 import logging
 import logging.config
+import math
 import os
 import select
 import sys
@@ -23,6 +24,13 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 # Seconds between two lines of one of OpenTelemetry's loggers.
 INTERVAL_S = 60
 
+# Characters that a text and a traceback take in a line at most. A client that could write more would soon have pushed
+# the lines about it out of a log of limited size.
+MAX_TEXT = 2048
+MAX_TRACEBACK = 8192
+CUT = "..."  # stands for what is left out
+LONGEST_ESCAPE = len(r"\ud83d\ude00")  # of one character
+
 STDOUT = 1
 # Bytes of lines that wait to be written: a few seconds of a busy service. Further lines are dropped.
 MAX_WAITING_BYTES = 2**20
@@ -33,7 +41,10 @@ _encode = json.JSONEncoder(default=str, allow_nan=False).encode  # to ASCII: pat
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object: time, level, logger, message, request id, fields of ``extra``, traceback."""
+    """Formats a record as a JSON object: time, level, logger, message, request id, fields of ``extra``, traceback.
+
+    Long texts are cut off: a traceback at its beginning, others at their end.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of JSON."""
@@ -48,10 +59,36 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and name not in line}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
+        for name, value in line.items():
+            if isinstance(value, str):
+                is_traceback = name == "traceback"
+                line[name] = shortened(value, MAX_TRACEBACK if is_traceback else MAX_TEXT, keep_end=is_traceback)
         try:
             return _encode(line)
         except (TypeError, ValueError, RecursionError):  # JSON has no NaN, no keys but text, and no circles
             return _encode({str(name): str(value) for name, value in line.items()})
+
+
+def shortened(text: str, most: int, *, keep_end: bool = False) -> str:
+    """Return a text that takes at most ``most`` characters as JSON, without the quotes.
+
+    Args:
+        text: Any text, such as a client's.
+        most: The number of characters, escapes included.
+        keep_end: Whether to leave out the beginning of a longer text instead of its end.
+    """
+    if len(text) <= most and _size(text) <= most:
+        return text
+    room = most - len(CUT)
+    kept = text[-room:] if keep_end else text[:room]
+    while (excess := _size(kept) - room) > 0:
+        left_out = math.ceil(excess / LONGEST_ESCAPE)
+        kept = kept[left_out:] if keep_end else kept[:-left_out]
+    return CUT + kept if keep_end else kept + CUT
+
+
+def _size(text: str) -> int:
+    return len(_encode(text)) - len('""')
 
 
 class RareFromOpenTelemetry(logging.Filter):
@@ -211,9 +248,11 @@ def configure_logging(level: str) -> LogWriter:
             "root": {"level": level.upper(), "handlers": ["stdout"]},
             "loggers": {
                 # Uvicorn's messages about start, stop and malformed requests repeat ours. The multipart parser warns
-                # about each malformed form, which the access line reports already.
+                # about each malformed form, which the access line reports already. OpenTelemetry's span repeats what a
+                # client sent as `tracestate`.
                 "uvicorn": {"level": "ERROR"},
                 "python_multipart": {"level": "ERROR"},
+                "opentelemetry.trace.span": {"level": "ERROR"},
             },
         }
     )

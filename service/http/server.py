@@ -23,7 +23,7 @@ from service.http.connection import ConnectionLimits, connection_factory
 from service.http.listening import Endpoint, Listeners
 from service.http.logs import configure_logging
 from service.http.serving import Serving
-from service.settings import Settings
+from service.settings import Settings, misplaced
 from service.tracing import tracing
 
 # Seconds that shutdown may take beyond the time of the last request; if it takes longer, something hangs.
@@ -67,6 +67,9 @@ def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) ->
         log.on_dropped = app.state.serving.metrics.log_lines_dropped.inc
         server = _Server(_configuration(app, settings), app.state.serving, listeners, hung_up)
         signal.signal(signal.SIGHUP, server.handle_reload)
+        for found, remedy in misplaced(os.environ):
+            logger.warning("%s; %s", found, remedy)
+        logger.info("API keys: %s", settings.authentication, extra={"api_keys": len(settings.api_keys)})
         _announce(listeners, page=settings.ui)
         server.run(sockets=listeners.sockets)
     if failures:
@@ -79,7 +82,12 @@ def serve(settings: Settings, *, hung_up: Callable[[], bool] = lambda: False) ->
 
 
 def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    limits = ConnectionLimits(settings.max_connections, settings.upload_timeout_s, settings.send_timeout_s)
+    limits = ConnectionLimits(
+        settings.max_connections,
+        head_timeout_s=settings.upload_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+        linger_s=settings.request_timeout_s,
+    )
     return uvicorn.Config(
         app,
         http=connection_factory(limits, app.state.serving.metrics),

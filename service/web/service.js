@@ -17,6 +17,10 @@ export class Problem extends Error {
   }
 }
 
+/** Seconds until one may try again, whatever Retry-After says, and characters shown of a foreign answer. */
+const LONGEST_WAIT_S = 300;
+const MOST_TEXT = 200;
+
 /** Asks for every class, because only ranked classes have labels. */
 const QUERY = "?top_k=10000&frames=jpeg";
 
@@ -95,15 +99,27 @@ function readAnswer(request) {
     const stages = stagesOf(request.getResponseHeader("Server-Timing") ?? "");
     return { answer: body, text: request.responseText, stages, requestId };
   }
-  const retryAfter = Number.parseInt(request.getResponseHeader("Retry-After"), 10);
-  throw new Problem({
-    title: body?.title ?? "The answer cannot be read",
-    detail: body?.detail ?? `a server between this page and the service answered with status ${request.status}`,
-    code: body?.code ?? null,
-    status: request.status,
-    retryAfter: Number.isNaN(retryAfter) ? null : retryAfter,
-    requestId,
-  });
+  const isProblem = (request.getResponseHeader("Content-Type") ?? "").startsWith("application/problem+json");
+  const { title, detail, code } = isProblem && body?.code ? body : foreign(request);
+  const retryAfter = secondsOf(request.getResponseHeader("Retry-After") ?? "");
+  throw new Problem({ title, detail, code, status: request.status, retryAfter, requestId });
+}
+
+/** What to say about the answer of a proxy or another server: its status and the beginning of its text. */
+function foreign(request) {
+  const status = `${request.status} ${request.statusText}`.trim();
+  const text = request.responseText.replace(/<[^>]*>/g, " ").replace(/\s+/g, " ").trim().slice(0, MOST_TEXT);
+  return {
+    title: "The answer cannot be read",
+    detail: `a server between this page and the service answered ${status}${text && `: ${text}`}`,
+  };
+}
+
+/** The seconds that Retry-After asks for, as a number or as a date (RFC 9110, section 10.2.3); null if it cannot be
+ *  read. */
+function secondsOf(retryAfter) {
+  const seconds = /^\d+$/.test(retryAfter) ? Number(retryAfter) : (Date.parse(retryAfter) - Date.now()) / 1000;
+  return Number.isNaN(seconds) ? null : Math.min(Math.max(seconds, 0), LONGEST_WAIT_S);
 }
 
 function parseJson(text) {

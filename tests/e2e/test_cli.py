@@ -32,6 +32,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
+def told(server: Server) -> tuple[object, object]:
+    """Return what the log says about API keys."""
+    (line,) = (line for line in server.lines() if "api_keys" in line)
+    return line["message"], line["api_keys"]
+
+
 class TestServe:
     def test_the_log_contains_the_pages_address(self, server: Server) -> None:
         (listening,) = (line for line in server.lines() if line["message"] == "listening")
@@ -50,7 +56,8 @@ class TestServe:
         self, start: Callable[..., Server]
     ) -> None:
         links = {"PORT": "tcp://10.96.12.7:8000", "SERVICE_PORT": "8000", "PORT_8000_TCP_ADDR": "10.96.12.7"}
-        empty = dict.fromkeys((name.upper() for name in Settings.model_fields if name != "api_keys"), "")
+        names = Settings.model_fields.keys() - {"api_keys", "api_keys_file"}
+        empty = dict.fromkeys(map(str.upper, names), "")
         server = start(**empty | links)
 
         assert httpx.get(f"{server.url}/health/ready", trust_env=False).is_success
@@ -65,6 +72,39 @@ class TestServe:
         assert ended.exit_code == 2
         assert len(ended.stderr.splitlines()) == 1
         assert ended.stderr.startswith("limelight: LIMELIGHT_API_KEYS is not valid: a key is empty")
+
+    @pytest.mark.parametrize(("content", "why"), [(None, "cannot be read"), ("", "holds no key"), ("a b", "visible")])
+    def test_it_does_not_start_without_the_keys_of_its_file(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None, why: str
+    ) -> None:
+        if content is not None:
+            (tmp_path / "keys").write_text(content)
+        monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", "keys")
+        ended = limelight("serve", "--port", 0)
+
+        assert ended.exit_code == 2
+        (sentence,) = ended.stderr.splitlines()
+        assert sentence.startswith("limelight: LIMELIGHT_API_KEYS_FILE is not valid: ")
+        assert why in sentence
+
+    def test_it_logs_how_many_keys_there_are_and_variables_that_are_composes(
+        self, start: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        (tmp_path / "keys").write_text("first-7f3a\nsecond-9c1d\n")
+        server = start(API_KEYS_FILE=str(tmp_path / "keys"), MEMORY="4g")
+        keys = ("first-7f3a", "second-9c1d", "first-7f3a,second-9c1d")
+        statuses = [
+            httpx.get(f"{server.url}/model", headers={"X-API-Key": key}, trust_env=False).status_code for key in keys
+        ]
+
+        assert statuses == [200, 200, 401]
+        assert told(server) == ("API keys: 2", 2)
+        (warning,) = (str(line["message"]) for line in server.lines() if line["level"] == "warning")
+        assert warning.startswith("LIMELIGHT_MEMORY is a variable of Compose")
+        assert "7f3a" not in server.log.read_text()
+
+    def test_it_logs_that_it_is_open_to_everybody(self, server: Server) -> None:
+        assert told(server) == ("API keys: none: open to everybody", 0)
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -286,6 +326,15 @@ class TestDemo:
         assert ended.exit_code == 0, ended.stderr
         assert str(clip_file) in ended.stdout
         assert (tmp_path / "demo.png").exists()
+
+    def test_it_sends_a_key_of_a_file_that_is_named_relatively(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "keys").write_text("demo-7f3a\n")
+        monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", "keys")
+        ended = limelight("demo", "--bundle", tiny_bundle)
+
+        assert ended.exit_code == 0, ended.stderr
 
     def test_the_reason_is_shown_if_the_server_does_not_start(self, tmp_path: Path) -> None:
         ended = limelight("demo", "--bundle", "none")

@@ -3,14 +3,17 @@
 import csv
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -54,6 +57,21 @@ def text_file(tmp_path: Path) -> Path:
     return file
 
 
+JSON = {"Content-Type": "application/json"}
+ANSWER = (200, JSON, json.dumps(PREDICTION).encode())
+HTML = {"Content-Type": "text/html"}
+PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<hr><center>nginx</center>" + b" padding" * 100_000
+# What proxies of other people answer in the service's place, and what a program should say about it.
+FOREIGN = {
+    "a page": ((502, HTML, PAGE), "502 Bad Gateway: <html> <head><title>502 Bad Gateway</title></head> <hr>"),
+    "a page with a good status": ((200, HTML, b"<p>Please log in"), "200 OK: <p>Please log in"),
+    "JSON": ((503, JSON, b'{"code": 7, "message": "no upstream"}'), '503 Service Unavailable: {"code": 7, "message":'),
+    "a redirect": ((302, HTML | {"Location": "/login"}, b"elsewhere"), "302 Found: elsewhere"),
+    "nothing": ((504, {}, b""), "504 Gateway Timeout: "),
+}
+foreign = pytest.mark.parametrize(("answer", "told"), FOREIGN.values(), ids=FOREIGN)
+
+
 def run(url: str, *command: object, key: str = KEY) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"LIMELIGHT_URL": url, "LIMELIGHT_API_KEY": key, "NO_PROXY": "*", "no_proxy": "*"}
     words = [str(word) for word in command]
@@ -77,6 +95,23 @@ class TestCurlExample:
 
         assert ended.returncode == 22
         assert json.loads(ended.stdout)["code"] == "unsupported_media"
+
+    @foreign
+    def test_it_tells_the_answer_of_a_proxy(
+        self, clip_file: Path, answer: tuple[int, dict[str, str], bytes], told: str
+    ) -> None:
+        with StandIn(answer) as proxy:
+            ended = run(proxy.url, EXAMPLES / "predict.sh", clip_file)
+
+        assert (ended.returncode, ended.stdout) == (22, "")
+        assert ended.stderr.startswith(told)
+        assert len(ended.stderr) < 300
+
+    def test_it_exits_as_curl_does_when_no_service_answers(self, clip_file: Path) -> None:
+        ended = run("http://127.0.0.1:1", EXAMPLES / "predict.sh", clip_file)
+
+        assert ended.returncode == 7
+        assert ended.stderr.startswith("curl: (7)")
 
 
 class TestJavaScriptExample:
@@ -103,6 +138,20 @@ class TestJavaScriptExample:
         assert ended.returncode == 1
         assert ended.stderr.endswith("(415 unsupported_media)\n")
 
+    @foreign
+    def test_it_tells_the_answer_of_a_proxy(
+        self, clip_file: Path, answer: tuple[int, dict[str, str], bytes], told: str
+    ) -> None:
+        status, headers, body = answer
+        location = headers.get("Location")
+        with StandIn((status, headers, body), (404, HTML, body)) as proxy:
+            ended = run(proxy.url, "node", EXAMPLES / "predict.js", clip_file)
+
+        assert (ended.returncode, ended.stdout) == (1, "")
+        if location is None:  # fetch follows redirects
+            assert ended.stderr.startswith(told)
+            assert len(ended.stderr) < 300
+
 
 class TestFolderExample:
     def test_the_table_has_a_row_for_each_clip_including_refused_ones(
@@ -128,15 +177,99 @@ class TestFolderExample:
         assert self.run(server.url, tmp_path).returncode == 0
         assert self.run(server.url, tmp_path).returncode == 0  # its own results are not taken for a clip
 
-    def test_it_waits_as_long_as_retry_after_says(self, tmp_path: Path, clip: bytes) -> None:
+    def test_what_is_hidden_is_left_out_but_not_a_folder_that_is_asked_for(
+        self, server: Server, tmp_path: Path, clip: bytes
+    ) -> None:
+        folder = tmp_path / ".cache" / ".clips"
+        for name in ("a.mp4", ".b.mp4", ".thumbs/t.jpg", "c/.thumbs/d/t.jpg", "c/e.mp4"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(clip)
+
+        assert self.run(server.url, folder).returncode == 0
+        assert [row["clip"] for row in self.rows(folder)] == ["a.mp4", "c/e.mp4"]
+
+    @pytest.mark.parametrize("as_date", [False, True])
+    def test_it_waits_as_long_as_retry_after_says(self, tmp_path: Path, clip: bytes, as_date: bool) -> None:
         (tmp_path / "a.mp4").write_bytes(clip)
-        with BusyService() as busy:
+        with StandIn((429, {"Retry-After": "2"}, b"{}"), ANSWER, dates=as_date) as busy:
             ended = self.run(busy.url, tmp_path)
 
         refused, answered = busy.asked
         assert answered - refused >= 1
-        assert ended.returncode == 0
+        assert ended.returncode == 0, ended.stderr
         assert [row["label"] for row in self.rows(tmp_path)] == ["Basketball"]
+
+    @pytest.mark.parametrize(
+        ("retry_after", "seconds"),
+        [
+            ("0", 0),
+            ("7", 7),
+            ("Thu, 26 Nov 2026 00:00:09 GMT", 9),
+            ("Thursday, 26-Nov-26 00:00:09 GMT", 9),
+            ("Thu Nov 26 00:00:09 2026", 9),
+            ("Wed, 25 Nov 2026 23:59:59 GMT", 0),
+            ("Sun, 06 Nov 99999999 08:49:37 GMT", 1),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", 30),
+            ("in a while", 1),
+            ("-5", 1),
+            ("1.5", 1),
+            ("", 1),
+            ("31536000", 30),
+            ("9" * 5000, 30),
+        ],
+    )
+    def test_retry_after_is_a_number_or_a_date_and_has_a_bound(
+        self, monkeypatch: pytest.MonkeyPatch, retry_after: str, seconds: float
+    ) -> None:
+        class Midnight(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Self:
+                return cls(2026, 11, 26, tzinfo=tz)
+
+        wait_s = runpy.run_path(str(EXAMPLES / "folder.py"))["wait_s"]
+        wait_s.__globals__["datetime"] = Midnight
+
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("TZ", "America/New_York")
+            time.tzset()
+            waited = wait_s(retry_after)
+        time.tzset()
+
+        assert waited == seconds
+
+    @foreign
+    def test_the_answer_of_a_proxy_is_told_and_the_other_clips_are_classified(
+        self, tmp_path: Path, clip: bytes, answer: tuple[int, dict[str, str], bytes], told: str
+    ) -> None:
+        for name in ("a.mp4", "b.mp4", "c.mp4"):
+            (tmp_path / name).write_bytes(clip)
+        with StandIn(answer, ANSWER) as proxy:
+            ended = self.run(proxy.url, tmp_path)
+
+        assert ended.returncode == 2
+        assert ended.stderr.splitlines()[-1].startswith(f"{proxy.url}: {told}".rstrip())
+        (bad,) = (row for row in self.rows(tmp_path) if row["problem"])
+        assert f"{bad['problem']}: {bad['detail']}".startswith(told)
+        assert sorted(row["label"] for row in self.rows(tmp_path)) == ["", "Basketball", "Basketball"]
+
+    def test_results_so_far_are_kept_when_the_service_is_lost(self, tmp_path: Path, clip: bytes) -> None:
+        for number in range(30):
+            (tmp_path / f"{number:02}.mp4").write_bytes(clip)
+        cut_off = (200, {"Content-Length": "9"}, b"")  # the connection ends before the answer does
+        with StandIn(*[ANSWER] * 10, cut_off) as dying:
+            ended = self.run(dying.url, tmp_path)
+
+        assert ended.returncode == 2
+        assert dying.url in ended.stderr
+        assert [row["label"] for row in self.rows(tmp_path)] == ["Basketball"] * 10
+
+    def test_a_clip_that_cannot_be_read_is_a_row(self, server: Server, tmp_path: Path, clip: bytes) -> None:
+        (tmp_path / "a.mp4").write_bytes(clip)
+        (tmp_path / "b.mp4").symlink_to("/proc/self/mem")  # whose beginning cannot be read
+        ended = self.run(server.url, tmp_path)
+
+        good, bad = self.rows(tmp_path)
+        assert (ended.returncode, good["problem"], bad["problem"]) == (1, "", "unreadable")
 
     def test_it_stops_when_the_api_key_is_wrong(self, server: Server, tmp_path: Path, clip_file: Path) -> None:
         ended = self.run(server.url, tmp_path, key="wrong")
@@ -160,32 +293,32 @@ class TestFolderExample:
             return list(csv.DictReader(file))
 
 
-class BusyService:
-    """A service that refuses the first clip with ``Retry-After: 1``; ``asked`` holds the time of each request."""
+class StandIn:
+    """A server with these answers, the last one for ever; ``asked`` has the time of each request.
 
-    def __init__(self) -> None:
+    With ``dates``, the header Retry-After gets the form of a date.
+    """
+
+    def __init__(self, *answers: tuple[int, dict[str, str], bytes], dates: bool = False) -> None:
         self.asked: list[float] = []
-        busy = self
+        stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                busy.asked.append(time.monotonic())
+                stand_in.asked.append(time.monotonic())
                 self.rfile.read(int(self.headers["Content-Length"]))
-                answer = json.dumps(PREDICTION).encode()
-                if len(busy.asked) == 1:
-                    answer = b"{}"
-                    self.send_response(429)
-                    self.send_header("Retry-After", "1")
-                else:
-                    self.send_response(200)
-                self.send_header("Content-Length", str(len(answer)))
+                status, headers, body = answers[min(len(stand_in.asked), len(answers)) - 1]
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    is_date = dates and name == "Retry-After"
+                    self.send_header(name, self.date_time_string(time.time() + int(value)) if is_date else value)
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(body)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> "BusyService":
+    def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever).start()
         return self
 

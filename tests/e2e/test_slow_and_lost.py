@@ -1,8 +1,11 @@
 """Clients that send too much, send too slowly, or disconnect: their answers, and that nothing leaks."""
 
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -47,7 +50,27 @@ class TestOversizedUpload:
 
         assert (answer.status, answer.code, closed) == (413, "body_too_large", True)
 
-    def test_a_client_that_does_not_stop_sending_is_disconnected(self, server: Server) -> None:
+    @pytest.mark.parametrize("length", [3 * (LIMIT + 1), None])
+    def test_a_client_that_reads_only_after_a_slow_upload_gets_the_answer(
+        self, server: Server, length: int | None
+    ) -> None:
+        """Python's ``http.client`` is one. Between two parts it pauses longer than a network does."""
+
+        def parts() -> Iterator[bytes]:
+            for _ in range(3):
+                yield bytes(LIMIT + 1)
+                time.sleep(2.5)
+
+        headers = {} if length is None else {"Content-Length": str(length)}
+        with closing(HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)) as client:
+            client.request("POST", "/predict", parts(), headers, encode_chunked=length is None)
+            answer = client.getresponse()
+
+            assert (answer.status, json.load(answer)["code"]) == (413, "body_too_large")
+
+    def test_a_client_that_does_not_stop_sending_is_disconnected(self, start: Callable[..., Server]) -> None:
+        server = start(REQUEST_TIMEOUT_S="3", MAX_BODY_BYTES=str(LIMIT))
+
         def send_on() -> bool:
             try:
                 client.send(b"more")

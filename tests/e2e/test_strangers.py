@@ -63,6 +63,62 @@ def send_until_refused(port: int, beginning: bytes, part: bytes, megabytes: int)
     return received
 
 
+LONG_LINES = {
+    "method": "X" * 20_000 + " /",
+    "letters": "GET /" + "a" * 28_000,
+    "quotes": "GET /" + "%22" * 9_000,
+    "odd characters": "GET /" + "%E2%80%A8" * 3_000,
+    "characters that take twelve": "GET /" + "%F0%9F%98%80" * 2_300,
+    "bytes that are no text": "GET /" + "%FF" * 9_000,
+    "model": "GET /v2/models/" + "%F0%9F%98%80" * 2_000,
+    "query": "GET /?" + "a" * 28_000,
+    "probe": "GET /health/" + "%FF" * 9_000,
+}
+LONGEST_ADDRESS = ":".join(["ffff"] * 8)
+HEADERS = {
+    "id": "X-Request-ID: " + "i" * 128,
+    "long id": "X-Request-ID: " + "i" * 8_000,
+    "control characters in the trace": "traceparent: " + "\x01" * 8_000,
+    "control characters in the id": "X-Request-ID: " + "\x7f" * 8_000,
+    "trace": f"traceparent: 00-{'a' * 32}-{'b' * 16}-01",
+    "state of the trace": f"traceparent: 00-{'a' * 32}-{'b' * 16}-01\r\ntracestate: a={'b' * 8_000}",
+    "long trace": "traceparent: 00-" + "a" * 8_000,
+    "client": f"X-Forwarded-For: {LONGEST_ADDRESS}",
+    "many clients": "X-Forwarded-For: " + ", ".join([LONGEST_ADDRESS] * 100),
+    "client with a zone": f"X-Forwarded-For: fe80::1%{'z' * 8_000}",
+    "agent": "User-Agent: " + "\xff" * 8_000,
+    "media type": "Content-Type: multipart/form-data; boundary=" + "b" * 8_000,
+    "coding": "Content-Encoding: " + "c" * 8_000,
+}
+FORM = f"--b\r\nContent-Disposition: form-data; name=file; filename={'f' * 7_000}\r\n\r\nno video\r\n--b--\r\n".encode()
+BODIES = {
+    ("/predict", "Content-Type: multipart/form-data; boundary=b"): FORM,
+    ("/v2/models/tiny/infer", "Content-Type: application/json"): b'{"id": "%s", "inputs": []}' % (b"\\u0001" * 5_000),
+}
+
+
+def test_no_client_can_write_long_lines_into_the_log(start: Start) -> None:
+    """A stranger whose requests made 48 kB a line could wipe a log of limited size in a second."""
+    server = start(LOG_LEVEL="debug", TRUSTED_PROXIES="*")
+    common = "\r\n".join(["Host: localhost", HEADERS["id"], HEADERS["trace"], HEADERS["client"]])
+    heads = [f"{line} HTTP/1.1\r\n{common}\r\n\r\n" for line in LONG_LINES.values()]
+    heads += [f"POST /predict HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n" for header in HEADERS.values()]
+    requests = [head.encode("latin-1") for head in heads]
+    for (path, content_type), body in BODIES.items():
+        head = f"POST {path} HTTP/1.1\r\n{common}\r\n{content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        requests.append(head.encode() + body)
+    before = len(server.lines())
+    for request in requests:
+        with RawClient(server.port) as client:
+            client.send(request)
+            assert client.answer().status in {200, 400, 404, 405, 415}
+    until(lambda: len(server.lines()) >= before + len(requests))
+
+    longest = max(server.log.read_text().splitlines()[before:], key=len)
+    assert len(longest) < 1024, longest
+    assert LONGEST_ADDRESS in longest
+
+
 class TestEndlessHeads:
     def test_header_lines_without_end_take_no_memory(self, start: Start, clip: bytes) -> None:
         server = start(API_KEYS=KEY)

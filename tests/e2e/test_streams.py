@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 PYTHON = [sys.executable, "-m", "service.cli"]
 QUICK_S = 20
-LONG = "/" + 500 * "%E2%82%AC"  # a path whose access line has 3 KB
+LONG = "/" + 42 * "%E2%82%AC"  # the longest path that an access line shows whole
 
 
 class Unread:
@@ -196,7 +196,7 @@ def test_a_full_disk_costs_whole_lines_and_their_number_is_logged(tiny_bundle: P
         httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=str(place))) as client,
     ):
         until(lambda: "ready" in [line["message"] for line in lines()])
-        full = log.stat().st_size + 1000
+        full = log.stat().st_size + 100  # less than a line
         _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
         answers = [client.get(LONG).status_code for _ in range(3)]
         until(lambda: log.stat().st_size == full)

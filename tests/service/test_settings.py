@@ -181,7 +181,7 @@ def test_proxies_are_addresses_networks_and_the_words_for_all_and_for_the_unix_s
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
 def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
     defaults = Settings()
-    for name in Settings.model_fields.keys() - {"api_keys"}:
+    for name in Settings.model_fields.keys() - {"api_keys", "api_keys_file"}:
         monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", blank)
 
     assert Settings() == defaults

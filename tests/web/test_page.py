@@ -322,25 +322,54 @@ class TestProblem:
 
         visitor.await_state("verdict")
 
-    @pytest.mark.parametrize(("status", "code"), [(429, "overloaded"), (503, "not_ready")])
+    @pytest.mark.parametrize(
+        ("status", "code", "retry_after", "seconds"),
+        [
+            (429, "overloaded", "3", 3),
+            (503, "not_ready", "Thu, 01 Jan 1970 00:01:03 GMT", 3),
+            (503, "draining", "99999999999", 300),
+        ],
+    )
     def test_the_retry_button_counts_the_retry_time_down(
-        self, server: Server, visit: Visit, clip: bytes, status: int, code: str
+        self, server: Server, visit: Visit, clip: bytes, status: int, code: str, retry_after: str, seconds: int
     ) -> None:
         visitor = visit(server)
         page = visitor.page
         problem = json.dumps({"title": KINDS[code].title, "detail": "wait", "code": code, "status": status})
-        headers = {"Retry-After": "3", "Content-Type": "application/problem+json"}
+        headers = {"Retry-After": retry_after, "Content-Type": "application/problem+json"}
         page.clock.install(time=0)
         page.clock.pause_at(60)
         page.route("**/predict?*", lambda route: route.fulfill(status=status, headers=headers, body=problem))
         visitor.drop(clip)
         visitor.await_state("problem")
 
-        expect(page.get_by_role("button", name="Try again in 3 s")).to_be_disabled()
-        page.clock.run_for(2500)
+        expect(page.get_by_role("button", name=f"Try again in {seconds} s")).to_be_disabled()
+        page.clock.run_for(1000 * seconds - 500)
         expect(page.get_by_role("button", name="Try again in 1 s")).to_be_disabled()
         page.clock.run_for(1000)
         expect(page.get_by_role("button", name="Try again", exact=True)).to_be_enabled()
+
+    @pytest.mark.parametrize(
+        ("status", "media_type", "body", "told"),
+        [
+            (502, "text/html", "<html>\r\n<h1>502 Bad Gateway</h1><hr>nginx", "502 Bad Gateway: 502 Bad Gateway nginx"),
+            (200, "text/html", "<p>Please log in", "200 OK: Please log in"),
+            (503, "application/json", '{"code": 7, "detail": {"a": 1}}', "503 Service Unavailable: {"),
+            (504, "text/plain", "", "504 Gateway Timeout."),
+        ],
+    )
+    def test_the_answer_of_a_proxy_is_told(
+        self, server: Server, visit: Visit, clip: bytes, status: int, media_type: str, body: str, told: str
+    ) -> None:
+        visitor = visit(server)
+        headers = {"Content-Type": media_type, "Retry-After": "soon"}
+        visitor.page.route("**/predict?*", lambda route: route.fulfill(status=status, headers=headers, body=body))
+        visitor.drop(clip)
+        visitor.await_state("problem")
+
+        expect(visitor.page.get_by_role("heading", name="The answer cannot be read")).to_be_visible()
+        expect(visitor.page.locator("#problem-detail")).to_contain_text(f"answered {told}")
+        expect(visitor.page.get_by_role("button", name="Try again", exact=True)).to_be_enabled()
 
     def test_a_clip_that_is_too_large_is_reported(self, start: Start, visit: Visit) -> None:
         visitor = visit(start(MAX_BODY_BYTES="1000000"))

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.logs import request_id as current_request_id
+from service.http.logs import shortened
 from service.http.problems import problem_of, problem_response
 from service.http.proxies import TrustedProxies
 from service.metrics import Metrics
@@ -21,6 +22,9 @@ from service.tracing import Trace
 
 # Request ids of clients that are safe to repeat in a header and in the log.
 _SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+# Characters of a method and a path in the access line, escapes included: the line has less than 1 KiB.
+MAX_METHOD = 32
+MAX_PATH = 256
 # Probes and scrapes come every few seconds; their access lines are logged at level ``debug``.
 PROBES = ("/health/", "/metrics", "/v2/health/")
 
@@ -149,8 +153,8 @@ def _request_id(headers: Headers) -> str:
 
 def _log(scope: Scope, record: RequestRecord) -> None:
     facts = {
-        "method": scope["method"],
-        "path": scope["path"],
+        "method": shortened(scope["method"], MAX_METHOD),
+        "path": shortened(scope["path"], MAX_PATH),
         "status": record.status,
         "duration_ms": round(1000 * (time.monotonic() - record.arrived), 3),
         "stages_ms": record.stages.milliseconds(),

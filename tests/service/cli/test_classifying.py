@@ -1,5 +1,7 @@
 """How ``limelight predict`` gets answers, run in this process."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,52 @@ def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, n
         over_http("http://example.org", None, Wanted()),
     ):
         pass
+
+
+class TestForeignAnswers:
+    """Answers of proxies and other servers, instead of the service's."""
+
+    @pytest.mark.parametrize(
+        ("status", "body", "told"),
+        [
+            (502, b"<html>\r\n<h1>nginx</h1>" + b"." * 10_000, "502 Bad Gateway: <html> <h1>nginx</h1>."),
+            (503, b'{"message": "no upstream"}', '503 Service Unavailable: {"message": "no upstream"}'),
+            (200, b"<p>Please log in", "200 OK: <p>Please log in"),
+            (302, b"\xff\x1b[2J", "302 Found: "),
+            (504, b"", "504 Gateway Timeout"),
+        ],
+    )
+    def test_the_status_and_the_beginning_of_the_text_are_told(self, status: int, body: bytes, told: str) -> None:
+        sentence = self.refused(status, body, None)
+
+        assert f"(status {status}) is not Limelight's, but `{told}" in sentence
+        assert len(sentence) < 400
+
+    def test_the_text_is_not_told_if_it_repeats_the_key(self) -> None:
+        sentence = self.refused(500, b"." * 100 + b"Authorization: Bearer s3cret", "s3cret")
+
+        assert "but `500 Internal Server Error`; check" in sentence
+
+    @staticmethod
+    def refused(status: int, body: bytes, key: str | None) -> str:
+        """Return what is said about an answer to a request with this key."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever).start()
+            try:
+                with (
+                    over_http(f"http://127.0.0.1:{server.server_port}", key, Wanted()) as classify,
+                    pytest.raises(CommandError) as error,
+                ):
+                    classify("clip.mp4", b"a clip")
+            finally:
+                server.shutdown()
+        return str(error.value)

@@ -1,5 +1,6 @@
 """The doctor's findings. Only what would keep the service from working is an error."""
 
+import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from service.cgroup import MemoryLimit
 from service.cli import doctor
 from service.cli.doctor import Finding, Verdict, examine
-from service.settings import Settings
+from service.settings import COMPOSE_VARIABLES, Settings
+from tests.conftest import REPOSITORY
 from tests.tiny_bundle import write_tiny_bundle
 
 # What Kubernetes sets for a Service `limelight` and for one named `limelight-metrics`.
@@ -179,12 +181,28 @@ def test_a_request_limit_below_one_clip_of_the_protocol_is_a_warning(tiny_bundle
     assert f"LIMELIGHT_MAX_BODY_BYTES above {40 * 224 * 224 * 3}" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("settings", "verdict", "told", "remedy"),
+    [
+        ({}, Verdict.GOOD, "none: open to everybody", ""),
+        ({"api_keys": "a" * 16 + "," + "b" * 16}, Verdict.GOOD, "2", ""),
+        ({"host": "0.0.0.0"}, Verdict.POOR, "none: open to everybody", "LIMELIGHT_API_KEYS_FILE"),
+        ({"host": "0.0.0.0", "unix_socket": "/run/x"}, Verdict.GOOD, "none: open to everybody", ""),
+        ({"api_keys": "short"}, Verdict.POOR, "1, of which one is shorter than 16 characters", "openssl"),
+        ({"api_keys": f'"{"a" * 32}"'}, Verdict.POOR, "1, of which one is in quotes", "without quotes"),
+    ],
+)
+def test_the_number_of_api_keys_is_told(settings: dict[str, Any], verdict: Verdict, told: str, remedy: str) -> None:
+    (found,) = findings(Settings(**settings), "API keys")
+
+    assert (found.verdict, found.found) == (verdict, told)
+    assert remedy in found.remedy
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "named"),
         [
-            ({"host": "0.0.0.0"}, "LIMELIGHT_API_KEYS"),
-            ({"api_keys": "short"}, "openssl"),
             ({"decode_timeout_s": 60}, "LIMELIGHT_DECODE_TIMEOUT_S"),
             ({"batch_sizes": "2,4"}, "LIMELIGHT_BATCH_SIZES"),
             ({"device": "cpu", "precision": "fp16"}, "LIMELIGHT_PRECISION"),
@@ -224,6 +242,27 @@ class TestSettings:
 
         assert "more threads or decoders than processors (0.5 by affinity and CPU quota)" in found.found
         assert "LIMELIGHT_THREADS" in found.remedy
+
+    @pytest.mark.parametrize("name", sorted(COMPOSE_VARIABLES))
+    def test_a_variable_of_compose_belongs_into_its_own_file(self, tmp_path: Path, name: str) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", **{name: "3-secret"})
+
+        assert found.verdict is Verdict.POOR
+        assert found.found == f"{name} is a variable of Compose and has no effect on the service"
+        assert ".env beside docker-compose.yml" in found.remedy
+        assert "secret" not in found.remedy
+
+    def test_the_port_of_a_kubernetes_service_named_gateway_is_not_composes(self, tmp_path: Path) -> None:
+        (found,) = findings(Settings(bundle=tmp_path), "settings", GATEWAY_PORT="tcp://10.96.12.7:80")
+
+        assert found.found == "no conflicts"
+
+    def test_the_variables_of_compose_are_those_of_its_files(self) -> None:
+        texts = [file.read_text() for file in REPOSITORY.glob("docker-compose*.yml")]
+        used = {name for text in texts for name in re.findall(r"(?<!\$)\$\{?([A-Z_]+)", text)}
+
+        assert used
+        assert used <= COMPOSE_VARIABLES
 
     def test_the_defaults_have_no_conflicts(self, tmp_path: Path) -> None:
         (found,) = findings(Settings(bundle=tmp_path), "settings", PATH="/bin", LIMELIGHT_BUNDLE="x")

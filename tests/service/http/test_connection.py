@@ -91,7 +91,7 @@ class TestInternals:
 
     def test_a_connection_is_told_of_every_byte_that_a_client_leaves_unread(self) -> None:
         config = uvicorn.Config(answer_at_once, log_config=None, lifespan="off", ws="none")
-        factory: Any = connection_factory(ConnectionLimits(1, 60, 60), Metrics())
+        factory: Any = connection_factory(ConnectionLimits(1, 60, 60, 60), Metrics())
         loop, transport = asyncio.new_event_loop(), Transport()
         with contextlib.closing(loop):
             made = factory(config=config, server_state=ServerState(), app_state={}, _loop=loop)
@@ -164,10 +164,16 @@ class Server(uvicorn.Server):
     """A uvicorn server with our connections, on a free port, in a thread."""
 
     def __init__(
-        self, app: ASGIApp, loop: str, *, connections: int = 50, send_timeout_s: float = SEND_TIMEOUT_S
+        self,
+        app: ASGIApp,
+        loop: str,
+        *,
+        connections: int = 50,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+        linger_s: float = PATIENCE_S,
     ) -> None:
         self.metrics = Metrics()
-        limits = ConnectionLimits(connections, head_timeout_s=HEAD_TIMEOUT_S, send_timeout_s=send_timeout_s)
+        limits = ConnectionLimits(connections, HEAD_TIMEOUT_S, send_timeout_s, linger_s)
         factory = connection_factory(limits, self.metrics)
         super().__init__(
             uvicorn.Config(app, http=factory, loop=loop, lifespan="off", ws="none", log_config=None, access_log=False)
@@ -489,7 +495,7 @@ class TestMalformedRequests:
                 assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
             client.sendall(head * together + b"no length\r\n")
             assert client.recv(12) == b"HTTP/1.1 400"
-            until(lambda: received, patience_s=connection.LINGER_PAUSE_S / 2)
+            until(lambda: received, patience_s=connection.AFTER_REFUSAL.pause_s / 2)
 
         assert received == [{"type": "http.disconnect"}]
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -675,10 +681,11 @@ class TestLingeringClose:
     """An answer that comes while the client is still sending its body."""
 
     HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    LIMITED = BodyLimits(answer_at_once, Settings(), closing=lambda: False)
 
     @pytest.fixture
     def server(self, serve: Callable[..., Server]) -> Server:
-        return serve(BodyLimits(answer_at_once, Settings(), closing=lambda: False))
+        return serve(self.LIMITED)
 
     def test_the_answer_arrives_completely_although_the_client_keeps_sending(self, server: Server) -> None:
         with server.connect() as client:
@@ -691,35 +698,44 @@ class TestLingeringClose:
         assert b"connection: close" in received.lower()
         assert received.endswith(ANSWER)
 
-    def test_a_client_that_pauses_is_cut_off(self, server: Server) -> None:
+    def test_a_client_that_pauses_is_cut_off(self, serve: Callable[..., Server]) -> None:
+        server = serve(self.LIMITED, linger_s=0.5)
         with server.connect() as client:
             client.sendall(self.HEAD)
             read_to_end(client)
             closed = self.seconds_until_closed(server)
 
-        assert closed < connection.LINGER_PAUSE_S + connection.LINGER_S
+        assert closed < PATIENCE_S / 2
 
-    def test_a_client_that_never_stops_is_cut_off(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(connection, "LINGER_S", 0.5)
-        monkeypatch.setattr(connection, "LINGER_PAUSE_S", 0.2)
-        with server.connect() as client:
-            client.sendall(self.HEAD)
-            give_up, refused = time.monotonic() + PATIENCE_S, False
-            while not refused and time.monotonic() < give_up:
-                try:
-                    client.sendall(bytes(1000))
-                except OSError:
-                    refused = True
-                time.sleep(0.01)
+    def test_a_client_that_never_stops_is_cut_off(self, serve: Callable[..., Server]) -> None:
+        assert self.is_cut_off(serve(self.LIMITED, linger_s=0.5))
 
-        assert refused
+    def test_a_client_that_never_stops_is_cut_off_when_the_server_stops(self, serve: Callable[..., Server]) -> None:
+        server = serve(self.LIMITED, linger_s=1000)
+
+        assert self.is_cut_off(server, after_the_answer=lambda: setattr(server, "should_exit", True))
 
     def test_a_client_that_closes_ends_the_lingering(self, server: Server) -> None:
         with server.connect() as client:
             client.sendall(self.HEAD)
             read_to_end(client)
 
-        assert self.seconds_until_closed(server) < connection.LINGER_PAUSE_S
+        assert self.seconds_until_closed(server) < connection.AFTER_REFUSAL.pause_s
+
+    def is_cut_off(self, server: Server, after_the_answer: Callable[[], None] = lambda: None) -> bool:
+        """Return whether a client that never stops sending is cut off."""
+        with server.connect() as client:
+            client.sendall(self.HEAD)
+            read_to_end(client)
+            after_the_answer()
+            give_up = time.monotonic() + PATIENCE_S
+            while time.monotonic() < give_up:
+                try:
+                    client.sendall(bytes(1000))
+                except OSError:
+                    return True
+                time.sleep(0.01)
+        return False
 
     @staticmethod
     def seconds_until_closed(server: Server) -> float:
@@ -768,7 +784,7 @@ class TestShutdown:
 
 
 def test_the_connection_is_made_with_uvicorns_own_arguments() -> None:
-    factory: Any = connection_factory(ConnectionLimits(1, 1, 1), Metrics())
+    factory: Any = connection_factory(ConnectionLimits(1, 1, 1, 1), Metrics())
     made = uvicorn.Config(answer_at_once, http=factory, log_config=None)
     made.load()
 

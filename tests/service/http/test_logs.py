@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry, request_id
+from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry, request_id, shortened
 from tests.processes import until
 
 Log = Callable[[logging.LogRecord], dict[str, Any]]
@@ -85,6 +87,31 @@ def test_a_record_that_cannot_be_formatted_is_a_warning_with_its_place(log: Log,
     assert line["level"] == "warning"
     assert line["message"].startswith("a line of the log cannot be formatted: ")
     assert line["where"] == "module.py:7"
+
+
+TEXTS = st.text(st.characters() | st.sampled_from('\x00"\\\u2028\ud800\U0001f600'), max_size=200)
+
+
+@settings(deadline=None)
+@given(text=TEXTS, most=st.integers(20, 100), keep_end=st.booleans())
+def test_a_long_text_is_cut_off_to_what_it_takes_as_json(text: str, most: int, keep_end: bool) -> None:
+    short, whole = shortened(text, most, keep_end=keep_end), len(json.dumps(text)) - 2
+    size = len(json.dumps(short)) - 2
+
+    if whole <= most:
+        assert short == text
+    else:
+        assert most - 12 < size <= most
+        assert text.endswith(short.removeprefix("...")) if keep_end else text.startswith(short.removesuffix("..."))
+
+
+def test_no_text_of_a_record_makes_a_long_line(log: Log) -> None:
+    line = log(record("m" * 10**6, reason="\U0001f600" * 10**6, traceback="first" + "\x00" * 10**6 + "last"))
+
+    assert len(json.dumps(line)) < 2 * 2048 + 8192 + 200
+    assert line["message"].startswith("mmm")
+    assert line["traceback"].startswith("...")
+    assert line["traceback"].endswith("last")
 
 
 def test_fields_cannot_replace_those_of_the_log(log: Log) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import errno
 import logging
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -16,7 +18,7 @@ from starlette.types import Message
 
 from service.http.app import create_app
 from service.http.logs import JsonFormatter
-from service.settings import Settings
+from service.settings import Settings, reason_of
 
 pytestmark = pytest.mark.anyio
 
@@ -181,6 +183,125 @@ class TestSetting:
         with pytest.raises(ValidationError, match="visible ASCII") as refused:
             Settings()
         assert "s3cr" not in str(refused.value)
+
+
+def large(file: Path) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(2**40)
+
+
+class TestFile:
+    """``LIMELIGHT_API_KEYS_FILE``, as Docker and Kubernetes give secrets to containers."""
+
+    @pytest.mark.parametrize(
+        ("content", "keys"),
+        [
+            (b"one", ["one"]),
+            (b"one\n", ["one"]),
+            (b"one\ntwo\n", ["one", "two"]),
+            (b"one\r\n\r\n  two \r\n", ["one", "two"]),
+            (b"\xef\xbb\xbfone\n", ["one"]),
+            (b"one, two\nthree\n\n", ["one", "two", "three"]),
+            (b"a$b${c}#d\n", ["a$b${c}#d"]),
+            (b"k" * 4096, ["k" * 4096]),
+            (b"k\n" * 1000, ["k"] * 1000),
+        ],
+    )
+    def test_keys_are_one_a_line_or_separated_by_commas(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, keys: list[str]
+    ) -> None:
+        file = tmp_path / "keys"
+        file.write_bytes(content)
+        monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", f"{file}\n")
+
+        assert [key.get_secret_value() for key in Settings().api_keys] == keys
+        assert not any(key in f"{Settings()!r} {Settings().model_dump()}" for key in keys if len(key) == 4096)
+
+    def test_the_file_may_be_a_link_as_kubernetes_makes_them(self, tmp_path: Path) -> None:
+        (tmp_path / "..data").mkdir()
+        (tmp_path / "..data" / "keys").write_text("one\n")
+        (tmp_path / "keys").symlink_to("..data/keys")
+
+        (key,) = Settings(api_keys_file=tmp_path / "keys").api_keys
+        assert key.get_secret_value() == "one"
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"", "holds no key"),
+            (b" \n\r\n\t", "holds no key"),
+            (b"s3cret,,more", "a key is empty"),
+            (b"s3cret,\n", "a key is empty"),
+            (b"s3cret words\n", "visible ASCII"),
+            ("s3crét\n".encode(), "visible ASCII"),
+            (b"s3cret\xff\xfe\n", "visible ASCII"),
+            (b"s3cret\0\n", "visible ASCII"),
+            ("s3cret\n".encode("utf-16"), "visible ASCII"),
+            (b"s3cret" + b"k" * 4097, "at most 4096 characters"),
+            (b"s3cret\n# of s3cret people\n", "begins with #"),
+            (b"#s3cret\n", "begins with #"),
+            (b"s3cret\n" * 1001, "more than 1000 keys"),
+        ],
+    )
+    def test_what_holds_no_usable_key_is_refused_without_being_shown(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, why: str
+    ) -> None:
+        file = tmp_path / "keys"
+        file.write_bytes(content)
+
+        assert why in self.refused(monkeypatch, str(file))
+
+    @pytest.mark.parametrize(
+        ("make", "why"),
+        [
+            (lambda file: None, "No such file"),
+            (Path.mkdir, "not a regular file"),
+            (os.mkfifo, "not a regular file"),
+            (large, "more than 1048576 bytes"),
+        ],
+    )
+    def test_what_is_no_file_or_too_large_is_refused_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], None], why: str
+    ) -> None:
+        make(tmp_path / "keys")
+
+        assert why in self.refused(monkeypatch, str(tmp_path / "keys"))
+
+    def test_a_file_that_may_not_be_read_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(os, "open", refuse)
+
+        assert "Permission denied" in self.refused(monkeypatch, str(tmp_path / "keys"))
+
+    def test_a_key_in_place_of_the_path_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "No such file" in self.refused(monkeypatch, "s3cret-itself")
+
+    @pytest.mark.parametrize("empty", ["", " ", "\n"])
+    def test_set_but_empty_is_refused(self, monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+        assert "it is empty" in self.refused(monkeypatch, empty)
+
+    @pytest.mark.parametrize("keys", ["s3cret", ""])
+    def test_keys_in_the_variable_and_in_a_file_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str
+    ) -> None:
+        (tmp_path / "keys").write_text("s3cret")
+        monkeypatch.setenv("LIMELIGHT_API_KEYS", keys)
+
+        assert "LIMELIGHT_API_KEYS is set, too" in self.refused(monkeypatch, str(tmp_path / "keys"))
+
+    @staticmethod
+    def refused(monkeypatch: pytest.MonkeyPatch, path: str) -> str:
+        """Return the sentence that refuses a value of the variable."""
+        monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", path)
+        with pytest.raises(ValidationError) as error:
+            Settings()
+        sentence = reason_of(error.value)
+        assert sentence.startswith("LIMELIGHT_API_KEYS_FILE is not valid: ")
+        assert "\n" not in sentence
+        assert "s3cr" not in sentence + str(error.value)
+        return sentence
 
 
 @settings(deadline=None, max_examples=25)
