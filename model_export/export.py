@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -171,7 +172,10 @@ def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> s
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder that holds other things than a bundle does."""
+    """Refuse a folder that this user cannot read, or that contains other things than a bundle does."""
+    for path, needed in ((output, os.R_OK | os.X_OK), (output / MANIFEST, os.R_OK)):
+        if path.exists() and not os.access(path, needed):
+            raise ExportError(f"{path} cannot be read; let user {os.getuid()} read it, or choose another --output")
     if output.exists() and not (output.is_dir() and all(map(_belongs_to_a_bundle, output.iterdir()))):
         raise ExportError(f"{output} exists and is not a bundle; choose another --output or remove it")
 
@@ -203,7 +207,7 @@ def _set_aside(output: Path, reporter: Reporter) -> None:
     try:
         read_manifest(output)
     except BundleError:
-        names = (output.with_name(f"{output.name}.unreadable-{number}") for number in itertools.count(1))
+        names = (output.parent / f"{output.name}.unreadable-{number}" for number in itertools.count(1))
         aside = next(name for name in names if not name.exists())
         output.rename(aside)
         reporter.say(f"{output} was not a bundle that this version can read: it is now {aside}; remove it if you like")

@@ -30,33 +30,32 @@ def with_record(manifest: Manifest, head: TrainedHead) -> Manifest:
     record = {
         "head_sha256": identity,
         "shipped": identity == load_head(PRETRAINED).identity(),
-        "seal": _digest(_facts(manifest), {p: entry.sha256 for p, entry in manifest.precisions.items()}),
+        "seal": _seal(manifest),
     }
     return manifest.model_copy(update={"training": {**manifest.training, RECORD: record}})
 
 
 def can_be_made_again(manifest: Manifest, head: TrainedHead) -> bool:
     """Whether a bundle was made from ``head`` or from a head that shipped, with this version or an earlier one."""
-    facts = _facts(manifest)
     match manifest.training.get(RECORD):
         case {"head_sha256": identity, "shipped": shipped, "seal": seal}:
-            sealed = seal == _digest(facts, {p: entry.sha256 for p, entry in manifest.precisions.items()})
-            return sealed and (shipped is True or identity == head.identity())
-        case _:
-            agreement = {
-                p: entry.agreement and entry.agreement.model_dump() for p, entry in manifest.precisions.items()
-            }
-            return _digest(facts, agreement) in UNRECORDED
+            return seal == _seal(manifest) and (shipped is True or identity == head.identity())
+    agreement = {p: entry.agreement and entry.agreement.model_dump() for p, entry in manifest.precisions.items()}
+    return _digest(_facts(manifest), agreement) in UNRECORDED
 
 
 def own_bundle_of_earlier_versions(output: Path, head: TrainedHead) -> Path | None:
     """Return the folder without the schema's number that earlier images served, if it holds somebody's own head."""
-    earlier = output.with_name(output.name.removesuffix(f"-{SCHEMA_VERSION}"))
+    earlier = output.parent / output.name.removesuffix(f"-{SCHEMA_VERSION}")
     try:
         own = earlier != output and not can_be_made_again(read_manifest(earlier), head)
     except BundleError:
         return None
     return earlier if own else None
+
+
+def _seal(manifest: Manifest) -> str:
+    return _digest(_facts(manifest), {p: entry.sha256 for p, entry in manifest.precisions.items()})
 
 
 def _facts(manifest: Manifest) -> list[Any]:
