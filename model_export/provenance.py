@@ -17,7 +17,7 @@ from service.model.bundle import SCHEMA_VERSION, Manifest, read_manifest
 RECORD = "made_from"
 # Bundles of the shipped head 0.3.0 without a record: digest of their facts and of the agreement, which an export copies
 # only if head.json, weights and calibration ranges are those that it was measured on.
-UNRECORDED = {"407f8d233f75d3ffa122d00da5ab994664a11633c3cc15a54aa7949eabb7ac70"}
+UNRECORDED = frozenset({"407f8d233f75d3ffa122d00da5ab994664a11633c3cc15a54aa7949eabb7ac70"})
 
 
 def with_record(manifest: Manifest, head: TrainedHead) -> Manifest:
