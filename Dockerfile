@@ -61,10 +61,11 @@ COPY --from=export-environment /opt/keras /opt/keras
 COPY --from=export-environment /opt/venv /opt/venv
 HEALTHCHECK NONE
 ENTRYPOINT ["limelight-model"]
-CMD ["export", "--output", "/bundles/limelight"]
+# The number is the schema of the manifest, so that an image that was rolled back finds the bundle that it can read.
+CMD ["export", "--output", "/bundles/limelight-1"]
 
 FROM runtime AS serve
-ENV LIMELIGHT_HOST=0.0.0.0 LIMELIGHT_BUNDLE=/bundles/limelight
+ENV LIMELIGHT_HOST=0.0.0.0 LIMELIGHT_BUNDLE=/bundles/limelight-1
 COPY --from=serve-environment /opt/venv /opt/venv
 EXPOSE 8000
 # A check takes 50 ms of processor time. With --start-interval it could run less often once the service is ready, but

@@ -155,7 +155,7 @@ def containerised(image: str) -> Iterator[Service]:
         bundle = write_tiny_bundle(Path(folder) / "bundle")
         Path(folder).chmod(0o755)
         options = ["--memory", MEMORY_LIMIT, "--memory-swap", MEMORY_LIMIT, "--ulimit", f"nofile={FILE_LIMIT}"]
-        mount = ["--volume", f"{bundle}:/bundles/limelight:ro", "--publish", "127.0.0.1::8000", "--rm", "--detach"]
+        mount = ["--volume", f"{bundle}:/bundles/limelight-1:ro", "--publish", "127.0.0.1::8000", "--rm", "--detach"]
         container = docker("run", *options, *mount, "--init", "--read-only", "--tmpfs", "/tmp", image)  # noqa: S108
         try:
             port = int(docker("port", container, "8000").rpartition(":")[2])

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from model_export.errors import LimelightModelError
+from model_export.errors import LimelightModelError, OwnBundleError
 from model_export.judging.plan import EvaluationPlan
 from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
@@ -281,18 +281,40 @@ def export(
     head: HeadOption = None,
     output: Annotated[Path, typer.Option(help="Folder to write the bundle to.")] = Path("bundle"),
     weights: WeightsOption = None,
-    force: Annotated[bool, typer.Option(help="Write the bundle even if it is up to date.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(help="Write the bundle even if the folder is up to date or holds one of another head of yours."),
+    ] = False,
 ) -> None:
-    """Export a head to a bundle: fp32, fp16 and int8 ONNX files, checked against Keras, and a manifest."""
+    """Export a head to a bundle: fp32, fp16 and int8 ONNX files, checked against Keras, and a manifest.
+
+    A bundle in the same folder is replaced if it was made from the same head or from one that came with Limelight. One
+    that was made from another head of yours is replaced only with --force: without it, --head fails, and the
+    pretrained head leaves the bundle in place and succeeds.
+    """
     with _one_sentence_errors():
         _start_tensorflow()
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
+        from model_export.provenance import own_bundle_of_earlier_versions
         from model_export.weights import fetch_weights
 
         vgg19 = fetch_weights(weights, reporter=reporter)
-        written = export_bundle(load_head(head or PRETRAINED), vgg19, output, force=force, reporter=reporter)
+        chosen = load_head(head or PRETRAINED)
+        try:
+            written = export_bundle(chosen, vgg19, output, force=force, reporter=reporter)
+        except OwnBundleError as kept:
+            if head is not None:
+                raise
+            # `docker compose up` and `make demo` only need a bundle: they go on with this one.
+            reporter.say(f"bundle: {kept}")
+            return
         reporter.say(f"bundle: {output} ({'written' if written else 'already up to date'})")
+        if head is None and (earlier := own_bundle_of_earlier_versions(output, chosen)):
+            reporter.say(
+                f"{earlier} was made from a head of your own, which earlier versions served; to serve it, replace "
+                f"{output} by a copy of it (docs/operations.md, Your own head)"
+            )
 
 
 @app.command()

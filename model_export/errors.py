@@ -9,6 +9,7 @@
   x HeadError
   x TrainingError
   x ExportError
+    + OwnBundleError
   x EvaluationError
     + ReportError
 
@@ -50,6 +51,10 @@ class TrainingError(LimelightModelError):
 
 class ExportError(LimelightModelError):
     """A bundle was not written."""
+
+
+class OwnBundleError(ExportError):
+    """A bundle was not written because one that was made from somebody's own head is in its place."""
 
 
 class EvaluationError(LimelightModelError):

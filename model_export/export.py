@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import itertools
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -19,11 +21,12 @@ import tf2onnx
 
 import model_export
 from model_export.data.encoders import keras_encoder
-from model_export.errors import ExportError
+from model_export.errors import ExportError, OwnBundleError
 from model_export.head import TrainedHead
 from model_export.network.arrays import all_values, largest_difference, predictor
 from model_export.network.spec import FRAME_COUNT, IMAGE_SIZE
 from model_export.network.vgg19 import build_encoder
+from model_export.provenance import can_be_made_again, with_record
 from model_export.quantize import quantize
 from model_export.rendering.figure import render_clip
 from model_export.reporter import SILENT, Reporter
@@ -120,30 +123,36 @@ def export_bundle(
     Args:
         head: Trained head, with its calibration ranges.
         weights: VGG19's weights file; ``None`` for random weights, in tests.
-        output: The bundle's folder. An existing bundle is replaced once the new one is complete.
+        output: The bundle's folder. A bundle that can be made again is replaced once the new one is complete, and a
+            folder whose manifest cannot be read is renamed.
         filters: VGG19's channels by block if there is no weights file; narrower in tests.
-        force: Write the bundle even if ``output`` is up to date.
+        force: Write the bundle whatever ``output`` was made from, and even if it is up to date.
         reporter: Receives progress.
 
     Returns:
         Whether a bundle was written; ``False`` if ``output`` was up to date.
 
     Raises:
+        OwnBundleError: ``output`` was made from another head that did not come with the package.
         ExportError: ``output`` is not a bundle, the disk is full, or a precision does not compute what Keras does.
         HeadError: The head cannot be loaded.
     """
     built_from = _fingerprint(head, weights, filters)
     _check_output(output)
-    if not force and _is_current(output, built_from):
-        _refresh_agreement(output, head)
-        return False
+    if not force:
+        if _is_current(output, built_from):
+            _refresh_agreement(output, head)
+            return False
+        _check_ownership(output, head)
     if not head.calibration.exists():
         raise ExportError(f"{head.calibration} is missing, and int8 needs it; train the head again")
     with _fresh_folder(output) as folder:
         _write_models(head, weights, filters, folder, reporter)
         differences = _check(head, weights, filters, folder, reporter)
-        manifest = _manifest(head, folder, built_from, differences)
-        write_manifest(folder, manifest)
+        write_manifest(folder, with_record(_manifest(head, folder, built_from, differences), head))
+        if not force:
+            _check_ownership(output, head)  # again: it took minutes
+            _set_aside(output, reporter)
     return True
 
 
@@ -163,8 +172,45 @@ def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> s
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
+    """Refuse a folder that this user cannot read, or that contains other things than a bundle does."""
+    for path, needed in ((output, os.R_OK | os.X_OK), (output / MANIFEST, os.R_OK)):
+        if path.exists() and not os.access(path, needed):
+            raise ExportError(f"{path} cannot be read; let user {os.getuid()} read it, or choose another --output")
+    if output.exists() and not (output.is_dir() and all(map(_belongs_to_a_bundle, output.iterdir()))):
         raise ExportError(f"{output} exists and is not a bundle; choose another --output or remove it")
+
+
+def _belongs_to_a_bundle(file: Path) -> bool:
+    return file.name == MANIFEST or file.suffix == ".onnx" or file.name.startswith(".part-")
+
+
+def _check_ownership(output: Path, head: TrainedHead) -> None:
+    """Refuse to replace a bundle that was made from somebody's own head."""
+    try:
+        manifest = read_manifest(output)
+    except BundleError:
+        return
+    if can_be_made_again(manifest, head):
+        return
+    own = f"was made from a head of your own, {manifest.name} {manifest.version}"
+    try:
+        load_bundle(output)
+    except BundleError as error:
+        raise ExportError(f"{output} {own}, but {error}, with its --head and --force") from error
+    raise OwnBundleError(f"{output} is kept because it {own}; replace it with --force or choose another --output")
+
+
+def _set_aside(output: Path, reporter: Reporter) -> None:
+    """Rename what may be somebody's bundle and cannot be read: half-copied, damaged or of another schema."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    try:
+        read_manifest(output)
+    except BundleError:
+        names = (output.parent / f"{output.name}.unreadable-{number}" for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        output.rename(aside)
+        reporter.say(f"{output} was not a bundle that this version can read: it is now {aside}; remove it if you like")
 
 
 def _is_current(output: Path, built_from: str) -> bool:

@@ -77,6 +77,10 @@ class TrainedHead:
             digest.update(self.calibration.read_bytes())
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """Return a digest of the head's facts, weights and calibration ranges."""
+        return hashlib.sha256((self.path / "head.json").read_bytes() + self.sha256().encode()).hexdigest()
+
     def agreement(self) -> dict[Precision, Agreement]:
         """Return the recorded agreement by precision; empty if it was not measured on these weights."""
         try:

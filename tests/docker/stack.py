@@ -3,7 +3,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +82,15 @@ def address_of(container: str) -> str:
 
 @contextmanager
 def running(
-    folder: Path, project: str, *, files: Sequence[str] = (), arguments: Sequence[str] = (), **environment: str
+    folder: Path,
+    project: str,
+    *,
+    files: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    prepare: Callable[[Stack], object] = lambda stack: None,
+    **environment: str,
 ) -> Iterator[Stack]:
-    """Run ``docker compose up`` for the block, then remove the containers and their volumes."""
+    """Run ``docker compose up`` for the block, after ``prepare``, then remove the containers and their volumes."""
     copy_project(folder)
     port = free_port()
     stack = Stack(
@@ -94,6 +100,7 @@ def running(
         {"COMPOSE_PROJECT_NAME": f"{project}-{NAME}", "GATEWAY_PORT": str(port), "LIMELIGHT_TAG": NAME, **environment},
     )
     try:
+        prepare(stack)
         stack.compose("up", "--detach", "--build", "--quiet-pull", *arguments)
         wait_until_healthy(stack)
         yield stack

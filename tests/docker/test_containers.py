@@ -71,7 +71,7 @@ def test_only_the_gateway_is_published(fleet: Stack) -> None:
 def test_a_replica_can_write_only_to_its_tmpfs(fleet: Stack) -> None:
     program = """
 import pathlib
-for folder in ("/", "/opt/venv", "/bundles/limelight", "/var/tmp", "/tmp"):
+for folder in ("/", "/opt/venv", "/bundles/limelight-1", "/var/tmp", "/tmp"):
     try:
         (pathlib.Path(folder) / "made").touch()
         print(folder)

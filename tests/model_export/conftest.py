@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,15 @@ def narrow_bundle(tmp_path_factory: pytest.TempPathFactory, narrow_head: Path) -
         "model.fp16.onnx",
         "model.int8.onnx",
     }, "some test changed the shared bundle"
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch, narrow_bundle: Path) -> None:
+    """Makes an export copy the models of the shared bundle, since converting takes half a minute."""
+    from model_export import export
+
+    def copy_models(head: object, weights: object, filters: object, folder: Path, reporter: object) -> None:
+        for model in narrow_bundle.glob("*.onnx"):
+            shutil.copy(model, folder)
+
+    monkeypatch.setattr(export, "_write_models", copy_models)

@@ -111,17 +111,6 @@ def test_agreement_measured_later_is_added_to_a_bundle_that_is_up_to_date(
     assert precisions["fp32"].agreement is None
 
 
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch, narrow_bundle: Path) -> None:
-    """Makes an export copy the models of the shared bundle, since converting takes half a minute."""
-
-    def copy_models(head: object, weights: object, filters: object, folder: Path, reporter: object) -> None:
-        for model in narrow_bundle.glob("*.onnx"):
-            shutil.copy(model, folder)
-
-    monkeypatch.setattr(export, "_write_models", copy_models)
-
-
 @pytest.mark.usefixtures("quick_export")
 def test_a_damaged_bundle_is_replaced(narrow_head: Path, narrow_bundle: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "bundle"
