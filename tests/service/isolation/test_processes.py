@@ -349,6 +349,7 @@ class TestForkServer:
         interrupted = take_over(f"if SERVER == {first}: time.sleep(1000)")  # sleeps at the first attempt only
         waiting = asyncio.create_task(decoders.decode(interrupted))
         await eventually(decoding)
+        orphans = [child for generation in descendants(first) for child in generation]
         os.kill(first, signal.SIGKILL)
 
         with pytest.raises(CorruptClip, match="done"):
@@ -356,7 +357,7 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
         assert "a decoder process was silent for too long" not in caplog.messages
-        await eventually(lambda: decoding() == [])
+        await eventually(lambda: not any(Path(f"/proc/{orphan}").exists() for orphan in orphans))
 
     async def test_a_clip_is_decoded_while_a_fork_server_is_taking_its_time_to_end(
         self, start_hostile: Start, clip: bytes
