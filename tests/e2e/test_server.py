@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.raw_client import RawClient
 from tests.processes import until
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
@@ -114,6 +115,17 @@ class TestObservability:
         paths = client.get("/openapi.json").json()["paths"]
 
         assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
+
+
+@pytest.mark.parametrize(
+    "request_line", ["GET /model", "HEAD /", "GET /docs", "GET /none", "DELETE /predict", "POST /predict", "GET %"]
+)
+def test_no_answer_names_the_program_that_gives_it(server: Server, request_line: str) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        headers = client.answer(request_line.partition(" ")[0]).headers
+
+    assert not {"server", "x-powered-by", "via"} & {name.lower() for name in headers}
 
 
 def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: Path, tmp_path: Path) -> None:
