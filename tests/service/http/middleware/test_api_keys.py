@@ -204,7 +204,7 @@ class TestSetting:
         assert "s3cr" not in str(refused.value)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     keys=st.lists(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1), min_size=1, max_size=3),
     presented=st.binary(max_size=20),
