@@ -107,11 +107,12 @@ def test_a_password_of_a_proxy_is_not_printed(proxy: str) -> None:
     assert "secret" not in output
 
 
-def test_the_log_holds_neither_the_keys_nor_what_clients_send_as_keys(
+def test_neither_log_nor_answers_hold_the_keys_or_what_clients_send_as_keys(
     start: Callable[..., Server], clip: bytes
 ) -> None:
     server = start(API_KEYS=f"{SECRET},other", LOG_LEVEL="debug", TRUSTED_PROXIES="*", CORS_ORIGINS="*")
-    statuses = []
+    statuses, answers = [], []
+    paths = ("/model", "/metrics", "/openapi.json", "/v2", "/none", f"/docs?key={SECRET}")
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
         for headers in (
             {"X-API-Key": SECRET},
@@ -120,13 +121,21 @@ def test_the_log_holds_neither_the_keys_nor_what_clients_send_as_keys(
             {"Authorization": f"Basic {SECRET}"},
         ):
             statuses.append(client.post("/predict", content=clip, headers=headers).status_code)
-            client.post("/predict", files={"file": clip}, headers=headers)
-            client.post("/v2/models/tiny/infer", content=b"{", headers=headers)
-            client.get(f"/docs?key={SECRET}", headers=headers)
+            answers += [
+                client.post("/predict", files={"file": clip}, headers=headers),
+                client.post("/predict?top_k=0", content=clip, headers=headers),
+                client.post("/v2/models/tiny/infer", content=b"{", headers=headers),
+                client.get(f"/docs?key={SECRET}", headers=headers),
+                *(
+                    client.get(path, headers=headers)
+                    for path in ("/model", "/metrics", "/openapi.json", "/v2", "/none")
+                ),
+            ]
         server.access_line(client.get("/none").headers["X-Request-ID"])
 
     assert statuses == [200, 200, 401, 401]
     assert "secret" not in server.log.read_text()
+    assert [answer.url for answer in answers if "secret" in f"{answer.headers} {answer.text}"] == []
 
 
 def memory_holds(pid: int, secret: bytes) -> bool:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.process import PATIENCE_S, Server, running
 from tests.e2e.raw_client import RawClient
 from tests.processes import until
+from tests.service.isolation import kernel
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 
@@ -133,6 +134,12 @@ def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: 
     variables = {"OTEL_PROPAGATORS": "tracecontext,baggage,b3", "WEB_CONCURRENCY": "", "FORWARDED_ALLOW_IPS": ""}
     with running(tiny_bundle, tmp_path / "log.jsonl", {}, variables=variables) as server:
         assert httpx.get(f"{server.url}/health/ready", trust_env=False).status_code == 200
+
+
+def test_the_server_raises_its_limit_of_open_files_as_far_as_it_may(tiny_bundle: Path, tmp_path: Path) -> None:
+    few = ["sh", "-c", 'ulimit -S -n 200 && ulimit -H -n 400 && exec "$@"', "sh"]
+    with running(tiny_bundle, tmp_path / "log.jsonl", {}, wrapper=few) as server:
+        assert kernel.limits(server.process.pid)["Max open files"] == "400"
 
 
 class TestSignals:
