@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_no_answer_names_the_program_that_gives_it(server: Server, request_line:
         headers = client.answer(request_line.partition(" ")[0]).headers
 
     assert not {"server", "x-powered-by", "via"} & {name.lower() for name in headers}
+
+
+def test_an_idle_connection_stays_open_for_longer_than_the_5_s_of_uvicorns_default(server: Server) -> None:
+    with RawClient(server.port) as client:
+        for pause_s in (0, 6):
+            time.sleep(pause_s)
+            client.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.answer("GET").status == 200
 
 
 def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: Path, tmp_path: Path) -> None:
