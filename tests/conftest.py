@@ -5,11 +5,13 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from model_export.rendering.figure import render_clip
@@ -20,15 +22,15 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Set before any test imports TensorFlow, and inherited by the programs that tests start.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# tf2onnx copies the graph before each optimizer, so that it can skip one that fails. Any value turns that off: a
-# conversion then takes two thirds of the time, and an optimizer that fails also fails the test.
-os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "false")
-if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
-    # Parallel processes spend a fifth less time in TensorFlow if each of them computes in one thread.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-
+# The variables that tests and the programs that they start can see: those that lead to programs, libraries and devices,
+# and those that are meant for the tests. What else a developer's shell sets must not change what the code under test
+# does, as LIMELIGHT_PORT, HTTP_PROXY, NO_COLOR, OTEL_SDK_DISABLED, COMPOSE_FILE or PYTHONOPTIMIZE would.
+VARIABLES = re.compile(
+    "HOME|USER|LOGNAME|PATH|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|XDG_RUNTIME_DIR|VIRTUAL_ENV|CI|BUILD_NUMBER|"
+    "PYTHON(PATH|HOME|DONTWRITEBYTECODE|PYCACHEPREFIX)|(PYTEST|HYPOTHESIS|PLAYWRIGHT|COV|DOCKER|CUDA|NVIDIA)_.*|"
+    "LIMELIGHT_(SHARED|SOAK_S|SCREENSHOT|SCREENSHOT_BUNDLE)|"
+    "ORT_DISABLE_TELEMETRY"  # set by ``service`` itself
+)
 FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
 # The most expensive files, in order. The processes start with them, so that all end at about the same time.
 EXPENSIVE = (
@@ -72,7 +74,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # pytest itself may see every variable
 def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported, hide the developer's environment, and set up what tests use."""
+    for name in [name for name in os.environ if not VARIABLES.fullmatch(name)]:
+        del os.environ[name]
+    time.tzset()
+    os.environ["LANG"] = "C.UTF-8"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # tf2onnx copies the graph before each optimizer, so that it can skip one that fails. Any value turns that off: a
+    # conversion then takes two thirds of the time, and an optimizer that fails also fails the test.
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "false"
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+        # Parallel processes spend a fifth less time in TensorFlow if each of them computes in one thread.
+        os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+    # A busy machine is no reason to fail. With --no-skips, as in CI, each run tries the same examples, so that a change
+    # is not blamed for what it did not cause.
+    busy = [hypothesis.HealthCheck.too_slow]
+    reproducible = config.getoption("--no-skips")
+    hypothesis.settings.register_profile(
+        "limelight", deadline=None, suppress_health_check=busy, derandomize=reproducible, print_blob=True
+    )
+    hypothesis.settings.load_profile("limelight")
     if config.getoption("--quick"):
         sys.meta_path.insert(0, _SkipFrameworks())
 

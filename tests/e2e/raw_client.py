@@ -42,9 +42,9 @@ class RawClient:
         """Send the head of a request and the given part of its body."""
         self.send("\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode() + body)
 
-    def answer(self) -> Answer:
-        """Wait for an answer, and read all of it."""
-        response = HTTPResponse(self._socket, method="POST")
+    def answer(self, method: str = "POST") -> Answer:
+        """Wait for the answer to a request, and read all of it."""
+        response = HTTPResponse(self._socket, method=method)
         response.begin()
         return Answer(response.status, dict(response.headers.items()), response.read())
 

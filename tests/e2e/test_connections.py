@@ -253,8 +253,8 @@ class TestHalfClose:
         assert [status for status in statuses(received) if status != 100] == [200]
         assert received.endswith(b"}}")
 
-    def test_it_is_answered_although_it_has_to_wait(self, server: Server, client: socket.socket, clip: bytes) -> None:
-        with stopped_decoder(server, f"X-API-Key: {KEY}"):
+    def test_it_is_answered_although_it_has_to_wait(self, server: Server, clip: bytes) -> None:
+        with stopped_decoder(server, f"X-API-Key: {KEY}"), connect(server) as client:
             client.sendall(POST + with_length(clip))
             client.shutdown(socket.SHUT_WR)
             until(lambda: server.metric("queue_depth") == 1)

@@ -128,6 +128,37 @@ class TestShutdown:
             assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
             assert server.process.wait(PATIENCE_S) == 1
 
+    def test_a_request_that_does_not_end_is_abandoned_after_the_longest_time_of_a_request(
+        self, tiny_bundle: Path, tmp_path: Path, clip: bytes
+    ) -> None:
+        with endless(tiny_bundle, tmp_path / "log.jsonl", clip) as server:
+            server.process.send_signal(signal.SIGTERM)
+
+            assert server.process.wait(PATIENCE_S) == 0
+            assert "shutdown did not finish in time; exiting without it" not in messages(server)
+
+    def test_a_shutdown_that_does_not_end_is_cut_off(self, tiny_bundle: Path, tmp_path: Path, clip: bytes) -> None:
+        with endless(tiny_bundle, tmp_path / "log.jsonl", clip) as server:
+            server.process.send_signal(signal.SIGUSR1)
+            server.process.send_signal(signal.SIGTERM)
+
+            assert server.process.wait(PATIENCE_S) == 1
+            assert messages(server)[-1] == "shutdown did not finish in time; exiting without it"
+
+
+@contextmanager
+def endless(bundle: Path, log: Path, clip: bytes) -> Iterator[Server]:
+    """Run a server that is busy with a request which does not end."""
+    settings = {"DRAIN_DELAY_S": "0", "REQUEST_TIMEOUT_S": "0.1"}
+    with running(bundle, log, settings, program="tests.e2e.endless") as server, RawClient(server.port) as client:
+        client.post(f"Content-Length: {len(clip)}", body=clip)
+        until(lambda: server.metric("in_flight_requests") == 1)
+        yield server
+
+
+def messages(server: Server) -> list[object]:
+    return [line["message"] for line in server.lines()]
+
 
 class TestShutdownWhileLoading:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

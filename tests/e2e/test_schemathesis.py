@@ -43,7 +43,7 @@ def session() -> Iterator[requests.Session]:
 
 
 @described.parametrize()
-@settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_conforms_to_the_openapi_document(
     case: schemathesis.Case[Any], server: Server, session: requests.Session
 ) -> None:

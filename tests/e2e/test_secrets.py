@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.app import app
-from tests.e2e.process import PATIENCE_S, Server
+from tests.e2e.process import PATIENCE_S, Server, running
+from tests.processes import descendants, until
 
 SECRET = "7f3a-secret"
 NOBODY = "http://127.0.0.1:9"
@@ -106,11 +107,12 @@ def test_a_password_of_a_proxy_is_not_printed(proxy: str) -> None:
     assert "secret" not in output
 
 
-def test_the_log_holds_neither_the_keys_nor_what_clients_send_as_keys(
+def test_neither_log_nor_answers_hold_the_keys_or_what_clients_send_as_keys(
     start: Callable[..., Server], clip: bytes
 ) -> None:
     server = start(API_KEYS=f"{SECRET},other", LOG_LEVEL="debug", TRUSTED_PROXIES="*", CORS_ORIGINS="*")
-    statuses = []
+    statuses, answers = [], []
+    paths = ("/model", "/metrics", "/openapi.json", "/v2", "/none", f"/docs?key={SECRET}")
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as client:
         for headers in (
             {"X-API-Key": SECRET},
@@ -119,10 +121,44 @@ def test_the_log_holds_neither_the_keys_nor_what_clients_send_as_keys(
             {"Authorization": f"Basic {SECRET}"},
         ):
             statuses.append(client.post("/predict", content=clip, headers=headers).status_code)
-            client.post("/predict", files={"file": clip}, headers=headers)
-            client.post("/v2/models/tiny/infer", content=b"{", headers=headers)
-            client.get(f"/docs?key={SECRET}", headers=headers)
+            answers += [
+                client.post("/predict", files={"file": clip}, headers=headers),
+                client.post("/predict?top_k=0", content=clip, headers=headers),
+                client.post("/v2/models/tiny/infer", content=b"{", headers=headers),
+                *(client.get(path, headers=headers) for path in paths),
+            ]
         server.access_line(client.get("/none").headers["X-Request-ID"])
 
     assert statuses == [200, 200, 401, 401]
     assert "secret" not in server.log.read_text()
+    assert [answer.url for answer in answers if "secret" in f"{answer.headers} {answer.text}"] == []
+
+
+def memory_holds(pid: int, secret: bytes) -> bool:
+    """Return whether a process has a secret in its memory, which includes its arguments and its environment."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            places, rights, *_, name = line.split(maxsplit=5)
+            begin, end = (int(place, 16) for place in places.split("-"))
+            if "r" in rights and not name.startswith("[v"):  # the kernel's own
+                memory.seek(begin)
+                if secret in (memory.read(end - begin) or b""):
+                    return True
+    return False
+
+
+def test_neither_the_fork_server_nor_a_decoder_is_given_a_secret(
+    tiny_bundle: Path, tmp_path: Path, clip: bytes
+) -> None:
+    secret = f"{SECRET}-{os.getpid()}"
+    variables = dict.fromkeys(("LIMELIGHT_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "AWS_SECRET_ACCESS_KEY"), secret)
+    with running(tiny_bundle, tmp_path / "log.jsonl", {"API_KEYS": secret}, variables=variables) as server:
+        headers = {"X-API-Key": secret}
+        answer = httpx.post(f"{server.url}/predict", content=clip, headers=headers, timeout=PATIENCE_S, trust_env=False)
+        until(lambda: len(descendants(server.process.pid)[1]) == 1)  # that of the clip has ended
+        (fork_server,), (waiting,) = descendants(server.process.pid)
+
+        assert answer.status_code == 200
+        assert memory_holds(server.process.pid, secret.encode())
+        assert not memory_holds(fork_server, secret.encode())
+        assert not memory_holds(waiting, secret.encode())

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.process import PATIENCE_S, Server, running
+from tests.e2e.raw_client import RawClient
 from tests.processes import until
+from tests.service.isolation import kernel
 from tests.tiny_bundle import LABELS, write_tiny_bundle
 
 
@@ -116,11 +119,36 @@ class TestObservability:
         assert {"/predict", "/health/live", "/health/ready", "/metrics", "/model"} <= paths.keys()
 
 
+@pytest.mark.parametrize(
+    "request_line", ["GET /model", "HEAD /", "GET /docs", "GET /none", "DELETE /predict", "POST /predict", "GET %"]
+)
+def test_no_answer_names_the_program_that_gives_it(server: Server, request_line: str) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        headers = client.answer(request_line.partition(" ")[0]).headers
+
+    assert not {"server", "x-powered-by", "via"} & {name.lower() for name in headers}
+
+
+def test_an_idle_connection_stays_open_for_longer_than_the_5_s_of_uvicorns_default(server: Server) -> None:
+    with RawClient(server.port) as client:
+        for pause_s in (0, 6):
+            time.sleep(pause_s)
+            client.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.answer("GET").status == 200
+
+
 def test_variables_that_are_meant_for_other_programs_do_not_matter(tiny_bundle: Path, tmp_path: Path) -> None:
     # FastAPI and uvicorn read the first two, which clusters set for all programs.
     variables = {"OTEL_PROPAGATORS": "tracecontext,baggage,b3", "WEB_CONCURRENCY": "", "FORWARDED_ALLOW_IPS": ""}
     with running(tiny_bundle, tmp_path / "log.jsonl", {}, variables=variables) as server:
         assert httpx.get(f"{server.url}/health/ready", trust_env=False).status_code == 200
+
+
+def test_the_server_raises_its_limit_of_open_files_as_far_as_it_may(tiny_bundle: Path, tmp_path: Path) -> None:
+    few = ["sh", "-c", 'ulimit -S -n 200 && ulimit -H -n 400 && exec "$@"', "sh"]
+    with running(tiny_bundle, tmp_path / "log.jsonl", {}, wrapper=few) as server:
+        assert kernel.limits(server.process.pid)["Max open files"] == "400"
 
 
 class TestSignals:

@@ -1,4 +1,3 @@
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,6 @@ import pytest
 
 from model_export import weights
 from tests.model_export.cached_clips import CachedClips
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 NARROW = (2, 2, 4, 4, 8)
 

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission import Admission
@@ -39,7 +39,6 @@ def test_clips_beyond_the_capacity_are_refused() -> None:
     admission.check(NEVER)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=50), st.integers(1, 6))
 def test_inside_counts_clips_in_any_order_of_arrivals_and_departures(arrivals: list[int], capacity: int) -> None:
     admission, inside = Admission(capacity), list[tuple[int, ExitStack]]()

@@ -1,6 +1,6 @@
 """Takes the README's picture of the page.
 
-To update it, run this with ``LIMELIGHT_SCREENSHOT=docs/page.webp LIMELIGHT_BUNDLE=bundle``.
+To update it, run this with ``LIMELIGHT_SCREENSHOT=docs/page.webp LIMELIGHT_SCREENSHOT_BUNDLE=bundle``.
 """
 
 import io
@@ -22,7 +22,7 @@ FRAME = 8  # arms on their way down
 def test_a_screenshot_of_the_page_with_an_answer_stays_small(
     start: Callable[..., Server], visit: Callable[..., Visitor], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = Path(os.environ.get("LIMELIGHT_BUNDLE") or tiny_bundle)
+    bundle = Path(os.environ.get("LIMELIGHT_SCREENSHOT_BUNDLE") or tiny_bundle)
     server = start(bundle, REQUEST_TIMEOUT_S="600")
     visitor = visit(server, viewport={"width": 1280, "height": 1180})
     visitor.page.get_by_role("button", name="Try the sample").click()

@@ -163,7 +163,7 @@ def test_the_initial_state_follows_equations_9_and_10_with_n_one_and_m_zero() ->
     np.testing.assert_array_equal(m, np.zeros((2, 4)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rate=st.sampled_from([0.2, 0.5, 0.8]), sizes=st.lists(st.integers(1, 9), max_size=3))
 def test_masks_are_inverted_dropout_in_training_and_ones_otherwise(rate: float, sizes: list[int]) -> None:
     layer, v = InitialState(4, tuple(sizes), dropout=rate), np.ones((3, CHANNELS), np.float32)

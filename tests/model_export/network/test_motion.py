@@ -15,7 +15,7 @@ def computed(x: Any, **options: Any) -> Any:
     return np.asarray(Motion(**options)(np.asarray(x, np.float32)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(clips=st.integers(1, 3), frames=st.integers(5, 12), seed=st.integers(0, 99))
 def test_motion_follows_the_reference(clips: int, frames: int, seed: int) -> None:
     x = np.random.default_rng(seed).exponential(size=(clips, frames, 7, 7, 3))

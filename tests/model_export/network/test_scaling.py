@@ -65,7 +65,7 @@ def test_a_weak_cell_stays_short() -> None:
     assert length(scaled(1e9 * faint)).min() > 1.9
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(x=arrays(np.float16, (2, 8), elements=st.floats(0, LARGEST, width=16)))
 def test_float16_features_never_overflow(x: Array) -> None:
     answered = scaled(x.astype(np.float64))

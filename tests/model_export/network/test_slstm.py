@@ -78,7 +78,7 @@ def test_five_hundred_steps_follow_the_printed_equations(dtype: str, tolerance: 
     np.testing.assert_allclose(run(cell, x, *start(batch=2)), expected, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=sequences(300.0))
 def test_gate_inputs_up_to_300_follow_the_printed_equations(x: Array) -> None:
     cell = cell_fed_gate_inputs("float64")
@@ -86,7 +86,7 @@ def test_gate_inputs_up_to_300_follow_the_printed_equations(x: Array) -> None:
     np.testing.assert_allclose(run(cell, x, *start(batch=1)), expected, rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=sequences(1e4))
 def test_gate_inputs_of_any_size_follow_the_reference_in_log_space(x: Array) -> None:
     cell = cell_fed_gate_inputs("float64")
@@ -120,7 +120,7 @@ def test_saturated_gates_give_finite_values_and_gradients(f: float, i: float) ->
     assert all(np.isfinite(state).all() for state in states)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=sequences(1e4))
 def test_the_normaliser_never_falls_below_one_so_nothing_divides_by_zero(x: Array) -> None:
     cell = cell_fed_gate_inputs("float32")
@@ -184,7 +184,7 @@ def test_the_default_initial_state_is_zero_with_a_normaliser_of_one() -> None:
     np.testing.assert_allclose(answer, run(cell, x, zeros, zeros), rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=sequences(100.0))
 def test_the_two_references_agree_in_their_common_range(x: Array) -> None:
     w, (h0, c0) = slstm_weights(cell_fed_gate_inputs("float64")), start(batch=1)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
@@ -68,7 +68,6 @@ ALMOST = [b"\r\n--limi", b"\r\n--limitx", b"\r\n--limit-", b"\r\n--limit\r", b"\
 CONTENT = st.lists(st.sampled_from([b"\r\n", b"--", b"limit", b"x", b"\0", *ALMOST]), min_size=1).map(b"".join)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT.filter(lambda content: not BOUNDARY.search(content + b"\r\n")))
 def test_the_file_of_a_form_is_received_unchanged(data: st.DataObject, content: bytes) -> None:
     body = form(part("title", b"Diving", filename=None), part("file", content), part("more", b"of it"))
@@ -76,7 +75,6 @@ def test_the_file_of_a_form_is_received_unchanged(data: st.DataObject, content: 
     assert received(FORM, data.draw(cut(body))) == content
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.data(), CONTENT)
 def test_a_raw_body_is_received_unchanged(data: st.DataObject, content: bytes) -> None:
     assert received("video/mp4", data.draw(cut(content))) == content

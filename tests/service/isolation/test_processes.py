@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -41,6 +42,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 Start = Callable[..., DecoderProcesses]
 DecodersAndServer = tuple[DecoderProcesses, Callable[[], int]]
 ENDLESS = take_over("while True: pass")
+SIZE = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 def fork_servers() -> list[int]:
@@ -79,6 +81,7 @@ class TestAnswers:
         there, here = await hostile.decode(data), decode_clip(data)
 
         assert (there.frames == here.frames).all()
+        assert not there.frames.flags.writeable
         assert (there.facts, there.sampled) == (here.facts, here.sampled)
 
     @pytest.mark.parametrize("data", [b"no video " * 100, b"\0\0\0\x18ftypmp42", b""])
@@ -143,6 +146,18 @@ class TestProcessesThatDoNotAnswer:
 
         with pytest.raises(CorruptClip, match="done"):
             await waiting
+
+    @pytest.mark.parametrize(("name", "sealed"), [("clip", SIZE | fcntl.F_SEAL_WRITE), ("answer", SIZE)])
+    async def test_a_decoder_can_change_neither_its_clip_nor_the_size_of_its_answer(
+        self, hostile: DecoderProcesses, name: str, sealed: int
+    ) -> None:
+        waiting = asyncio.create_task(hostile.decode(ENDLESS))
+        await eventually(decoding)
+        files = [file for file in Path("/proc/self/fd").iterdir() if file.resolve().name.startswith(f"memfd:{name} ")]
+        seals = {fcntl.fcntl(int(file.name), fcntl.F_GET_SEALS) for file in files}
+        waiting.cancel()
+
+        assert seals == {sealed}
 
     async def test_cancelling_kills_the_process(self, hostile: DecoderProcesses) -> None:
         waiting = asyncio.create_task(hostile.decode(ENDLESS))
@@ -349,6 +364,7 @@ class TestForkServer:
         interrupted = take_over(f"if SERVER == {first}: time.sleep(1000)")  # sleeps at the first attempt only
         waiting = asyncio.create_task(decoders.decode(interrupted))
         await eventually(decoding)
+        orphans = [child for generation in descendants(first) for child in generation]
         os.kill(first, signal.SIGKILL)
 
         with pytest.raises(CorruptClip, match="done"):
@@ -356,7 +372,7 @@ class TestForkServer:
         assert (await decoders.decode(clip)).facts.frames == 50
         assert pid() != first
         assert "a decoder process was silent for too long" not in caplog.messages
-        await eventually(lambda: decoding() == [])
+        await eventually(lambda: not any(Path(f"/proc/{orphan}").exists() for orphan in orphans))
 
     async def test_a_clip_is_decoded_while_a_fork_server_is_taking_its_time_to_end(
         self, start_hostile: Start, clip: bytes

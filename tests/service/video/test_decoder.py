@@ -386,7 +386,7 @@ class TestDamage:
 
         assert numbers(decode_clip(data)) == [*range(15), *[7] * 25]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(data=st.data())
     def test_a_clip_with_overwritten_bytes_is_sampled_or_refused(
         self, small_clips: Sequence[bytes], data: st.DataObject

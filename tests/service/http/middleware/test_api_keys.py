@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import hmac
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -120,6 +121,26 @@ async def test_a_wrong_password_and_a_malformed_one_are_refused(client: httpx.As
     answer = await client.get("/docs", headers=[(b"Authorization", b"Basic " + token)])
 
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("key", ["spring-7f3a", "autumn-9c1d", "spring-7f3b", "s", "a" * 1000, ""])
+async def test_how_long_a_key_is_checked_depends_neither_on_the_key_nor_on_how_much_of_it_is_right(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest  # in constant time, if both have the same length
+
+    def noting(sent: bytes, valid: bytes) -> bool:
+        compared.append((sent, valid))
+        return compare(sent, valid)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting)
+    answer = await client.get("/model", headers={"X-API-Key": key})
+
+    assert answer.status_code == (503 if key in KEYS.split(",") else 401)
+    assert len({sent for sent, _ in compared}) == 1
+    assert len({valid for _, valid in compared}) == len(compared) == 2
+    assert {len(text) for pair in compared for text in pair} == {32}
 
 
 async def test_the_body_of_a_request_without_a_key_is_not_read(app: FastAPI) -> None:
@@ -305,6 +326,7 @@ class TestFile:
 
 
 @settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     keys=st.lists(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1), min_size=1, max_size=3),
     presented=st.binary(max_size=20),
