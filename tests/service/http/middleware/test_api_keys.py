@@ -325,7 +325,6 @@ class TestFile:
         return sentence
 
 
-@settings(deadline=None, max_examples=25)
 @settings(max_examples=25)
 @given(
     keys=st.lists(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1), min_size=1, max_size=3),
