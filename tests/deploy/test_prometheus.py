@@ -1,4 +1,4 @@
-"""Prometheus' configuration and rules, as promtool reads and evaluates them."""
+"""Configuration and rules of Prometheus and Alertmanager, as their own tools read and evaluate them."""
 
 import json
 import re
@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
+ALERTMANAGER = REPOSITORY / "deploy" / "alertmanager.example.yml"
 RULES = [*sorted(PROMETHEUS.glob("rules/*.yml")), *sorted(PROMETHEUS.glob("gpu/*.yml"))]
 ALERTS = re.findall(r"- alert: (\w+)", "".join(file.read_text() for file in RULES))
 
@@ -180,6 +181,13 @@ def promtool() -> str:
     return program
 
 
+@pytest.fixture(scope="session")
+def amtool() -> str:
+    if (program := shutil.which("amtool")) is None:
+        pytest.skip("needs amtool (Debian: prometheus-alertmanager)")
+    return program
+
+
 def accepted(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -262,3 +270,11 @@ def test_no_alert_is_raised_for_what_was_never_scraped(
     evaluate(
         promtool, tmp_path, series, [{"expr": "count_over_time(ALERTS[1d])", "eval_time": "4h", "exp_samples": []}]
     )
+
+
+def test_alertmanager_accepts_the_example_of_its_configuration(amtool: str) -> None:
+    accepted(amtool, "check-config", ALERTMANAGER)
+
+
+def test_the_example_for_alertmanager_names_alerts_that_exist() -> None:
+    assert {*re.findall(r"Limelight\w+", ALERTMANAGER.read_text())} <= {*ALERTS}
