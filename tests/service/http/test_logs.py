@@ -92,7 +92,6 @@ def test_a_record_that_cannot_be_formatted_is_a_warning_with_its_place(log: Log,
 TEXTS = st.text(st.characters() | st.sampled_from('\x00"\\\u2028\ud800\U0001f600'), max_size=200)
 
 
-@settings(deadline=None)
 @given(text=TEXTS, most=st.integers(20, 100), keep_end=st.booleans())
 def test_a_long_text_is_cut_off_to_what_it_takes_as_json(text: str, most: int, keep_end: bool) -> None:
     short, whole = shortened(text, most, keep_end=keep_end), len(json.dumps(text)) - 2
