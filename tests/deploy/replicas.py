@@ -53,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
         unready = self.path != "/health/live" and not self.server.ready
         self._answer(503 if unready else 404 if self.path == "/nothing" else 200)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         self._seen()
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         """Keep the tests' output short."""
 
 

@@ -1,9 +1,11 @@
 """What one client can take from the others: requests, connections and the log."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
+import httpx
 import pytest
 
 from tests.deploy.gateway import Gateway, open_files
@@ -11,14 +13,20 @@ from tests.processes import until
 
 RATE, BURST = 10, 20  # of predictions, as in deploy/gateway/nginx.conf
 OTHERS_BURST = 300  # of all other requests
+PATHS = ["/", "/model", "/docs", "/nothing", "/metrics", "/grafana/", "/health/live"]
 LINE_BYTES = 700
 IDLERS = 4300
 
 
-def flood(gateway: Gateway, address: str, path: str, number: int, **headers: str) -> list[int]:
-    """Send requests from an address; return their statuses."""
+def flood(gateway: Gateway, address: str, path: str, number: int, **headers: str) -> list[httpx.Response]:
+    """Send requests from an address as fast as four connections allow."""
+    method = "POST" if path == "/predict" else "GET"
     with gateway.client(address) as client, ThreadPoolExecutor(4) as crowd:
-        return list(crowd.map(lambda _: client.request("GET", path, headers=headers).status_code, range(number)))
+        return list(crowd.map(lambda _: client.request(method, path, headers=headers), range(number)))
+
+
+def passed(answers: list[httpx.Response]) -> int:
+    return sum(answer.status_code != 429 for answer in answers)
 
 
 @pytest.mark.parametrize(
@@ -31,23 +39,22 @@ def flood(gateway: Gateway, address: str, path: str, number: int, **headers: str
     ],
 )
 def test_a_client_is_an_ipv4_address_or_an_ipv6_network(plain: Gateway, first: str, second: str, shared: bool) -> None:
-    with plain.client(first) as client, ThreadPoolExecutor(4) as crowd:
-        statuses = set(crowd.map(lambda _: client.post("/predict").status_code, range(3 * BURST)))
-    with plain.client(second) as client:
-        answer = client.post("/predict")
+    began = time.monotonic()
+    let_in = passed(flood(plain, first, "/predict", 3 * BURST)) + passed(flood(plain, second, "/predict", 3 * BURST))
+    more = RATE * (time.monotonic() - began) + 2
 
-    assert statuses == {200, 429}
-    assert answer.status_code == (429 if shared else 200)
+    assert let_in <= (BURST if shared else 2 * BURST) + more
+    assert shared or let_in >= 2 * BURST
 
 
-@pytest.mark.parametrize("path", ["/", "/model", "/docs", "/nothing", "/metrics", "/grafana/", "/health/live"])
+@pytest.mark.parametrize("path", PATHS)
 def test_every_path_has_a_rate(plain: Gateway, path: str) -> None:
-    address = f"10.0.2.{len(path)}"
+    answers = flood(plain, f"10.0.2.{PATHS.index(path)}", path, 2 * OTHERS_BURST)
+    refused = [answer for answer in answers if answer.status_code == 429]
 
-    assert 429 in flood(plain, address, path, 2 * OTHERS_BURST)
-    with plain.client(address) as client:
-        answer = client.get(path)
-    assert (answer.json()["code"], answer.headers["Retry-After"]) == ("rate_limited", "1")
+    assert refused
+    assert passed(answers) >= OTHERS_BURST
+    assert {(answer.json()["code"], answer.headers["Retry-After"]) for answer in refused} == {("rate_limited", "1")}
 
 
 @pytest.mark.parametrize("noise", ["\x7f", '"', "\\", "\u00ff", "a"], ids=["DEL", "quote", "backslash", "Latin", "a"])
@@ -82,12 +89,11 @@ def test_refused_requests_do_not_fill_the_log(plain: Gateway) -> None:
     """The attack of 720 requests with 8 kB of control characters, which took 48 kB of log each."""
     address, number = "10.0.3.3", 1500
     before = len((plain.folder / "access.log").read_bytes())
-    statuses = flood(plain, address, "/model", number, traceparent="\x7f" * 8000)
+    answers = flood(plain, address, "/model", number, traceparent="\x7f" * 8000)
     wiped = len((plain.folder / "access.log").read_bytes()) - before
-    passed = len(statuses) - statuses.count(429)
 
-    assert 100 < statuses.count(429)
-    assert wiped < (passed + 0.05 * number) * LINE_BYTES
+    assert passed(answers) < number - 100
+    assert wiped < (passed(answers) + 0.02 * number) * LINE_BYTES
     assert (plain.folder / "error.log").read_text() == ""
 
 
@@ -102,7 +108,7 @@ def test_what_is_refused_before_the_rate_does_not_fill_the_logs_either(plain: Ga
             connection.sendall(request_line + b"\r\n\r\n")
             assert connection.recv(9) == b"HTTP/1.1 "
 
-    assert len(plain.lines()) - before < 0.1 * number
+    assert len(plain.lines()) - before < 0.02 * number
     assert (plain.folder / "error.log").read_text() == ""
 
 

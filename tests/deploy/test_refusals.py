@@ -1,7 +1,6 @@
 """What the gateway itself refuses: in the form of the service's errors, with a title and code of its own each."""
 
 import json
-import os
 import socket
 import subprocess
 import threading
@@ -161,7 +160,7 @@ def test_a_refusal_over_http2_is_the_same(
 @pytest.mark.parametrize("path", ["/", "/predict/", "/model", "/nothing", "/metrics", "/grafana/x", "/v2/models/m"])
 def test_an_upload_to_another_path_is_refused_and_stored_nowhere(plain: Gateway, path: str, chunked: bool) -> None:
     spool = plain.folder / "client"
-    before = os.stat(spool).st_mtime_ns
+    before = spool.stat().st_mtime_ns
     size = 20 * MIB
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
     with closing(plain.connect()) as connection:
@@ -173,7 +172,7 @@ def test_an_upload_to_another_path_is_refused_and_stored_nowhere(plain: Gateway,
         sender.join()
 
     assert answer.status in (404, 405, 413)
-    assert os.stat(spool).st_mtime_ns == before  # changes whenever nginx makes a file there
+    assert spool.stat().st_mtime_ns == before  # changes whenever nginx makes a file there
 
 
 def _send(connection: socket.socket, size: int, chunked: bool) -> None:
