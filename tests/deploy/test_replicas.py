@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -105,6 +106,26 @@ def test_a_replica_that_hangs_costs_one_request_a_wait(replicas: Fleet, client: 
 
     hung.running.set()
     until(lambda: ask(client).json()["replica"] == hung.address, JOIN_S)
+
+
+@KINDS
+def test_a_replica_that_hangs_is_left_out_even_if_clients_do_not_wait(
+    replicas: Fleet, client: httpx.Client, send: Callable[[httpx.Client], httpx.Response]
+) -> None:
+    hung, *_ = [replicas.add() for _ in range(2)]
+    until_asked(client, *replicas.replicas)
+    before = len(hung.requests)
+    hung.running.clear()
+    client.timeout = httpx.Timeout(0.5)
+    began = time.monotonic()
+    for _ in range(40):
+        with suppress(httpx.ReadTimeout):
+            send(client)
+        time.sleep(0.1)
+    passed = time.monotonic() - began
+
+    # Until the first of them has waited for 2 s, some more may be sent to it.
+    assert len(hung.requests) - before <= 6 + passed // LEFT_OUT_S
 
 
 def test_a_prediction_may_take_longer_than_other_requests(replicas: Fleet, client: httpx.Client) -> None:
