@@ -113,7 +113,8 @@ class _Question(socketserver.BaseRequestHandler):
         known = query[12:end].startswith(b"\x09limelight\0") and self.server.addresses
         addresses = self.server.addresses if known else []
         head = query[:2] + struct.pack("!HHHHH", 0x8180 | (0 if known else NXDOMAIN), 1, len(addresses), 0, 0)
-        records = b"".join(b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, DOCKERS_TTL_S, 4) + socket.inet_aton(a) for a in addresses)
+        record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, DOCKERS_TTL_S, 4)  # the name of the question, A, Internet
+        records = b"".join(record + socket.inet_aton(address) for address in addresses)
         client.sendto(head + query[12:end] + records, self.client_address)
 
 

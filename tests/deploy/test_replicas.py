@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,6 +127,22 @@ def test_a_replica_that_hangs_is_left_out_even_if_clients_do_not_wait(
 
     # Until the first of them has waited for 2 s, some more may be sent to it.
     assert len(hung.requests) - before <= 6 + passed // LEFT_OUT_S
+
+
+@KINDS
+def test_a_request_that_waits_for_a_replica_that_is_removed_is_answered_by_another(
+    replicas: Fleet, client: httpx.Client, send: Callable[[httpx.Client], httpx.Response]
+) -> None:
+    hung, *_ = [replicas.add() for _ in range(2)]
+    until_asked(client, *replicas.replicas)
+    hung.running.clear()
+    before = len(hung.requests)
+    with ThreadPoolExecutor(2) as crowd:
+        answers = [crowd.submit(send, client) for _ in range(2)]
+        until(lambda: len(hung.requests) > before)
+        replicas.remove(hung)
+
+    assert {answer.result().status_code for answer in answers} == {200}
 
 
 def test_a_prediction_may_take_longer_than_other_requests(replicas: Fleet, client: httpx.Client) -> None:
