@@ -3,19 +3,23 @@
 import http.client
 import json
 import socket
+import subprocess
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.docker.stack import Stack, docker, metrics_of
+from tests.docker.stack import NAME, TESTS, Stack, copy_project, docker, free_port, metrics_of
 from tests.processes import until
 
-RATE, BURST = 10, 20  # of deploy/gateway/nginx.conf
+# Of deploy/gateway/nginx.conf.
+RATE, BURST = 10, 20
+LEFT_OUT_S = 5
 
 
 def check_problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -74,15 +78,10 @@ def replica_line(fleet: Stack, name: str) -> dict[str, Any]:
     return line
 
 
-@pytest.mark.parametrize(
-    ("size", "who"), [(64 * 2**20 + 1, "the service"), (66 * 2**20, "the gateway")], ids=["service", "gateway"]
-)
-def test_a_body_that_is_too_large_is_refused(fleet: Stack, size: int, who: str) -> None:
+def test_a_body_of_the_largest_size_reaches_the_service(fleet: Stack) -> None:
     with fleet.client() as client:
-        answer = client.post("/predict", content=bytes(size))
-
-    check_problem(answer, 413, "body_too_large")
-    assert ("67108864" in answer.json()["detail"]) == (who == "the service")
+        check_problem(client.post("/predict", content=bytes(64 * 2**20)), 415, "unsupported_media")
+        check_problem(client.post("/predict", content=bytes(64 * 2**20 + 1)), 413, "body_too_large")
 
 
 def test_a_file_that_is_not_a_video_is_refused(fleet: Stack) -> None:
@@ -152,3 +151,66 @@ def test_an_upload_is_streamed_to_a_replica(fleet: Stack, clip: bytes) -> None:
         client.sendall(clip[1000:])
 
         assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_paused_replica_costs_one_request_a_wait(fleet: Stack) -> None:
+    (replica, *_) = fleet.containers("limelight")
+    docker("pause", replica)
+    try:
+        with fleet.client() as client:
+            began = time.monotonic()
+            waits = [client.get("/model").elapsed.total_seconds() for _ in range(100)]
+            passed = time.monotonic() - began
+    finally:
+        docker("unpause", replica)
+
+    assert 1 <= sum(wait > 1.5 for wait in waits) <= 1 + passed // LEFT_OUT_S
+
+
+def test_new_files_are_read_by_the_command_that_operations_md_has(fleet: Stack) -> None:
+    file = fleet.folder / "deploy/gateway/nginx.conf"
+    (fleet.folder / "new.conf").write_text(file.read_text().replace("return 200;", "return 204;"))
+    (fleet.folder / "new.conf").replace(file)  # as git does
+    with fleet.client() as client:
+        assert client.get("/.alive").status_code == 200
+        fleet.compose("exec", "-T", "gateway", "nginx", "-s", "reload")
+
+        until(lambda: client.get("/.alive").status_code == 204)
+
+
+def test_replicas_may_be_replaced_while_the_gateway_runs(fleet: Stack) -> None:
+    (gateway,) = fleet.containers("gateway")
+    fleet.compose("up", "--detach", "--force-recreate", "--no-deps", "--scale", "limelight=3", "limelight")
+
+    assert fleet.containers("gateway") == [gateway]
+    with fleet.client() as client:
+        until(lambda: client.get("/health/ready").is_success)
+
+
+@pytest.mark.parametrize("overlays", [[], ["docker-compose.tls.yml"]], ids=["plain", "TLS"])
+def test_the_gateway_is_healthy_without_replicas_and_refuses_itself(
+    engine: None, tmp_path: Path, overlays: list[str]
+) -> None:
+    copy_project(tmp_path)
+    certificate = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -days 1"
+    (tmp_path / "deploy/gateway/tls").mkdir()
+    files = ["-keyout", "deploy/gateway/tls/tls.key", "-out", "deploy/gateway/tls/tls.crt"]
+    subprocess.run(["openssl", *certificate.split(), *files], cwd=tmp_path, capture_output=True, check=True)
+    (tmp_path / "deploy/gateway/tls/tls.key").chmod(0o644)
+    tmp_path.chmod(0o755)
+    port = free_port()
+    url = f"{'https' if overlays else 'http'}://127.0.0.1:{port}"
+    environment = {"COMPOSE_PROJECT_NAME": f"limelight-alone-{NAME}", "GATEWAY_PORT": str(port)}
+    stack = Stack(tmp_path, ("docker-compose.yml", *overlays, str(TESTS / "compose.test.yml")), url, environment)
+    try:
+        stack.compose("up", "--detach", "--wait", "gateway")  # waits for the health check
+        with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=60) as client:
+            answer = client.post("/predict", content=b"clip")
+        limit = stack.compose("exec", "-T", "gateway", "sh", "-c", "ulimit -n")
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "1")
+
+    check_problem(answer, 503, "not_ready")
+    assert answer.headers["Retry-After"] == "2"
+    assert ("Strict-Transport-Security" in answer.headers) == bool(overlays)
+    assert limit == "16384\n"

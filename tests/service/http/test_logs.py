@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http.logs import INTERVAL_S, JsonFormatter, LogWriter, RareFromOpenTelemetry, request_id, shortened
