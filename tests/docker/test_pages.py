@@ -26,9 +26,12 @@ from tests.conftest import REPOSITORY
 from tests.docker.stack import NAME, copy_project, docker, free_port
 from tests.processes import until
 
+LOG = logging.getLogger(__name__)
 PROJECT = f"limelight-pages-{NAME}"
 RATE = 4  # predictions per second
 OUTAGE_S = 20  # longest outage, on a busy machine, that "about a second" may be
+# Rules with an alert that always fires.
+ALERT = "groups: [{name: test, rules: [{alert: Test, expr: vector(1)}]}]"
 # The first line of each block that is not run, and why.
 NOT_RUN = {
     "echo 'COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}:docker-compose.gpu.yml' >>.env": "needs a GPU",
@@ -36,7 +39,7 @@ NOT_RUN = {
     "limelight serve --unix-socket /run/limelight/http.sock": "runs without Docker",
 }
 # Code in the text that is no command to follow.
-MENTIONED = {"docker compose up", "docker run", "docker stats", "deploy/rolling-update.sh limelight limelight-gpu1"}
+MENTIONED = {"docker compose up", "docker stats", "deploy/rolling-update.sh limelight limelight-gpu1"}
 # Commands in the text whose exit code may be 1: nothing is found.
 MAY_FIND_NOTHING = {"""docker compose logs limelight | grep '"level": "error"'"""}
 
@@ -180,9 +183,7 @@ def walk(engine: None, tiny_bundle: Path, tmp_path: Path, webhook: "Webhook") ->
     tiny_bundle.parent.chmod(0o755)  # containers run as other users
     tmp_path.chmod(0o755)
     folder, port = clone(tmp_path), free_port()
-    (folder / "deploy/prometheus/rules/test.yml").write_text(
-        "groups: [{name: t, rules: [{alert: Test, expr: vector(1)}]}]"
-    )
+    (folder / "deploy/prometheus/rules/test.yml").write_text(ALERT)
     overlays = ":".join(["docker-compose.yml", *(f"tests/docker/compose.{name}.yml" for name in ("test", "pages"))])
     (folder / ".env").write_text(
         f"COMPOSE_PROJECT_NAME={PROJECT}\nCOMPOSE_FILE={overlays}\nGATEWAY_PORT={port}\nLIMELIGHT_TAG={NAME}\n"
@@ -234,7 +235,7 @@ def git(folder: Path, *arguments: str) -> str:
 def certificate(folder: Path) -> Path:
     """Write ``tls.crt`` and ``tls.key`` for localhost into a new folder."""
     folder.mkdir()
-    files = ["-keyout", folder / "tls.key", "-out", folder / "tls.crt"]
+    files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
     what = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run(["openssl", "req", *what, *files], check=True, capture_output=True)
     (folder / "tls.key").chmod(0o644)  # the gateway runs as another user
@@ -299,7 +300,7 @@ def test_every_command_of_the_pages_works_and_loses_no_request(walk: Walk, webho
     until(lambda: walk.client.get("/health/ready").is_success, patience_s=120)
     with walk.client.running():
         for command in others:
-            logging.info("%s", command.first_line)
+            LOG.info("%s", command.first_line)
             start, gateway, replicas = time.monotonic(), walk.ids("gateway"), walk.ids("limelight")
             walk.run(command)
             for text in [text for text in expected if text in command.printed]:
@@ -320,4 +321,4 @@ def test_commands_that_are_not_run_are_still_on_the_pages() -> None:
 
     assert NOT_RUN.keys() <= {command.first_line for command in commands()}
     assert [mentioned for mentioned in MENTIONED if f"`{mentioned}" not in pages] == []
-    assert MAY_FIND_NOTHING <= {command.printed for command in commands()}
+    assert {command.printed for command in commands()} >= MAY_FIND_NOTHING
