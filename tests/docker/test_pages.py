@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -184,6 +185,12 @@ def walk(engine: None, tiny_bundle: Path, tmp_path: Path, webhook: "Webhook") ->
     tmp_path.chmod(0o755)
     folder, port = clone(tmp_path), free_port()
     (folder / "deploy/prometheus/rules/test.yml").write_text(ALERT)
+    for made in (
+        "bundle",
+        "runs/head",
+        "videos",
+    ):  # what the pages take for granted: the reader's bundle, head and clips
+        shutil.copytree(tiny_bundle, folder / made)
     overlays = ":".join(["docker-compose.yml", *(f"tests/docker/compose.{name}.yml" for name in ("test", "pages"))])
     (folder / ".env").write_text(
         f"COMPOSE_PROJECT_NAME={PROJECT}\nCOMPOSE_FILE={overlays}\nGATEWAY_PORT={port}\nLIMELIGHT_TAG={NAME}\n"
