@@ -185,11 +185,7 @@ def walk(engine: None, tiny_bundle: Path, tmp_path: Path, webhook: "Webhook") ->
     tmp_path.chmod(0o755)
     folder, port = clone(tmp_path), free_port()
     (folder / "deploy/prometheus/rules/test.yml").write_text(ALERT)
-    for made in (
-        "bundle",
-        "runs/head",
-        "videos",
-    ):  # what the pages take for granted: the reader's bundle, head and clips
+    for made in ("bundle", "runs/head", "videos"):  # stand in for the reader's bundle, head and clips
         shutil.copytree(tiny_bundle, folder / made)
     overlays = ":".join(["docker-compose.yml", *(f"tests/docker/compose.{name}.yml" for name in ("test", "pages"))])
     (folder / ".env").write_text(
@@ -228,8 +224,8 @@ def clone(folder: Path) -> Path:
     git(upstream, "add", "--all")
     git(upstream, "commit", "-q", "-m", "Release")
     git(folder, "clone", "-q", str(upstream), "clone")
-    gateway = upstream / "deploy/gateway/nginx.conf"
-    gateway.write_text(f"# next release\n{gateway.read_text()}")
+    for file in (upstream / "deploy/gateway/nginx.conf", upstream / "deploy/prometheus/prometheus.yml"):
+        file.write_text(f"# next release\n{file.read_text()}")
     git(upstream, "commit", "-q", "-a", "-m", "Next release")
     return folder / "clone"
 
@@ -280,6 +276,11 @@ def effects(walk: Walk, webhook: Webhook) -> dict[str, Callable[[], object]]:
     """Return what must become true after the command that contains the text."""
     client = walk.client
 
+    def is_updated() -> bool:
+        (prometheus,) = walk.ids("prometheus")
+        configuration = docker("exec", str(prometheus), "cat", "/etc/prometheus/prometheus.yml")
+        return "# next release" in configuration and walk.replicas_with(f'"limelight:{NAME}"') == 0
+
     def grafana_knows_its_address_and_the_client() -> bool:
         answer = client.get("/grafana/", **{"X-Real-IP": "192.0.2.1"}).json()
         settings, headers = answer["settings"], answer["headers"]
@@ -294,7 +295,7 @@ def effects(walk: Walk, webhook: Webhook) -> dict[str, Callable[[], object]]:
         "docker-compose.tls.yml": lambda: client.get("/health/ready").is_success,
         "docker compose up --detach grafana": grafana_knows_its_address_and_the_client,
         "LIMELIGHT_MAX_QUEUE=32": lambda: walk.replicas_with('"LIMELIGHT_MAX_QUEUE=32"') == 3,
-        "git pull": lambda: walk.replicas_with(f'"limelight:{NAME}"') == 0,
+        "git pull": is_updated,
         "git switch --detach ORIG_HEAD": lambda: walk.replicas_with(f'"limelight:{NAME}"') == 3,
         "docker-compose.alerts.yml": lambda: any('"alertname":"Test"' in body for body in webhook.received),
     }
