@@ -102,14 +102,14 @@ def running(
 
 
 def wait_until_healthy(stack: Stack) -> None:
-    """Wait until the gateway listens. It depends on the replicas, so ``up`` has already waited for those."""
+    """Wait until the gateway has found a replica that is ready. ``up`` does not wait for them."""
 
     def ready() -> bool:
         with contextlib.suppress(httpx.TransportError), stack.client() as client:
             return client.get("/health/ready").is_success
         return False
 
-    until(ready)
+    until(ready, patience_s=300)
 
 
 def copy_project(folder: Path) -> None:
