@@ -38,6 +38,12 @@ def test_a_key_reaches_the_service_as_it_was_written(project: Path, key: str) ->
     assert replica["environment"]["LIMELIGHT_API_KEYS"] == key.replace("$", "$$")  # as `config` writes a `$`
 
 
+def test_a_quoted_password_reaches_grafana_as_it_was_written(project: Path) -> None:
+    grafana = services(project, GRAFANA_PASSWORD="'a$b${c}#d'")["grafana"]
+
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "a$$b$${c}#d"
+
+
 def test_grafana_knows_the_address_at_which_the_gateway_serves_it(project: Path) -> None:
     plain = services(project)["grafana"]["environment"]
     other = services(project, GATEWAY_PORT="9000", GATEWAY_NAME="limelight.example")["grafana"]["environment"]
