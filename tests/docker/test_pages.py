@@ -37,8 +37,11 @@ ALERT = "groups: [{name: test, rules: [{alert: Test, expr: vector(1)}]}]"
 NOT_RUN = {
     "echo 'COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}:docker-compose.gpu.yml' >>.env": "needs a GPU",
     "echo 'COMPOSE_FILE=${COMPOSE_FILE:-docker-compose.yml}:docker-compose.tracing.yml' >>.env": "needs Jaeger's image",
+    "nft -f - <<'END'": "changes this machine",
     "limelight serve --unix-socket /run/limelight/http.sock": "runs without Docker",
 }
+# What a block may begin with. Other programs may change this machine.
+PROGRAMS = {"cat", "chmod", "deploy/rolling-update.sh", "docker", "echo", "git", "mkdir", "openssl", "sed", "touch"}
 # Code in the text that is no command to follow.
 MENTIONED = {"docker compose up", "docker stats", "deploy/rolling-update.sh limelight limelight-gpu1"}
 # Commands in the text whose exit code may be 1: nothing is found.
@@ -152,6 +155,7 @@ class Walk:
     substitutions: dict[str, str]
 
     def run(self, command: Command) -> None:
+        assert command.printed.split()[0] in PROGRAMS, command.printed
         script = command.printed
         for printed, replacement in self.substitutions.items():
             script = script.replace(printed, replacement)
@@ -329,10 +333,10 @@ def test_every_command_of_the_pages_works_and_loses_no_request(walk: Walk, webho
     assert expected.keys() == set()
 
 
-def test_commands_that_are_not_run_are_still_on_the_pages() -> None:
+def test_every_command_of_the_pages_is_found() -> None:
     pages = "".join(page.read_text() for page in (REPOSITORY / "README.md", REPOSITORY / "docs/operations.md"))
+    languages = {*re.findall(r"^```(\w*)$", pages, re.MULTILINE)}
+    programs = {command.printed.split()[0] for command in commands() if command.first_line not in NOT_RUN}
 
-    assert {*re.findall(r"^```(\w*)$", pages, re.MULTILINE)} <= {"sh", "", "jsonc", "nginx", "yaml", "ini"}
-    assert NOT_RUN.keys() <= {command.first_line for command in commands()}
-    assert [mentioned for mentioned in MENTIONED if f"`{mentioned}" not in pages] == []
-    assert {command.printed for command in commands()} >= MAY_FIND_NOTHING
+    assert languages <= {"sh", "", "jsonc", "nginx", "yaml", "ini"}  # commands are in `sh`
+    assert programs <= PROGRAMS
