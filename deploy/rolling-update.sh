@@ -10,6 +10,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+up() { docker compose --progress quiet up --detach --no-deps --no-build "$@"; }
 containers() { docker compose ps --all --quiet "$service"; }
 
 fail() {
@@ -45,7 +46,7 @@ replace_all() {
   trap clean_up EXIT
   for leaver in $old; do
     count=$(echo "$serving" | wc -w)
-    docker compose --progress quiet up --detach --no-deps --no-build --no-recreate --scale "$service=$((count + 1))" "$service"
+    up --no-recreate --scale "$service=$((count + 1))" "$service"
     for newcomer in $(containers); do
       case $serving in *"$newcomer"*) continue ;; esac
       wait_until_healthy "$newcomer"
@@ -54,13 +55,14 @@ replace_all() {
     docker stop "$leaver" >/dev/null # waits as long as its stop_grace_period
     docker rm "$leaver" >/dev/null
     serving=$(containers)
+    echo "$service: replaced a replica; $(echo "$serving" | wc -w) are running"
   done
   trap - EXIT
-  echo "$service: replicas replaced: $(echo "$old" | wc -w)"
 }
 
 trap 'exit 130' INT TERM
-docker compose --progress quiet up --detach --no-deps --no-build model
+echo "model: checks the bundle, and writes it if it is new, which takes minutes"
+up model
 [ "$(docker wait "$(docker compose ps --all --quiet model)")" = 0 ] ||
   fail "model failed; its log says why: docker compose logs model"
 for service in "${@:-limelight}"; do replace_all; done
