@@ -65,16 +65,18 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Return the commands of the pages in their order."""
+    """Return the commands of the pages in their order; those in the text only if no block has them, and once."""
     deployment = (REPOSITORY / "README.md").read_text().partition("\n## Deployment\n")[2].partition("\n## ")[0]
     pages = deployment + (REPOSITORY / "docs/operations.md").read_text()
     found = re.findall(r"^```sh\n(.*?)^```|(?<!`)`((?:docker|deploy/)[^`]* [^`]*)`", pages, re.MULTILINE | re.DOTALL)
-    blocks = "".join(block for block, _ in found)
-    return [
-        Command(block or " ".join(inline.split()))
-        for block, inline in found
-        if block or (inline not in blocks and inline not in MENTIONED)
-    ]
+    known = [*MENTIONED, *(block for block, _ in found)]
+    result = []
+    for block, inline in found:
+        command = block or " ".join(inline.split())
+        if block or not any(command in one for one in known):
+            result.append(Command(command))
+            known.append(command)
+    return result
 
 
 @dataclass
