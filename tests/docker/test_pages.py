@@ -138,6 +138,7 @@ class Client:
                 yield
             finally:
                 over.set()
+                crowd.shutdown(cancel_futures=True)  # on a busy machine, predictions wait here
 
     def failures(self, since: float = 0) -> list[tuple[float, str]]:
         return [(sent, outcome) for sent, outcome in self.outcomes if sent >= since and outcome != "200"]
