@@ -139,7 +139,7 @@ lint: setup ## Check style, types, imports between rooms, and the deployment fil
 	  promtool check config deploy/prometheus/prometheus.yml && promtool test rules deploy/prometheus/tests/*.yml; \
 	  else echo "Skipping Prometheus' rules: promtool is not installed (Debian: prometheus)"; fi
 	@if docker compose version >/dev/null 2>&1; then \
-	  for variant in gpu tls tracing; do \
+	  for variant in alerts gpu tls tracing; do \
 	    docker compose -f docker-compose.yml -f docker-compose.$$variant.yml --profile grafana --profile tracing config \
 	      --quiet || exit 1; \
 	  done; \

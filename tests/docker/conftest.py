@@ -9,7 +9,11 @@ from tests.conftest import REPOSITORY
 from tests.docker.stack import Stack, docker, running
 
 # For each image in docker-compose.yml, the one to use instead if no registry can be reached.
-SUBSTITUTES = {"nginx:1.28-alpine": "nginx:stable", "prom/prometheus:v3.5.0": "prom/prometheus:latest"}
+SUBSTITUTES = {
+    "nginx:1.28-alpine": "nginx:stable",
+    "prom/prometheus:v3.5.0": "prom/prometheus:latest",
+    "prom/alertmanager:v0.28.1": "prom/alertmanager:latest",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

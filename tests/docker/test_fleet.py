@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import subprocess
 import threading
 import time
 import uuid
@@ -102,6 +104,33 @@ def test_a_replica_that_is_stopped_fails_no_request(three: Stack, clip: bytes) -
 
     assert exit_code == "0"
     assert served & answered  # the replica was in use
+    assert {one.status for one in requests} == {200}
+
+
+@pytest.mark.parametrize(
+    ("setting", "patience", "said"),
+    [("LIMELIGHT_MAX_QUEUE=no", "60", "it must be a whole number"), ("LIMELIGHT_LOG_LEVEL=debug", "0", "not healthy")],
+)
+def test_an_update_that_fails_leaves_the_old_replicas_serving(
+    three: Stack, clip: bytes, setting: str, patience: str, said: str
+) -> None:
+    before = three.containers("limelight")
+    (three.folder / "limelight.env").write_text(f"{setting}\n")
+    try:
+        with load(three, clip) as requests:
+            done = subprocess.run(
+                ["deploy/rolling-update.sh"],
+                cwd=three.folder,
+                env=os.environ | three.environment | {"COMPOSE_FILE": ":".join(three.files), "PATIENCE_S": patience},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    finally:
+        (three.folder / "limelight.env").unlink()
+
+    assert (done.returncode, said in done.stderr, "the old ones keep serving" in done.stderr) == (1, True, True)
+    assert sorted(three.containers("limelight")) == sorted(before)
     assert {one.status for one in requests} == {200}
 
 
