@@ -22,7 +22,8 @@ class Replica(ThreadingHTTPServer):
     Attributes:
         ready: Whether ``/health/ready`` answers 200 instead of 503, as do all other requests but predictions.
         running: Cleared while the replica accepts connections and answers nothing, as a paused container does.
-        prediction_s: How long a prediction takes, in seconds.
+        busy_s: How long every answer takes, in seconds, as on a machine with too much to do.
+        prediction_s: How much longer a prediction takes, in seconds.
         requests: Method, path and headers of each request, in order.
     """
 
@@ -34,6 +35,7 @@ class Replica(ThreadingHTTPServer):
         self.ready = True
         self.running = threading.Event()
         self.running.set()
+        self.busy_s = 0.0
         self.prediction_s = 0.0
         self.requests: list[tuple[str, str, dict[str, str]]] = []
 
@@ -68,6 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _seen(self) -> None:
         self.server.requests.append((self.command, self.path, dict(self.headers)))
         self.server.running.wait()
+        time.sleep(self.server.busy_s)
 
     def _read(self) -> int:
         if "Content-Length" in self.headers:

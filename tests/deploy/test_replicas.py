@@ -129,6 +129,17 @@ def test_a_replica_that_hangs_is_left_out_even_if_clients_do_not_wait(
     assert len(hung.requests) - before <= 6 + passed // LEFT_OUT_S
 
 
+def test_replicas_that_are_only_slow_fail_no_request(replicas: Fleet, client: httpx.Client) -> None:
+    both = [replicas.add() for _ in range(2)]
+    until_asked(client, *both)
+    for replica in both:
+        replica.busy_s = 2.5  # a replica that does not answer within 2 s is left out while others do
+    with ThreadPoolExecutor(4) as crowd:
+        answers = [crowd.submit(send, client) for send in (ask, predict) for _ in range(2)]
+
+    assert {answer.result().status_code for answer in answers} == {200}
+
+
 @KINDS
 def test_a_request_that_waits_for_a_replica_that_is_removed_is_answered_by_another(
     replicas: Fleet, client: httpx.Client, send: Callable[[httpx.Client], httpx.Response]
