@@ -66,8 +66,9 @@ class Gateway:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
-    def connect_with_tls(self) -> socket.socket:
+    def connect_with_tls(self, protocol: str = "http/1.1") -> socket.socket:
         context = ssl.create_default_context()
+        context.set_alpn_protocols([protocol])
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context.wrap_socket(self.connect())
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.deploy.gateway import Gateway, open_files
+from tests.deploy.replicas import Fleet
 from tests.processes import until
 
 RATE, BURST = 10, 20  # of predictions, as in deploy/gateway/nginx.conf
@@ -83,6 +84,22 @@ def test_a_valid_traceparent_is_logged(plain: Gateway) -> None:
 
     (line,) = [line for line in plain.log() if line["request_id"] == name]
     assert (line["traceparent"], line["request"], line["client"]) == (trace, "GET /metrics HTTP/1.1", "10.0.3.2")
+
+
+def test_a_request_that_is_taken_back_is_a_line_of_json(secure: Gateway, replicas: Fleet) -> None:
+    """nginx writes the status 000 if HTTP/2's stream was reset before there was an answer."""
+    name = b"taken-back"
+    head = b"\x83\x87\x04\x08/predict\x01\x01a\x00\x0cx-request-id" + bytes([len(name)]) + name  # HPACK
+    stream = b"\x00\x00\x00\x01"
+    settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    headers = bytes([0, 0, len(head), 1, 4]) + stream + head
+    reset = bytes([0, 0, 4, 3, 0]) + stream + bytes([0, 0, 0, 8])
+    with closing(secure.connect_with_tls("h2")) as connection:
+        connection.sendall(settings + headers + reset)
+        until(lambda: any(name.decode() in line for line in secure.lines()))
+
+    (line,) = [line for line in secure.log() if line["request_id"] == name.decode()]
+    assert line["status"] == 0
 
 
 def test_refused_requests_do_not_fill_the_log(plain: Gateway) -> None:
