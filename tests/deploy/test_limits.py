@@ -1,6 +1,7 @@
 """What one client can take from the others: requests, connections and the log."""
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -8,6 +9,7 @@ from contextlib import ExitStack, closing
 import httpx
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.deploy.gateway import Gateway, open_files
 from tests.deploy.replicas import Fleet
 from tests.processes import until
@@ -17,6 +19,7 @@ OTHERS_BURST = 300  # of all other requests
 PATHS = ["/", "/model", "/docs", "/nothing", "/metrics", "/grafana/", "/health/live"]
 LINE_BYTES = 700
 IDLERS = 4300
+COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
 
 
 def flood(gateway: Gateway, address: str, path: str, number: int, **headers: str) -> list[httpx.Response]:
@@ -129,6 +132,22 @@ def test_what_is_refused_before_the_rate_does_not_fill_the_logs_either(plain: Ga
     assert (plain.folder / "error.log").read_text() == ""
 
 
+@pytest.mark.parametrize(("path", "bound"), [("/predict", 20), ("/model", 100)])
+def test_a_client_may_have_so_many_requests_in_progress(plain: Gateway, path: str, bound: int) -> None:
+    address = f"10.0.5.{bound}"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nX-Client-Address: {address}\r\nContent-Length: 1000\r\n\r\n"
+    with ExitStack() as stack, plain.client(address) as client:
+        for _ in range(bound):
+            stack.enter_context(closing(plain.connect())).sendall(head.encode() + b"slow")
+
+        def refused() -> bool:
+            client.post(path)
+            time.sleep(0.1)  # below both rates
+            return any((line["client"], line["status"]) == (address, 429) for line in plain.log())
+
+        until(refused, patience_s=10)
+
+
 def test_thousands_of_unfinished_requests_keep_nobody_out(plain: Gateway) -> None:
     with open_files(IDLERS + 500), ExitStack() as stack:
         idlers = [stack.enter_context(closing(plain.connect())) for _ in range(IDLERS)]
@@ -139,3 +158,19 @@ def test_thousands_of_unfinished_requests_keep_nobody_out(plain: Gateway) -> Non
 
         assert set(statuses) == {200}
         assert "worker_connections" not in (plain.folder / "error.log").read_text()
+
+
+def test_the_gateways_memory_is_enough_for_all_its_connections(secure: Gateway) -> None:
+    """The dearest ones: over TLS, after an answer, with a head that is as large as allowed and unfinished."""
+    number, all_of_them = 300, 2 * 8192
+    lines = b"".join(b"X-%d: %s\r\n" % (line, 7000 * b"a") for line in range(4))
+    before = secure.memory()
+    with open_files(number + 500), ExitStack() as stack:
+        for _ in range(number):
+            connection = stack.enter_context(closing(secure.connect_with_tls()))
+            connection.sendall(b"GET /.alive HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n" + lines)
+            assert connection.recv(9) == b"HTTP/1.1 "
+        needed = (secure.memory() - before) / number * all_of_them
+    (limit,) = re.findall(r"^  gateway:\n(?: {4}.*\n)*? {4}mem_limit: (\d+)g\b", COMPOSE_FILE.read_text(), re.MULTILINE)
+
+    assert 0.5 * 2**30 < needed < 0.8 * int(limit) * 2**30  # the kernel's buffers for sockets count as well
