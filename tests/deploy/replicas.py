@@ -37,7 +37,7 @@ class Replica(ThreadingHTTPServer):
         self.running.set()
         self.busy_s = 0.0
         self.prediction_s = 0.0
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, list[tuple[str, str]]]] = []
 
     @property
     def address(self) -> str:
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, received=received)
 
     def _seen(self) -> None:
-        self.server.requests.append((self.command, self.path, dict(self.headers)))
+        self.server.requests.append((self.command, self.path, self.headers.items()))
         self.server.running.wait()
         time.sleep(self.server.busy_s)
 
