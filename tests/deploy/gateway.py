@@ -66,10 +66,18 @@ class Gateway:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
-    def connect_with_tls(self) -> socket.socket:
-        context = ssl.create_default_context()
+    def connect_with_tls(self, protocol: str = "http/1.1") -> socket.socket:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_alpn_protocols([protocol])
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context.wrap_socket(self.connect())
+
+    def memory(self) -> int:
+        """Return the bytes of memory that nginx's workers have of their own."""
+        master = int((self.folder / "nginx.pid").read_text())
+        workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        texts = [Path(f"/proc/{worker}/smaps_rollup").read_text() for worker in workers]
+        return sum(1024 * int(size) for text in texts for size in re.findall(r"Private_\w+: +(\d+) kB", text))
 
     def lines(self) -> list[str]:
         """Return the lines of the access log."""

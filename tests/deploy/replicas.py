@@ -22,7 +22,8 @@ class Replica(ThreadingHTTPServer):
     Attributes:
         ready: Whether ``/health/ready`` answers 200 instead of 503, as do all other requests but predictions.
         running: Cleared while the replica accepts connections and answers nothing, as a paused container does.
-        prediction_s: How long a prediction takes, in seconds.
+        busy_s: How long every answer takes, in seconds, as on a machine with too much to do.
+        prediction_s: How much longer a prediction takes, in seconds.
         requests: Method, path and headers of each request, in order.
     """
 
@@ -34,8 +35,9 @@ class Replica(ThreadingHTTPServer):
         self.ready = True
         self.running = threading.Event()
         self.running.set()
+        self.busy_s = 0.0
         self.prediction_s = 0.0
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, list[tuple[str, str]]]] = []
 
     @property
     def address(self) -> str:
@@ -66,8 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, received=received)
 
     def _seen(self) -> None:
-        self.server.requests.append((self.command, self.path, dict(self.headers)))
+        self.server.requests.append((self.command, self.path, self.headers.items()))
         self.server.running.wait()
+        time.sleep(self.server.busy_s)
 
     def _read(self) -> int:
         if "Content-Length" in self.headers:

@@ -1,6 +1,7 @@
 """What one client can take from the others: requests, connections and the log."""
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -8,7 +9,9 @@ from contextlib import ExitStack, closing
 import httpx
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.deploy.gateway import Gateway, open_files
+from tests.deploy.replicas import Fleet
 from tests.processes import until
 
 RATE, BURST = 10, 20  # of predictions, as in deploy/gateway/nginx.conf
@@ -16,6 +19,7 @@ OTHERS_BURST = 300  # of all other requests
 PATHS = ["/", "/model", "/docs", "/nothing", "/metrics", "/grafana/", "/health/live"]
 LINE_BYTES = 700
 IDLERS = 4300
+COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
 
 
 def flood(gateway: Gateway, address: str, path: str, number: int, **headers: str) -> list[httpx.Response]:
@@ -85,6 +89,22 @@ def test_a_valid_traceparent_is_logged(plain: Gateway) -> None:
     assert (line["traceparent"], line["request"], line["client"]) == (trace, "GET /metrics HTTP/1.1", "10.0.3.2")
 
 
+def test_a_request_that_is_taken_back_is_a_line_of_json(secure: Gateway, replicas: Fleet) -> None:
+    """nginx writes the status 000 if HTTP/2's stream was reset before there was an answer."""
+    name = b"taken-back"
+    head = b"\x83\x87\x04\x08/predict\x01\x01a\x00\x0cx-request-id" + bytes([len(name)]) + name  # HPACK
+    stream = b"\x00\x00\x00\x01"
+    settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    headers = bytes([0, 0, len(head), 1, 4]) + stream + head
+    reset = bytes([0, 0, 4, 3, 0]) + stream + bytes([0, 0, 0, 8])
+    with closing(secure.connect_with_tls("h2")) as connection:
+        connection.sendall(settings + headers + reset)
+        until(lambda: any(name.decode() in line for line in secure.lines()))
+
+    (line,) = [line for line in secure.log() if line["request_id"] == name.decode()]
+    assert line["status"] == 0
+
+
 def test_refused_requests_do_not_fill_the_log(plain: Gateway) -> None:
     """The attack of 720 requests with 8 kB of control characters, which took 48 kB of log each."""
     address, number = "10.0.3.3", 1500
@@ -112,6 +132,22 @@ def test_what_is_refused_before_the_rate_does_not_fill_the_logs_either(plain: Ga
     assert (plain.folder / "error.log").read_text() == ""
 
 
+@pytest.mark.parametrize(("path", "bound"), [("/predict", 20), ("/model", 100)])
+def test_a_client_may_have_so_many_requests_in_progress(plain: Gateway, path: str, bound: int) -> None:
+    address = f"10.0.5.{bound}"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nX-Client-Address: {address}\r\nContent-Length: 1000\r\n\r\n"
+    with ExitStack() as stack, plain.client(address) as client:
+        for _ in range(bound):
+            stack.enter_context(closing(plain.connect())).sendall(head.encode() + b"slow")
+
+        def refused() -> bool:
+            client.post(path)
+            time.sleep(0.1)  # below both rates
+            return any((line["client"], line["status"]) == (address, 429) for line in plain.log())
+
+        until(refused, patience_s=10)
+
+
 def test_thousands_of_unfinished_requests_keep_nobody_out(plain: Gateway) -> None:
     with open_files(IDLERS + 500), ExitStack() as stack:
         idlers = [stack.enter_context(closing(plain.connect())) for _ in range(IDLERS)]
@@ -122,3 +158,19 @@ def test_thousands_of_unfinished_requests_keep_nobody_out(plain: Gateway) -> Non
 
         assert set(statuses) == {200}
         assert "worker_connections" not in (plain.folder / "error.log").read_text()
+
+
+def test_the_gateways_memory_is_enough_for_all_its_connections(secure: Gateway) -> None:
+    """The dearest ones: over TLS, after an answer, with a head that is as large as allowed and unfinished."""
+    number, all_of_them = 300, 2 * 8192
+    lines = b"".join(b"X-%d: %s\r\n" % (line, 7000 * b"a") for line in range(4))
+    before = secure.memory()
+    with open_files(number + 500), ExitStack() as stack:
+        for _ in range(number):
+            connection = stack.enter_context(closing(secure.connect_with_tls()))
+            connection.sendall(b"GET /.alive HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n" + lines)
+            assert connection.recv(9) == b"HTTP/1.1 "
+        needed = (secure.memory() - before) / number * all_of_them
+    (limit,) = re.findall(r"^  gateway:\n(?: {4}.*\n)*? {4}mem_limit: (\d+)g\b", COMPOSE_FILE.read_text(), re.MULTILINE)
+
+    assert 0.5 * 2**30 < needed < 0.8 * int(limit) * 2**30  # the kernel's buffers for sockets count as well

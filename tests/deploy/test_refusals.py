@@ -195,3 +195,26 @@ def test_a_body_of_the_largest_size_arrives(plain: Gateway) -> None:
         answer = client.post("/predict", content=bytes(64 * MIB))
 
     assert (answer.status_code, answer.json()["received"]) == (200, 64 * MIB)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/prefix/predict",
+        "/v2/models/tiny/infer",
+        "/v2/models/tiny/versions/1/infer",
+        "/v2/models/group/tiny/infer",
+        "/prefix/v2/models/group%2Ftiny/infer",
+    ],
+)
+def test_a_body_arrives_on_every_path_of_predictions(plain: Gateway, path: str) -> None:
+    with plain.client("10.0.0.2") as client:
+        answer = client.post(path, content=bytes(MIB))
+
+    assert (answer.status_code, answer.json()["received"]) == (200, MIB)
+
+
+def test_a_redirect_names_neither_host_nor_port(plain: Gateway) -> None:
+    """Clients reach the gateway at another port than that inside the container."""
+    with plain.client() as client:
+        assert client.get("/grafana").headers["Location"] == "/grafana/"

@@ -71,6 +71,22 @@ def test_the_gateway_refuses_without_replicas_and_uses_the_first_one_within_seco
 
 
 @KINDS
+def test_a_replica_is_told_of_the_client_once_whatever_the_client_says(
+    replicas: Fleet, client: httpx.Client, send: Callable[[httpx.Client], httpx.Response]
+) -> None:
+    replica = replicas.add()
+    until(lambda: ask(client).status_code == 200)
+    forged = ["X-Forwarded-For", "X-Real-IP", "X-Forwarded-Proto", "traceparent", "tracestate", "X-Request-ID"]
+    client.headers.update(dict.fromkeys(forged, '"forged"'))
+    send(client)
+    (_, _, headers) = replica.requests[-1]
+    told = [(name, value) for name, value in headers if name in forged]
+
+    assert [name for name, _ in told] == ["X-Request-ID", "X-Forwarded-For", "X-Real-IP", "X-Forwarded-Proto"]
+    assert "forged" not in str(told)
+
+
+@KINDS
 def test_all_replicas_that_become_ready_are_used_at_once(
     replicas: Fleet, client: httpx.Client, send: Callable[[httpx.Client], httpx.Response]
 ) -> None:
@@ -127,6 +143,17 @@ def test_a_replica_that_hangs_is_left_out_even_if_clients_do_not_wait(
 
     # Until the first of them has waited for 2 s, some more may be sent to it.
     assert len(hung.requests) - before <= 6 + passed // LEFT_OUT_S
+
+
+def test_replicas_that_are_only_slow_fail_no_request(replicas: Fleet, client: httpx.Client) -> None:
+    both = [replicas.add() for _ in range(2)]
+    until_asked(client, *both)
+    for replica in both:
+        replica.busy_s = 2.5  # a replica that does not answer within 2 s is left out while others do
+    with ThreadPoolExecutor(4) as crowd:
+        answers = [crowd.submit(send, client) for send in (ask, predict) for _ in range(2)]
+
+    assert {answer.result().status_code for answer in answers} == {200}
 
 
 @KINDS
