@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,7 +25,7 @@ class Replica(ThreadingHTTPServer):
         running: Cleared while the replica accepts connections and answers nothing, as a paused container does.
         busy_s: How long every answer takes, in seconds, as on a machine with too much to do.
         prediction_s: How much longer a prediction takes, in seconds.
-        requests: Method, path and headers of each request, in order.
+        requests: Method, path and headers of each request, in order; headers as they came, also the same one twice.
     """
 
     daemon_threads = True
@@ -37,7 +38,7 @@ class Replica(ThreadingHTTPServer):
         self.running.set()
         self.busy_s = 0.0
         self.prediction_s = 0.0
-        self.requests: list[tuple[str, str, list[tuple[str, str]]]] = []
+        self.requests: list[tuple[str, str, Message]] = []
 
     @property
     def address(self) -> str:
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, received=received)
 
     def _seen(self) -> None:
-        self.server.requests.append((self.command, self.path, self.headers.items()))
+        self.server.requests.append((self.command, self.path, self.headers))
         self.server.running.wait()
         time.sleep(self.server.busy_s)
 

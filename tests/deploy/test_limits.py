@@ -117,6 +117,15 @@ def test_refused_requests_do_not_fill_the_log(plain: Gateway) -> None:
     assert (plain.folder / "error.log").read_text() == ""
 
 
+def test_health_checks_do_not_fill_the_log(plain: Gateway) -> None:
+    with plain.client("10.0.3.4") as client:
+        assert client.get("/.alive").status_code == 200
+        client.get("/model", headers={"X-Request-ID": "after-it"})
+    until(lambda: any(line["request_id"] == "after-it" for line in plain.log()))
+
+    assert [line for line in plain.log() if "/.alive" in line["request"]] == []
+
+
 @pytest.mark.parametrize(
     "request_line", [b"GET / HTTP/x", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999"]
 )

@@ -95,8 +95,8 @@ FLAWS_OF_OTHERS = {
     ("499", "gateway", "prediction"): 90_000,
 }
 PINS = [
-    Pin("LimelightDown", 7, up("limelight", "1x5 0x200", "1x5 stale"), up("limelight", "0x240", "1x240")),
-    Pin("LimelightDown", 1, up("limelight", "0x240"), up("limelight", "1x5 0 1x300")),
+    Pin("LimelightDown", 8, up("limelight", "1x5 0x200", "1x5 stale"), up("limelight", "0x240", "1x240")),
+    Pin("LimelightDown", 2, up("limelight", "0x240"), up("limelight", "1x5 0x1 1x300")),
     Pin(
         "LimelightReplicaMissing",
         8,
@@ -139,8 +139,12 @@ PINS = [
         {'limelight_model_info{provider="CPUExecutionProvider"}': "1x240"},
         {'limelight_model_info{provider="CUDAExecutionProvider"}': "1x240"},
     ),
-    Pin("LimelightGatewayDown", 7, up("gateway", "1x5 stale"), up("gateway", "1x5 0 1x240")),
-    Pin("LimelightGatewayDown", 1, up("gateway", "0x240"), up("gateway", "1x5 stale", "_x6 1x240")),
+    Pin("LimelightGatewayDown", 8, up("gateway", "1x5 stale"), up("gateway", "1x5 0x1 1x240")),
+    Pin("LimelightGatewayDown", 2, up("gateway", "0x240"), up("gateway", "1x5 stale", "_x6 1x240")),
+    *(
+        Pin("LimelightGatewayFlaps", 6, up(job, "1 0 1 0 1 " + "0 1 " * 60), up(job, "1 0 1 0 1x9 " * 20))
+        for job in ("gateway", "gateway-exporter")
+    ),
     Pin(
         "LimelightGatewayErrors",
         6,
@@ -194,16 +198,22 @@ def accepted(*command: str | Path) -> str:
     return done.stdout
 
 
-def evaluate(promtool: str, folder: Path, series: Mapping[str, str], expectations: list[dict[str, object]]) -> None:
+def evaluate(
+    promtool: str,
+    folder: Path,
+    series: Mapping[str, str],
+    expectations: list[dict[str, object]],
+    interval: str = "1m",
+) -> None:
     """Run promtool: each expectation is an expression, a time, and the samples that it has to have."""
     file = folder / "test.json"  # JSON is YAML, too
     test = {
-        "interval": "1m",
+        "interval": interval,
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": expectations,
     }
     file.write_text(
-        json.dumps({"rule_files": [str(rule) for rule in RULES], "evaluation_interval": "1m", "tests": [test]})
+        json.dumps({"rule_files": [str(rule) for rule in RULES], "evaluation_interval": interval, "tests": [test]})
     )
     accepted(promtool, "test", "rules", file)
 
@@ -270,6 +280,74 @@ def test_no_alert_is_raised_for_what_was_never_scraped(
     evaluate(
         promtool, tmp_path, series, [{"expr": "count_over_time(ALERTS[1d])", "eval_time": "4h", "exp_samples": []}]
     )
+
+
+EVERYTHING = (*up("limelight", "").keys(), *up("gateway", "").keys(), *up("gateway-exporter", "").keys())
+# What happens to a service that is well: series as Prometheus scrapes them, every five seconds.
+ORDINARY: dict[str, Mapping[str, str]] = {
+    "scrapes that fail for a minute": dict.fromkeys(EVERYTHING, "1x400 0x12 1x800"),
+    "a restart of Prometheus": {
+        **dict.fromkeys(EVERYTHING, "1x400 _x24 1x800"),
+        'limelight_request_seconds_count{status="200"}': "0+1x400 _x24 425+1x800",
+        'process_start_time_seconds{job="limelight"}': "1x400 _x24 1x800",
+    },
+    "a restart of the exporter": {
+        **up("gateway-exporter", "1x400 stale _x5 1x800"),
+        'limelight_gateway_requests_total{status="200",source="replica",route="prediction"}': "900+1x400 _x6 0+1x800",
+        'limelight_gateway_requests_total{status="503",source="gateway",route="prediction"}': "500x400 _x6 0x800",
+        'limelight_gateway_requests_total{status="429",source="gateway",route="prediction"}': "500x400 _x6 0x800",
+    },
+    "a restart of a replica": {
+        **up("limelight", "1x1200", "1x400 0x10 1x800"),
+        'limelight_request_seconds_count{status="200"}': "900+1x400 _x11 0+1x800",
+        'limelight_request_seconds_count{status="500"}': "90x400 _x11 0x800",
+        'limelight_decoder_failures_total{reason="decoder_crashed"}': "90x400 _x11 0x800",
+        'limelight_stage_seconds_count{stage="decode_wait"}': "900+1x400 _x11 0+1x800",
+        'process_start_time_seconds{job="limelight",instance="1"}': "1x400 _x11 2x800",
+    },
+    "a rolling update": {  # each new replica gets the address of the one that left last
+        **up("limelight", "1x420 0 stale _x10 1x800", "1x460 0 stale _x10 1x800", "1x500 0 stale", "_x400 1x800"),
+        'limelight_ready{instance="0"}': "1x400 0x20 stale _x11 0x10 1x800",
+        'limelight_ready{instance="3"}': "_x400 0x12 1x800",
+        'process_start_time_seconds{job="limelight",instance="0"}': "1x420 _x12 2x800",
+        'process_start_time_seconds{job="limelight",instance="1"}': "1x460 _x12 2x800",
+    },
+    "a reload that takes minutes": {
+        **up("limelight", "1x1200"),
+        "limelight_ready": "1x1200",
+        "limelight_last_reload_successful": "1x1200",
+        "limelight_last_reload_success_timestamp_seconds": "1x440 2x760",
+        'limelight_model_info{provider="CUDAExecutionProvider",model="old"}': "1x440 stale",
+        'limelight_model_info{provider="CUDAExecutionProvider",model="new"}': "_x441 1x760",
+    },
+    "one clip in an hour, and its decoder crashes": {
+        'limelight_decoder_failures_total{reason="decoder_crashed"}': "0x400 1x800",
+        'limelight_decoder_failures_total{reason="decode_timeout"}': "0x1200",
+        'limelight_stage_seconds_count{stage="decode_wait"}': "0x400 1x800",
+    },
+}
+
+
+@pytest.mark.parametrize("series", ORDINARY.values(), ids=ORDINARY.keys())
+def test_no_alert_fires_for_what_is_ordinary(promtool: str, tmp_path: Path, series: Mapping[str, str]) -> None:
+    fired = 'count_over_time(ALERTS{alertstate="firing"}[1d])'
+
+    evaluate(promtool, tmp_path, series, [{"expr": fired, "eval_time": "100m", "exp_samples": []}], interval="5s")
+
+
+@pytest.mark.parametrize("gone", ["0x4", "stale _x3"], ids=["does not answer", "is not found"])
+def test_a_gateway_that_flaps_raises_an_alert_while_it_does(promtool: str, tmp_path: Path, gone: str) -> None:
+    series = up("gateway", f"1x5 {gone} " * 40)
+    fires = [firing("LimelightGatewayFlaps", time, 1) for time in ("4m", "10m", "30m")]
+
+    evaluate(promtool, tmp_path, series, fires, interval="5s")
+
+
+def test_a_gateway_that_is_gone_for_good_is_forgotten_after_a_week(promtool: str, tmp_path: Path) -> None:
+    fires = firing("LimelightGatewayDown", "166h", 1)
+    ended: dict[str, object] = {"expr": "ALERTS", "eval_time": "170h", "exp_samples": []}
+
+    evaluate(promtool, tmp_path, up("gateway", "1 stale"), [fires, ended], interval="1h")
 
 
 def test_alertmanager_accepts_the_example_of_its_configuration(amtool: str) -> None:

@@ -154,6 +154,8 @@ def test_prometheus_keeps_those_of_its_own_series_that_are_used() -> None:
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_a_page_names_series_that_exist(series: Series, page: Path) -> None:
-    names = {*re.findall(r"`(limelight[_:][\w:]+)", page.read_text())} - NOT_SERIES - {*RECORDED}
-
-    assert {name for name in names if not {name, f"{name}_count", f"{name}_total"} & series.keys()} == set()
+    for name, labels in re.findall(r"`(limelight[_:][\w:]+)(?:\{([\w,]+)\})?", page.read_text()):
+        if name not in NOT_SERIES and name not in RECORDED:
+            (found, *_) = {name, f"{name}_count", f"{name}_total"} & series.keys() or [None]
+            assert found, name
+            assert not labels or {*labels.split(",")} == series[found].keys(), name

@@ -93,16 +93,27 @@ class TestObservability:
 
         assert {"limelight_request_seconds", "limelight_stage_seconds", "limelight_ready"} <= families.keys()
         assert families["limelight_ready"].samples[0].value == 1
-        stages = {sample.labels["stage"] for sample in families["limelight_stage_seconds"].samples}
-        assert stages == {"receive", "decode_wait", "decode", "queue", "inference", "respond"}
+        samples = families["limelight_stage_seconds"].samples
+        counts = {sample.labels["stage"]: sample.value for sample in samples if sample.name.endswith("_count")}
+        assert counts.keys() == {"receive", "decode_wait", "decode", "encode", "queue", "inference", "respond"}
+        assert [stage for stage, count in counts.items() if count == 0] in ([], ["encode"])  # of frames=jpeg
 
     def test_the_access_log_is_json_with_the_request_id(
         self, client: httpx.Client, server: Server, clip: bytes
     ) -> None:
+        began = time.monotonic()
         client.post("/predict", content=clip, headers={"X-Request-ID": "e2e-17"})
 
         line = server.access_line("e2e-17")
         assert (line["message"], line["path"], line["status"]) == ("request", "/predict", 200)
+        assert 0 < float(str(line["duration_ms"])) <= 1000 * (time.monotonic() - began)
+        assert "code" not in line
+
+    def test_the_access_log_has_the_code_of_a_refusal(self, client: httpx.Client, server: Server) -> None:
+        answer = client.post("/predict", content=b"no video", headers={"X-Request-ID": "e2e-18"})
+
+        line = server.access_line("e2e-18")
+        assert (line["status"], line["code"]) == (answer.status_code, answer.json()["code"])
 
     def test_a_path_cannot_write_lines_or_control_characters_into_the_log(
         self, client: httpx.Client, server: Server
