@@ -43,7 +43,7 @@ NOT_RUN = {
 # What a block may begin with. Other programs may change this machine.
 PROGRAMS = {"cat", "chmod", "deploy/rolling-update.sh", "docker", "echo", "git", "mkdir", "openssl", "sed", "touch"}
 # Code in the text that is no command to follow.
-MENTIONED = {"docker compose up", "docker stats", "deploy/rolling-update.sh limelight limelight-gpu1"}
+MENTIONED = {"docker compose up", "docker restart", "docker stats", "deploy/rolling-update.sh limelight limelight-gpu1"}
 # Commands in the text whose exit code may be 1: nothing is found.
 MAY_FIND_NOTHING = {"""docker compose logs limelight | grep '"level": "error"'"""}
 
