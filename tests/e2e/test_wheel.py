@@ -261,7 +261,37 @@ class TestAnotherPackageOfTheSameName:
 
         assert fresh.run(f"limelight doctor --bundle {tiny_bundle}", tmp_path).returncode == 0
 
-    @pytest.mark.parametrize("module", ["__init__.py", "settings.py", "errors/__init__.py"])
+    def test_on_a_path_that_python_ignores_does_no_harm(
+        self, fresh: Environment, tmp_path: Path, tiny_bundle: Path, clip: bytes
+    ) -> None:
+        (tmp_path / "clip.mp4").write_bytes(clip)
+        (tmp_path / "service.py").write_text("raise SystemExit('the other package ran')\n")
+        command = f"python -I {fresh.path}/bin/limelight predict clip.mp4 --bundle {tiny_bundle}"
+        ended = fresh.run(command, tmp_path, PYTHONPATH=str(tmp_path))
+
+        assert ended.returncode == 0, ended.stderr
+
+    def test_that_a_pth_file_loads_is_named(self, fresh: Environment, tmp_path: Path) -> None:
+        """As setuptools writes them for namespace packages."""
+        line = "import sys, types; sys.modules.setdefault('service', types.ModuleType('service'))\n"
+        (fresh.packages / "other-nspkg.pth").write_text(line)
+        ended = fresh.run("limelight --version", tmp_path)
+
+        assert_refused(ended, "limelight", str(fresh.packages), ".pth")
+
+    def test_installed_over_links_to_a_cache_is_named(self, fresh: Environment, tmp_path: Path) -> None:
+        """As uv installs with ``--link-mode symlink``."""
+        shutil.copytree(fresh.packages, tmp_path / "cache")
+        for file in filter(Path.is_file, [*fresh.packages.rglob("*")]):
+            file.unlink()
+            file.symlink_to(tmp_path / "cache" / file.relative_to(fresh.packages))
+        assert fresh.run("limelight --version", tmp_path).returncode == 0
+        fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, "service/settings.py"))
+        ended = fresh.run("limelight --version", tmp_path)
+
+        assert_refused(ended, "limelight", str(fresh.packages / "service" / "settings.py"), "other-1")
+
+    @pytest.mark.parametrize("module", ["__init__.py", "settings.py", "errors/__init__.py", "settings.abi3.so"])
     def test_installed_over_limelight_is_named(self, fresh: Environment, tmp_path: Path, module: str) -> None:
         fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, f"service/{module}"))
         ended = fresh.run("limelight --version", tmp_path)
@@ -277,6 +307,15 @@ class TestAnotherPackageOfTheSameName:
 
     def test_beside_limelight_does_no_harm(self, fresh: Environment, tmp_path: Path) -> None:
         fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, "service/client.py"))
+
+        assert fresh.run("limelight --version", tmp_path).returncode == 0
+
+    def test_lists_of_files_that_cannot_be_read_do_no_harm(self, fresh: Environment, tmp_path: Path) -> None:
+        with (fresh.packages / "service" / "settings.py").open("a") as file:
+            file.write("# changed\n")
+        (record,) = fresh.packages.glob("limelight-*/RECORD")
+        record.write_bytes(record.read_bytes() + b"\n\xff\n")
+        (fresh.packages / "other-1.dist-info" / "RECORD").mkdir(parents=True)
 
         assert fresh.run("limelight --version", tmp_path).returncode == 0
 
