@@ -57,6 +57,10 @@ class Environment:
     def install(self, *arguments: object) -> None:
         pip("install", "--no-compile", *arguments, environment=self)
 
+    def link(self, other: "Environment") -> None:
+        """Add the packages of another environment, without the time and the space of a second installation."""
+        shutil.copytree(other.packages, self.packages, copy_function=os.link, dirs_exist_ok=True)
+
     def run(self, command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment in a folder."""
         program, *arguments = command.split()
@@ -131,9 +135,12 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
     environment = new_environment(tmp_path_factory.mktemp("installed") / "venv", minor)
     if versions == "today":
         environment.install(f"{wheel}[cpu,otel]")
+        return environment
+    if (minor, versions) == (THIS, "newest"):
+        environment.link(request.getfixturevalue("libraries"))
     else:
         environment.install("--require-hashes", "-r", REPOSITORY / "requirements" / f"wheel-{versions}.txt")
-        environment.install("--no-deps", wheel)
+    environment.install("--no-deps", wheel)
     return environment
 
 
@@ -156,12 +163,23 @@ def plain(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPath
     return environment
 
 
-@pytest.fixture
-def fresh(libraries: Environment, wheel: Path, tmp_path: Path) -> Environment:
-    """An environment with Limelight in a folder of its own, which a test may damage."""
-    environment = new_environment(tmp_path / "venv")
+@pytest.fixture(scope="module")
+def apart(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with Limelight in a folder of its own."""
+    environment = new_environment(tmp_path_factory.mktemp("apart") / "venv")
     (environment.packages / "libraries.pth").write_text(f"{libraries.packages}\n")
     environment.install("--no-deps", wheel)
+    return environment
+
+
+@pytest.fixture
+def fresh(apart: Environment, tmp_path: Path) -> Environment:
+    """A copy of such an environment, which a test may damage."""
+    environment = Environment(tmp_path / "venv")
+    shutil.copytree(apart.path, environment.path, symlinks=True)
+    for program in ("limelight", "limelight-model"):
+        script = environment.path / "bin" / program
+        script.write_text(script.read_text().replace(str(apart.path), str(environment.path)))
     return environment
 
 
@@ -374,7 +392,8 @@ class TestWithoutDocker:
             (programs / name).chmod(0o755)
         (root / "etc/systemd/system").mkdir(parents=True)
         script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(self.blocks()))
-        environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        # Compiling all libraries takes longer than installing them.
+        environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}", "PIP_NO_COMPILE": "1"}
         ended = subprocess.run(
             ["bash", "-euxc", script], check=False, cwd=checkout, env=environment, capture_output=True, text=True
         )
