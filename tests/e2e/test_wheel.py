@@ -6,6 +6,7 @@ Nothing of the checkout is on the path of the programs that run here.
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -391,13 +392,16 @@ class TestWithoutDocker:
             (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n')
             (programs / name).chmod(0o755)
         (root / "etc/systemd/system").mkdir(parents=True)
-        script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(self.blocks()))
+        script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(["umask 077", *self.blocks()]))
         # Compiling all libraries takes longer than installing them.
         environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}", "PIP_NO_COMPILE": "1"}
         ended = subprocess.run(
             ["bash", "-euxc", script], check=False, cwd=checkout, env=environment, capture_output=True, text=True
         )
         assert ended.returncode == 0, ended.stderr
+        assert re.search(r"^API keys +ok +1 *$", ended.stdout, re.MULTILINE), ended.stdout
+        installed = [file for folder in ("opt", "srv") for file in (root / folder).rglob("*") if not file.is_symlink()]
+        assert [file for file in installed if not file.stat().st_mode & stat.S_IROTH] == []
 
         settings = self.unit()
         command = settings["ExecStart"][0].replace("/opt/", f"{root}/opt/").removesuffix(" serve")
