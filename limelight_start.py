@@ -8,10 +8,13 @@ neither package before it has found both in order. See docs/decisions/0009-packa
 import hashlib
 import sys
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from functools import cache
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).absolute().parent  # not where a link leads: some installers link each file to a cache
 REMEDY = (
     "install Limelight where nothing else is (`pipx install`, a virtual environment of its own, or the image), "
     "and leave other folders out of PYTHONPATH"
@@ -36,9 +39,19 @@ def limelight_model() -> None:
 
 def _check(program: str, *packages: str) -> None:
     for package in packages:
-        if fault := _damaged(package) or _foreign(package):
+        if fault := _preceded(package) or _damaged(package) or _foreign(package):
             sys.stderr.write(f"{program}: {fault}; {REMEDY}\n")
             sys.exit(2)
+
+
+def _preceded(package: str) -> str | None:
+    """Say that a package of this name was loaded already.
+
+    Distributions with a namespace package do that in a ``.pth`` file. Python then does not run the ``__init__.py``.
+    """
+    if package not in sys.modules:
+        return None
+    return f"a package `{package}` was loaded before Limelight's, probably by a .pth file in {HERE}"
 
 
 def _foreign(package: str) -> str | None:
@@ -47,28 +60,29 @@ def _foreign(package: str) -> str | None:
     if spec is None:
         return f"the package `{package}` is not installed"
     found = Path(spec.origin or next(iter(spec.submodule_search_locations or ())))
-    if found.resolve() == HERE / package / "__init__.py":
+    if found.resolve() == (HERE / package / "__init__.py").resolve():
         return None
     return f"Python finds a package `{package}` in {found}, which is not Limelight's"
 
 
 def _damaged(package: str) -> str | None:
-    """Say which file of a package another distribution has removed or replaced.
+    """Say which file of a package another distribution has removed, replaced or hidden.
 
     A file that was changed by hand is nobody's fault. A checkout has no list of installed files and is not checked.
     """
     for record in HERE.glob("limelight-*.dist-info/RECORD"):
-        for line in record.read_text("utf-8").splitlines():
-            name, digest, _ = line.rsplit(",", 2)
+        for name, digest in _files(record):
             if not (digest and name.startswith(f"{package}/")):
                 continue
             file = HERE / name
-            if not file.exists():
+            if not file.is_file():
                 return f"{file} is missing"
-            if digest != _digest(file) and (owner := _owner(name)):
+            if digest != _digest(file) and (owner := _others(package).get(name)):
                 return f"{file} was replaced by the distribution {owner}"
-            if (file.with_suffix("") / "__init__.py").exists():
-                return f"{file} is hidden by the package {file.with_suffix('')}, which is not Limelight's"
+            # Python prefers a package and an extension module to a file with the same name.
+            spec = PathFinder.find_spec(file.stem, [str(file.parent)]) if file.suffix == ".py" else None
+            if spec and spec.origin != str(file):
+                return f"{file} is hidden by {spec.origin}, which is not Limelight's"
     return None
 
 
@@ -77,10 +91,21 @@ def _digest(file: Path) -> str:
     return "sha256=" + urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=").decode()
 
 
-def _owner(name: str) -> str | None:
-    """Return the name and version of the other distribution that has installed a file."""
-    for record in HERE.glob("*.dist-info/RECORD"):
-        distribution = record.parent.stem
-        if not distribution.startswith("limelight-") and f"\n{name}," in "\n" + record.read_text("utf-8"):
-            return distribution
-    return None
+@cache
+def _others(package: str) -> dict[str, str]:
+    """Return the files in a package's folder that other distributions have installed, with their names and versions."""
+    records = [path for path in HERE.glob("*.dist-info/RECORD") if not path.parent.name.startswith("limelight-")]
+    return {
+        name: record.parent.stem for record in records for name, _ in _files(record) if name.startswith(f"{package}/")
+    }
+
+
+def _files(record: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the hash of each file that a RECORD lists; none if it cannot be read."""
+    try:
+        lines = record.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        name, _, rest = line.partition(",")
+        yield name, rest.partition(",")[0]

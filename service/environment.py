@@ -16,8 +16,10 @@ def python_command(module: str) -> list[str]:
         module: The module's name.
     """
     # The interpreter's path is relative if a relative entry of PATH led to it. Without -P, a file that happens to lie
-    # in the current folder would be imported.
-    return [str(Path(sys.executable).absolute()), "-P", "-m", module]
+    # in the current folder would be imported, and what this process leaves out of its path by -E, -s or -I would be on
+    # the new one's.
+    options = "-P" + "E" * sys.flags.ignore_environment + "s" * sys.flags.no_user_site
+    return [str(Path(sys.executable).absolute()), options, "-m", module]
 
 
 def without_relative_paths(environment: Mapping[str, str]) -> dict[str, str]:

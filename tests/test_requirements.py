@@ -1,11 +1,16 @@
 """The locks that ``make lock`` writes have hashes, contain no registry address, and agree with each other."""
 
+import ast
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[1]
@@ -15,6 +20,32 @@ PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 def pins(lock: Path) -> dict[str, str]:
     return dict(PIN.findall(lock.read_text()))
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Yield the top-level packages that a module imports."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    """One that only a library of ours requires comes in any version, and may be gone tomorrow."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    texts = sum(project["optional-dependencies"].values(), project["dependencies"])
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    ours = {"benchmarks", "limelight_start", "model_export", "service", "tests"}
+    known = {*sys.stdlib_module_names, *ours, "bentoml", "litserve"}  # those two are in bench-peers.txt
+    distributions = packages_distributions()
+
+    for folder in ("service", "model_export", "tests", "benchmarks"):
+        for module in (REPOSITORY / folder).rglob("*.py"):
+            for package in {*imports(module)} - known:
+                of = {canonicalize_name(name) for name in distributions.get(package, [package])}
+
+                assert of & declared, f"{module} imports {package}"
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)

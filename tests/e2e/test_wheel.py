@@ -6,6 +6,7 @@ Nothing of the checkout is on the path of the programs that run here.
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -56,6 +57,10 @@ class Environment:
 
     def install(self, *arguments: object) -> None:
         pip("install", "--no-compile", *arguments, environment=self)
+
+    def link(self, other: "Environment") -> None:
+        """Add the packages of another environment, without the time and the space of a second installation."""
+        shutil.copytree(other.packages, self.packages, copy_function=os.link, dirs_exist_ok=True)
 
     def run(self, command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment in a folder."""
@@ -131,9 +136,12 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
     environment = new_environment(tmp_path_factory.mktemp("installed") / "venv", minor)
     if versions == "today":
         environment.install(f"{wheel}[cpu,otel]")
+        return environment
+    if (minor, versions) == (THIS, "newest"):
+        environment.link(request.getfixturevalue("libraries"))
     else:
         environment.install("--require-hashes", "-r", REPOSITORY / "requirements" / f"wheel-{versions}.txt")
-        environment.install("--no-deps", wheel)
+    environment.install("--no-deps", wheel)
     return environment
 
 
@@ -156,12 +164,23 @@ def plain(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPath
     return environment
 
 
-@pytest.fixture
-def fresh(libraries: Environment, wheel: Path, tmp_path: Path) -> Environment:
-    """An environment with Limelight in a folder of its own, which a test may damage."""
-    environment = new_environment(tmp_path / "venv")
+@pytest.fixture(scope="module")
+def apart(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with Limelight in a folder of its own."""
+    environment = new_environment(tmp_path_factory.mktemp("apart") / "venv")
     (environment.packages / "libraries.pth").write_text(f"{libraries.packages}\n")
     environment.install("--no-deps", wheel)
+    return environment
+
+
+@pytest.fixture
+def fresh(apart: Environment, tmp_path: Path) -> Environment:
+    """A copy of such an environment, which a test may damage."""
+    environment = Environment(tmp_path / "venv")
+    shutil.copytree(apart.path, environment.path, symlinks=True)
+    for program in ("limelight", "limelight-model"):
+        script = environment.path / "bin" / program
+        script.write_text(script.read_text().replace(str(apart.path), str(environment.path)))
     return environment
 
 
@@ -261,7 +280,37 @@ class TestAnotherPackageOfTheSameName:
 
         assert fresh.run(f"limelight doctor --bundle {tiny_bundle}", tmp_path).returncode == 0
 
-    @pytest.mark.parametrize("module", ["__init__.py", "settings.py", "errors/__init__.py"])
+    def test_on_a_path_that_python_ignores_does_no_harm(
+        self, fresh: Environment, tmp_path: Path, tiny_bundle: Path, clip: bytes
+    ) -> None:
+        (tmp_path / "clip.mp4").write_bytes(clip)
+        (tmp_path / "service.py").write_text("raise SystemExit('the other package ran')\n")
+        command = f"python -I {fresh.path}/bin/limelight predict clip.mp4 --bundle {tiny_bundle}"
+        ended = fresh.run(command, tmp_path, PYTHONPATH=str(tmp_path))
+
+        assert ended.returncode == 0, ended.stderr
+
+    def test_that_a_pth_file_loads_is_named(self, fresh: Environment, tmp_path: Path) -> None:
+        """As setuptools writes them for namespace packages."""
+        line = "import sys, types; sys.modules.setdefault('service', types.ModuleType('service'))\n"
+        (fresh.packages / "other-nspkg.pth").write_text(line)
+        ended = fresh.run("limelight --version", tmp_path)
+
+        assert_refused(ended, "limelight", str(fresh.packages), ".pth")
+
+    def test_installed_over_links_to_a_cache_is_named(self, fresh: Environment, tmp_path: Path) -> None:
+        """As uv installs with ``--link-mode symlink``."""
+        shutil.copytree(fresh.packages, tmp_path / "cache")
+        for file in filter(Path.is_file, [*fresh.packages.rglob("*")]):
+            file.unlink()
+            file.symlink_to(tmp_path / "cache" / file.relative_to(fresh.packages))
+        assert fresh.run("limelight --version", tmp_path).returncode == 0
+        fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, "service/settings.py"))
+        ended = fresh.run("limelight --version", tmp_path)
+
+        assert_refused(ended, "limelight", str(fresh.packages / "service" / "settings.py"), "other-1")
+
+    @pytest.mark.parametrize("module", ["__init__.py", "settings.py", "errors/__init__.py", "settings.abi3.so"])
     def test_installed_over_limelight_is_named(self, fresh: Environment, tmp_path: Path, module: str) -> None:
         fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, f"service/{module}"))
         ended = fresh.run("limelight --version", tmp_path)
@@ -277,6 +326,15 @@ class TestAnotherPackageOfTheSameName:
 
     def test_beside_limelight_does_no_harm(self, fresh: Environment, tmp_path: Path) -> None:
         fresh.install("--no-deps", "--no-index", other_wheel(tmp_path, "service/client.py"))
+
+        assert fresh.run("limelight --version", tmp_path).returncode == 0
+
+    def test_lists_of_files_that_cannot_be_read_do_no_harm(self, fresh: Environment, tmp_path: Path) -> None:
+        with (fresh.packages / "service" / "settings.py").open("a") as file:
+            file.write("# changed\n")
+        (record,) = fresh.packages.glob("limelight-*/RECORD")
+        record.write_bytes(record.read_bytes() + b"\n\xff\n")
+        (fresh.packages / "other-1.dist-info" / "RECORD").mkdir(parents=True)
 
         assert fresh.run("limelight --version", tmp_path).returncode == 0
 
@@ -334,12 +392,16 @@ class TestWithoutDocker:
             (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n')
             (programs / name).chmod(0o755)
         (root / "etc/systemd/system").mkdir(parents=True)
-        script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(self.blocks()))
-        environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(["umask 077", *self.blocks()]))
+        # Compiling all libraries takes longer than installing them.
+        environment = clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}", "PIP_NO_COMPILE": "1"}
         ended = subprocess.run(
             ["bash", "-euxc", script], check=False, cwd=checkout, env=environment, capture_output=True, text=True
         )
         assert ended.returncode == 0, ended.stderr
+        assert re.search(r"^API keys +ok +1 *$", ended.stdout, re.MULTILINE), ended.stdout
+        installed = [file for folder in ("opt", "srv") for file in (root / folder).rglob("*") if not file.is_symlink()]
+        assert [file for file in installed if not file.stat().st_mode & stat.S_IROTH] == []
 
         settings = self.unit()
         command = settings["ExecStart"][0].replace("/opt/", f"{root}/opt/").removesuffix(" serve")
