@@ -36,6 +36,7 @@ FRAMEWORKS = ("keras", "tensorflow", "tf2onnx")
 EXPENSIVE = (
     "test_real_bundle.py",
     "test_wheel.py",
+    "deploy/test_replicas.py",
     "test_training_loop.py",
     "test_fitting.py",
     "test_training.py",
