@@ -149,8 +149,7 @@ def test_a_replica_that_is_killed_fails_only_its_own_requests(three: Stack, clip
     assert {sent_to[name].rpartition(" ")[2] for name in failed} <= {address}
     assert {json.loads(one.body)["code"] for one in failed.values()} <= {"bad_gateway", "gateway_timeout"}
 
-    missing = 'ALERTS{alertname="LimelightReplicaMissing", alertstate="pending"}'
-    until(lambda: three.ask_prometheus(missing), patience_s=120)
+    until(lambda: three.ask_prometheus('limelight:instances{job="limelight"} == 2'), patience_s=120)
 
 
 def test_the_gateway_answers_503_if_there_is_no_replica(three: Stack, clip: bytes) -> None:
