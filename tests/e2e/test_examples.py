@@ -1,6 +1,7 @@
 """The programs in examples/, run unchanged against a server."""
 
 import csv
+import itertools
 import json
 import os
 import runpy
@@ -302,12 +303,13 @@ class StandIn:
     def __init__(self, *answers: tuple[int, dict[str, str], bytes], dates: bool = False) -> None:
         self.asked: list[float] = []
         stand_in = self
+        turn = itertools.chain(answers, itertools.repeat(answers[-1]))  # `next` is atomic: requests come in threads
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 stand_in.asked.append(time.monotonic())
                 self.rfile.read(int(self.headers["Content-Length"]))
-                status, headers, body = answers[min(len(stand_in.asked), len(answers)) - 1]
+                status, headers, body = next(turn)
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     is_date = dates and name == "Retry-After"
