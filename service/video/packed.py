@@ -8,12 +8,12 @@ each packet, so the presentation times that it derives belong to other pictures.
 
 import re
 from collections.abc import Sequence
-from typing import TypeAlias, cast
+from typing import cast
 
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-VideoPacket: TypeAlias = "Packet[VideoStream]"
+from service.video.headers import VideoPacket
 
 # User data that marks a packed stream by its last letter, as in "DivX503b1393p". FFmpeg's decoder checks it, too.
 MARKER = re.compile(rb"DivX\d+(?:b|Build)\d+p")

@@ -91,10 +91,17 @@ class FramePicker:
                 damaged = self._pick_from_all(wanted, by_output=not self.presentation.timed)
             except _DecodeTimesError:
                 damaged = self._pick_from_all(wanted, by_output=True)
+        for image in wanted.values():
+            self.resizer.turn_upright(image)
         for place, slot in enumerate(self.presentation.wanted):
             if place != places[slot]:
                 into[place] = wanted[slot]
         return damaged
+
+    def _resize(self, frame: VideoFrame, into: Image) -> None:
+        if not self.resizer.width:
+            self.resizer.look_at_first(frame)
+        self.resizer.resize(frame, into)
 
     def _pick_sparsely(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
         """Decode only what the wanted frames depend on.
@@ -123,7 +130,7 @@ class FramePicker:
                             return False  # containers without a keyframe table mark every packet as a keyframe
                         slot = slots[frame.pts]
                         if slot is not None and slot in wanted:
-                            self.resizer.resize(frame, wanted[slot])
+                            self._resize(frame, wanted[slot])
                             found.add(slot)
                 context.flush_buffers()
         except av.error.FFmpegError:
@@ -184,7 +191,7 @@ class FramePicker:
                     continue
                 found.decoded.add(slot)
                 if slot in wanted:
-                    self.resizer.resize(frame, wanted[slot])
+                    self._resize(frame, wanted[slot])
                     found.wanted.add(slot)
                     if len(found.wanted) == len(wanted):
                         break

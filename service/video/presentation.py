@@ -9,8 +9,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from service.errors import NoFrames
+from service.video.headers import VideoPacket
 from service.video.limits import DecodeLimits
-from service.video.packed import VideoPacket, unpack
+from service.video.packed import unpack
 from service.video.sampling import frames_shown, sample_instants
 
 

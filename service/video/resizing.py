@@ -48,10 +48,10 @@ class Resizer:
     Attributes:
         scaler: Resizes a frame and converts it to planar RGB.
         packer: Converts the result to packed RGB.
-        width: Width of the last frame as coded, in pixels.
-        height: Height of the last frame as coded, in pixels.
-        rotation: Rotation of the last frame that was applied, in degrees clockwise: 0, 90, 180 or 270. A mirrored frame
-            is first flipped top to bottom, then rotated.
+        width: Width of the first frame as coded, in pixels.
+        height: Height of the first frame as coded, in pixels.
+        rotation: Rotation that ``turn_upright`` applies, in degrees clockwise: 0, 90, 180 or 270. A mirrored frame is
+            first flipped top to bottom, then rotated.
     """
 
     scaler: VideoReformatter = field(default_factory=VideoReformatter)
@@ -59,13 +59,23 @@ class Resizer:
     width: int = 0
     height: int = 0
     rotation: int = 0
+    _matrix: tuple[int, ...] | None = None
+
+    def look_at_first(self, frame: VideoFrame) -> None:
+        """Take size and orientation of the clip from the first frame that is shown.
+
+        One orientation holds for the whole clip, even if later frames carry other ones.
+        """
+        self.width, self.height = frame.width, frame.height
+        self._matrix = _display_matrix(frame)
+        self.rotation = _rotation(self._matrix) if self._matrix else 0
 
     def resize(self, frame: VideoFrame, into: Image) -> None:
-        """Stretch a frame bilinearly to 224×224, convert it to RGB without alpha, and rotate it upright.
+        """Stretch a frame bilinearly to 224×224 and convert it to RGB without alpha.
 
         Args:
             frame: The decoded frame.
-            into: Receives the image: uint8 ``(224, 224, 3)``.
+            into: Receives the image, not yet turned upright: uint8 ``(224, 224, 3)``.
 
         Raises:
             CorruptClip: The frame's pixel format cannot be converted.
@@ -77,27 +87,40 @@ class Resizer:
             packed = self.packer.reformat(small, format=PACKED_FORMAT, threads=1)
         except av.error.FFmpegError as error:
             raise CorruptClip(f"frames in the pixel format {frame.format.name} cannot be converted to RGB") from error
-        self.width, self.height = frame.width, frame.height
         rows = np.frombuffer(memoryview(packed.planes[0]), np.uint8).reshape(IMAGE_SIZE, -1)
-        view, self.rotation = _view_as_coded(into, frame)
-        view[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+        into[:] = rows[:, : 3 * IMAGE_SIZE].reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+
+    def turn_upright(self, image: Image) -> None:
+        """Rotate and mirror a resized image in place, as ``look_at_first`` found: uint8 ``(224, 224, 3)``."""
+        if self._matrix:
+            _as_coded(image, self._matrix)[:] = image.copy()
 
 
-def _view_as_coded(image: Image, frame: VideoFrame) -> tuple[Image, int]:
-    """Return a view of an upright square image that is rotated and mirrored as the frame is coded, and the rotation.
+def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
+    """Return the frame's display matrix: nine integers ``a b u c d v x y w``; ``None`` if it has none.
 
-    Only multiples of 90° are supported; others are rounded. The display matrix is nine integers ``a b u c d v x y w``:
-    a pixel at (x, y) is shown at (a·x + c·y, b·x + d·y). The rotation is that of the x axis, as FFmpeg reports it.
+    A pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
     """
     if not frame.side_data:  # looking up a missing type is slow in PyAV
-        return image, 0
+        return None
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image, 0
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    return None if matrix is None else tuple(np.frombuffer(bytes(matrix), np.int32).tolist())
+
+
+def _rotation(matrix: tuple[int, ...]) -> int:
+    """Return the rotation of the x axis, as FFmpeg reports it, to the nearest multiple of 90°."""
+    a, b = matrix[:2]
     if abs(b) > abs(a):
-        return _flipped(image, d=b, a=c).transpose(1, 0, 2), 90 if b > 0 else 270
-    return _flipped(image, d=d, a=a), 180 if a < 0 else 0
+        return 90 if b > 0 else 270
+    return 180 if a < 0 else 0
+
+
+def _as_coded(image: Image, matrix: tuple[int, ...]) -> Image:
+    """Return a view of an upright square image that is rotated and mirrored as the frame is coded."""
+    a, b, _, c, d, *_ = matrix
+    if abs(b) > abs(a):
+        return _flipped(image, d=b, a=c).transpose(1, 0, 2)
+    return _flipped(image, d=d, a=a)
 
 
 def _flipped(image: Image, *, a: int, d: int) -> Image:
