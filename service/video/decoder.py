@@ -15,8 +15,8 @@ import numpy as np
 from service.video.limits import DecodeLimits
 from service.video.media import DEMUXERS, open_video
 from service.video.picking import FramePicker
-from service.video.presentation import Presentation
-from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
+from service.video.presentation import Track
+from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image, Resizer
 from service.video.sampling import FRAME_COUNT, sample_instants
 
 __all__ = [
@@ -107,21 +107,22 @@ def decode_clip(
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     check_time = limits.stopwatch()
     with open_video(file, limits) as (container, stream):
-        presentation = Presentation.read(container, stream, limits, check_time)
-        picker = FramePicker(presentation, lambda: open_video(file, limits), limits, check_time)
+        track = Track.read(container, stream, limits, check_time)
+        resizer = Resizer()
+        picker = FramePicker(track, lambda: open_video(file, limits), limits, check_time, resizer)
         frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
-        damaged = picker.pick(stream.codec_context, frames)
+        presentation = picker.pick(stream.codec_context, frames)
         facts = ClipFacts(
             container=_short_name(container.format.name),
             codec=stream.codec_context.codec.canonical_name,
-            width=picker.resizer.width,
-            height=picker.resizer.height,
-            frames=presentation.frames,
-            duration_s=float(presentation.duration * presentation.time_base),
-            rotation=picker.resizer.rotation,
-            damaged_frames=damaged,
+            width=resizer.width,
+            height=resizer.height,
+            frames=len(presentation.sources),
+            duration_s=float(presentation.duration),
+            rotation=resizer.rotation,
+            damaged_frames=presentation.damaged,
         )
-    times = map(float, sample_instants(Fraction(0), presentation.duration * presentation.time_base))
+    times = map(float, sample_instants(Fraction(0), presentation.duration))
     sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(presentation.wanted, times, strict=True))
     return DecodedClip(frames, facts, sampled)
 

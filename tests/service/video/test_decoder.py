@@ -306,7 +306,7 @@ def small_clips() -> list[bytes]:
 
 
 class TestDamage:
-    def test_a_packet_without_a_picture_repeats_the_frame_before_and_is_not_damage(self) -> None:
+    def test_a_packet_without_a_picture_is_no_frame_and_the_one_before_stays_on_screen(self) -> None:
         data = numbered_clip(
             80,
             codec="mpeg4",
@@ -317,8 +317,10 @@ class TestDamage:
 
         clip = decode_clip(data)
 
-        assert indices(clip) == middle_frames(80)
+        pictures = [number for number in range(80) if number not in {20, 21, 61}]
         assert numbers(clip) == [{21: 19, 61: 60}.get(number, number) for number in middle_frames(80)]
+        assert indices(clip) == [pictures.index(number) for number in numbers(clip)]
+        assert clip.facts.frames == len(pictures)
         assert clip.facts.damaged_frames == 0
 
     def test_a_damaged_frame_is_replaced_by_the_frame_shown_before_not_by_the_one_sampled_before(self) -> None:

@@ -102,7 +102,8 @@ ANSWERS: dict[str, Facts | Problem] = {
     "androidx+media/sample_h264_iframes_only.ts": Facts("mpegts", "h264", 854, 480, 30, 1.0),
     "androidx+media/sample_last_cluster.mkv": Facts("matroska", "h264", 1080, 720, 30, 0.97),
     "androidx+media/sample_missing_stsd.mp4": Facts("mp4", "h264", 1080, 720, 30, 1.0),
-    "androidx+media/sample_with_fake_auxiliary_tracks.mp4": Facts("mp4", "h264", 10, 12, 5, 0.04),
+    # All five frames have one timestamp, and 25 frames a second are declared.
+    "androidx+media/sample_with_fake_auxiliary_tracks.mp4": Facts("mp4", "h264", 10, 12, 5, 0.2),
     "mozilla+mp4parse-rust/metadata.mp4": Facts("mp4", "h264", 320, 240, 1, 0.04),  # the other video is a cover
     # -- small files of long clips: within the limits, and beyond them -------------------------------------------------
     "androidx+media/long_1080p_lowbitrate.mp4": Facts("mp4", "h264", 1920, 1080, 10_883, 362.77),

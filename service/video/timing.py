@@ -1,0 +1,103 @@
+"""Puts the timestamps of a stream's packets on one timeline, as players do.
+
+Recordings are joined, cameras lose their clocks, and the 33-bit clock of MPEG streams starts again every 26.5 hours. A
+player that meets such a jump shows the next frame after the usual time. The limits are those of ffplay.
+"""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+from av.video.stream import VideoStream
+
+from service.video.headers import VideoPacket
+
+# A longer time between two packets is a jump. Timestamps of MPEG streams and Ogg are expected to jump.
+LONGEST_STEP_S, LONGEST_STEP_OF_CLOCKS_S = 3600, 10
+# Decode times that go back by more than this start again. FFmpeg derives those of other containers from the
+# presentation times, and they may go back by as many frames as a codec reorders: at most 16, and the frame itself.
+STEP_BACK_OF_CLOCKS_S = Fraction(1, 10)
+STEP_BACK_FRAMES = 17
+
+
+def usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_base: Fraction) -> Fraction:
+    """Return the duration, in ticks, that is assumed for a frame whose packet has none."""
+    known = sorted(filter(None, map(packet_duration, packets)))
+    if known:
+        return Fraction(known[len(known) // 2])
+    rate = stream.guessed_rate or stream.average_rate
+    return 1 / (rate * time_base) if rate else Fraction(1)
+
+
+def packet_duration(packet: VideoPacket) -> int:
+    """Return a packet's duration in ticks; 0 if it has no valid one."""
+    return max(packet.duration or 0, 0)
+
+
+def timeline(
+    packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction, *, clocked: bool
+) -> list[int | None]:
+    """Return when each packet's frame is shown, in ticks; ``None`` where that is unknown.
+
+    These are the presentation times, or the decode times if no packet has a presentation time, moved where they jump.
+
+    Args:
+        packets: All packets of the stream in decode order.
+        usual: Usual duration of a frame, in ticks.
+        time_base: Length of a tick, in seconds.
+        clocked: Whether the container's timestamps are readings of a clock that may jump (MPEG streams, Ogg).
+    """
+    times = [packet.pts for packet in packets]
+    if all(time is None for time in times):
+        times = [packet.dts for packet in packets]
+    if len(times) > 1 and len(set(times)) == 1:  # they say nothing
+        return [None] * len(times)
+    starts = [0, *_jumps(packets, usual, time_base, clocked=clocked), len(packets)]
+    if not clocked and any(stop - start < STEP_BACK_FRAMES for start, stop in pairwise(starts[:-1])):
+        return times  # no recording is so short: they are out of order
+    end: Fraction | None = None
+    for start, stop in pairwise(starts):
+        known = [time for time in times[start:stop] if time is not None]
+        if not known:
+            continue
+        move = 0 if end is None else round(end) - min(known)
+        end = max(known) + move + usual
+        if move:
+            times[start:stop] = [None if time is None else time + move for time in times[start:stop]]
+    return times
+
+
+def _jumps(packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction, *, clocked: bool) -> Iterator[int]:
+    """Yield the packets at which timestamps jump ahead or start again."""
+    ahead = (LONGEST_STEP_OF_CLOCKS_S if clocked else LONGEST_STEP_S) / time_base
+    back = STEP_BACK_OF_CLOCKS_S / time_base if clocked else STEP_BACK_FRAMES * usual
+    decoded = key = None  # the last decode time, and the last keyframe's presentation time
+    for number, packet in enumerate(packets):
+        time, shown = packet.dts, packet.pts if packet.is_keyframe else None
+        if (time is not None and decoded is not None and not -back <= time - decoded <= ahead) or (
+            # FFmpeg derives decode times in a way that may hide a new start
+            shown is not None and key is not None and key - shown > STEP_BACK_FRAMES * usual
+        ):
+            yield number
+            key = None
+        decoded = decoded if time is None else time
+        key = key if shown is None else shown
+
+
+def in_order(times: Sequence[int | None], usual: Fraction) -> list[int]:
+    """Return times of frames that are shown in the order given, from times that may be missing or out of order.
+
+    Known times are sorted. Unknown ones between two known ones are spaced evenly, others by the usual duration.
+    """
+    known = [place for place, time in enumerate(times) if time is not None]
+    if not known:
+        return [round(place * usual) for place in range(len(times))]
+    values = sorted(time for time in times if time is not None)
+    if len(known) == len(times):
+        return values
+    first, last = known[0], known[-1]
+    spaced = [round(values[0] + (place - first) * usual) for place in range(first)]
+    for (place, time), (next_place, next_time) in pairwise(zip(known, values, strict=True)):
+        gap = next_place - place
+        spaced += [time + (next_time - time) * step // gap for step in range(gap)]
+    return spaced + [round(values[-1] + (place - last) * usual) for place in range(last, len(times))]
