@@ -71,17 +71,21 @@ def _jumps(packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction,
     """Yield the packets at which timestamps jump ahead or start again."""
     ahead = (LONGEST_STEP_OF_CLOCKS_S if clocked else LONGEST_STEP_S) / time_base
     back = STEP_BACK_OF_CLOCKS_S / time_base if clocked else STEP_BACK_FRAMES * usual
-    decoded = key = None  # the last decode time, and the last keyframe's presentation time
+    decoded: int | None = None  # the last decode time
+    latest: int | None = None  # the latest presentation time since the last jump
     for number, packet in enumerate(packets):
-        time, shown = packet.dts, packet.pts if packet.is_keyframe else None
-        if (time is not None and decoded is not None and not -back <= time - decoded <= ahead) or (
-            # FFmpeg derives decode times in a way that may hide a new start
-            shown is not None and key is not None and key - shown > STEP_BACK_FRAMES * usual
-        ):
+        time, shown = packet.dts, packet.pts
+        jumps = time is not None and decoded is not None and not -back <= time - decoded <= ahead
+        # FFmpeg derives decode times of Matroska in a way that may hide a new start.
+        if not jumps and packet.is_keyframe and shown is not None and latest is not None:
+            jumps = latest - shown > STEP_BACK_FRAMES * usual
+        if jumps:
             yield number
-            key = None
-        decoded = decoded if time is None else time
-        key = key if shown is None else shown
+            latest = None
+        if time is not None:
+            decoded = time
+        if shown is not None and (latest is None or shown > latest):
+            latest = shown
 
 
 def in_order(times: Sequence[int | None], usual: Fraction) -> list[int]:
