@@ -57,11 +57,14 @@ def timeline(
         return times  # no recording is so short: they are out of order
     end: Fraction | None = None
     for start, stop in pairwise(starts):
-        known = [time for time in times[start:stop] if time is not None]
+        piece = times[start:stop]
+        known = [time for time in piece if time is not None]
         if not known:
             continue
-        move = 0 if end is None else round(end) - min(known)
-        end = max(known) + move + usual
+        timed = [place for place, time in enumerate(piece) if time is not None]
+        before, after = timed[0], len(piece) - timed[-1]  # frames without a time at the piece's ends
+        move = 0 if end is None else round(end + before * usual) - min(known)
+        end = max(known) + move + after * usual
         if move:
             times[start:stop] = [None if time is None else time + move for time in times[start:stop]]
     return times

@@ -50,6 +50,15 @@ def test_recordings_that_start_again_in_their_presentation_times_only_are_joined
     assert joined == recording(100, 80)
 
 
+def test_packets_without_a_time_count_where_recordings_are_joined() -> None:
+    """MPEG program streams give times to some pictures only."""
+    one = [0, None, None, 120, None, None]
+
+    joined = timeline(packets(one + one), FRAME_MS, MILLISECONDS, clocked=True)
+
+    assert in_order(joined, FRAME_MS) == recording(12)
+
+
 def test_frames_shown_before_the_keyframe_they_follow_are_no_new_start() -> None:
     shown = [80, 0, 40, 200, 120, 160, *recording(20, 240)]
     decoded = [*recording(6, -80), *recording(20, 240)]
