@@ -123,7 +123,15 @@ class FramePicker:
         """
         guessed = set(expected.sampled_sources())
         images: dict[int, Image] = {}
-        output = self._decode_all(lambda index, packet: (packet if expected.by_packet else index) in guessed, images)
+
+        def is_guessed(index: int, packet: int | None) -> bool:
+            source = packet if expected.by_packet else index
+            if source not in guessed:
+                return False
+            guessed.remove(source)  # a packet may hold thousands of frames
+            return True
+
+        output = self._decode_all(is_guessed, images)
         if not output.packets:
             raise CorruptClip("none of the clip's frames can be decoded")
         presentation = self.track.decoded(output)
@@ -147,6 +155,7 @@ class FramePicker:
             for frame in self._frames(stream.codec_context, output.failed):
                 index = len(output.packets)
                 output.packets.append(frame.pts)
+                self.limits.check_frames(index)
                 image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if is_wanted(index, frame.pts) else None
                 self._take(frame, image, is_first=index == 0)
                 if image is not None:
