@@ -1,16 +1,16 @@
 """Finds out when each frame of a video stream is shown, and which frames are sampled."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from service.errors import NoFrames
 from service.video.headers import VideoPacket
 from service.video.limits import DecodeLimits
+from service.video.media import demux
 from service.video.packed import unpack
 from service.video.sampling import frames_shown, sample_instants
 
@@ -62,7 +62,7 @@ class Presentation:
             DecodeTimeout: The time limit has passed.
         """
         packets: list[VideoPacket] = []
-        for packet in _demux(container, stream):
+        for packet in demux(container, stream):
             check_time()
             if packet.size:
                 packets.append(packet)
@@ -100,21 +100,6 @@ class Presentation:
     def frames(self) -> int:
         """Number of frames that are shown."""
         return sum(slot is not None for slot in self.slots)
-
-
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """Yield the stream's packets, up to the end or to the first damage that the demuxer cannot skip."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            return
-        except IndexError:  # PyAV raises it at the end of an MPEG-TS to which streams were added on the way
-            return
-        if packet is None:
-            return
-        yield packet
 
 
 def _usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_base: Fraction) -> Fraction:

@@ -110,10 +110,20 @@ def numbered_clip(
     pts: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
     muxing: Mapping[str, str] | None = None,
+    pix_fmt: str | None = None,
+    size: tuple[int, int] = (64, 48),
     change: Change = lambda number, packet: packet,
 ) -> bytes:
-    pictures = (numbered(number) for number in range(frames))
-    return encode(pictures, codec=codec, container=container, pts=pts, options=options, muxing=muxing, change=change)
+    return encode(
+        (numbered(number, *size) for number in range(frames)),
+        codec=codec,
+        container=container,
+        pts=pts,
+        options=options,
+        muxing=muxing,
+        pix_fmt=pix_fmt,
+        change=change,
+    )
 
 
 def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50) -> bytes:
