@@ -30,7 +30,7 @@ QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
 NOT_CODED = bytes.fromhex("000001b6504f")
 I_FRAME, B_FRAME = 0, 2
 DIVX_PACKED = b"\0\0\1\xb2DivX503b1393p"  # user data that marks a packed stream
-DATA_CODECS = {"klv", "timed_id3"}
+DATA_CODECS = {"klv", "lcevc", "timed_id3"}
 
 
 def numbered(number: int, width: int = 64, height: int = 48) -> Image:
