@@ -12,8 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from service.video.formats import DEMUXERS
 from service.video.limits import DecodeLimits
-from service.video.media import DEMUXERS, open_video
+from service.video.media import open_video
 from service.video.picking import FramePicker
 from service.video.presentation import Track
 from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image, Resizer
@@ -109,7 +110,7 @@ def decode_clip(
     with open_video(file, limits) as (container, stream):
         track = Track.read(container, stream, limits, check_time)
         resizer = Resizer()
-        picker = FramePicker(track, lambda: open_video(file, limits), limits, check_time, resizer)
+        picker = FramePicker(track, lambda: open_video(file, limits, stream.index), limits, check_time, resizer)
         frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
         presentation = picker.pick(stream.codec_context, frames)
         facts = ClipFacts(

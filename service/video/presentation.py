@@ -8,15 +8,14 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import cast
 
-import av
 from av.container import InputContainer
 from av.format import Flags
-from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from service.errors import NoFrames
 from service.video.headers import Structure, VideoPacket, read_structure
 from service.video.limits import DecodeLimits
+from service.video.media import codec_tag, demux
 from service.video.packed import unpack
 from service.video.sampling import frames_shown, sample_instants
 from service.video.timing import in_order, packet_duration, timeline, usual_duration
@@ -116,7 +115,7 @@ class Track:
             DecodeTimeout: The time limit has passed.
         """
         packets: list[VideoPacket] = []
-        for packet in _demux(container, stream):
+        for packet in demux(container, stream):
             check_time()
             if packet.size:
                 packets.append(packet)
@@ -213,21 +212,6 @@ class Track:
         return Presentation(list(sources), by_packet, duration * self.time_base, frames_shown(instants, times))
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """Yield the stream's packets, up to the end or to the first damage that the demuxer cannot skip."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            return
-        except IndexError:  # PyAV raises it at the end of an MPEG-TS to which streams were added on the way
-            return
-        if packet is None:
-            return
-        yield packet
-
-
 def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bool:
     """Return whether a container has no presentation times and the codec's headers do not make up for it.
 
@@ -236,14 +220,7 @@ def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bo
     context = stream.codec_context
     if context.codec.canonical_name not in {"h264", "hevc"} or not context.reorder_depth:
         return False
-    return container.format.name == "avi" or (container.format.name == "matroska,webm" and _has_tag(context))
-
-
-def _has_tag(context: VideoCodecContext) -> bool:
-    try:
-        return context.codec_tag.strip("\0") != ""
-    except UnicodeDecodeError:
-        return True
+    return container.format.name == "avi" or (container.format.name == "matroska,webm" and codec_tag(context) != "")
 
 
 def _ascends(numbers: Sequence[int]) -> bool:
