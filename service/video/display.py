@@ -45,11 +45,15 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
-        """Read the display matrix that a frame carries."""
-        if not frame.side_data:  # looking up a missing type is slow in PyAV
-            return cls()
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        return cls(None if matrix is None else tuple(np.frombuffer(bytes(matrix), np.int32).tolist()))
+        """Read the display matrix that a frame carries.
+
+        FFmpeg attaches the container's to every frame, before that of an SEI message of H.264 or HEVC: the first holds.
+        """
+        side_data: Any = frame.side_data  # PyAV's annotation is that of a dictionary
+        for data in side_data:
+            if data.type is SideDataType.DISPLAYMATRIX:
+                return cls(tuple(np.frombuffer(bytes(data), np.int32).tolist()))
+        return cls()
 
     @property
     def rotation(self) -> int:

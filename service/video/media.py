@@ -93,7 +93,10 @@ def open_video(file: BinaryIO, limits: DecodeLimits) -> Iterator[tuple[InputCont
         stream = _best_stream(container, scrambled)
         context = stream.codec_context
         limits.check_size(context.width, context.height)
-        context.options = {"max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN)}
+        context.options = {
+            "max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN),
+            "side_data_prefer_packet": "displaymatrix",  # the container's orientation, if it also has one
+        }
         context.thread_type, context.thread_count = "NONE", 1  # dav1d ignores the type
         yield container, stream
 

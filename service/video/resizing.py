@@ -101,7 +101,8 @@ class Resizer:
             )
             if is_hdr:
                 green, blue, red = (_pixels(plane, np.uint16) for plane in small.planes)
-                into[:] = tone_map(np.stack([red, green, blue], -1), frame.color_trc, frame.color_primaries)
+                mapped = tone_map(np.stack([red, green, blue]), frame.color_trc, frame.color_primaries)
+                into[:] = mapped.transpose(1, 2, 0)
                 return
             packed = self._packer.reformat(small, format=PACKED_FORMAT, threads=1)
         except av.error.FFmpegError as error:

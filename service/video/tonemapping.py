@@ -1,5 +1,6 @@
 """Converts HDR pictures (PQ and HLG, ITU-R BT.2100) to the colours of an SDR screen."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -11,9 +12,9 @@ REFERENCE_WHITE = 203.0  # cd/m², of graphics and of a white page in the pictur
 PEAK = 1000.0  # cd/m², of the screen that most HDR is made for, and that HLG's reference screen has
 HLG_GAMMA = 1.2  # of the reference screen (BT.2100, table 5)
 SDR_GAMMA = 2.4  # of an SDR screen (ITU-R BT.1886)
-LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020's primaries
+LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
 # From BT.2020's primaries to those of BT.709 (ITU-R BT.2087).
-TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+TO_BT709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187))
 HDR_TRANSFERS = frozenset({ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67})
 
 _ROLL_OFF_STEPS = 4096
@@ -28,29 +29,36 @@ def tone_map(codes: npt.NDArray[np.uint16], transfer: int, primaries: int) -> np
     it. The ratio of a pixel's red, green and blue is kept.
 
     Args:
-        codes: uint16 ``(height, width, 3)``, RGB, 12 bits.
+        codes: uint16 ``(3, height, width)``, RGB, 12 bits.
         transfer: FFmpeg's number of the transfer characteristic, one of ``HDR_TRANSFERS``.
         primaries: FFmpeg's number of the primaries. Those that are not BT.709's are taken for BT.2020's.
 
     Returns:
-        uint8 ``(height, width, 3)``, RGB.
+        uint8 ``(3, height, width)``, RGB.
     """
     if transfer == ColorTrc.ARIB_STD_B67:
-        light = _hlg_light()[codes]
-        light *= (PEAK / REFERENCE_WHITE) * (light @ LUMINANCE)[..., None] ** np.float32(HLG_GAMMA - 1)
+        light = _hlg_light().take(codes, mode="clip")
+        light *= _weighted(light, LUMINANCE) ** np.float32(HLG_GAMMA - 1)
     else:
-        light = _pq_light()[codes]
-    brightest = np.sqrt(light.max(-1) * (REFERENCE_WHITE / PEAK))
-    light *= _roll_off()[np.minimum(brightest * _ROLL_OFF_STEPS, _ROLL_OFF_STEPS).astype(np.intp)][..., None]
+        light = _pq_light().take(codes, mode="clip")
+    steps = np.sqrt(light.max(0)) * np.float32(_ROLL_OFF_STEPS)
+    light *= _roll_off().take(steps.astype(np.intp), mode="clip")
     if primaries != ColorPrimaries.BT709:
-        light = light @ TO_BT709.T
-    return _sdr_codes()[(light.clip(0, 1) * 65535).astype(np.uint16)]
+        light = np.stack([_weighted(light, row) for row in TO_BT709])
+    return _sdr_codes().take((light * np.float32(65535)).astype(np.intp), mode="clip")
+
+
+def _weighted(planes: _Floats, weights: Sequence[float]) -> _Floats:
+    """Return the weighted sum of three planes."""
+    red, green, blue = map(np.float32, weights)
+    total: _Floats = planes[0] * red + planes[1] * green + planes[2] * blue
+    return total
 
 
 @cache
 def _pq_light() -> _Floats:
-    """Return the light of each PQ code, where 1 is the reference white."""
-    return (_pq_to_light(np.linspace(0, 1, 1 << CODE_BITS)) / REFERENCE_WHITE).astype(np.float32)
+    """Return the light of each PQ code, where 1 is the peak."""
+    return (_pq_to_light(np.linspace(0, 1, 1 << CODE_BITS)) / PEAK).astype(np.float32)
 
 
 @cache
@@ -63,10 +71,10 @@ def _hlg_light() -> _Floats:
 
 @cache
 def _roll_off() -> _Floats:
-    """Return by what light is multiplied, for each step of the square root of light divided by the peak.
+    """Return by what light is multiplied, for each step of its square root.
 
     The curve is the EETF of ITU-R BT.2390, 5.4.1, from a screen with this peak to one whose peak is the reference
-    white, both with perfect black. Light above the peak becomes white.
+    white, both with perfect black. Light of 1 is the peak before and the white after.
     """
     light = PEAK * np.maximum(np.arange(_ROLL_OFF_STEPS + 1) / _ROLL_OFF_STEPS, 1e-6) ** 2
     signal = _light_to_pq(light) / _light_to_pq(PEAK)
@@ -75,7 +83,7 @@ def _roll_off() -> _Floats:
     t = (signal - knee) / (1 - knee)
     spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * white
     shown = _pq_to_light(np.where(signal < knee, signal, spline) * _light_to_pq(PEAK))
-    return (shown / light).astype(np.float32)
+    return (shown / REFERENCE_WHITE / (light / PEAK)).astype(np.float32)
 
 
 @cache
