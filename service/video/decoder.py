@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from service.video.cropping import read_crop
 from service.video.formats import DEMUXERS
 from service.video.limits import DecodeLimits
 from service.video.media import open_video
@@ -41,8 +42,10 @@ class ClipFacts:
     Attributes:
         container: Short name of the container, for example ``mp4`` (also for MOV and 3GP) or ``matroska``.
         codec: FFmpeg's name of the codec, for example ``h264``.
-        width: In pixels, as coded: before ``rotation`` is applied.
-        height: In pixels, as coded.
+        width: In pixels, as displayed: after cropping, with square pixels, upright.
+        height: In pixels, as displayed.
+        coded_width: Width of a decoded picture, in pixels, before all that.
+        coded_height: Height of a decoded picture.
         frames: Number of frames that are shown.
         duration_s: From the first frame to the end of the last, in seconds.
         rotation: Clockwise rotation that was applied to show the frames upright, in degrees: 0, 90, 180 or 270. Frames
@@ -54,6 +57,8 @@ class ClipFacts:
     codec: str
     width: int
     height: int
+    coded_width: int
+    coded_height: int
     frames: int
     duration_s: float
     rotation: int
@@ -109,7 +114,7 @@ def decode_clip(
     check_time = limits.stopwatch()
     with open_video(file, limits) as (container, stream):
         track = Track.read(container, stream, limits, check_time)
-        resizer = Resizer()
+        resizer = Resizer(read_crop(file, container, stream), stream.sample_aspect_ratio)
         picker = FramePicker(track, lambda: open_video(file, limits, stream.index), limits, check_time, resizer)
         frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
         presentation = picker.pick(stream.codec_context, frames)
@@ -118,6 +123,8 @@ def decode_clip(
             codec=stream.codec_context.codec.canonical_name,
             width=resizer.width,
             height=resizer.height,
+            coded_width=resizer.coded_width,
+            coded_height=resizer.coded_height,
             frames=len(presentation.sources),
             duration_s=float(presentation.duration),
             rotation=resizer.rotation,

@@ -114,7 +114,10 @@ def open_video(
         stream = next(stream for stream in container.streams.video if stream.index == index)
         context = stream.codec_context
         limits.check_size(context.width, context.height)
-        context.options = {"max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN)}
+        context.options = {
+            "max_pixels": str(limits.max_pixels + MAX_PIXELS_MARGIN),
+            "side_data_prefer_packet": "displaymatrix",  # the container's orientation, if it also has one
+        }
         context.thread_type, context.thread_count = "NONE", 1  # dav1d ignores the type
         yield container, stream
 

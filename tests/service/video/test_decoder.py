@@ -181,7 +181,8 @@ class TestDisplayMatrix:
 
         shown = clip.frames[20, 56::112, 56::112, 0].astype(int).ravel()
         np.testing.assert_allclose(shown / 80, corners, atol=0.1)
-        assert (clip.facts.width, clip.facts.height) == (96, 48)
+        assert (clip.facts.coded_width, clip.facts.coded_height) == (96, 48)
+        assert (clip.facts.width, clip.facts.height) == ((48, 96) if counter_clockwise % 180 else (96, 48))
         if clockwise is not None:
             assert clip.facts.rotation == clockwise
 
