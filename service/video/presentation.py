@@ -126,7 +126,8 @@ class Track:
         time_base = stream.time_base or Fraction(1, 1000)
         usual = usual_duration(packets, stream, time_base)
         clocked = Flags.ts_discont in Flags(container.format.flags)
-        times = timeline(packets, usual, time_base, clocked=clocked)
+        only_decode_times = _has_only_decode_times(container, stream)
+        times = timeline(packets, usual, time_base, clocked=clocked, by_decode_times=only_decode_times)
         structure = read_structure(packets, stream)
         for number, packet in enumerate(packets):
             packet.pts = number
@@ -137,7 +138,7 @@ class Track:
             usual=usual,
             clocked=clocked,
             delay=stream.codec_context.reorder_depth,
-            only_decode_times=_has_only_decode_times(container, stream),
+            only_decode_times=only_decode_times,
             structure=structure,
             limits=limits,
         )
@@ -152,7 +153,7 @@ class Track:
         shown = [n for n, packet in enumerate(self.packets) if n not in empty and not packet.is_discard]
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
-        if self.only_decode_times:
+        if self.only_decode_times and self.delay:
             return self._present(self._output_times(shown, self.delay), range(len(shown)), self.usual)
         if len(set(known)) < len(shown) or (self.delay and _ascends(known)):  # the latter are perhaps decode times
             return self._present(in_order(times, self.usual), range(len(shown)), self.usual)
@@ -218,7 +219,7 @@ def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bo
     FFmpeg derives presentation times for other codecs. Matroska holds AVI's streams, too, and then has a codec tag.
     """
     context = stream.codec_context
-    if context.codec.canonical_name not in {"h264", "hevc"} or not context.reorder_depth:
+    if context.codec.canonical_name not in {"h264", "hevc"}:
         return False
     return container.format.name == "avi" or (container.format.name == "matroska,webm" and codec_tag(context) != "")
 

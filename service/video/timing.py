@@ -4,9 +4,11 @@ Recordings are joined, cameras lose their clocks, and the 33-bit clock of MPEG s
 player that meets such a jump shows the next frame after the usual time. The limits are those of ffplay.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import cast
 
 from av.video.stream import VideoStream
 
@@ -35,7 +37,12 @@ def packet_duration(packet: VideoPacket) -> int:
 
 
 def timeline(
-    packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction, *, clocked: bool
+    packets: Sequence[VideoPacket],
+    usual: Fraction,
+    time_base: Fraction,
+    *,
+    clocked: bool,
+    by_decode_times: bool = False,
 ) -> list[int | None]:
     """Return when each packet's frame is shown, in ticks; ``None`` where that is unknown.
 
@@ -46,27 +53,29 @@ def timeline(
         usual: Usual duration of a frame, in ticks.
         time_base: Length of a tick, in seconds.
         clocked: Whether the container's timestamps are readings of a clock that may jump (MPEG streams, Ogg).
+        by_decode_times: Take decode times only.
     """
     times = [packet.pts for packet in packets]
-    if all(time is None for time in times):
+    if by_decode_times or all(time is None for time in times):
         times = [packet.dts for packet in packets]
     if len(times) > 1 and len(set(times)) == 1:  # they say nothing
         return [None] * len(times)
     starts = [0, *_jumps(packets, usual, time_base, clocked=clocked), len(packets)]
     if not clocked and any(stop - start < STEP_BACK_FRAMES for start, stop in pairwise(starts[:-1])):
         return times  # no recording is so short: they are out of order
-    end: Fraction | None = None
+    end: int | None = None
     for start, stop in pairwise(starts):
-        piece = times[start:stop]
-        known = [time for time in piece if time is not None]
+        shown = [n for n in range(start, stop) if not packets[n].is_discard]
+        known = [time for n in shown if (time := times[n]) is not None]
         if not known:
             continue
-        timed = [place for place, time in enumerate(piece) if time is not None]
-        before, after = timed[0], len(piece) - timed[-1]  # frames without a time at the piece's ends
-        move = 0 if end is None else round(end + before * usual) - min(known)
-        end = max(known) + move + after * usual
+        first = min(known) - round(usual * next(place for place, n in enumerate(shown) if times[n] is not None))
+        move = 0 if end is None else end - first
         if move:
             times[start:stop] = [None if time is None else time + move for time in times[start:stop]]
+        # Of MPEG program streams, the last frames often have no time.
+        frames = len(shown) if len(known) < len(shown) else 0
+        end = max(max(known) + round(usual), first + round(frames * usual)) + move
     return times
 
 
@@ -77,6 +86,8 @@ def _jumps(packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction,
     decoded: int | None = None  # the last decode time
     latest: int | None = None  # the latest presentation time since the last jump
     for number, packet in enumerate(packets):
+        if packet.is_discard:  # an edit list leaves it out, and it keeps its time before the edit
+            continue
         time, shown = packet.dts, packet.pts
         jumps = time is not None and decoded is not None and not -back <= time - decoded <= ahead
         # FFmpeg derives decode times of Matroska in a way that may hide a new start.
@@ -94,17 +105,22 @@ def _jumps(packets: Sequence[VideoPacket], usual: Fraction, time_base: Fraction,
 def in_order(times: Sequence[int | None], usual: Fraction) -> list[int]:
     """Return times of frames that are shown in the order given, from times that may be missing or out of order.
 
-    Known times are sorted. Unknown ones between two known ones are spaced evenly, others by the usual duration.
+    Known times are sorted. If some are missing, those that come twice are unknown, too: FFmpeg may give the one time of
+    a packet of an MPEG program stream to two frames. A constant rate is assumed if all others are near to it. Otherwise
+    missing ones lie evenly between known ones.
     """
-    known = [place for place, time in enumerate(times) if time is not None]
-    if not known:
-        return [round(place * usual) for place in range(len(times))]
-    values = sorted(time for time in times if time is not None)
-    if len(known) == len(times):
-        return values
-    first, last = known[0], known[-1]
-    spaced = [round(values[0] + (place - first) * usual) for place in range(first)]
+    if None not in times:
+        return sorted(cast(Sequence[int], times))
+    counts = Counter(times)
+    known = [place for place, time in enumerate(times) if time is not None and counts[time] == 1]
+    values = sorted(cast(int, times[place]) for place in known)
+    start = values[0] - known[0] * usual if known else Fraction(0)
+    steady = [round(start + place * usual) for place in range(len(times))]
+    if all(abs(time - steady[place]) <= 2 * usual for place, time in zip(known, values, strict=True)):
+        return steady
+    spaced = steady[: known[0]]
     for (place, time), (next_place, next_time) in pairwise(zip(known, values, strict=True)):
         gap = next_place - place
         spaced += [time + (next_time - time) * step // gap for step in range(gap)]
+    last = known[-1]
     return spaced + [round(values[-1] + (place - last) * usual) for place in range(last, len(times))]

@@ -92,7 +92,7 @@ class TestSampledFrames:
         assert numbers(clip) == on_screen
         assert indices(clip) == on_screen
 
-    @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "flv", "avi"])
+    @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "flv"])  # AVI always starts at zero
     def test_a_late_start_does_not_change_the_sampled_frames(self, container: str) -> None:
         late = decode_clip(numbered_clip(60, container=container, pts=range(1000, 1060)))
 

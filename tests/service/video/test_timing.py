@@ -115,20 +115,28 @@ def test_equal_timestamps_say_nothing() -> None:
     ("times", "expected"),
     [
         ([None, 40, None, None, 160, None], [0, 40, 80, 120, 160, 200]),
-        ([0, None, 100, None, None, 400], [0, 50, 100, 200, 300, 400]),
-        ([80, 0, None, 40], [0, 40, 60, 80]),
+        ([0, None, 100, None, None, 200], [0, 40, 80, 120, 160, 200]),
+        ([0, None, 200, None, None, 500], [0, 100, 200, 300, 400, 500]),
+        ([400, 0, None, 200], [0, 200, 300, 400]),
+        ([None, 400, None, 700, None], [360, 400, 550, 700, 740]),
+        ([0, None, 500, 500, None, 200], [0, 40, 80, 120, 160, 200]),
         ([7], [7]),
     ],
 )
-def test_missing_times_lie_evenly_between_those_that_are_known(times: list[int | None], expected: list[int]) -> None:
+def test_missing_times_follow_the_usual_rate_or_lie_evenly_between_those_that_are_known(
+    times: list[int | None], expected: list[int]
+) -> None:
     assert in_order(times, FRAME_MS) == expected
 
 
 @given(times=st.lists(st.none() | st.integers(-(10**6), 10**6), min_size=1, max_size=30))
-def test_times_in_order_do_not_decrease_and_hold_those_that_are_known(times: list[int | None]) -> None:
+def test_times_in_order_do_not_decrease_and_are_near_to_those_that_are_known(times: list[int | None]) -> None:
     ordered = in_order(times, FRAME_MS)
 
     assert len(ordered) == len(times)
     assert ordered == sorted(ordered)
     known = sorted(time for time in times if time is not None)
-    assert [time for time, was in zip(ordered, times, strict=True) if was is not None] == known
+    kept = [time for time, was in zip(ordered, times, strict=True) if was is not None]
+    if None in times and len(set(known)) < len(known):
+        return  # those that come twice are unknown
+    assert all(abs(time - was) <= 2 * FRAME_MS for time, was in zip(kept, known, strict=True))
