@@ -149,8 +149,7 @@ class Track:
         Raises:
             ClipTooLong: The stream has too many frames or is too long.
         """
-        empty = self.structure.empty if self.structure else frozenset()
-        shown = [n for n, packet in enumerate(self.packets) if n not in empty and not packet.is_discard]
+        shown = [n for n, packet in enumerate(self.packets) if n not in self._empty and not packet.is_discard]
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
         if self.only_decode_times and self.delay:
@@ -175,10 +174,14 @@ class Track:
         in_decode_order = [time for _, time in sorted(zip(numbers, known, strict=True))]
         if self.only_decode_times or (_ascends(in_decode_order) and not _ascends(numbers)):
             return self._present(self._output_times(numbers, output.delay), frames, self.usual)
-        lost = [(time, None, n) for n in output.failed if (time := self.times[n]) is not None]
+        lost = [(time, None, n) for n in output.failed - self._empty if (time := self.times[n]) is not None]
         by_time = sorted([*zip(known, frames, numbers, strict=True), *lost], key=itemgetter(0))
         last = self._duration(by_time[-1][2])
         return self._present([time for time, _, _ in by_time], [frame for _, frame, _ in by_time], last)
+
+    @property
+    def _empty(self) -> frozenset[int]:
+        return self.structure.empty if self.structure else frozenset()
 
     def _output_times(self, packets: Iterable[int], delay: int) -> list[int]:
         """Return when frames are shown whose times are decode times, in the order of output.
