@@ -1,0 +1,155 @@
+"""Splits packets of H.264 and HEVC into NAL units, and reads their bits."""
+
+import re
+from dataclasses import dataclass, field
+
+from service.video.headers.structure import VideoPacket
+
+START_CODE = re.compile(b"\0\0\1")  # twice as fast as ``bytes.find``
+ESCAPE = b"\0\0\3"
+MAX_UNITS = 4096
+"""NAL units in a packet, at most: several times what any level of H.264 or HEVC allows."""
+
+# Types of supplemental enhancement information (ISO/IEC 23002-7).
+RECOVERY_POINT = 6
+# Film grain, display orientation, and alternative transfer characteristics: they change how pictures are shown, and
+# FFmpeg applies them to later pictures, too.
+LASTING = frozenset({19, 47, 147})
+
+
+class UnclearError(ValueError):
+    """The headers do not prove that a sparse decode is right."""
+
+
+class Bits:
+    """Reads a payload from its first bit. Every read behind the end raises ``ValueError``.
+
+    Attributes:
+        bits: The bits that were not read yet, as a number.
+        left: How many they are.
+    """
+
+    __slots__ = ("bits", "left")
+
+    def __init__(self, payload: bytes) -> None:
+        if ESCAPE in payload:
+            payload = payload.replace(ESCAPE, b"\0\0")
+        self.bits = int.from_bytes(payload)
+        self.left = 8 * len(payload)
+
+    def flag(self) -> bool:
+        return bool(self.number(1))
+
+    def number(self, bits: int) -> int:
+        """u(n): a number of so many bits."""
+        self.left -= bits
+        value = self.bits >> self.left
+        self.bits &= (1 << self.left) - 1
+        return value
+
+    def unsigned(self) -> int:
+        """ue(v): an unsigned Exp-Golomb code (ISO/IEC 14496-10, 9.1)."""
+        self.left -= 2 * (self.left - self.bits.bit_length()) + 1
+        code = self.bits >> self.left
+        self.bits &= (1 << self.left) - 1
+        return code - 1
+
+    def signed(self) -> int:
+        """se(v): a signed Exp-Golomb code."""
+        code = self.unsigned()
+        return (code + 1) // 2 if code & 1 else -(code // 2)
+
+    def skip_codes(self, count: int) -> None:
+        """Skip Exp-Golomb codes, signed or not."""
+        for _ in range(count):
+            self.unsigned()
+
+
+def split(packet: VideoPacket, length_size: int) -> tuple[bytes | memoryview, list[tuple[int, int]]]:
+    """Split a packet into NAL units.
+
+    Args:
+        packet: The packet.
+        length_size: Bytes of the length before each NAL unit; 0 if start codes separate them.
+
+    Returns:
+        The packet's bytes, and where each NAL unit begins and ends in them.
+
+    Raises:
+        UnclearError: The packet is damaged, or FFmpeg might split it in another way.
+    """
+    if not length_size:
+        data = bytes(packet)
+        return data, split_annex_b(data)
+    view = memoryview(packet)
+    # FFmpeg takes a packet that begins like this for Annex B, or for the parameter sets of another sample entry.
+    if view[0] == 1 or view[:4] == b"\0\0\0\1":
+        raise UnclearError("a packet in another format")
+    units: list[tuple[int, int]] = []
+    end, size = 0, len(view)
+    while end < size:
+        start = end + length_size
+        end = start + int.from_bytes(view[end:start])
+        if not start < end <= size or len(units) == MAX_UNITS:
+            raise UnclearError("a damaged packet")
+        units.append((start, end))
+    return view, units
+
+
+def split_annex_b(data: bytes) -> list[tuple[int, int]]:
+    """Return where each NAL unit begins and ends (ISO/IEC 14496-10, Annex B). Zeros may follow it."""
+    starts = [match.end() for match in START_CODE.finditer(data)]
+    if len(starts) > MAX_UNITS or (starts and data[: starts[0] - 3].strip(b"\0")):
+        raise UnclearError("a damaged packet")
+    return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
+
+
+def read_message_types(payload: bytes) -> set[int]:
+    """Return the types of the messages in a unit of supplemental enhancement information (7.3.2.3.1)."""
+    types: set[int] = set()
+    at = 0
+    while at + 2 < len(payload):
+        numbers = [0, 0]  # type and size
+        for place in range(2):
+            while payload[at] == 255:
+                numbers[place] += 255
+                at += 1
+            numbers[place] += payload[at]
+            at += 1
+        types.add(numbers[0])
+        at += numbers[1]
+    return types
+
+
+@dataclass(slots=True)
+class ParameterSets:
+    """The parameter sets of a stream.
+
+    A decoder that starts at an entry has seen those of the extradata, of runs before, and of the entry. It ignores a
+    set that repeats the one before.
+
+    Attributes:
+        known: The content of each set, by type and number.
+        first: The sets in the first packet if they are not all known from the extradata. Then every entry must have
+            the same, whatever runs the decoder has seen.
+    """
+
+    known: dict[tuple[int, int], bytes]
+    first: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+    def check(self, sets: dict[tuple[int, int], bytes], *, first: bool) -> bool:
+        """Check the sets before a picture. Returns whether decoding can start there.
+
+        Args:
+            sets: The sets in the packet.
+            first: Whether it is the first packet.
+
+        Raises:
+            UnclearError: Sets change in the middle of the stream.
+        """
+        if any(self.known.get(key) != content for key, content in sets.items()):
+            if not first:
+                raise UnclearError("parameter sets change")
+            self.known = self.known | sets
+            self.first = sets
+        return not self.first or sets == self.first
