@@ -23,7 +23,7 @@ from service.video.headers.structure import Structure, VideoPacket
 
 SLICE, IDR, SEI, SPS, PPS = 1, 5, 6, 7, 8
 PARTITIONS = frozenset({2, 3, 4})
-HEADER_BYTES = 32  # of a slice, as far as it is read here
+HEADER_BYTES = 20  # of a slice, as far as it is read here
 HIGH_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 CHROMA_444 = 3
 MAX_DELAY = 15  # of frames: FFmpeg's decoder holds back no more
@@ -263,14 +263,14 @@ class _SliceReader:
                     can_start = self.sets.check(sets, first=first)
                 kinds.add(head)
                 if not pictures or data[start + 1] & 128:  # the number of its first macroblock is 0
-                    unit = bytes(data[start : min(end, start + HEADER_BYTES)])
+                    unit = data[start : min(end, start + HEADER_BYTES)]
                     pictures.append(self._read_slice(unit, recovery=recovery))
             elif kind in {SPS, PPS}:
                 if kinds:
                     raise UnclearError("a parameter set behind a slice")
-                key, sets[key] = _read_set(bytes(data[start:end]))
+                key, sets[key] = _read_set(data[start:end])
             elif kind == SEI:
-                types = read_message_types(bytes(data[start + 1 : end]))
+                types = read_message_types(data[start + 1 : end])
                 if types & LASTING:
                     raise UnclearError("a message that changes how later pictures are shown")
                 recovery |= RECOVERY_POINT in types

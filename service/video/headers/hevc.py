@@ -31,6 +31,7 @@ RANDOM_ACCESS = frozenset({*BLA, *IDR, CRA})
 ENDS = frozenset({36, 37})
 HEADER_BYTES = 96  # of a slice, as far as it is read here
 CHROMA_444 = 3
+EXTENSION = 7  # instead of a number of layers, in parameter sets of further views
 MAX_REFERENCES = 16
 MAX_REFERENCE_SETS = 64
 
@@ -160,6 +161,8 @@ def _open_sequence(content: bytes) -> Bits:
     bits = Bits(content)
     bits.number(4)
     layers = bits.number(3)
+    if layers == EXTENSION:
+        return bits
     bits.number(1 + 96)
     if layers:
         flags = bits.number(16)  # two for each layer, whether its profile and its level follow
@@ -255,13 +258,13 @@ class _SliceReader:
                         raise UnclearError("several pictures in a packet")
                 else:
                     can_start = self.sets.check(sets, first=first)
-                    picture = self._read_slice(bytes(data[start : min(end, start + HEADER_BYTES)]), first=first)
+                    picture = self._read_slice(data[start : min(end, start + HEADER_BYTES)], first=first)
             elif kind in {VPS, SPS, PPS}:
                 if picture:
                     raise UnclearError("a parameter set behind a slice")
-                key, sets[key] = _read_set(bytes(data[start:end]))
+                key, sets[key] = _read_set(data[start:end])
             elif kind == PREFIX_SEI:
-                types = read_message_types(bytes(data[start + 2 : end]))
+                types = read_message_types(data[start + 2 : end])
                 if types & LASTING:
                     raise UnclearError("a message that changes how later pictures are shown")
                 recovery |= RECOVERY_POINT in types
@@ -352,8 +355,6 @@ def _read_extradata(extradata: bytes) -> tuple[int, list[bytes]]:
 def _read_set(unit: bytes) -> tuple[tuple[int, int], bytes]:
     """Return the type and the number of a parameter set, and its content."""
     kind, content = unit[0] >> 1, unit[2:].rstrip(b"\0")
-    if unit[0] & 1 or unit[1] >> 3:
-        raise UnclearError("parameter sets of another layer")
     if kind == VPS:
         return (kind, content[0] >> 4), content
     return (kind, (_open_sequence(content) if kind == SPS else Bits(content)).unsigned()), content

@@ -65,7 +65,7 @@ class Bits:
             self.unsigned()
 
 
-def split(packet: VideoPacket, length_size: int) -> tuple[bytes | memoryview, list[tuple[int, int]]]:
+def split(packet: VideoPacket, length_size: int) -> tuple[bytes, list[tuple[int, int]]]:
     """Split a packet into NAL units.
 
     Args:
@@ -78,22 +78,23 @@ def split(packet: VideoPacket, length_size: int) -> tuple[bytes | memoryview, li
     Raises:
         UnclearError: The packet is damaged, or FFmpeg might split it in another way.
     """
+    data = bytes(packet)
     if not length_size:
-        data = bytes(packet)
         return data, split_annex_b(data)
-    view = memoryview(packet)
     # FFmpeg takes a packet that begins like this for Annex B, or for the parameter sets of another sample entry.
-    if view[0] == 1 or view[:4] == b"\0\0\0\1":
+    if data[0] == 1 or data.startswith(b"\0\0\0\1"):
         raise UnclearError("a packet in another format")
     units: list[tuple[int, int]] = []
-    end, size = 0, len(view)
+    end, size = 0, len(data)
     while end < size:
         start = end + length_size
-        end = start + int.from_bytes(view[end:start])
+        end = start + int.from_bytes(data[end:start])
         if not start < end <= size or len(units) == MAX_UNITS:
             raise UnclearError("a damaged packet")
+        if START_CODE.search(data, start, end):  # FFmpeg heeds it
+            raise UnclearError("a start code within a NAL unit")
         units.append((start, end))
-    return view, units
+    return data, units
 
 
 def split_annex_b(data: bytes) -> list[tuple[int, int]]:
