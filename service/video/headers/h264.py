@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
-    LASTING,
-    RECOVERY_POINT,
     Bits,
+    Key,
     ParameterSets,
     UnclearError,
-    read_message_types,
+    add_set,
+    announces_recovery,
     split,
     split_annex_b,
 )
@@ -53,13 +53,14 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
     for number, packet in enumerate(packets):
         pictures, can_start = slices.read_packet(packet, first=not number)
         for picture in pictures:
-            order.follow(picture, sequence := slices.sequence, second=first is not None)
+            order.follow(picture, second=first is not None)
             if first:
                 if not picture.completes(first):
                     raise UnclearError("a field without its partner")
                 if latest != number:
                     empty.add(number)
-                order.add(min(first.order, picture.order), sequence.delay)
+                picture.order = min(first.order, picture.order)
+                order.add(picture)
                 first = None
                 continue
             if latest == number or number in empty:
@@ -68,20 +69,14 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
             if picture.idr and can_start:
                 entries.add(number)
             if picture.parity is None:
-                order.add(picture.order, sequence.delay)
+                order.add(picture)
             else:
                 first, has_fields = picture, True
     if first or 0 not in entries:
         raise UnclearError("a field without its partner, or a start without an IDR picture")
-    if slices.sequence and _is_faulty(bytes(packets[0]), slices.sequence):
+    if slices.is_faulty(bytes(packets[0])):
         entries = {0}
     return Structure(frozenset(entries), frozenset(empty), skippable=not has_fields)
-
-
-def _is_faulty(packet: bytes, sequence: "_Sequence") -> bool:
-    version = X264_VERSION.search(packet)
-    right = FIRST_RIGHT_444_VERSION if sequence.chroma == CHROMA_444 else FIRST_RIGHT_VERSION
-    return version is not None and int(version[1]) < right
 
 
 @dataclass(slots=True)
@@ -89,6 +84,7 @@ class _Picture:
     """A frame or a field, as its first slice describes it.
 
     Attributes:
+        sequence: Its sequence parameter set.
         idr: Whether it is an IDR picture.
         recovery: Whether a recovery point is announced before it.
         reference: Whether later pictures may refer to it.
@@ -98,6 +94,7 @@ class _Picture:
         bottom: How much later than a frame's top field its bottom field is shown.
     """
 
+    sequence: "_Sequence"
     idr: bool
     recovery: bool
     reference: bool
@@ -233,18 +230,16 @@ class _SliceReader:
         length_size: Bytes of the length before each NAL unit.
         sets: The parameter sets.
         parameters: Those that slices named, by number.
-        sequence: The sequence parameter set of all of them.
     """
 
     length_size: int
     sets: ParameterSets
     parameters: dict[int, tuple[_Parameters, _Sequence]] = field(default_factory=dict)
-    sequence: _Sequence | None = None
 
     @classmethod
     def open(cls, extradata: bytes) -> "_SliceReader":
         length_size, units = _read_extradata(extradata)
-        return cls(length_size, ParameterSets(dict(_read_set(unit) for unit in units if unit[0] & 31 in {SPS, PPS})))
+        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] & 31 in {SPS, PPS}))
 
     def read_packet(self, packet: VideoPacket, *, first: bool) -> tuple[list[_Picture], bool]:
         """Return the pictures of a packet, and whether it holds the parameter sets that a decoder might lack."""
@@ -252,7 +247,7 @@ class _SliceReader:
             raise UnclearError("a damaged packet")
         data, units = split(packet, self.length_size)
         pictures: list[_Picture] = []
-        sets: dict[tuple[int, int], bytes] = {}
+        sets: dict[Key, bytes] = {}
         kinds: set[int] = set()
         recovery = can_start = False
         for start, end in units:
@@ -268,12 +263,9 @@ class _SliceReader:
             elif kind in {SPS, PPS}:
                 if kinds:
                     raise UnclearError("a parameter set behind a slice")
-                key, sets[key] = _read_set(data[start:end])
+                add_set(sets, *_read_set(data[start:end]))
             elif kind == SEI:
-                types = read_message_types(data[start + 1 : end])
-                if types & LASTING:
-                    raise UnclearError("a message that changes how later pictures are shown")
-                recovery |= RECOVERY_POINT in types
+                recovery |= announces_recovery(data[start + 1 : end])
             elif kind in PARTITIONS:
                 raise UnclearError("partitions")
         if not pictures or len(kinds) > len(pictures):
@@ -290,7 +282,7 @@ class _SliceReader:
         if sequence.separate_planes:
             bits.number(2)
         idr = unit[0] & 31 == IDR
-        picture = _Picture(idr, recovery, unit[0] > 31, bits.number(sequence.number_bits))
+        picture = _Picture(sequence, idr, recovery, unit[0] > 31, bits.number(sequence.number_bits))
         if not sequence.frames_only and bits.flag():
             picture.parity = bits.number(1)
         if idr:
@@ -305,11 +297,16 @@ class _SliceReader:
         """Return the parameter sets that a slice names."""
         parameters = _Parameters.read(self.sets.known[PPS, number])
         sequence = _Sequence.read(self.sets.known[SPS, parameters.sequence])
-        if self.sequence not in {None, sequence}:
+        if any(other.sequence != parameters.sequence for other, _ in self.parameters.values()):
             raise UnclearError("parameter sets change")
-        self.sequence = sequence
         self.parameters[number] = parameters, sequence
         return parameters, sequence
+
+    def is_faulty(self, packet: bytes) -> bool:
+        """Whether the first packet's message makes FFmpeg decode all others in another way."""
+        version = X264_VERSION.search(packet)
+        is_444 = any(sequence.chroma == CHROMA_444 for _, sequence in self.parameters.values())
+        return version is not None and int(version[1]) < (FIRST_RIGHT_444_VERSION if is_444 else FIRST_RIGHT_VERSION)
 
 
 def _read_extradata(extradata: bytes) -> tuple[int, list[bytes]]:
@@ -330,7 +327,7 @@ def _read_extradata(extradata: bytes) -> tuple[int, list[bytes]]:
     return (extradata[4] & 3) + 1, units
 
 
-def _read_set(unit: bytes) -> tuple[tuple[int, int], bytes]:
+def _read_set(unit: bytes) -> tuple[Key, bytes]:
     """Return the type and the number of a parameter set, and its content."""
     kind, content = unit[0] & 31, unit[1:].rstrip(b"\0")
     return (kind, Bits(content[3 if kind == SPS else 0 :][:16]).unsigned()), content
@@ -358,7 +355,7 @@ class _Order:
     highest: list[int] = field(default_factory=list)
     floor: int | None = None
 
-    def follow(self, picture: _Picture, sequence: _Sequence, *, second: bool) -> None:
+    def follow(self, picture: _Picture, *, second: bool) -> None:
         """Find out a picture's order count (8.2.1.1), and that no picture is missing before it (7.4.3)."""
         if picture.idr:
             self.next_number = self.reference = 0
@@ -368,21 +365,22 @@ class _Order:
             self.floor = self.highest[-1]
         if picture.number != self.next_number and not second:
             raise UnclearError("missing frames")
-        if not sequence.order_bits:
+        if not picture.sequence.order_bits:
             picture.order = self.reference = self.reference + 1
         else:
-            size = 1 << sequence.order_bits
+            size = 1 << picture.sequence.order_bits
             step = (picture.order - self.reference) % size
             picture.order = self.reference + (step if 2 * step <= size else step - size)
         if picture.reference:
-            self.next_number = (picture.number + 1) % (1 << sequence.number_bits)
+            self.next_number = (picture.number + 1) % (1 << picture.sequence.number_bits)
             self.reference = picture.order
         picture.order += min(picture.bottom, 0)
 
-    def add(self, order: int, delay: int) -> None:
-        """Add a frame that is complete. ``delay`` is what its parameter set says."""
+    def add(self, picture: _Picture) -> None:
+        """Add a frame that is complete, by its last picture."""
+        order = picture.order
         place = bisect_left(self.highest, order)
-        if len(self.highest) - place > max(self.delay, delay) or order in self.highest[place : place + 1]:
+        if len(self.highest) - place > max(self.delay, picture.sequence.delay) or order in self.highest[place:][:1]:
             raise UnclearError("the decoder may lose frames")
         if self.floor is not None and order <= self.floor:
             raise UnclearError("the decoder may lose frames")

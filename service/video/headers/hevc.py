@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
-    LASTING,
-    RECOVERY_POINT,
     Bits,
+    Key,
     ParameterSets,
     UnclearError,
-    read_message_types,
+    add_set,
+    announces_recovery,
     split,
     split_annex_b,
 )
@@ -54,7 +54,7 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
         pictures.append(picture)
         if picture.kind in LEADING:
             continue
-        if cra is not None and picture.kind not in IDR and not slices.is_independent(picture, pictures[cra]):
+        if cra is not None and picture.kind not in IDR and not picture.is_independent(pictures[cra]):
             entries.discard(cra)
         cra = number if picture.kind == CRA else None
         if can_start and picture.kind in RANDOM_ACCESS:
@@ -66,10 +66,10 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
     entries = {number for number in entries if pictures[number].kind in IDR or number >= last_reset}
     if 0 not in entries:
         raise UnclearError("the first pictures refer to missing ones")
-    return Structure(frozenset(entries), frozenset(_dropped(pictures, slices)), skippable=_is_skippable(pictures))
+    return Structure(frozenset(entries), frozenset(_dropped(pictures)), skippable=_is_skippable(pictures))
 
 
-def _dropped(pictures: Sequence["_Picture"], slices: "_SliceReader") -> Iterator[int]:
+def _dropped(pictures: Sequence["_Picture"]) -> Iterator[int]:
     """Yield the pictures that FFmpeg drops because the first picture is a CRA picture, and they precede it."""
     if pictures[0].kind in IDR:
         return
@@ -77,7 +77,7 @@ def _dropped(pictures: Sequence["_Picture"], slices: "_SliceReader") -> Iterator
         kind = pictures[number].kind
         if kind in RANDOM_ACCESS:
             return
-        if kind in RADL or (kind in RASL and slices.distance(pictures[number], pictures[0]) >= 0):
+        if kind in RADL or (kind in RASL and pictures[number].distance(pictures[0]) >= 0):
             raise UnclearError("pictures that precede the first")
         if kind in RASL:
             yield number
@@ -94,16 +94,41 @@ class _Picture:
     """A picture, as its first slice describes it.
 
     Attributes:
+        sequence: Its sequence parameter set.
         kind: Type of its NAL units.
         layer: Its temporal layer.
         order: Low bits of its place in the order in which pictures are shown.
         header: The rest of its slice's header.
     """
 
+    sequence: "_Sequence"
     kind: int
     layer: int
     order: int
     header: Bits
+
+    def distance(self, other: "_Picture") -> int:
+        """Return how much later it is shown than one that is decoded shortly before it (8.3.1)."""
+        size = 1 << self.sequence.order_bits
+        distance = (self.order - other.order) % size
+        return distance if 2 * distance < size else distance - size
+
+    def is_independent(self, cra: "_Picture") -> bool:
+        """Whether it is shown after a CRA picture, and keeps none that is shown before that as a reference.
+
+        Then no later one refers to those: a picture that is not kept is no reference any more (8.3.2).
+        """
+        bits, sequence = self.header, self.sequence
+        if sequence.references is None:
+            return False
+        if bits.flag():
+            references = sequence.references[bits.number((len(sequence.references) - 1).bit_length())]
+        else:
+            references = _read_references(bits, sequence.references, in_slice=True)
+        if sequence.long_term and ((sequence.long_term_sets and bits.unsigned()) or bits.unsigned()):
+            return False
+        distance = self.distance(cra)
+        return distance > 0 and all(distance + step >= 0 for step in references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +200,8 @@ def _read_references(bits: Bits, sets: Sequence[list[int]], *, in_slice: bool) -
     """Read ``st_ref_pic_set`` (7.3.7 and 7.4.8)."""
     if sets and bits.flag():
         source = sets[-1 - (bits.unsigned() if in_slice else 0)]
-        sign = bits.flag()
-        step = bits.unsigned() + 1
-        step = -step if sign else step
+        sign = -1 if bits.flag() else 1
+        step = sign * (bits.unsigned() + 1)
         kept = [place for place in [*source, 0] if bits.flag() or bits.flag()]
         steps = {place + step for place in kept} - {0}
     else:
@@ -198,15 +222,15 @@ def _read_references(bits: Bits, sets: Sequence[list[int]], *, in_slice: bool) -
 class _Parameters:
     """What is needed of a picture parameter set."""
 
-    sequence: _Sequence
+    sequence: int
     extra_bits: int
 
     @classmethod
-    def read(cls, content: bytes, sets: ParameterSets) -> "_Parameters":
-        """Read a set (7.3.2.3.1), and the sequence parameter set that it names."""
+    def read(cls, content: bytes) -> "_Parameters":
+        """Read a set (7.3.2.3.1)."""
         bits = Bits(content)
         bits.unsigned()
-        sequence = _Sequence.read(sets.known[SPS, bits.unsigned()])
+        sequence = bits.unsigned()
         bits.flag()
         if bits.flag():
             raise UnclearError("pictures that are not shown")
@@ -226,19 +250,13 @@ class _SliceReader:
 
     length_size: int
     sets: ParameterSets
-    parameters: dict[int, _Parameters] = field(default_factory=dict)
+    parameters: dict[int, tuple[_Parameters, _Sequence]] = field(default_factory=dict)
     ended: bool = False
 
     @classmethod
     def open(cls, extradata: bytes) -> "_SliceReader":
         length_size, units = _read_extradata(extradata)
-        sets: dict[tuple[int, int], bytes] = {}
-        for unit in units:
-            if unit[0] >> 1 in {VPS, SPS, PPS}:
-                key, content = _read_set(unit)
-                if sets.setdefault(key, content) != content:
-                    raise UnclearError("two parameter sets of the same number")
-        return cls(length_size, ParameterSets(sets))
+        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] >> 1 in {VPS, SPS, PPS}))
 
     def read_packet(self, packet: VideoPacket, *, first: bool) -> tuple[_Picture, bool]:
         """Return the picture of a packet, and whether it holds the parameter sets that a decoder might lack."""
@@ -246,7 +264,7 @@ class _SliceReader:
             raise UnclearError("a damaged packet, or pictures behind the end")
         data, units = split(packet, self.length_size)
         picture: _Picture | None = None
-        sets: dict[tuple[int, int], bytes] = {}
+        sets: dict[Key, bytes] = {}
         can_start, recovery = False, False
         for start, end in units:
             kind, layer = data[start] >> 1, (data[start] & 1) << 5 | data[start + 1] >> 3
@@ -262,12 +280,9 @@ class _SliceReader:
             elif kind in {VPS, SPS, PPS}:
                 if picture:
                     raise UnclearError("a parameter set behind a slice")
-                key, sets[key] = _read_set(data[start:end])
+                add_set(sets, *_read_set(data[start:end]))
             elif kind == PREFIX_SEI:
-                types = read_message_types(data[start + 2 : end])
-                if types & LASTING:
-                    raise UnclearError("a message that changes how later pictures are shown")
-                recovery |= RECOVERY_POINT in types
+                recovery |= announces_recovery(data[start + 2 : end])
             elif kind in RESERVED_SLICES:
                 raise UnclearError("an unknown kind of slice")
             self.ended |= kind in ENDS
@@ -285,50 +300,21 @@ class _SliceReader:
             raise UnclearError("frames are discarded")
         if kind in BLA and not first:
             raise UnclearError("a broken link")
-        parameters = self._find(bits.unsigned())
+        parameters, sequence = self._find(bits.unsigned())
         bits.number(parameters.extra_bits)
         bits.unsigned()
-        if parameters.sequence.separate_planes:
+        if sequence.separate_planes:
             bits.number(2)
-        return _Picture(kind, layer, 0 if kind in IDR else bits.number(parameters.sequence.order_bits), bits)
+        return _Picture(sequence, kind, layer, 0 if kind in IDR else bits.number(sequence.order_bits), bits)
 
-    def _find(self, number: int) -> _Parameters:
+    def _find(self, number: int) -> tuple[_Parameters, _Sequence]:
         """Return the parameter sets that a slice names."""
         if number not in self.parameters:
-            parameters = _Parameters.read(self.sets.known[PPS, number], self.sets)
-            if any(other.sequence != parameters.sequence for other in self.parameters.values()):
+            parameters = _Parameters.read(self.sets.known[PPS, number])
+            if any(other.sequence != parameters.sequence for other, _ in self.parameters.values()):
                 raise UnclearError("parameter sets change")
-            self.parameters[number] = parameters
+            self.parameters[number] = parameters, _Sequence.read(self.sets.known[SPS, parameters.sequence])
         return self.parameters[number]
-
-    @property
-    def sequence(self) -> _Sequence:
-        """The sequence parameter set of all pictures."""
-        return next(iter(self.parameters.values())).sequence
-
-    def distance(self, picture: _Picture, other: _Picture) -> int:
-        """Return how much later a picture is shown than one shortly before it in decode order (8.3.1)."""
-        size = 1 << self.sequence.order_bits
-        distance = (picture.order - other.order) % size
-        return distance if 2 * distance < size else distance - size
-
-    def is_independent(self, picture: _Picture, cra: _Picture) -> bool:
-        """Whether a picture that is shown after a CRA picture keeps none from before it as a reference.
-
-        No later one can refer to those then: a picture that is not kept is no reference any more (8.3.2).
-        """
-        bits, sequence = picture.header, self.sequence
-        if sequence.references is None:
-            return False
-        if bits.flag():
-            count = len(sequence.references)
-            references = sequence.references[bits.number((count - 1).bit_length())]
-        else:
-            references = _read_references(bits, sequence.references, in_slice=True)
-        if sequence.long_term and ((sequence.long_term_sets and bits.unsigned()) or bits.unsigned()):
-            return False
-        distance = self.distance(picture, cra)
-        return distance > 0 and all(distance + step >= 0 for step in references)
 
 
 def _read_extradata(extradata: bytes) -> tuple[int, list[bytes]]:
@@ -352,7 +338,7 @@ def _read_extradata(extradata: bytes) -> tuple[int, list[bytes]]:
     return (extradata[21] & 3) + 1, units
 
 
-def _read_set(unit: bytes) -> tuple[tuple[int, int], bytes]:
+def _read_set(unit: bytes) -> tuple[Key, bytes]:
     """Return the type and the number of a parameter set, and its content."""
     kind, content = unit[0] >> 1, unit[2:].rstrip(b"\0")
     if kind == VPS:

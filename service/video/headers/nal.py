@@ -1,7 +1,7 @@
 """Splits packets of H.264 and HEVC into NAL units, and reads their bits."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 from service.video.headers.structure import VideoPacket
 
@@ -38,6 +38,7 @@ class Bits:
         self.left = 8 * len(payload)
 
     def flag(self) -> bool:
+        """u(1): a flag."""
         return bool(self.number(1))
 
     def number(self, bits: int) -> int:
@@ -105,8 +106,12 @@ def split_annex_b(data: bytes) -> list[tuple[int, int]]:
     return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
 
 
-def read_message_types(payload: bytes) -> set[int]:
-    """Return the types of the messages in a unit of supplemental enhancement information (7.3.2.3.1)."""
+def announces_recovery(payload: bytes) -> bool:
+    """Whether a unit of supplemental enhancement information announces a recovery point (7.3.2.3.1).
+
+    Raises:
+        UnclearError: It changes how later pictures are shown.
+    """
     types: set[int] = set()
     at = 0
     while at + 2 < len(payload):
@@ -119,10 +124,15 @@ def read_message_types(payload: bytes) -> set[int]:
             at += 1
         types.add(numbers[0])
         at += numbers[1]
-    return types
+    if types & LASTING:
+        raise UnclearError("a message that changes how later pictures are shown")
+    return RECOVERY_POINT in types
 
 
-@dataclass(slots=True)
+Key = tuple[int, int]
+"""The type and the number of a parameter set."""
+
+
 class ParameterSets:
     """The parameter sets of a stream.
 
@@ -130,19 +140,22 @@ class ParameterSets:
     set that repeats the one before.
 
     Attributes:
-        known: The content of each set, by type and number.
-        first: The sets in the first packet if they are not all known from the extradata. Then every entry must have
-            the same, whatever runs the decoder has seen.
+        known: The content of each set.
     """
 
-    known: dict[tuple[int, int], bytes]
-    first: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    def __init__(self, sets: Iterable[tuple[Key, bytes]]) -> None:
+        self.known: dict[Key, bytes] = {}
+        # The sets in the first packet if they are not all known from the extradata. Then every entry must have the
+        # same, whatever runs the decoder has seen.
+        self._first: dict[Key, bytes] = {}
+        for key, content in sets:
+            add_set(self.known, key, content)
 
-    def check(self, sets: dict[tuple[int, int], bytes], *, first: bool) -> bool:
+    def check(self, sets: Mapping[Key, bytes], *, first: bool) -> bool:
         """Check the sets before a picture. Returns whether decoding can start there.
 
         Args:
-            sets: The sets in the packet.
+            sets: The sets in the picture's packet.
             first: Whether it is the first packet.
 
         Raises:
@@ -151,6 +164,16 @@ class ParameterSets:
         if any(self.known.get(key) != content for key, content in sets.items()):
             if not first:
                 raise UnclearError("parameter sets change")
-            self.known = self.known | sets
-            self.first = sets
-        return not self.first or sets == self.first
+            self.known |= sets
+            self._first = dict(sets)
+        return not self._first or sets == self._first
+
+
+def add_set(sets: dict[Key, bytes], key: Key, content: bytes) -> None:
+    """Add a parameter set to others.
+
+    Raises:
+        UnclearError: They have another one of this number.
+    """
+    if sets.setdefault(key, content) != content:
+        raise UnclearError("two parameter sets of the same number")

@@ -19,7 +19,7 @@ Outputs = dict[int, bytes]
 @contextmanager
 def open_stream(clip: bytes) -> Iterator[tuple[list[VideoPacket], VideoStream]]:
     """Open a clip. Yields its packets, whose ``pts`` are their indices, and the stream with a fresh decoder."""
-    with av.open(io.BytesIO(clip)) as container:
+    with av.open(io.BytesIO(clip), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -72,7 +72,9 @@ def assert_same_frames(clip: bytes, structure: Structure) -> None:
             for step in (2, 3, 7):
                 with open_stream(clip) as (packets, stream):
                     wanted = range(entry, len(packets), step)
-                    check(dict(_decode(stream.codec_context, packets, range(entry, len(packets)), wanted)), entry, wanted)
+                    check(
+                        dict(_decode(stream.codec_context, packets, range(entry, len(packets)), wanted)), entry, wanted
+                    )
 
 
 def _decode(
