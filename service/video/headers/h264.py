@@ -21,8 +21,9 @@ from service.video.headers.nal import (
 )
 from service.video.headers.structure import Structure, VideoPacket
 
-SLICE, IDR, SEI, SPS, PPS = 1, 5, 6, 7, 8
-PARTITIONS = frozenset({2, 3, 4})
+# Types of NAL units (table 7-1).
+IDR, SEI, SPS, PPS = 5, 6, 7, 8
+SLICES, PARTITIONS, SETS = frozenset({1, 5}), frozenset({2, 3, 4}), frozenset({7, 8})
 HEADER_BYTES = 20  # of a slice, as far as it is read here
 HIGH_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 CHROMA_444 = 3
@@ -239,7 +240,7 @@ class _SliceReader:
     @classmethod
     def open(cls, extradata: bytes) -> "_SliceReader":
         length_size, units = _read_extradata(extradata)
-        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] & 31 in {SPS, PPS}))
+        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] & 31 in SETS))
 
     def read_packet(self, packet: VideoPacket, *, first: bool) -> tuple[list[_Picture], bool]:
         """Return the pictures of a packet, and whether it holds the parameter sets that a decoder might lack."""
@@ -253,14 +254,14 @@ class _SliceReader:
         for start, end in units:
             head = data[start]
             kind = head & 31
-            if kind in {SLICE, IDR}:
+            if kind in SLICES:
                 if not kinds:
                     can_start = self.sets.check(sets, first=first)
                 kinds.add(head)
                 if not pictures or data[start + 1] & 128:  # the number of its first macroblock is 0
                     unit = data[start : min(end, start + HEADER_BYTES)]
                     pictures.append(self._read_slice(unit, recovery=recovery))
-            elif kind in {SPS, PPS}:
+            elif kind in SETS:
                 if kinds:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
@@ -378,12 +379,15 @@ class _Order:
 
     def add(self, picture: _Picture) -> None:
         """Add a frame that is complete, by its last picture."""
-        order = picture.order
-        place = bisect_left(self.highest, order)
-        if len(self.highest) - place > max(self.delay, picture.sequence.delay) or order in self.highest[place:][:1]:
-            raise UnclearError("the decoder may lose frames")
+        order, highest = picture.order, self.highest
         if self.floor is not None and order <= self.floor:
             raise UnclearError("the decoder may lose frames")
-        self.highest.insert(place, order)
-        if len(self.highest) > MAX_DELAY + 1:
-            del self.highest[0]
+        if not highest or order > highest[-1]:
+            highest.append(order)
+        else:
+            place = bisect_left(highest, order)
+            if len(highest) - place > max(self.delay, picture.sequence.delay) or highest[place] == order:
+                raise UnclearError("the decoder may lose frames")
+            highest.insert(place, order)
+        if len(highest) > MAX_DELAY + 1:
+            del highest[0]

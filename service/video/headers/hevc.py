@@ -23,6 +23,7 @@ from service.video.headers.structure import Structure, VideoPacket
 # Types of NAL units (table 7-1).
 RADL, RASL, BLA, IDR = frozenset({6, 7}), frozenset({8, 9}), frozenset({16, 17, 18}), frozenset({19, 20})
 CRA, VPS, SPS, PPS, PREFIX_SEI = 21, 32, 33, 34, 39
+SETS = frozenset({32, 33, 34})
 SLICES = frozenset({*range(10), *BLA, *IDR, CRA})
 RESERVED_SLICES = frozenset(range(32)) - SLICES
 LEADING = RADL | RASL
@@ -256,7 +257,7 @@ class _SliceReader:
     @classmethod
     def open(cls, extradata: bytes) -> "_SliceReader":
         length_size, units = _read_extradata(extradata)
-        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] >> 1 in {VPS, SPS, PPS}))
+        return cls(length_size, ParameterSets(_read_set(unit) for unit in units if unit[0] >> 1 in SETS))
 
     def read_packet(self, packet: VideoPacket, *, first: bool) -> tuple[_Picture, bool]:
         """Return the picture of a packet, and whether it holds the parameter sets that a decoder might lack."""
@@ -277,7 +278,7 @@ class _SliceReader:
                 else:
                     can_start = self.sets.check(sets, first=first)
                     picture = self._read_slice(data[start : min(end, start + HEADER_BYTES)], first=first)
-            elif kind in {VPS, SPS, PPS}:
+            elif kind in SETS:
                 if picture:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))

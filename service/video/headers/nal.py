@@ -7,8 +7,11 @@ from service.video.headers.structure import VideoPacket
 
 START_CODE = re.compile(b"\0\0\1")  # twice as fast as ``bytes.find``
 ESCAPE = b"\0\0\3"
-MAX_UNITS = 4096
-"""NAL units in a packet, at most: several times what any level of H.264 or HEVC allows."""
+MAX_UNITS, UNIT_BYTES = 64, 64
+"""A packet may have this many NAL units, and one more for each so many bytes. Others are hostile."""
+MAX_MESSAGES = 64
+MAX_BYTES = 2048
+"""Bytes of a parameter set, at most."""
 
 # Types of supplemental enhancement information (ISO/IEC 23002-7).
 RECOVERY_POINT = 6
@@ -32,6 +35,7 @@ class Bits:
     __slots__ = ("bits", "left")
 
     def __init__(self, payload: bytes) -> None:
+        payload = payload[:MAX_BYTES]
         if ESCAPE in payload:
             payload = payload.replace(ESCAPE, b"\0\0")
         self.bits = int.from_bytes(payload)
@@ -90,7 +94,7 @@ def split(packet: VideoPacket, length_size: int) -> tuple[bytes, list[tuple[int,
     while end < size:
         start = end + length_size
         end = start + int.from_bytes(data[end:start])
-        if not start < end <= size or len(units) == MAX_UNITS:
+        if not start < end <= size or len(units) > MAX_UNITS + size // UNIT_BYTES:
             raise UnclearError("a damaged packet")
         if START_CODE.search(data, start, end):  # FFmpeg heeds it
             raise UnclearError("a start code within a NAL unit")
@@ -101,7 +105,7 @@ def split(packet: VideoPacket, length_size: int) -> tuple[bytes, list[tuple[int,
 def split_annex_b(data: bytes) -> list[tuple[int, int]]:
     """Return where each NAL unit begins and ends (ISO/IEC 14496-10, Annex B). Zeros may follow it."""
     starts = [match.end() for match in START_CODE.finditer(data)]
-    if len(starts) > MAX_UNITS or (starts and data[: starts[0] - 3].strip(b"\0")):
+    if len(starts) > MAX_UNITS + len(data) // UNIT_BYTES or (starts and data[: starts[0] - 3].strip(b"\0")):
         raise UnclearError("a damaged packet")
     return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
 
@@ -112,19 +116,21 @@ def announces_recovery(payload: bytes) -> bool:
     Raises:
         UnclearError: It changes how later pictures are shown.
     """
-    types: set[int] = set()
+    types: list[int] = []
     at = 0
     while at + 2 < len(payload):
         numbers = [0, 0]  # type and size
         for place in range(2):
-            while payload[at] == 255:
+            while payload[at] == 255 and numbers[place] <= len(payload):
                 numbers[place] += 255
                 at += 1
             numbers[place] += payload[at]
             at += 1
-        types.add(numbers[0])
+        types.append(numbers[0])
         at += numbers[1]
-    if types & LASTING:
+        if len(types) > MAX_MESSAGES:
+            raise UnclearError("a damaged packet")
+    if not LASTING.isdisjoint(types):
         raise UnclearError("a message that changes how later pictures are shown")
     return RECOVERY_POINT in types
 
@@ -161,7 +167,7 @@ class ParameterSets:
         Raises:
             UnclearError: Sets change in the middle of the stream.
         """
-        if any(self.known.get(key) != content for key, content in sets.items()):
+        if sets and any(self.known.get(key) != content for key, content in sets.items()):
             if not first:
                 raise UnclearError("parameter sets change")
             self.known |= sets
