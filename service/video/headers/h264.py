@@ -46,7 +46,8 @@ def read_h264(packets: Sequence[VideoPacket], extradata: bytes) -> Structure | N
 
 def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
     slices = _SliceReader.open(extradata)
-    order = _Order(packets[0].stream.codec_context.has_b_frames)
+    # PyAV does not tell by how many frames a decoder reorders.
+    order = _Order(delay=1 if packets[0].stream.codec_context.has_b_frames else 0)
     entries: set[int] = set()
     empty: set[int] = set()
     first: _Picture | None = None  # the first field of a frame
@@ -56,23 +57,19 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
         for picture in pictures:
             order.follow(picture, second=first is not None)
             if first:
-                if not picture.completes(first):
-                    raise UnclearError("a field without its partner")
+                picture.complete(first)
                 if latest != number:
                     empty.add(number)
-                picture.order = min(first.order, picture.order)
-                order.add(picture)
-                first = None
-                continue
-            if latest == number or number in empty:
+            elif latest == number or number in empty:
                 raise UnclearError("several frames in a packet")
-            latest = number
-            if picture.idr and can_start:
-                entries.add(number)
-            if picture.parity is None:
-                order.add(picture)
             else:
-                first, has_fields = picture, True
+                latest = number
+                if picture.idr and can_start:
+                    entries.add(number)
+            has_fields |= picture.parity is not None
+            first = None if first or picture.parity is None else picture
+            if not first:
+                order.add(picture)
     if first or 0 not in entries:
         raise UnclearError("a field without its partner, or a start without an IDR picture")
     if slices.is_faulty(bytes(packets[0])):
@@ -104,15 +101,16 @@ class _Picture:
     order: int = 0
     bottom: int = 0
 
-    def completes(self, first: "_Picture") -> bool:
-        """Whether this is the second field of a frame. These are FFmpeg's conditions, and no second IDR picture."""
-        return (
-            not self.idr
-            and first.parity is not None
-            and self.parity == 1 - first.parity
-            and self.number == first.number
-            and self.reference == first.reference
-        )
+    def complete(self, first: "_Picture") -> None:
+        """Make this the second field of a frame, on the conditions of FFmpeg's decoder.
+
+        Raises:
+            UnclearError: The two fields do not belong together.
+        """
+        pair = (first.parity, self.parity) in {(0, 1), (1, 0)}
+        if not pair or self.idr or (self.number, self.reference) != (first.number, first.reference):
+            raise UnclearError("a field without its partner")
+        self.order = min(first.order, self.order)
 
 
 @dataclass(frozen=True, slots=True)

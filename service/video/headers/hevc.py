@@ -33,6 +33,7 @@ ENDS = frozenset({36, 37})
 HEADER_BYTES = 96  # of a slice, as far as it is read here
 CHROMA_444 = 3
 EXTENSION = 7  # instead of a number of layers, in parameter sets of further views
+MAX_ORDER_BITS = 16
 MAX_REFERENCES = 16
 MAX_REFERENCE_SETS = 64
 
@@ -60,11 +61,6 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
         cra = number if picture.kind == CRA else None
         if can_start and picture.kind in RANDOM_ACCESS:
             entries.add(number)
-    # FFmpeg compares the order of a RASL picture with that of the picture where decoding started, even across an IDR
-    # picture, from which orders count anew.
-    last_open = max((number for number, picture in enumerate(pictures) if picture.kind in RASL), default=0)
-    last_reset = max((number for number in range(last_open) if pictures[number].kind in IDR), default=0)
-    entries = {number for number in entries if pictures[number].kind in IDR or number >= last_reset}
     if 0 not in entries:
         raise UnclearError("the first pictures refer to missing ones")
     return Structure(frozenset(entries), frozenset(_dropped(pictures)), skippable=_is_skippable(pictures))
@@ -78,7 +74,7 @@ def _dropped(pictures: Sequence["_Picture"]) -> Iterator[int]:
         kind = pictures[number].kind
         if kind in RANDOM_ACCESS:
             return
-        if kind in RADL or (kind in RASL and pictures[number].distance(pictures[0]) >= 0):
+        if kind in RADL:
             raise UnclearError("pictures that precede the first")
         if kind in RASL:
             yield number
@@ -86,8 +82,8 @@ def _dropped(pictures: Sequence["_Picture"]) -> Iterator[int]:
 
 def _is_skippable(pictures: Sequence["_Picture"]) -> bool:
     """Whether no picture refers to those that FFmpeg calls non-reference: those of lower layers may be referred to."""
-    layers = {picture.layer for picture in pictures}
-    return all(picture.layer == max(layers) for picture in pictures if picture.kind in NEVER_REFERRED)
+    highest = max(picture.layer for picture in pictures)
+    return all(picture.layer == highest for picture in pictures if picture.kind in NEVER_REFERRED)
 
 
 @dataclass(slots=True)
@@ -162,6 +158,8 @@ class _Sequence:
             bits.skip_codes(4)
         bits.skip_codes(2)
         order_bits = bits.unsigned() + 4
+        if order_bits > MAX_ORDER_BITS:
+            raise UnclearError("a damaged parameter set")
         layers = (content[0] >> 1 & 7) + 1
         bits.skip_codes(3 * layers if bits.flag() else 3)
         bits.skip_codes(6)
@@ -173,7 +171,7 @@ class _Sequence:
             bits.skip_codes(2)
             bits.flag()
         count = bits.unsigned()
-        if max(count, order_bits) > MAX_REFERENCE_SETS:
+        if count > MAX_REFERENCE_SETS:
             raise UnclearError("a damaged parameter set")
         references: list[list[int]] = []
         for _ in range(count):

@@ -301,12 +301,29 @@ class TestOrder:
         assert structure_of(write(parameter_sets(fields=False), packets, "matroska")) is None
 
 
+def test_the_version_of_x264_in_the_first_packet_keeps_decoding_from_starting_later() -> None:
+    """FFmpeg imitates faults of old versions."""
+    options = {"x264-params": X264[0].format("bframes=2")}
+    clip = encode(pictures(), options=options, pix_fmt="yuv444p")
+    assert_provable(clip, 4)
+    assert_provable(re.sub(rb"x264 - core \d+", b"x264 - core 120", clip), 1)
+
+
 class TestHevc:
     def test_pictures_before_a_first_cra_picture_are_empty(self) -> None:
         clip = render("hevc", "bframes=4:b-adapt=0:repeat-headers=1", "mpegts")
         with open_stream(clip) as (packets, _):
             first = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
         structure = assert_provable(remux(clip, "mpegts", lambda n, data: data if n >= first else None), 3)
+        assert structure.empty == {1, 2}
+
+    def test_an_idr_picture_after_cra_pictures_changes_nothing(self) -> None:
+        clip = render("hevc", "bframes=4:b-adapt=0", "mpegts")
+        joined = join([clip, clip])
+        assert_provable(joined, 8)
+        with open_stream(joined) as (packets, _):
+            first = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
+        structure = assert_provable(remux(joined, "mpegts", lambda n, data: data if n >= first else None), 7)
         assert structure.empty == {1, 2}
 
     def test_frames_that_higher_temporal_layers_refer_to_are_not_skipped(self) -> None:
