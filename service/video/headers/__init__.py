@@ -10,13 +10,15 @@ from types import MappingProxyType
 
 from av.video.stream import VideoStream
 
+from service.video.headers.h264 import read_h264
+from service.video.headers.hevc import read_hevc
 from service.video.headers.structure import Structure, VideoPacket
 
 __all__ = ["Structure", "VideoPacket", "read_structure"]
 
 Reader = Callable[[Sequence[VideoPacket], bytes], Structure | None]
 
-READERS: Mapping[str, Reader] = MappingProxyType({})
+READERS: Mapping[str, Reader] = MappingProxyType({"h264": read_h264, "hevc": read_hevc})
 """FFmpeg's name of the codec: the function that reads the headers of its packets."""
 
 
