@@ -26,6 +26,7 @@ IDR, SEI, SPS, PPS = 5, 6, 7, 8
 SLICES, PARTITIONS, SETS = frozenset({1, 5}), frozenset({2, 3, 4}), frozenset({7, 8})
 HEADER_BYTES = 20  # of a slice, as far as it is read here
 HIGH_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
+SLICE_TYPES = frozenset({0, 1, 2, 5, 6, 7})  # P, B and I
 CHROMA_444 = 3
 MAX_DELAY = 15  # of frames: FFmpeg's decoder holds back no more
 MAX_BITS = 16  # of a frame's number, and of an order count
@@ -273,9 +274,8 @@ class _SliceReader:
 
     def _read_slice(self, unit: bytes, *, recovery: bool) -> _Picture:
         bits = Bits(unit[1:])
-        if bits.unsigned():
-            raise UnclearError("the first slice is missing")
-        bits.unsigned()
+        if bits.unsigned() or bits.unsigned() not in SLICE_TYPES:
+            raise UnclearError("the first slice is missing or damaged")
         number = bits.unsigned()
         parameters, sequence = self.parameters.get(number) or self._find(number)
         if sequence.separate_planes:

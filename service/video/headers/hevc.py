@@ -31,6 +31,7 @@ NEVER_REFERRED = frozenset({0, 2, 4, 6, 8})  # in their temporal layer
 RANDOM_ACCESS = frozenset({*BLA, *IDR, CRA})
 ENDS = frozenset({36, 37})
 HEADER_BYTES = 96  # of a slice, as far as it is read here
+MAX_SLICE_TYPE = 2
 CHROMA_444 = 3
 EXTENSION = 7  # instead of a number of layers, in parameter sets of further views
 MAX_ORDER_BITS = 16
@@ -301,7 +302,8 @@ class _SliceReader:
             raise UnclearError("a broken link")
         parameters, sequence = self._find(bits.unsigned())
         bits.number(parameters.extra_bits)
-        bits.unsigned()
+        if bits.unsigned() > MAX_SLICE_TYPE:
+            raise UnclearError("a damaged slice")
         if sequence.separate_planes:
             bits.number(2)
         return _Picture(sequence, kind, layer, 0 if kind in IDR else bits.number(sequence.order_bits), bits)

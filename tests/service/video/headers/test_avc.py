@@ -309,6 +309,10 @@ def test_the_version_of_x264_in_the_first_packet_keeps_decoding_from_starting_la
     assert_provable(re.sub(rb"x264 - core \d+", b"x264 - core 120", clip), 1)
 
 
+def flip(data: bytes, bit: int) -> bytes:
+    return (int.from_bytes(data) ^ 1 << bit).to_bytes(len(data))
+
+
 class TestHevc:
     def test_pictures_before_a_first_cra_picture_are_empty(self) -> None:
         clip = render("hevc", "bframes=4:b-adapt=0:repeat-headers=1", "mpegts")
@@ -325,6 +329,20 @@ class TestHevc:
             first = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
         structure = assert_provable(remux(joined, "mpegts", lambda n, data: data if n >= first else None), 7)
         assert structure.empty == {1, 2}
+
+    def test_decoding_cannot_start_at_a_cra_picture_that_later_references_reach_across(self) -> None:
+        clip = render("hevc", "bframes=0:ref=3")
+        entries: list[set[int]] = []
+        for bit in range(32):  # in one of them the next picture names its references
+
+            def reach(number: int, data: bytes, bit: int = bit) -> bytes:
+                return data[:7] + flip(data[7:11], bit) + data[11:] if number == 9 else data
+
+            structure = structure_of(remux(clip, "mp4", reach))
+            if structure is not None:
+                entries.append(set(structure.entries))
+        assert {0, 8, 16, 24} in entries
+        assert {0, 16, 24} in entries
 
     def test_frames_that_higher_temporal_layers_refer_to_are_not_skipped(self) -> None:
         """A picture that its own temporal layer does not refer to is called a non-reference picture."""
