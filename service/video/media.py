@@ -237,7 +237,9 @@ def _rank(stream: VideoStream) -> tuple[bool, int]:
 def _count_frames(streams: Sequence[VideoStream], container: InputContainer, limits: DecodeLimits) -> Counter[int]:
     """Count the frames of each stream, by index, up to the first that has more than allowed."""
     frames: Counter[int] = Counter()
+    check_time = limits.stopwatch()
     for packet in demux(container, *streams):
+        check_time()
         if packet.size and not packet.is_discard:
             frames[packet.stream.index] += 1
             if frames[packet.stream.index] > limits.max_frames:

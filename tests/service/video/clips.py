@@ -193,6 +193,33 @@ def packed_clip(
     return file.getvalue()
 
 
+def wmv3_clip(frames: int, container: str) -> bytes:
+    """A clip of 64×48 in Windows Media Video 9, which FFmpeg does not encode.
+
+    It has 15 grey pictures, each lighter than the last, then the same again. They are intra-coded in the simple profile
+    of VC-1 (SMPTE 421M): the first luma block differs from what is predicted, no other block does.
+    """
+    # The sequence header: no loop filter, one transform and one quantizer for all.
+    header = bytes([0, 0b00000001, 0b10000000, 0b00000001])
+    lumas = ("1", "01", "0001", "00001", "00101", "00111", "001000", "001100")  # codes of a difference of 0, 1, 2, …
+
+    def picture(number: int) -> bytes:
+        step = number % 15 - 7
+        first = lumas[abs(step)] + (str(int(step < 0)) if step else "")
+        blocks = ["10" + luma + "111" + "0000" for luma in [first] + ["1"] * 11]  # "10": no coefficients, no prediction
+        bits = "0000000000" + "11111" + "000" + "".join(blocks)
+        return int(bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8)
+
+    clip = encode(
+        map(numbered, range(frames)),
+        codec="wmv2",
+        container=container,
+        change=lambda number, packet: with_content(packet, picture(number)),
+    )
+    format_end = clip.index(b"\x18\0WMV2") + 26  # of the BITMAPINFOHEADER, from its number of bits
+    return (clip[:format_end] + header + clip[format_end + 4 :]).replace(b"WMV2", b"WMV3")
+
+
 def _picture_type(picture: bytes) -> int:
     return picture[picture.index(NOT_CODED[:4]) + 4] >> 6
 

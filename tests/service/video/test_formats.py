@@ -167,13 +167,13 @@ class TestDemuxer:
     def test_rare_kinds_of_top_level_boxes_are_read(self, clip: bytes) -> None:
         assert decode_clip(clip).facts.frames == 30
 
-    @pytest.mark.parametrize("muxing", [{}, INDEX_FIRST], ids=["index last", "index first"])
-    @pytest.mark.parametrize("change", [with_large_media, with_endless_media])
+    @pytest.mark.parametrize(
+        ("change", "muxing"),
+        [(with_large_media, {}), (with_large_media, INDEX_FIRST), (with_endless_media, INDEX_FIRST)],
+    )
     def test_an_encrypted_mp4_is_recognized_after_any_kind_of_box(
         self, change: Callable[[bytes], bytes], muxing: dict[str, str]
     ) -> None:
-        if change is with_endless_media and not muxing:
-            pytest.skip("nothing can follow a box that reaches to the end")
         key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "11" * 16}
         clip = change(numbered_clip(10, muxing=key | muxing))
 

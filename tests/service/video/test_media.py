@@ -6,6 +6,7 @@ import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
 from service.video.formats import DEMUXERS
 from service.video.media import CODECS, open_video
-from tests.service.video.clips import numbered, numbered_clip, refusal
+from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, wmv3_clip
 
 PLAIN = Disposition(0)
 LIVE = {"live": "1", "write_crc32": "0"}
@@ -378,6 +379,17 @@ class TestRefusals:
 
         assert isinstance(error, UnsupportedMedia)
         assert "no video" in str(error)
+
+
+@pytest.mark.parametrize("container", ["asf", "avi"])
+def test_windows_media_video_9_is_decoded(container: str) -> None:
+    clip = decode_clip(wmv3_clip(15, container))
+
+    assert (clip.facts.codec, clip.facts.frames, clip.facts.damaged_frames) == ("wmv3", 15, 0)
+    assert indices(clip) == middle_frames(15)
+    assert [int(frame.mean() > previous.mean()) for previous, frame in pairwise(clip.frames)] == [
+        later - earlier for earlier, later in pairwise(middle_frames(15))
+    ]
 
 
 class TestBestStream:
