@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from service.errors import CorruptClip, ResolutionTooLarge, UnsupportedMedia
 from service.video import dolby_vision
-from service.video.formats import MATROSKA, choose_demuxer
+from service.video.formats import MATROSKA, MATROSKA_FRAGMENT, choose_demuxer
 from service.video.headers import VideoPacket
 from service.video.limits import DecodeLimits
 from service.video.mp4 import Mp4
@@ -180,7 +180,8 @@ def _videos(container: InputContainer) -> list[VideoStream]:
     """Return the video streams that are no pictures."""
     streams = [stream for stream in container.streams.video if not stream.disposition & NOT_A_CLIP]
     if not streams:
-        raise UnsupportedMedia("the file has no video stream")
+        without_tracks = container.format.name == MATROSKA and not container.streams
+        raise UnsupportedMedia(MATROSKA_FRAGMENT if without_tracks else "the file has no video stream")
     return streams
 
 

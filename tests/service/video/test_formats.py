@@ -285,9 +285,15 @@ class TestRefusals:
         assert isinstance(error, UnsupportedMedia)
         assert "fragment" in str(error)
 
-    def test_a_fragment_of_a_webm_is_named(self) -> None:
-        clip = numbered_clip(30, codec="libvpx", container="webm")
-        error = refusal(clip[clip.index(b"\x1f\x43\xb6\x75") :])
+    @pytest.mark.parametrize(("kept", "left_out"), [("1f43b675", ""), ("18538067", ""), ("1a45dfa3", "1654ae6b")])
+    def test_a_fragment_of_a_webm_is_named(self, kept: str, left_out: str) -> None:
+        """Without all that comes before a cluster or a segment, or without the description of the tracks."""
+        clip = numbered_clip(30, codec="libvpx", container="webm", muxing={"live": "1"})
+        clip = clip[clip.index(bytes.fromhex(kept)) :]
+        if left_out:
+            start = clip.index(bytes.fromhex(left_out), clip.index(bytes.fromhex(left_out)) + 4)  # past the index
+            clip = clip[:start] + clip[clip.index(b"\x1f\x43\xb6\x75", start) :]
+        error = refusal(clip)
 
         assert isinstance(error, UnsupportedMedia)
         assert "fragment" in str(error)
