@@ -41,12 +41,12 @@ SIGNATURES = (
     (_starts(rb"RIFF.{4}AVI[\x20X\x19] | ON2\x20.{4}ON2f"), "avi"),
     (_starts(rb"FLV[\0-\x04].\0"), "flv"),
     (_starts(rb"OggS\0"), "ogg"),
+    (_starts(rb"\0\0\x01[\xe0-\xef]"), "mpeg"),  # a packet of video, as in a program stream without packs
     (_starts(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"), "asf"),
 )
-# Streams may begin in the middle of a packet or frame. In a program stream, a pack has a header, in one way in MPEG-1
-# and in another in MPEG-2; recordings of single streams have none and begin with a packet of video. A DV frame begins
-# with these two blocks.
-PROGRAM_STREAM = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]|\A\0\0\x01[\xe0-\xef]")
+# Streams may begin in the middle of a packet or frame. A program stream has packs, whose header is written in one way in
+# MPEG-1 and in another in MPEG-2. A DV frame begins with these two blocks.
+PACK = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]")
 DV = re.compile(rb"\x1f\x07\0[\x3f\xbf].{76}\x3f\x07\0", re.DOTALL)
 # Videos that are not in a supported container: what they begin with, what they are, and a suffix. They are to be
 # encoded anew: a raw stream has no times, and ``ffmpeg -c copy`` writes wrong ones if it has B-frames.
@@ -117,7 +117,7 @@ def choose_demuxer(file: BinaryIO, mp4: Mp4 | None) -> str:
     head = file.read(HEAD_BYTES)
     if is_transport_stream(head):
         return "mpegts"
-    if PROGRAM_STREAM.search(head):
+    if PACK.search(head):
         return "mpeg"
     for pattern, text in REFUSALS:
         if pattern.match(head):

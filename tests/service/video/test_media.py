@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+import uuid
 import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,12 @@ from service.video.media import CODECS, open_video
 from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, wmv3_clip
 
 PLAIN = Disposition(0)
+# ASF's Content Encryption Object, Extended Content Encryption Object and Advanced Content Encryption Object.
+ENCRYPTION_OBJECTS = (
+    "2211b3fb-bd23-11d2-b4b7-00a0c955fc6e",
+    "298ae614-2622-4c17-b935-dae07ee9289c",
+    "43058533-6981-49e6-9b74-ad12cb86d58c",
+)
 LIVE = {"live": "1", "write_crc32": "0"}
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "media.md"
 
@@ -336,6 +344,16 @@ class TestRefusals:
             assert decode_clip(clip).facts.frames == 10
         else:
             assert_unsupported(clip, "Dolby Vision")
+
+    @pytest.mark.parametrize("kind", ENCRYPTION_OBJECTS)
+    def test_an_encrypted_asf_is_unsupported(self, kind: str) -> None:
+        clip = numbered_clip(10, codec="wmv2", container="asf")
+        content = b"".join(struct.pack("<I4s", 4, text) for text in (b"data", b"DRM", b"key", b"URL"))
+        encryption = uuid.UUID(kind).bytes_le + struct.pack("<Q", 24 + len(content)) + content
+        size, objects = struct.unpack_from("<QI", clip, 16)  # of the header, which begins the file
+        header = clip[:16] + struct.pack("<QI", size + len(encryption), objects + 1) + clip[28:30]
+
+        assert_unsupported(header + encryption + clip[30:], "encrypted")
 
     @pytest.mark.parametrize(("muxing", "packet_bytes"), [({}, 188), ({"mpegts_m2ts_mode": "1"}, 192)])
     def test_a_scrambled_transport_stream_is_unsupported(self, muxing: Mapping[str, str], packet_bytes: int) -> None:
