@@ -44,8 +44,8 @@ SIGNATURES = (
     (_starts(rb"\0\0\x01[\xe0-\xef]"), "mpeg"),  # a packet of video, as in a program stream without packs
     (_starts(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"), "asf"),
 )
-# Streams may begin in the middle of a packet or frame. A program stream has packs, whose header is written in one way in
-# MPEG-1 and in another in MPEG-2. A DV frame begins with these two blocks.
+# Streams may begin in the middle of a packet or frame. A program stream has packs, whose header is written in one way
+# in MPEG-1 and in another in MPEG-2. A DV frame begins with these two blocks.
 PACK = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]")
 DV = re.compile(rb"\x1f\x07\0[\x3f\xbf].{76}\x3f\x07\0", re.DOTALL)
 # Videos that are not in a supported container: what they begin with, what they are, and a suffix. They are to be

@@ -82,6 +82,21 @@ def in_packets_of(packet_bytes: int, clip: bytes) -> bytes:
     return b"".join(bytes(before) + packet + bytes(range(after)) for packet in packets)
 
 
+def video_packets(clip: bytes) -> bytes:
+    """The packets of video of an MPEG-2 program stream, without the packs around them."""
+    packets: list[bytes] = []
+    start = 0
+    while start < len(clip) and clip[start + 3] != 0xB9:  # the end of the stream
+        if clip[start + 3] == 0xBA:
+            start += 14 + (clip[start + 13] & 7)
+            continue
+        end = start + 6 + int.from_bytes(clip[start + 4 : start + 6])
+        if clip[start + 3] == 0xE0:
+            packets.append(clip[start:end])
+        start = end
+    return b"".join(packets)
+
+
 def picture(form: str, frames: int = 1) -> bytes:
     """An image file in one of Pillow's formats, animated if it has several frames."""
     file = io.BytesIO()
@@ -204,6 +219,9 @@ class TestDemuxer:
         facts = decode_clip(stray + clip_of(codec, container)).facts
 
         assert (facts.container, facts.frames) == ({"vob": "mpeg"}.get(container, container), 30)
+
+    def test_a_program_stream_may_have_no_packs(self) -> None:
+        assert decode_clip(video_packets(clip_of("mpeg2video", "vob"))).facts.frames == 30
 
     @pytest.mark.parametrize(("codec", "container"), [("libx264", "mpegts"), ("flv", "flv"), ("libvpx", "ogg")])
     def test_an_id3_tag_before_a_stream_is_skipped(self, codec: str, container: str) -> None:
