@@ -20,7 +20,8 @@ import numpy as np
 
 from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
-from tests.service.video.clips import numbered_clip, wmv3_clip
+from tests.service.video.clips import numbered_clip
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def clips() -> Iterator[bytes]:
         yield kind.render(3 if kind.codec == "dvvideo" else 12)  # frames of DV are large
     for container in ("asf", "avi"):
         yield wmv3_clip(12, container)
+    yield vc1_clip(12)
     for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED") or "../shared", "nasty").rglob("*.*")):
         if 0 < path.stat().st_size < MAX_REAL_BYTES and path.suffix != ".json":
             yield path.read_bytes()

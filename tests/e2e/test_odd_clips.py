@@ -19,8 +19,8 @@ from tests.service.video.clips import (
     numbered,
     numbered_clip,
     with_content,
-    wmv3_clip,
 )
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 # Every codec of subtitles and data that FFmpeg's muxers write, by container. MPEG streams carry any codec in the same
 # way, as private data, so only those are here that have a type of their own.
@@ -134,6 +134,10 @@ def test_every_format_is_decoded_in_the_sandbox(client: httpx.Client, codec: str
 @pytest.mark.parametrize("container", ["asf", "avi"])
 def test_windows_media_video_9_is_decoded_in_the_sandbox(client: httpx.Client, container: str) -> None:
     assert_all_frames(client.post("/predict", content=wmv3_clip(30, container)), 30)
+
+
+def test_vc1_is_decoded_in_the_sandbox(client: httpx.Client) -> None:
+    assert_all_frames(client.post("/predict", content=vc1_clip(30)), 30)
 
 
 def photo(number: int, orientation: int = 1) -> bytes:

@@ -193,31 +193,26 @@ def packed_clip(
     return file.getvalue()
 
 
-def wmv3_clip(frames: int, container: str) -> bytes:
-    """A clip of 64×48 in Windows Media Video 9, which FFmpeg does not encode.
+def with_stream_type(clip: bytes, old: int, new: int) -> bytes:
+    """The MPEG-TS with another type of its video stream, and the tables' checksums updated."""
+    changed = bytearray(clip)
+    for start in range(0, len(clip), 188):
+        section = start + 5
+        if clip[section] == 2 and clip[start + 1] & 0x40:
+            end = section + 3 + (int.from_bytes(clip[section + 1 : section + 3]) & 0xFFF)
+            changed[clip.index(bytes([old]), section + 12)] = new
+            changed[end - 4 : end] = _mpeg_checksum(changed[section : end - 4])
+    return bytes(changed)
 
-    It has 15 grey pictures, each lighter than the last, then the same again. They are intra-coded in the simple profile
-    of VC-1 (SMPTE 421M): the first luma block differs from what is predicted, no other block does.
-    """
-    # The sequence header: no loop filter, one transform and one quantizer for all.
-    header = bytes([0, 0b00000001, 0b10000000, 0b00000001])
-    lumas = ("1", "01", "0001", "00001", "00101", "00111", "001000", "001100")  # codes of a difference of 0, 1, 2, …
 
-    def picture(number: int) -> bytes:
-        step = number % 15 - 7
-        first = lumas[abs(step)] + (str(int(step < 0)) if step else "")
-        blocks = ["10" + luma + "111" + "0000" for luma in [first] + ["1"] * 11]  # "10": no coefficients, no prediction
-        bits = "0000000000" + "11111" + "000" + "".join(blocks)
-        return int(bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8)
-
-    clip = encode(
-        map(numbered, range(frames)),
-        codec="wmv2",
-        container=container,
-        change=lambda number, packet: with_content(packet, picture(number)),
-    )
-    format_end = clip.index(b"\x18\0WMV2") + 26  # of the BITMAPINFOHEADER, from its number of bits
-    return (clip[:format_end] + header + clip[format_end + 4 :]).replace(b"WMV2", b"WMV3")
+def _mpeg_checksum(section: bytes | bytearray) -> bytes:
+    """CRC-32/MPEG-2: zlib's polynomial, unreflected and not inverted at the end."""
+    register = 0xFFFFFFFF
+    for byte in section:
+        register ^= byte << 24
+        for _ in range(8):
+            register = (register << 1 ^ (0x104C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
+    return register.to_bytes(4)
 
 
 def _picture_type(picture: bytes) -> int:

@@ -8,6 +8,7 @@ import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,8 @@ from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
 from service.video.formats import DEMUXERS
 from service.video.media import CODECS, open_video
-from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, wmv3_clip
+from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, with_stream_type
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 PLAIN = Disposition(0)
 # ASF's Content Encryption Object, Extended Content Encryption Object and Advanced Content Encryption Object.
@@ -61,28 +63,6 @@ def tone(*, cover: bool = False, video: bool = False) -> bytes:
             output.mux(sound.encode(silence))
         output.mux(sound.encode())
     return file.getvalue()
-
-
-def as_dirac(clip: bytes) -> bytes:
-    """The MPEG-TS with its H.264 stream declared as Dirac (stream type 0xD1) and the tables' checksums updated."""
-    changed = bytearray(clip)
-    for start in range(0, len(clip), 188):
-        section = start + 5
-        if clip[section] == 2 and clip[start + 1] & 0x40:
-            end = section + 3 + (int.from_bytes(clip[section + 1 : section + 3]) & 0xFFF)
-            changed[clip.index(b"\x1b", section)] = 0xD1
-            changed[end - 4 : end] = mpeg_checksum(changed[section : end - 4])
-    return bytes(changed)
-
-
-def mpeg_checksum(section: bytes | bytearray) -> bytes:
-    """CRC-32/MPEG-2: zlib's polynomial, unreflected and not inverted at the end."""
-    register = 0xFFFFFFFF
-    for byte in section:
-        register ^= byte << 24
-        for _ in range(8):
-            register = (register << 1 ^ (0x104C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
-    return register.to_bytes(4)
 
 
 def two_videos(*streams: tuple[str, int, int], container: str = "matroska") -> bytes:
@@ -362,6 +342,14 @@ class TestRefusals:
         assert decode_clip(clip).facts.frames == 30
         assert_unsupported(scrambled(clip, packet_bytes=packet_bytes), "encrypted")
 
+    def test_a_transport_stream_half_of_which_is_scrambled_is_opened(self) -> None:
+        clip = numbered_clip(30, container="mpegts")
+        packets = sum(clip[start + 1 : start + 3] in {b"\x41\0", b"\1\0"} for start in range(0, len(clip), 188))
+        assert packets % 2 == 0
+
+        with open_video(io.BytesIO(scrambled(clip, packets=packets // 2)), DecodeLimits()) as (_, stream):
+            assert stream.codec_context.name == "h264"
+
     def test_a_transport_stream_with_few_scrambled_packets_is_decoded(self) -> None:
         clip = numbered_clip(30, container="mpegts", options={"g": "5"})
 
@@ -372,7 +360,9 @@ class TestRefusals:
         assert_unsupported(numbered_clip(5, codec=codec, container=container), codec)
 
     def test_a_codec_whose_tag_is_not_text_is_unsupported_and_named(self) -> None:
-        assert_unsupported(as_dirac(numbered_clip(10, container="mpegts")), "dirac")
+        clip = with_stream_type(numbered_clip(10, container="mpegts"), 0x1B, 0xD1)
+
+        assert_unsupported(clip, "dirac")
 
     def test_a_codec_that_ffmpeg_does_not_know_is_unsupported(self) -> None:
         clip = numbered_clip(10, container="matroska").replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX")
@@ -399,15 +389,17 @@ class TestRefusals:
         assert "no video" in str(error)
 
 
-@pytest.mark.parametrize("container", ["asf", "avi"])
-def test_windows_media_video_9_is_decoded(container: str) -> None:
-    clip = decode_clip(wmv3_clip(15, container))
+@pytest.mark.parametrize(
+    ("codec", "render"),
+    [("wmv3", partial(wmv3_clip, container="asf")), ("wmv3", partial(wmv3_clip, container="avi")), ("vc1", vc1_clip)],
+)
+def test_codecs_that_ffmpeg_does_not_encode_are_decoded(codec: str, render: Callable[[int], bytes]) -> None:
+    clip = decode_clip(render(15))
 
-    assert (clip.facts.codec, clip.facts.frames, clip.facts.damaged_frames) == ("wmv3", 15, 0)
+    assert (clip.facts.codec, clip.facts.frames, clip.facts.damaged_frames) == (codec, 15, 0)
     assert indices(clip) == middle_frames(15)
-    assert [int(frame.mean() > previous.mean()) for previous, frame in pairwise(clip.frames)] == [
-        later - earlier for earlier, later in pairwise(middle_frames(15))
-    ]
+    lighter = [bool(frame.mean() > previous.mean()) for previous, frame in pairwise(clip.frames)]
+    assert lighter == [later > earlier for earlier, later in pairwise(middle_frames(15))]
 
 
 class TestBestStream:
