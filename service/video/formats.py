@@ -73,7 +73,6 @@ VIDEOS = (
     (rb"\.RMF | \.ra\xfd", "a RealMedia file", "rm"),
     (rb"GIF8[79]a", "a GIF image", "gif"),
     (rb"\x89PNG\r\n.{0,2000}acTL", "an animated PNG image", "png"),
-    (rb"RIFF.{4}WEBP.{0,200}ANIM", "an animated WebP image", "webp"),
 )
 MATROSKA_FRAGMENT = "this is a fragment of a WebM or Matroska file without its beginning: send the whole file"
 REFUSALS = (
@@ -81,6 +80,7 @@ REFUSALS = (
         (_starts(pattern), f"this is {what}: put it in MP4, for example with `ffmpeg -i clip.{suffix} clip.mp4`")
         for pattern, what, suffix in VIDEOS
     ),
+    (_starts(rb"RIFF.{4}WEBP.{0,200}ANIM"), "this is an animated WebP image: put it in MP4"),  # ffmpeg cannot read it
     (_starts(rb"\xff\xd8\xff | \x89PNG\r\n | RIFF.{4}WEBP | BM.{4}\0{4}"), "this is an image: send a video"),
     (_starts(rb"\x18\x53\x80\x67 | \x1f\x43\xb6\x75"), MATROSKA_FRAGMENT),  # a segment, a cluster
     (
