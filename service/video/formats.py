@@ -51,9 +51,9 @@ DV = re.compile(rb"\x1f\x07\0[\x3f\xbf].{76}\x3f\x07\0", re.DOTALL)
 # Videos that are not in a supported container: what they begin with, what they are, and a suffix. They are to be
 # encoded anew: a raw stream has no times, and ``ffmpeg -c copy`` writes wrong ones if it has B-frames.
 VIDEOS = (
-    (rb"\0\0\0?\x01(?:[\x67\x27\x47\x09]|\x06(?!\0\0\x01))", "a raw H.264 stream", "h264"),
-    (rb"\0\0\0?\x01[\x40\x42\x44\x46\x4e]\x01", "a raw HEVC stream", "hevc"),
-    (rb"\0\0\x01\xb3", "a raw MPEG-1 or MPEG-2 stream", "m2v"),
+    (rb"\0{2,8}\x01(?:[\x67\x27\x47\x09]|\x06(?!\0\0\x01))", "a raw H.264 stream", "h264"),
+    (rb"\0{2,8}\x01[\x40\x42\x44\x46\x4e]\x01", "a raw HEVC stream", "hevc"),
+    (rb"\0{2,8}\x01\xb3", "a raw MPEG-1 or MPEG-2 stream", "m2v"),
     (rb"\0\0\x01(?:[\x20-\x2f\xb0\xb5] | [\0-\x1f]\0\0\x01[\x20-\x2f])", "a raw MPEG-4 stream", "m4v"),
     (rb"\0\0\x01\x0f", "a raw VC-1 stream", "vc1"),
     (

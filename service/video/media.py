@@ -206,12 +206,12 @@ def _flaws(container: InputContainer, file: BinaryIO, mp4: Mp4 | None) -> Mappin
     file.seek(0)
     head = file.read(HEAD_BYTES)
     file.seek(position)
-    if demuxer == "mpegts":
-        return dict.fromkeys(scrambled_pids(head), ENCRYPTED)
     every = [stream.id for stream in container.streams.video]
     if demuxer == "asf":
         return dict.fromkeys(every, ENCRYPTED) if ASF_ENCRYPTION.search(head) else {}
-    return {} if dolby_vision.are_plain_tracks(head) else dict.fromkeys(every, NO_BASE_LAYER)
+    if not dolby_vision.are_plain_tracks(head):
+        return dict.fromkeys(every, NO_BASE_LAYER)
+    return dict.fromkeys(scrambled_pids(head), ENCRYPTED) if demuxer == "mpegts" else {}
 
 
 def _choose(

@@ -193,15 +193,26 @@ def packed_clip(
     return file.getvalue()
 
 
-def with_stream_type(clip: bytes, old: int, new: int) -> bytes:
-    """The MPEG-TS with another type of its video stream, and the tables' checksums updated."""
+def with_stream_type(clip: bytes, kind: int, descriptors: bytes = b"") -> bytes:
+    """The MPEG-TS with another type of its only stream, and further descriptors of it."""
     changed = bytearray(clip)
     for start in range(0, len(clip), 188):
-        section = start + 5
-        if clip[section] == 2 and clip[start + 1] & 0x40:
-            end = section + 3 + (int.from_bytes(clip[section + 1 : section + 3]) & 0xFFF)
-            changed[clip.index(bytes([old]), section + 12)] = new
-            changed[end - 4 : end] = _mpeg_checksum(changed[section : end - 4])
+        table = start + 5
+        if clip[start + 1] & 0x40 and clip[table] == 2:  # a program map begins
+            end = table + 3 + (int.from_bytes(clip[table + 1 : table + 3]) & 0xFFF) - 4  # of all but the checksum
+            stream = table + 12 + (int.from_bytes(clip[table + 10 : table + 12]) & 0xFFF)
+            sized = int.from_bytes(clip[stream + 3 : stream + 5]) + len(descriptors)
+            section = bytearray(
+                clip[table:stream]
+                + bytes([kind])
+                + clip[stream + 1 : stream + 3]
+                + sized.to_bytes(2)
+                + descriptors
+                + clip[stream + 5 : end]
+            )
+            section[1:3] = (int.from_bytes(section[1:3]) + len(descriptors)).to_bytes(2)
+            section += _mpeg_checksum(section)
+            changed[table : table + len(section)] = section
     return bytes(changed)
 
 

@@ -325,6 +325,18 @@ class TestRefusals:
         else:
             assert_unsupported(clip, "Dolby Vision")
 
+    @pytest.mark.parametrize(("profile", "compatibility", "plain"), [(5, 0, False), (8, 1, True)])
+    def test_dolby_vision_in_a_transport_stream_is_decoded_if_it_has_a_base_layer(
+        self, profile: int, compatibility: int, plain: bool
+    ) -> None:
+        descriptors = b"\x05\4DOVI\xb0\5" + dolby_vision(profile, compatibility)[:5]
+        clip = with_stream_type(numbered_clip(10, codec="libx265", container="mpegts"), 0x24, descriptors)
+
+        if plain:
+            assert decode_clip(clip).facts.frames == 10
+        else:
+            assert_unsupported(clip, "Dolby Vision")
+
     @pytest.mark.parametrize("kind", ENCRYPTION_OBJECTS)
     def test_an_encrypted_asf_is_unsupported(self, kind: str) -> None:
         clip = numbered_clip(10, codec="wmv2", container="asf")
@@ -360,7 +372,7 @@ class TestRefusals:
         assert_unsupported(numbered_clip(5, codec=codec, container=container), codec)
 
     def test_a_codec_whose_tag_is_not_text_is_unsupported_and_named(self) -> None:
-        clip = with_stream_type(numbered_clip(10, container="mpegts"), 0x1B, 0xD1)
+        clip = with_stream_type(numbered_clip(10, container="mpegts"), 0xD1)
 
         assert_unsupported(clip, "dirac")
 

@@ -39,7 +39,7 @@ def vc1_clip(frames: int) -> bytes:
         container="mpegts",
         change=lambda number, packet: with_content(packet, ADVANCED_HEADER + FRAME_START + _picture(number, header)),
     )
-    return with_stream_type(clip, 0x02, 0xEA)
+    return with_stream_type(clip, 0xEA)
 
 
 def _picture(number: int, header: str) -> bytes:
