@@ -458,7 +458,9 @@ class TestBestStream:
         assert_unsupported(clip, "utvideo")
 
 
-@pytest.mark.parametrize(("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm")])
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm"), ("ffv1", "matroska")]
+)
 def test_a_decoder_starts_no_thread(monkeypatch: pytest.MonkeyPatch, codec: str, container: str) -> None:
     monkeypatch.setenv("SVT_LOG", "0")
     data = numbered_clip(30, codec=codec, container=container)
