@@ -21,6 +21,7 @@ import numpy as np
 from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
 from tests.service.video.clips import numbered_clip
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,9 @@ def clips() -> Iterator[bytes]:
     os.environ["SVT_LOG"] = "0"
     for kind in KINDS:
         yield kind.render(3 if kind.codec == "dvvideo" else 12)  # frames of DV are large
+    for container in ("asf", "avi"):
+        yield wmv3_clip(12, container)
+    yield vc1_clip(12)
     for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED") or "../shared", "nasty").rglob("*.*")):
         if 0 < path.stat().st_size < MAX_REAL_BYTES and path.suffix != ".json":
             yield path.read_bytes()

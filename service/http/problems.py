@@ -83,7 +83,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "body_too_large": Kind(
             413, "The upload is too large", "the request's body exceeds the limit of 67108864 bytes; send a smaller one"
         ),
-        "unsupported_media": Kind(415, "This is not a supported video", "this is an image, not a video"),
+        "unsupported_media": Kind(415, "This is not a supported video", "this is an image: send a video"),
         "corrupt_clip": Kind(422, "The clip is damaged", "the clip is damaged: its container cannot be read"),
         "no_frames": Kind(422, "The clip contains no frames", "the video stream holds no frame"),
         "clip_too_long": Kind(422, "The clip is too long", "the clip lasts 912 s, more than the 600 s allowed"),

@@ -7,11 +7,13 @@ green. See "Dolby Vision Streams Within the ISO Base Media File Format", 3.1 and
 import re
 from collections.abc import Sequence
 
-# The box of an MP4, and the elements of a Matroska file: BlockAddIDType, BlockAddIDExtraData. Each with the first five
-# bytes of the configuration: two of the version, two of profile and level, one of the base layer's compatibility.
+# The box of an MP4; the elements of a Matroska file, BlockAddIDType and BlockAddIDExtraData; the descriptors of an MPEG
+# transport stream. Each with the first five bytes of the configuration: two of the version, two of profile and level,
+# one of the base layer's compatibility.
 BOX = re.compile(rb"dv[cvw]C(.{5})", re.DOTALL)
 _SIZE = rb"(?:[\x80-\xff]|[\x40-\x7f].|[\x10-\x1f].{3}|\x01.{7})"
 ELEMENTS = re.compile(rb"\x41\xe7" + _SIZE + rb"dv[cvw]C.{0,64}?\x41\xed" + _SIZE + rb"(.{5})", re.DOTALL)
+DESCRIPTORS = re.compile(rb"\x05\x04DOVI.{0,64}?\xb0[\x05-\x10](.{5})", re.DOTALL)
 # Sample entries whose streams have no plain base layer, unless a configuration says otherwise: the type, then six
 # reserved bytes that are zero.
 SAMPLE_ENTRY = re.compile(rb"(?:dvh1|dvhe|dav1)\0{6}")
@@ -26,8 +28,8 @@ def is_plain_track(track: bytes) -> bool:
 
 
 def are_plain_tracks(head: bytes) -> bool:
-    """Return whether such a decoder can show every track of a Matroska file that begins with ``head``."""
-    return _are_plain(ELEMENTS.findall(head))
+    """Return whether such a decoder can show every stream of a Matroska file or MPEG-TS that begins with ``head``."""
+    return _are_plain(ELEMENTS.findall(head) + DESCRIPTORS.findall(head))
 
 
 def _are_plain(configurations: Sequence[bytes]) -> bool:

@@ -41,19 +41,19 @@ SIGNATURES = (
     (_starts(rb"RIFF.{4}AVI[\x20X\x19] | ON2\x20.{4}ON2f"), "avi"),
     (_starts(rb"FLV[\0-\x04].\0"), "flv"),
     (_starts(rb"OggS\0"), "ogg"),
+    (_starts(rb"\0\0\x01[\xe0-\xef]"), "mpeg"),  # a packet of video, as in a program stream without packs
     (_starts(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"), "asf"),
 )
-# Streams may begin in the middle of a packet or frame. In a program stream, a pack has a header, in one way in MPEG-1
-# and in another in MPEG-2; recordings of single streams have none and begin with a packet of video. A DV frame begins
-# with these two blocks.
-PROGRAM_STREAM = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]|\A\0\0\x01[\xe0-\xef]")
+# Streams may begin in the middle of a packet or frame. A program stream has packs, whose header is written in one way
+# in MPEG-1 and in another in MPEG-2. A DV frame begins with these two blocks.
+PACK = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]")
 DV = re.compile(rb"\x1f\x07\0[\x3f\xbf].{76}\x3f\x07\0", re.DOTALL)
 # Videos that are not in a supported container: what they begin with, what they are, and a suffix. They are to be
 # encoded anew: a raw stream has no times, and ``ffmpeg -c copy`` writes wrong ones if it has B-frames.
 VIDEOS = (
-    (rb"\0\0\0?\x01(?:[\x67\x27\x47\x09]|\x06(?!\0\0\x01))", "a raw H.264 stream", "h264"),
-    (rb"\0\0\0?\x01[\x40\x42\x44\x46\x4e]\x01", "a raw HEVC stream", "hevc"),
-    (rb"\0\0\x01\xb3", "a raw MPEG-1 or MPEG-2 stream", "m2v"),
+    (rb"\0{2,8}\x01(?:[\x67\x27\x47\x09]|\x06(?!\0\0\x01))", "a raw H.264 stream", "h264"),
+    (rb"\0{2,8}\x01[\x40\x42\x44\x46\x4e]\x01", "a raw HEVC stream", "hevc"),
+    (rb"\0{2,8}\x01\xb3", "a raw MPEG-1 or MPEG-2 stream", "m2v"),
     (rb"\0\0\x01(?:[\x20-\x2f\xb0\xb5] | [\0-\x1f]\0\0\x01[\x20-\x2f])", "a raw MPEG-4 stream", "m4v"),
     (rb"\0\0\x01\x0f", "a raw VC-1 stream", "vc1"),
     (
@@ -73,18 +73,16 @@ VIDEOS = (
     (rb"\.RMF | \.ra\xfd", "a RealMedia file", "rm"),
     (rb"GIF8[79]a", "a GIF image", "gif"),
     (rb"\x89PNG\r\n.{0,2000}acTL", "an animated PNG image", "png"),
-    (rb"RIFF.{4}WEBP.{0,200}ANIM", "an animated WebP image", "webp"),
 )
+MATROSKA_FRAGMENT = "this is a fragment of a WebM or Matroska file without its beginning: send the whole file"
 REFUSALS = (
     *(
         (_starts(pattern), f"this is {what}: put it in MP4, for example with `ffmpeg -i clip.{suffix} clip.mp4`")
         for pattern, what, suffix in VIDEOS
     ),
+    (_starts(rb"RIFF.{4}WEBP.{0,200}ANIM"), "this is an animated WebP image: put it in MP4"),  # ffmpeg cannot read it
     (_starts(rb"\xff\xd8\xff | \x89PNG\r\n | RIFF.{4}WEBP | BM.{4}\0{4}"), "this is an image: send a video"),
-    (
-        _starts(rb"\x1f\x43\xb6\x75"),
-        "this is a fragment of a WebM or Matroska file without its beginning: send the whole file",
-    ),
+    (_starts(rb"\x18\x53\x80\x67 | \x1f\x43\xb6\x75"), MATROSKA_FRAGMENT),  # a segment, a cluster
     (
         _starts(
             rb"""(?:\xef\xbb\xbf)?\s*(?:\#EXTM3U | ffconcat\x20 | v=0\r?\n | \[playlist\]
@@ -119,7 +117,7 @@ def choose_demuxer(file: BinaryIO, mp4: Mp4 | None) -> str:
     head = file.read(HEAD_BYTES)
     if is_transport_stream(head):
         return "mpegts"
-    if PROGRAM_STREAM.search(head):
+    if PACK.search(head):
         return "mpeg"
     for pattern, text in REFUSALS:
         if pattern.match(head):

@@ -5,6 +5,7 @@ use (``formats``), does not probe the file, and uses no decoder that is not on t
 lists to users.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from av.video.stream import VideoStream
 
 from service.errors import CorruptClip, ResolutionTooLarge, UnsupportedMedia
 from service.video import dolby_vision
-from service.video.formats import MATROSKA, choose_demuxer
+from service.video.formats import MATROSKA, MATROSKA_FRAGMENT, choose_demuxer
 from service.video.headers import VideoPacket
 from service.video.limits import DecodeLimits
 from service.video.mp4 import Mp4
@@ -73,7 +74,13 @@ NO_BASE_LAYER = (
     "the video is Dolby Vision without a plain base layer, which only its own decoders can show: export it as HDR10,"
     " HLG or SDR"
 )
-MATROSKA_HEAD_BYTES = 2**16  # where the tracks are described
+# Objects of an ASF file whose streams are encrypted: Content Encryption, and its extended and advanced variants.
+ASF_ENCRYPTION = re.compile(
+    rb"\xfb\xb3\x11\x22\x23\xbd\xd2\x11\xb4\xb7\0\xa0\xc9\x55\xfc\x6e"
+    rb"|\x14\xe6\x8a\x29\x22\x26\x17\x4c\xb9\x35\xda\xe0\x7e\xe9\x28\x9c"
+    rb"|\x33\x85\x05\x43\x81\x69\xe6\x49\x9b\x74\xad\x12\xcb\x86\xd5\x8c"
+)
+HEAD_BYTES = 2**20  # where the streams are described; a recording is scrambled from its beginning or not at all
 NEARLY_ALL = 0.9  # of the frames; two cameras of one device do not always end with the same frame
 NOT_A_CLIP = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -183,7 +190,8 @@ def _videos(container: InputContainer) -> list[VideoStream]:
     """Return the video streams that are no pictures."""
     streams = [stream for stream in container.streams.video if not stream.disposition & NOT_A_CLIP]
     if not streams:
-        raise UnsupportedMedia("the file has no video stream")
+        without_tracks = container.format.name == MATROSKA and not container.streams
+        raise UnsupportedMedia(MATROSKA_FRAGMENT if without_tracks else "the file has no video stream")
     return streams
 
 
@@ -194,16 +202,19 @@ def _flaws(container: InputContainer, file: BinaryIO, mp4: Mp4 | None) -> Mappin
     """
     if mp4:
         return dict.fromkeys(mp4.tracks_without_base_layer(), NO_BASE_LAYER)
+    demuxer = container.format.name
+    if demuxer not in {"mpegts", "asf", MATROSKA}:
+        return {}
     position = file.tell()
-    flaws: dict[int, str] = {}
-    if container.format.name == "mpegts":
-        flaws = dict.fromkeys(scrambled_pids(file), ENCRYPTED)
-    elif container.format.name == MATROSKA:
-        file.seek(0)
-        if not dolby_vision.are_plain_tracks(file.read(MATROSKA_HEAD_BYTES)):
-            flaws = dict.fromkeys((stream.id for stream in container.streams.video), NO_BASE_LAYER)
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
     file.seek(position)
-    return flaws
+    every = [stream.id for stream in container.streams.video]
+    if demuxer == "asf":
+        return dict.fromkeys(every, ENCRYPTED) if ASF_ENCRYPTION.search(head) else {}
+    if not dolby_vision.are_plain_tracks(head):
+        return dict.fromkeys(every, NO_BASE_LAYER)
+    return dict.fromkeys(scrambled_pids(head), ENCRYPTED) if demuxer == "mpegts" else {}
 
 
 def _choose(
@@ -240,7 +251,9 @@ def _rank(stream: VideoStream) -> tuple[bool, int]:
 def _count_frames(streams: Sequence[VideoStream], container: InputContainer, limits: DecodeLimits) -> Counter[int]:
     """Count the frames of each stream, by index, up to the first that has more than allowed."""
     frames: Counter[int] = Counter()
+    check_time = limits.stopwatch()
     for packet in demux(container, *streams):
+        check_time()
         if packet.size and not packet.is_discard:
             frames[packet.stream.index] += 1
             if frames[packet.stream.index] > limits.max_frames:

@@ -72,12 +72,8 @@ class Mp4:
 
     def tracks_without_base_layer(self) -> frozenset[int]:
         """Return the identifiers of the tracks of Dolby Vision that have no plain base layer."""
-        tracks: set[int] = set()
-        for kind, start, end in _boxes(io.BytesIO(self.movie)):
-            track = self.movie[start:end]
-            if kind == b"trak" and not dolby_vision.is_plain_track(track):
-                tracks.add(_track_id(track))
-        return frozenset(tracks)
+        tracks = (self.movie[start:end] for kind, start, end in _boxes(io.BytesIO(self.movie)) if kind == b"trak")
+        return frozenset(_track_id(track) for track in tracks if not dolby_vision.is_plain_track(track))
 
 
 def _track_id(track: bytes) -> int:

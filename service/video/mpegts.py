@@ -3,8 +3,6 @@
 FFmpeg treats the scrambled packets of a pay-TV recording as damaged ones.
 """
 
-from typing import BinaryIO
-
 import numpy as np
 import numpy.typing as npt
 
@@ -14,7 +12,6 @@ SYNC_BYTE = 0x47
 MIN_PACKETS = 8  # sync bytes in a row that are not a coincidence; in a file with fewer packets, all of them
 FEWEST_PACKETS = 3
 STRAY_BYTES = 2**16  # FFmpeg looks as far for the first packet
-PROBE_BYTES = 2**20  # a recording is scrambled from its beginning or not at all
 
 
 def is_transport_stream(data: bytes) -> bool:
@@ -22,13 +19,9 @@ def is_transport_stream(data: bytes) -> bool:
     return len(_packets(np.frombuffer(data, np.uint8))) > 0
 
 
-def scrambled_pids(file: BinaryIO) -> frozenset[int]:
-    """Return the packet identifiers (PIDs) of the streams most of whose packets are scrambled.
-
-    The result is empty if the file is not a transport stream.
-    """
-    file.seek(0)
-    packets = _packets(np.frombuffer(file.read(PROBE_BYTES), np.uint8))
+def scrambled_pids(data: bytes) -> frozenset[int]:
+    """Return the packet identifiers (PIDs) of the streams most of whose packets in ``data`` are scrambled."""
+    packets = _packets(np.frombuffer(data, np.uint8))
     pids = (packets[:, 1].astype(np.intp) & 0x1F) << 8 | packets[:, 2]
     scrambled = packets[:, 3] >> 6 != 0  # transport_scrambling_control
     mostly = 2 * np.bincount(pids, scrambled) > np.bincount(pids)

@@ -12,7 +12,15 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from PIL import Image
 
-from tests.service.video.clips import clip_with_track, encode, middle_frames, numbered, numbered_clip, with_content
+from tests.service.video.clips import (
+    clip_with_track,
+    encode,
+    middle_frames,
+    numbered,
+    numbered_clip,
+    with_content,
+)
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 # Every codec of subtitles and data that FFmpeg's muxers write, by container. MPEG streams carry any codec in the same
 # way, as private data, so only those are here that have a type of their own.
@@ -121,6 +129,15 @@ def test_every_format_is_decoded_in_the_sandbox(client: httpx.Client, codec: str
     )
 
     assert_all_frames(client.post("/predict", content=clip), 12 if broadcast else 50)
+
+
+@pytest.mark.parametrize("container", ["asf", "avi"])
+def test_windows_media_video_9_is_decoded_in_the_sandbox(client: httpx.Client, container: str) -> None:
+    assert_all_frames(client.post("/predict", content=wmv3_clip(30, container)), 30)
+
+
+def test_vc1_is_decoded_in_the_sandbox(client: httpx.Client) -> None:
+    assert_all_frames(client.post("/predict", content=vc1_clip(30)), 30)
 
 
 def photo(number: int, orientation: int = 1) -> bytes:

@@ -193,6 +193,39 @@ def packed_clip(
     return file.getvalue()
 
 
+def with_stream_type(clip: bytes, kind: int, descriptors: bytes = b"") -> bytes:
+    """The MPEG-TS with another type of its only stream, and further descriptors of it."""
+    changed = bytearray(clip)
+    for start in range(0, len(clip), 188):
+        table = start + 5
+        if clip[start + 1] & 0x40 and clip[table] == 2:  # a program map begins
+            end = table + 3 + (int.from_bytes(clip[table + 1 : table + 3]) & 0xFFF) - 4  # of all but the checksum
+            stream = table + 12 + (int.from_bytes(clip[table + 10 : table + 12]) & 0xFFF)
+            sized = int.from_bytes(clip[stream + 3 : stream + 5]) + len(descriptors)
+            section = bytearray(
+                clip[table:stream]
+                + bytes([kind])
+                + clip[stream + 1 : stream + 3]
+                + sized.to_bytes(2)
+                + descriptors
+                + clip[stream + 5 : end]
+            )
+            section[1:3] = (int.from_bytes(section[1:3]) + len(descriptors)).to_bytes(2)
+            section += _mpeg_checksum(section)
+            changed[table : table + len(section)] = section
+    return bytes(changed)
+
+
+def _mpeg_checksum(section: bytes | bytearray) -> bytes:
+    """CRC-32/MPEG-2: zlib's polynomial, unreflected and not inverted at the end."""
+    register = 0xFFFFFFFF
+    for byte in section:
+        register ^= byte << 24
+        for _ in range(8):
+            register = (register << 1 ^ (0x104C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
+    return register.to_bytes(4)
+
+
 def _picture_type(picture: bytes) -> int:
     return picture[picture.index(NOT_CODED[:4]) + 4] >> 6
 

@@ -2,10 +2,14 @@
 
 import io
 import re
+import struct
+import uuid
 import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -20,9 +24,16 @@ from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
 from service.video.formats import DEMUXERS
 from service.video.media import CODECS, open_video
-from tests.service.video.clips import numbered, numbered_clip, refusal
+from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, with_stream_type
+from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
 PLAIN = Disposition(0)
+# ASF's Content Encryption Object, Extended Content Encryption Object and Advanced Content Encryption Object.
+ENCRYPTION_OBJECTS = (
+    "2211b3fb-bd23-11d2-b4b7-00a0c955fc6e",
+    "298ae614-2622-4c17-b935-dae07ee9289c",
+    "43058533-6981-49e6-9b74-ad12cb86d58c",
+)
 LIVE = {"live": "1", "write_crc32": "0"}
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "media.md"
 
@@ -52,28 +63,6 @@ def tone(*, cover: bool = False, video: bool = False) -> bytes:
             output.mux(sound.encode(silence))
         output.mux(sound.encode())
     return file.getvalue()
-
-
-def as_dirac(clip: bytes) -> bytes:
-    """The MPEG-TS with its H.264 stream declared as Dirac (stream type 0xD1) and the tables' checksums updated."""
-    changed = bytearray(clip)
-    for start in range(0, len(clip), 188):
-        section = start + 5
-        if clip[section] == 2 and clip[start + 1] & 0x40:
-            end = section + 3 + (int.from_bytes(clip[section + 1 : section + 3]) & 0xFFF)
-            changed[clip.index(b"\x1b", section)] = 0xD1
-            changed[end - 4 : end] = mpeg_checksum(changed[section : end - 4])
-    return bytes(changed)
-
-
-def mpeg_checksum(section: bytes | bytearray) -> bytes:
-    """CRC-32/MPEG-2: zlib's polynomial, unreflected and not inverted at the end."""
-    register = 0xFFFFFFFF
-    for byte in section:
-        register ^= byte << 24
-        for _ in range(8):
-            register = (register << 1 ^ (0x104C11DB7 if register & 0x80000000 else 0)) & 0xFFFFFFFF
-    return register.to_bytes(4)
 
 
 def two_videos(*streams: tuple[str, int, int], container: str = "matroska") -> bytes:
@@ -336,12 +325,42 @@ class TestRefusals:
         else:
             assert_unsupported(clip, "Dolby Vision")
 
+    @pytest.mark.parametrize(("profile", "compatibility", "plain"), [(5, 0, False), (8, 1, True)])
+    def test_dolby_vision_in_a_transport_stream_is_decoded_if_it_has_a_base_layer(
+        self, profile: int, compatibility: int, plain: bool
+    ) -> None:
+        descriptors = b"\x05\4DOVI\xb0\5" + dolby_vision(profile, compatibility)[:5]
+        clip = with_stream_type(numbered_clip(10, codec="libx265", container="mpegts"), 0x24, descriptors)
+
+        if plain:
+            assert decode_clip(clip).facts.frames == 10
+        else:
+            assert_unsupported(clip, "Dolby Vision")
+
+    @pytest.mark.parametrize("kind", ENCRYPTION_OBJECTS)
+    def test_an_encrypted_asf_is_unsupported(self, kind: str) -> None:
+        clip = numbered_clip(10, codec="wmv2", container="asf")
+        content = b"".join(struct.pack("<I4s", 4, text) for text in (b"data", b"DRM", b"key", b"URL"))
+        encryption = uuid.UUID(kind).bytes_le + struct.pack("<Q", 24 + len(content)) + content
+        size, objects = struct.unpack_from("<QI", clip, 16)  # of the header, which begins the file
+        header = clip[:16] + struct.pack("<QI", size + len(encryption), objects + 1) + clip[28:30]
+
+        assert_unsupported(header + encryption + clip[30:], "encrypted")
+
     @pytest.mark.parametrize(("muxing", "packet_bytes"), [({}, 188), ({"mpegts_m2ts_mode": "1"}, 192)])
     def test_a_scrambled_transport_stream_is_unsupported(self, muxing: Mapping[str, str], packet_bytes: int) -> None:
         clip = numbered_clip(30, container="mpegts", muxing=muxing)
 
         assert decode_clip(clip).facts.frames == 30
         assert_unsupported(scrambled(clip, packet_bytes=packet_bytes), "encrypted")
+
+    def test_a_transport_stream_half_of_which_is_scrambled_is_opened(self) -> None:
+        clip = numbered_clip(31, container="mpegts")
+        packets = sum(clip[start + 1 : start + 3] in {b"\x41\0", b"\1\0"} for start in range(0, len(clip), 188))
+        assert packets % 2 == 0
+
+        with open_video(io.BytesIO(scrambled(clip, packets=packets // 2)), DecodeLimits()) as (_, stream):
+            assert stream.codec_context.name == "h264"
 
     def test_a_transport_stream_with_few_scrambled_packets_is_decoded(self) -> None:
         clip = numbered_clip(30, container="mpegts", options={"g": "5"})
@@ -353,7 +372,9 @@ class TestRefusals:
         assert_unsupported(numbered_clip(5, codec=codec, container=container), codec)
 
     def test_a_codec_whose_tag_is_not_text_is_unsupported_and_named(self) -> None:
-        assert_unsupported(as_dirac(numbered_clip(10, container="mpegts")), "dirac")
+        clip = with_stream_type(numbered_clip(10, container="mpegts"), 0xD1)
+
+        assert_unsupported(clip, "dirac")
 
     def test_a_codec_that_ffmpeg_does_not_know_is_unsupported(self) -> None:
         clip = numbered_clip(10, container="matroska").replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX")
@@ -378,6 +399,19 @@ class TestRefusals:
 
         assert isinstance(error, UnsupportedMedia)
         assert "no video" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("codec", "render"),
+    [("wmv3", partial(wmv3_clip, container="asf")), ("wmv3", partial(wmv3_clip, container="avi")), ("vc1", vc1_clip)],
+)
+def test_codecs_that_ffmpeg_does_not_encode_are_decoded(codec: str, render: Callable[[int], bytes]) -> None:
+    clip = decode_clip(render(15))
+
+    assert (clip.facts.codec, clip.facts.frames, clip.facts.damaged_frames) == (codec, 15, 0)
+    assert indices(clip) == middle_frames(15)
+    lighter = [bool(frame.mean() > previous.mean()) for previous, frame in pairwise(clip.frames)]
+    assert lighter == [later > earlier for earlier, later in pairwise(middle_frames(15))]
 
 
 class TestBestStream:
@@ -424,7 +458,9 @@ class TestBestStream:
         assert_unsupported(clip, "utvideo")
 
 
-@pytest.mark.parametrize(("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm")])
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libsvtav1", "mp4"), ("libx264", "mp4"), ("libvpx-vp9", "webm"), ("ffv1", "matroska")]
+)
 def test_a_decoder_starts_no_thread(monkeypatch: pytest.MonkeyPatch, codec: str, container: str) -> None:
     monkeypatch.setenv("SVT_LOG", "0")
     data = numbered_clip(30, codec=codec, container=container)
