@@ -15,10 +15,10 @@ from typing import BinaryIO
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-# How many boxes or elements of each level are looked at. Headers have a few, and come before thousands of clusters.
-MAX_CHILDREN = 1000
+# How many boxes or elements inside another are looked at. Headers have a few, and come before thousands of clusters.
+MAX_CHILDREN = 200
 
-SEGMENT, TRACKS, TRACK_ENTRY = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae"
+SEGMENT, TRACKS = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b"
 TRACK_TYPE, CODEC_ID, VIDEO = b"\x83", b"\x86", b"\xe0"
 PIXEL_WIDTH, PIXEL_HEIGHT = b"\xb0", b"\xba"
 CROP_BOTTOM, CROP_TOP, CROP_LEFT, CROP_RIGHT = b"\x54\xaa", b"\x54\xbb", b"\x54\xcc", b"\x54\xdd"
@@ -27,6 +27,7 @@ VIDEO_TRACK = 1
 FIELDS_OF_SAMPLE_ENTRY = 78  # bytes before the boxes of a visual sample entry
 
 _Extent = tuple[int, int]  # where the content of a box or an element begins and ends
+NOTHING: _Extent = (0, 0)
 _Walk = Callable[[BinaryIO, _Extent], Iterator[tuple[bytes, _Extent]]]
 
 
@@ -83,14 +84,15 @@ def _checked(crop: Crop, width: int, height: int) -> Crop | None:
     return crop if inside and crop.within(width, height) else None
 
 
-def _find(walk: _Walk, file: BinaryIO, extent: _Extent, *path: bytes) -> Iterator[_Extent]:
-    """Yield the contents of all boxes or elements at a path."""
-    for kind, content in islice(walk(file, extent), MAX_CHILDREN):
-        if kind == path[0]:
-            if path[1:]:
-                yield from _find(walk, file, content, *path[1:])
-            else:
-                yield content
+def _children(walk: _Walk, file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
+    return islice(walk(file, extent), MAX_CHILDREN)
+
+
+def _first(walk: _Walk, file: BinaryIO, extent: _Extent, *path: bytes) -> _Extent:
+    """Return the content of the first box or element at a path; an empty one if there is none."""
+    for name in path:
+        extent = next((content for kind, content in _children(walk, file, extent) if kind == name), NOTHING)
+    return extent
 
 
 def _read(file: BinaryIO, extent: _Extent, most: int) -> bytes:
@@ -105,13 +107,13 @@ def _read(file: BinaryIO, extent: _Extent, most: int) -> bytes:
 def _pixel_crop(file: BinaryIO, whole: _Extent, number: int) -> Crop | None:
     """Read the crop of a video track. ``number`` counts the tracks of which FFmpeg makes video streams, from 0."""
     videos = []
-    for track in islice(_find(_elements, file, whole, SEGMENT, TRACKS, TRACK_ENTRY), MAX_CHILDREN):
-        fields = dict(islice(_elements(file, track), MAX_CHILDREN))
-        if _number(file, fields, TRACK_TYPE) == VIDEO_TRACK and _read(file, fields.get(CODEC_ID, (0, 0)), 1) == b"V":
-            videos.append(fields.get(VIDEO, (0, 0)))
+    for _, track in _children(_elements, file, _first(_elements, file, whole, SEGMENT, TRACKS)):
+        fields = dict(_children(_elements, file, track))
+        if _number(file, fields, TRACK_TYPE) == VIDEO_TRACK and _read(file, fields.get(CODEC_ID, NOTHING), 1) == b"V":
+            videos.append(fields.get(VIDEO, NOTHING))
     if number >= len(videos):
         return None
-    fields = dict(islice(_elements(file, videos[number]), MAX_CHILDREN))
+    fields = dict(_children(_elements, file, videos[number]))
     left, top, right, bottom = (_number(file, fields, kind) for kind in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
     width, height = _number(file, fields, PIXEL_WIDTH), _number(file, fields, PIXEL_HEIGHT)
     return _checked(Crop(left, top, width - right, height - bottom), width, height)
@@ -135,7 +137,7 @@ def _elements(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]
 
 def _number(file: BinaryIO, fields: dict[bytes, _Extent], kind: bytes) -> int:
     """Read an unsigned integer, which is 0 if it is missing."""
-    return int.from_bytes(_read(file, fields.get(kind, (0, 0)), 8))
+    return int.from_bytes(_read(file, fields.get(kind, NOTHING), 8))
 
 
 # -- MP4 ---------------------------------------------------------------------------------------------------------------
@@ -143,14 +145,13 @@ def _number(file: BinaryIO, fields: dict[bytes, _Extent], kind: bytes) -> int:
 
 def _clean_aperture(file: BinaryIO, whole: _Extent, track_id: int) -> Crop | None:
     """Read the clean aperture in the first sample description of a track."""
-    for track in _find(_boxes, file, whole, b"moov", b"trak"):
-        header = _read(file, next(_find(_boxes, file, track, b"tkhd"), (0, 0)), 96)
+    for _, track in _children(_boxes, file, _first(_boxes, file, whole, b"moov")):
+        header = _read(file, _first(_boxes, file, track, b"tkhd"), 96)
         fields = header[20:] if header[:1] == b"\1" else header[12:]  # version 1 has 64-bit times before them
         if int.from_bytes(fields[:4]) == track_id:
-            track_size = int.from_bytes(fields[64:68]), int.from_bytes(fields[68:72])
-            for start, end in _find(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd"):
-                for _, entry in islice(_boxes(file, (start + 8, end)), 1):
-                    return _crop_of_entry(file, entry, track_size)
+            start, end = _first(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd")
+            _, entry = next(_boxes(file, (start + 8, end)), (b"", NOTHING))
+            return _crop_of_entry(file, entry, (int.from_bytes(fields[64:68]), int.from_bytes(fields[68:72])))
     return None
 
 
@@ -165,8 +166,8 @@ def _crop_of_entry(file: BinaryIO, entry: _Extent, track_size: tuple[int, int]) 
     start, end = entry
     fields = _read(file, entry, 28)
     width, height = int.from_bytes(fields[24:26]), int.from_bytes(fields[26:28])
-    boxes = dict(islice(_boxes(file, (start + FIELDS_OF_SAMPLE_ENTRY, end)), MAX_CHILDREN))
-    aperture = _read(file, boxes.get(b"clap", (0, 0)), 32)
+    boxes = dict(_children(_boxes, file, (start + FIELDS_OF_SAMPLE_ENTRY, end)))
+    aperture = _read(file, boxes.get(b"clap", NOTHING), 32)
     values = [int.from_bytes(aperture[place : place + 4], signed=True) for place in range(0, 32, 4)]
     if len(aperture) < 32 or min(values[0], values[2], *values[1::2]) <= 0:
         return None

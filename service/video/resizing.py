@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
-from av.video.reformatter import ColorPrimaries, ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
 from service.errors import CorruptClip
 from service.video.cropping import Crop
@@ -135,12 +135,17 @@ def correct_colour_tags(frame: VideoFrame) -> None:
     colour or HDR, else by BT.709's for HD and BT.601's for SD, which are told apart as mpv does. An unknown range
     counts as none.
     """
+    is_hdr = frame.color_trc in HDR_TRANSFERS
     if frame.colorspace not in KNOWN_MATRICES:
-        is_wide = frame.color_primaries == ColorPrimaries.BT2020 or frame.color_trc in HDR_TRANSFERS
+        is_wide = is_hdr or frame.color_primaries == ColorPrimaries.BT2020
         is_hd = frame.width >= 1280 or frame.height > 576
         frame.colorspace = BT2020 if is_wide else BT709 if is_hd else BT470BG
     if frame.color_range >= ColorRange.NB:
         frame.color_range = ColorRange.UNSPECIFIED
+    if not is_hdr:  # transfer and primaries play no part, but with PyAV 17 the scaler refuses some
+        frame.color_trc, frame.color_primaries = ColorTrc.UNSPECIFIED, ColorPrimaries.UNSPECIFIED
+    elif frame.color_primaries != ColorPrimaries.BT709:
+        frame.color_primaries = ColorPrimaries.BT2020
 
 
 def _pixels(plane: VideoPlane, dtype: type[np.uint8 | np.uint16]) -> npt.NDArray[Any]:

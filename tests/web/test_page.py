@@ -177,6 +177,15 @@ class TestAnswer:
         visitor.page.get_by_role("button", name="Play").click()
         visitor.page.wait_for_selector("#overlay:not([data-frame='35'])")  # where it stood
 
+    def test_the_sampled_frames_of_a_rotated_clip_are_shown_upright(self, server: Server, visit: Visit) -> None:
+        visitor = visit(server)
+        visitor.ask(wandering_light("mpeg4", "mov", counter_clockwise=90), "clip.mov", "video/quicktime")
+
+        expect(visitor.page.locator("#video")).to_be_hidden()
+        thumbnail = visitor.page.locator("#strip canvas").first
+        width, height = thumbnail.evaluate("canvas => [canvas.width, canvas.height]")
+        assert height / width == pytest.approx(420 / 280, rel=0.02)
+
     def test_for_a_network_without_attention_the_page_says_so_and_shows_no_maps(
         self, start: Start, visit: Visit, tmp_path: Path, clip: bytes
     ) -> None:
