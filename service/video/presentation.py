@@ -67,8 +67,8 @@ class Presentation:
             if packet.size:
                 packets.append(packet)
                 limits.check_frames(len(packets))
-        packets = list(unpack(packets, stream))
         shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
+        packets = list(unpack(packets, stream))
         if not shown:
             raise NoFrames("the video stream holds no frame")
         time_base = stream.time_base or Fraction(1, 1000)

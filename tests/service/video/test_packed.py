@@ -15,6 +15,7 @@ import pytest
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from service.video.decoder import decode_clip
 from service.video.headers import VideoPacket, read_structure
 from service.video.packed import unpack
 from tests.service.video.clips import DIVX_PACKED, NOT_CODED, packed_clip
@@ -213,3 +214,12 @@ class TestCuts:
 
         assert len(times) == 39
         assert relative(times) == relative(shown_by_ffmpeg(clip, tmp_path))
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+def test_pictures_before_the_start_of_an_edit_list_are_not_shown(packed: bytes, container: str) -> None:
+    clip = remuxed(packed, container=container, start=-19)
+    with opened(clip) as (_, packets):
+        assert any(packet.is_discard for packet in packets)
+
+    assert decode_clip(clip).facts.frames == 21
