@@ -53,8 +53,7 @@ class _Layer:
         reorders: Whether FFmpeg's decoder outputs frames in another order than it decodes them; ``None`` if that
             depends on more than this header.
         interlaced: Whether fields may be predicted each on its own.
-        size: The bits with the size.
-        rest: All bits that follow, without the stuffing at the end.
+        rest: All else that the layer says, but for the size of the decoder's buffer and a fixed frame rate.
         others: The other headers.
     """
 
@@ -62,8 +61,7 @@ class _Layer:
     time_bits: int
     reorders: bool | None
     interlaced: bool
-    size: int
-    rest: int
+    rest: tuple[int, ...]
     others: bytes
 
     @classmethod
@@ -75,10 +73,10 @@ class _Layer:
         end = headers.find(START, start.end())
         end = end if end >= 0 else len(headers)
         bits = Bits(headers[start.end() : end])
-        bits.skip(1 + 8)  # random_accessible_vol, video_object_type_indication
-        bits.skip(7 * bits.read(1))  # video_object_layer_verid, video_object_layer_priority
-        if bits.read(4) == EXTENDED_ASPECT:
-            bits.skip(16)
+        # random_accessible_vol and video_object_type_indication, video_object_layer_verid and its priority, and
+        # aspect_ratio_info
+        kind = bits.read(1 + 8), bits.read(7 * bits.read(1)), bits.read(4)
+        extended_aspect = bits.read(16 * (kind[-1] == EXTENDED_ASPECT))
         reorders = None
         if bits.read(1):  # vol_control_parameters
             bits.skip(2)  # chroma_format
@@ -96,7 +94,7 @@ class _Layer:
             return None
         rest >>= (rest ^ rest + 1).bit_length()  # stuffing is a zero and as many ones as fill the byte
         others = headers[: start.start()] + headers[end:]
-        return cls(resolution, time_bits, reorders, interlaced, size, rest, others)
+        return cls(resolution, time_bits, reorders, interlaced, (*kind, extended_aspect, size, rest), others)
 
 
 class _Vop(NamedTuple):
