@@ -101,7 +101,7 @@ class FramePicker:
                         context.skip_frame = "DEFAULT" if number in wanted or number in structure.empty else "NONREF"
                     for frame in context.decode(None if number is None else packets[number]):
                         self.limits.check_size(frame.width, frame.height)
-                        if frame.pts is None or frame.pts in structure.empty or frame.pts in found:
+                        if frame.is_corrupt or frame.pts is None or frame.pts in structure.empty or frame.pts in found:
                             return False
                         if frame.pts in wanted:
                             found.add(frame.pts)

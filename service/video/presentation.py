@@ -77,6 +77,7 @@ class Track:
     Attributes:
         packets: The packets. Each one's ``pts`` is set to its index in this list; decoders copy it to the frame, which
             tells which packet the frame was decoded from.
+        hidden: Packets whose frames are not shown, for example those before the start of an edit list.
         times: When each packet's frame is shown, in ticks of ``time_base``; ``None`` where that is unknown.
         time_base: Length of a tick, in seconds.
         usual: Usual duration of a frame, in ticks.
@@ -88,6 +89,7 @@ class Track:
     """
 
     packets: list[VideoPacket]
+    hidden: frozenset[int]
     times: list[int | None]
     time_base: Fraction
     usual: Fraction
@@ -120,19 +122,21 @@ class Track:
             if packet.size:
                 packets.append(packet)
                 limits.check_frames(len(packets) // 2)  # a frame may be two fields, each in a packet
-        packets = list(unpack(packets, stream))
-        if all(packet.is_discard for packet in packets):
+        hidden = frozenset(number for number, packet in enumerate(packets) if packet.is_discard)
+        if len(hidden) == len(packets):
             raise NoFrames("the video stream holds no frame")
+        packets = list(unpack(packets, stream))
         time_base = stream.time_base or Fraction(1, 1000)
         usual = usual_duration(packets, stream, time_base)
         clocked = Flags.ts_discont in Flags(container.format.flags)
         only_decode_times = _has_only_decode_times(container, stream)
-        times = timeline(packets, usual, time_base, clocked=clocked, by_decode_times=only_decode_times)
+        times = timeline(packets, hidden, usual, time_base, clocked=clocked, by_decode_times=only_decode_times)
         structure = read_structure(packets, stream)
         for number, packet in enumerate(packets):
             packet.pts = number
         return cls(
             packets=packets,
+            hidden=hidden,
             times=times,
             time_base=time_base,
             usual=usual,
@@ -149,7 +153,8 @@ class Track:
         Raises:
             ClipTooLong: The stream has too many frames or is too long.
         """
-        shown = [n for n, packet in enumerate(self.packets) if n not in self._empty and not packet.is_discard]
+        frameless = self._frameless
+        shown = [n for n in range(len(self.packets)) if n not in frameless]
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
         if self.only_decode_times and self.delay:
@@ -165,7 +170,7 @@ class Track:
         Raises:
             ClipTooLong: The stream has too many frames or is too long.
         """
-        frames = [n for n, packet in enumerate(output.packets) if packet is None or not self.packets[packet].is_discard]
+        frames = [n for n, packet in enumerate(output.packets) if packet not in self.hidden]
         packets = list(_without_repetitions(output.packets[n] for n in frames))
         times = [None if packet is None else self.times[packet] for packet in packets]
         if None in times:
@@ -174,14 +179,15 @@ class Track:
         in_decode_order = [time for _, time in sorted(zip(numbers, known, strict=True))]
         if self.only_decode_times or (_ascends(in_decode_order) and not _ascends(numbers)):
             return self._present(self._output_times(numbers, output.delay), frames, self.usual)
-        lost = [(time, None, n) for n in output.failed - self._empty if (time := self.times[n]) is not None]
+        lost = [(time, None, n) for n in output.failed - self._frameless if (time := self.times[n]) is not None]
         by_time = sorted([*zip(known, frames, numbers, strict=True), *lost], key=itemgetter(0))
         last = self._duration(by_time[-1][2])
         return self._present([time for time, _, _ in by_time], [frame for _, frame, _ in by_time], last)
 
     @property
-    def _empty(self) -> frozenset[int]:
-        return self.structure.empty if self.structure else frozenset()
+    def _frameless(self) -> frozenset[int]:
+        """The packets of which no frame is shown."""
+        return self.hidden | self.structure.empty if self.structure else self.hidden
 
     def _output_times(self, packets: Iterable[int], delay: int) -> list[int]:
         """Return when frames are shown whose times are decode times, in the order of output.

@@ -59,7 +59,7 @@ def read_structure(packets: Sequence[VideoPacket], stream: VideoStream) -> Struc
         packets: All packets of the stream in decode order; at least one, and none is empty.
         stream: The stream. Its ``extradata`` is what a fresh decoder is opened with.
     """
-    if any(packet.has_sidedata("new_extradata") or packet.has_sidedata("param_change") for packet in packets):
+    if any(packet.has_sidedata("new_extradata") for packet in packets):
         return None
     reader = READERS.get(stream.codec_context.codec.canonical_name)
     return reader(packets, bytes(stream.codec_context.extradata or b"")) if reader else None

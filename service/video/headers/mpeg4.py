@@ -7,6 +7,7 @@ layer changes how VOPs are decoded, and so does user data, by which FFmpeg's dec
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from service.video.headers.bits import Bits
 from service.video.headers.structure import Structure, VideoPacket
@@ -16,7 +17,7 @@ GROUP_BYTES = 7  # with its start code
 LAYER = re.compile(b"\0\0\x01[\x20-\x2f]")
 ENCODERS = re.compile(b"DivX|XviD")
 I_VOP, B_VOP = 0, 2
-VOP_BYTES = 12  # as many are looked at, behind the start code
+VOP_BYTES = 12  # as many of a VOP's header are looked at
 EXTENDED_ASPECT = 15  # aspect_ratio_info
 
 
@@ -26,6 +27,20 @@ def read_mpeg4(packets: Sequence[VideoPacket], extradata: bytes) -> Structure | 
     if not all(stream.add(number, bytes(packet)) for number, packet in enumerate(packets)):
         return None
     return stream.structure(len(packets) - 1)
+
+
+def find_placeholders(packets: Sequence[VideoPacket], extradata: bytes) -> set[int]:
+    """Return the packets whose VOP is not coded, or that have a single byte instead."""
+    found: set[int] = set()
+    layer = _Layer.read(extradata)
+    for number, packet in enumerate(packets):
+        data = bytes(packet)
+        vop = data.find(VOP)
+        layer = _Layer.read(data[:vop]) or layer if vop > 0 else layer
+        header = _Vop.read(data[vop + len(VOP) :], layer) if vop >= 0 and layer else None
+        if len(data) == 1 or (header and not header.coded):
+            found.add(number)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +53,7 @@ class _Layer:
         reorders: Whether FFmpeg's decoder outputs frames in another order than it decodes them; ``None`` if that
             depends on more than this header.
         interlaced: Whether fields may be predicted each on its own.
-        size: The bits with the size.
-        rest: All bits that follow, without the stuffing at the end.
+        rest: All else that the layer says, but for the size of the decoder's buffer and a fixed frame rate.
         others: The other headers.
     """
 
@@ -47,8 +61,7 @@ class _Layer:
     time_bits: int
     reorders: bool | None
     interlaced: bool
-    size: int
-    rest: int
+    rest: tuple[int, ...]
     others: bytes
 
     @classmethod
@@ -60,10 +73,10 @@ class _Layer:
         end = headers.find(START, start.end())
         end = end if end >= 0 else len(headers)
         bits = Bits(headers[start.end() : end])
-        bits.skip(1 + 8)  # random_accessible_vol, video_object_type_indication
-        bits.skip(7 * bits.read(1))  # video_object_layer_verid, video_object_layer_priority
-        if bits.read(4) == EXTENDED_ASPECT:
-            bits.skip(16)
+        # random_accessible_vol and video_object_type_indication, video_object_layer_verid and its priority, and
+        # aspect_ratio_info
+        kind = bits.read(1 + 8), bits.read(7 * bits.read(1)), bits.read(4)
+        extended_aspect = bits.read(16 * (kind[-1] == EXTENDED_ASPECT))
         reorders = None
         if bits.read(1):  # vol_control_parameters
             bits.skip(2)  # chroma_format
@@ -81,7 +94,34 @@ class _Layer:
             return None
         rest >>= (rest ^ rest + 1).bit_length()  # stuffing is a zero and as many ones as fill the byte
         others = headers[: start.start()] + headers[end:]
-        return cls(resolution, time_bits, reorders, interlaced, size, rest, others)
+        return cls(resolution, time_bits, reorders, interlaced, (*kind, extended_aspect, size, rest), others)
+
+
+class _Vop(NamedTuple):
+    """The start of a VOP's header (6.2.5).
+
+    Attributes:
+        kind: ``vop_coding_type``.
+        seconds: Those that have passed since the last VOP, if it is not a B-VOP.
+        ticks: Time after the last full second.
+        coded: Whether there is a picture.
+    """
+
+    kind: int
+    seconds: int
+    ticks: int
+    coded: bool
+
+    @classmethod
+    def read(cls, data: bytes, layer: _Layer) -> "_Vop | None":
+        """Read the bytes behind the start code; ``None`` if they are not those of a VOP."""
+        header, left = int.from_bytes(data[:VOP_BYTES].ljust(VOP_BYTES, b"\0")), 8 * VOP_BYTES - 2
+        kind, ones = header >> left, (1 << left) - 1
+        seconds = left - (~header & ones).bit_length()  # modulo_time_base: as many ones
+        left -= seconds + 2 + layer.time_bits + 2
+        if left < 0 or not header >> left + 1 & 1 or not header >> left + layer.time_bits + 2 & 1:  # marker bits
+            return None
+        return cls(kind, seconds, header >> left + 2 & (1 << layer.time_bits) - 1, bool(header >> left & 1))
 
 
 @dataclass(slots=True)
@@ -105,15 +145,15 @@ class _Clock:
         hours, minutes, _, seconds = group.read(5), group.read(6), group.read(1), group.read(6)
         self.second = seconds + 60 * (minutes + 60 * hours)
 
-    def advance(self, seconds: int, ticks: int, resolution: int) -> None:
+    def advance(self, vop: _Vop, resolution: int) -> None:
         """Move to the time of a VOP that is not a B-VOP."""
-        self.previous, self.second = self.second, self.second + seconds
-        now = self.second * resolution + ticks
+        self.previous, self.second = self.second, self.second + vop.seconds
+        now = self.second * resolution + vop.ticks
         self.last, self.distance = now, now - self.last
 
-    def is_between(self, seconds: int, ticks: int, resolution: int) -> bool:
+    def is_between(self, vop: _Vop, resolution: int) -> bool:
         """Return whether the time of a B-VOP is between the two last others."""
-        return 0 < self.last - (self.previous + seconds) * resolution - ticks < self.distance
+        return 0 < self.last - (self.previous + vop.seconds) * resolution - vop.ticks < self.distance
 
 
 @dataclass(slots=True)
@@ -146,26 +186,21 @@ class _Stream:
         repeated = head == self.first or (bool(head) and _Layer.read(head) == self.layer)
         if not self.layer or (head and not repeated):
             return False
-        return self._add_vop(number, data[vop + len(VOP) :][:VOP_BYTES], self.layer, at_headers=repeated)
+        return self._add_vop(number, _Vop.read(data[vop + len(VOP) :], self.layer), self.layer, at_headers=repeated)
 
-    def _add_vop(self, number: int, data: bytes, layer: _Layer, *, at_headers: bool) -> bool:
-        header, left = int.from_bytes(data.ljust(VOP_BYTES, b"\0")), 8 * VOP_BYTES - 2
-        kind, ones = header >> left, (1 << left) - 1
-        seconds = left - (~header & ones).bit_length()  # modulo_time_base: as many ones
-        left -= seconds + 2 + layer.time_bits + 2
-        if left < 0 or not header >> left + 1 & 1 or not header >> left + layer.time_bits + 2 & 1:  # marker bits
+    def _add_vop(self, number: int, vop: "_Vop | None", layer: _Layer, *, at_headers: bool) -> bool:
+        if not vop:
             return False
-        ticks, coded = header >> left + 2 & (1 << layer.time_bits) - 1, header >> left & 1
-        if kind == B_VOP:
+        if vop.kind == B_VOP:
             self.has_b_vops = True
-            if not coded or self.references < 2 or not self.clock.is_between(seconds, ticks, layer.resolution):
+            if not vop.coded or self.references < 2 or not self.clock.is_between(vop, layer.resolution):
                 self.empty.add(number)
             return layer.reorders is True and not layer.interlaced  # fields take part of their times from other B-VOPs
-        self.clock.advance(seconds, ticks, layer.resolution)
-        self.references += coded
-        if not coded:
+        self.clock.advance(vop, layer.resolution)
+        self.references += vop.coded
+        if not vop.coded:
             self.empty.add(number)
-        elif kind == I_VOP and at_headers:
+        elif vop.kind == I_VOP and at_headers:
             self.entries.add(number)
         return True
 

@@ -29,6 +29,10 @@ def packets(
     return made
 
 
+def timeline_of(stream: list[VideoPacket], usual: Fraction, time_base: Fraction, *, clocked: bool) -> list[int | None]:
+    return timeline(stream, frozenset(), usual, time_base, clocked=clocked)
+
+
 def recording(frames: int, start: int = 0, step: int = 40) -> list[int]:
     return list(range(start, start + frames * step, step))
 
@@ -38,14 +42,14 @@ def recording(frames: int, start: int = 0, step: int = 40) -> list[int]:
 def test_a_recording_that_starts_again_follows_the_one_before(clocked: bool, second: int) -> None:
     times = recording(50) + recording(50, second)
 
-    assert timeline(packets(times), FRAME_MS, MILLISECONDS, clocked=clocked) == recording(100)
+    assert timeline_of(packets(times), FRAME_MS, MILLISECONDS, clocked=clocked) == recording(100)
 
 
 def test_recordings_that_start_again_in_their_presentation_times_only_are_joined_too() -> None:
     """FFmpeg derives Matroska's decode times from the presentation times, and they need not go back."""
     shown = recording(50, 80) + recording(50, 80)
 
-    joined = timeline(packets(shown, [None] * 100, keyframes=(0, 50)), FRAME_MS, MILLISECONDS, clocked=False)
+    joined = timeline_of(packets(shown, [None] * 100, keyframes=(0, 50)), FRAME_MS, MILLISECONDS, clocked=False)
 
     assert joined == recording(100, 80)
 
@@ -54,7 +58,7 @@ def test_packets_without_a_time_count_where_recordings_are_joined() -> None:
     """MPEG program streams give times to some pictures only."""
     one = [0, None, None, 120, None, None]
 
-    joined = timeline(packets(one + one), FRAME_MS, MILLISECONDS, clocked=True)
+    joined = timeline_of(packets(one + one), FRAME_MS, MILLISECONDS, clocked=True)
 
     assert in_order(joined, FRAME_MS) == recording(12)
 
@@ -63,14 +67,14 @@ def test_frames_shown_before_the_keyframe_they_follow_are_no_new_start() -> None
     shown = [80, 0, 40, 200, 120, 160, *recording(20, 240)]
     decoded = [*recording(6, -80), *recording(20, 240)]
 
-    assert timeline(packets(shown, decoded, keyframes=range(26)), FRAME_MS, MILLISECONDS, clocked=False) == shown
+    assert timeline_of(packets(shown, decoded, keyframes=range(26)), FRAME_MS, MILLISECONDS, clocked=False) == shown
 
 
 @pytest.mark.parametrize(("jump_s", "joined"), [(9.9, False), (10.1, True)])
 def test_a_clock_that_jumps_ahead_by_more_than_ten_seconds_is_joined(jump_s: float, joined: bool) -> None:
     times = recording(50, 0, 3600) + recording(50, 49 * 3600 + round(jump_s * 90_000), 3600)
 
-    moved = timeline(packets(times), Fraction(3600), CLOCK, clocked=True)
+    moved = timeline_of(packets(times), Fraction(3600), CLOCK, clocked=True)
 
     assert moved == (recording(100, 0, 3600) if joined else times)
 
@@ -79,13 +83,13 @@ def test_a_clock_that_jumps_ahead_by_more_than_ten_seconds_is_joined(jump_s: flo
 def test_other_timestamps_may_leave_a_gap_of_up_to_an_hour(jump_s: int, joined: bool) -> None:
     times = recording(50) + recording(50, 49 * 40 + jump_s * 1000)
 
-    assert timeline(packets(times), FRAME_MS, MILLISECONDS, clocked=False) == (recording(100) if joined else times)
+    assert timeline_of(packets(times), FRAME_MS, MILLISECONDS, clocked=False) == (recording(100) if joined else times)
 
 
 def test_a_clock_of_33_bits_that_starts_again_goes_on() -> None:
     times = [(2**33 - 25 * 3600 + time) % 2**33 for time in recording(100, 0, 3600)]
 
-    moved = timeline(packets(times), Fraction(3600), CLOCK, clocked=True)
+    moved = timeline_of(packets(times), Fraction(3600), CLOCK, clocked=True)
 
     assert [later - earlier for earlier, later in pairwise(cast(list[int], moved))] == [3600] * 99
 
@@ -93,21 +97,30 @@ def test_a_clock_of_33_bits_that_starts_again_goes_on() -> None:
 def test_a_clock_may_go_back_by_a_tenth_of_a_second_without_starting_again() -> None:
     times = recording(50, 0, 3600) + recording(50, 50 * 3600 - 8000, 3600)
 
-    assert timeline(packets(times), Fraction(3600), CLOCK, clocked=True) == times
+    assert timeline_of(packets(times), Fraction(3600), CLOCK, clocked=True) == times
 
 
 def test_shuffled_timestamps_do_not_start_again() -> None:
     times = [40 * (7 * number % 60) for number in range(60)]
 
-    assert timeline(packets(times, keyframes=range(60)), FRAME_MS, MILLISECONDS, clocked=False) == times
+    assert timeline_of(packets(times, keyframes=range(60)), FRAME_MS, MILLISECONDS, clocked=False) == times
+
+
+def test_packets_that_an_edit_list_leaves_out_do_not_start_again() -> None:
+    """FFmpeg's demuxer gives the frames that precede an edit, down to a keyframe, the times before it."""
+    times = [*recording(50), *recording(20, 50 * 40 - 20 * 40), *recording(50, 50 * 40)]
+
+    moved = timeline(packets(times), frozenset(range(50, 70)), FRAME_MS, MILLISECONDS, clocked=False)
+
+    assert moved == times
 
 
 def test_decode_times_count_where_there_are_no_presentation_times() -> None:
-    assert timeline(packets([None] * 3, [0, 40, 80]), FRAME_MS, MILLISECONDS, clocked=False) == [0, 40, 80]
+    assert timeline_of(packets([None] * 3, [0, 40, 80]), FRAME_MS, MILLISECONDS, clocked=False) == [0, 40, 80]
 
 
 def test_equal_timestamps_say_nothing() -> None:
-    assert timeline(packets([7] * 5), FRAME_MS, MILLISECONDS, clocked=False) == [None] * 5
+    assert timeline_of(packets([7] * 5), FRAME_MS, MILLISECONDS, clocked=False) == [None] * 5
     assert in_order([None] * 5, Fraction(100, 3)) == [0, 33, 67, 100, 133]
 
 

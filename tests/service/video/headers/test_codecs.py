@@ -201,6 +201,16 @@ class TestHiddenFrames:
         options = {"preset": "12", "g": "10", "svtav1-params": "irefresh-type=1"}
         assert assert_proves_the_truth(Clip.read(rendered("libsvtav1", "mp4", options))).entries == {0}
 
+    @pytest.mark.parametrize(("flags", "proved"), [(0x00, True), (0x28, False), (0x38, True)])
+    def test_a_key_frame_of_vp8_may_not_keep_the_last_frame_s_segments(self, flags: int, *, proved: bool) -> None:
+        """The third of the first flags behind its size enables segments, the fourth tells that a map follows."""
+
+        def set_flags(number: int, content: bytes) -> list[bytes]:
+            return [content[:10] + bytes([flags]) + content[11:] if number == 6 else content]
+
+        clip = Clip.read(joined("matroska", short("libvpx", "webm", {}), rewrite=set_flags))
+        assert (clip.structure is not None) == proved
+
 
 class TestJoinedClips:
     """Recordings with other parameters behind one another, as editors and broadcasters join them."""
@@ -318,6 +328,29 @@ class TestMpeg4:
         plain = short("mpeg4", "avi", {})
         assert Clip.read(joined("avi", plain)).structure
         assert Clip.read(joined("avi", plain, rewrite=rename)).structure is None
+
+    @pytest.mark.parametrize(("aspect", "proved"), [("0001", True), ("0010", False)])
+    def test_headers_may_repeat_without_the_size_of_the_buffer(self, aspect: str, *, proved: bool) -> None:
+        """DivX tells it only once. ``aspect`` is the shape of pixels in the first headers."""
+
+        def tell_buffer(number: int, content: bytes) -> list[bytes]:
+            if number:
+                return [content]
+            start = content.find(b"\0\0\1\x20") + 4
+            end = content.find(b"\0\0\1", start)
+            layer = f"{int.from_bytes(content[start:end]):0{8 * (end - start)}b}"
+            assert layer[9] == "1"  # is_object_layer_identifier: the next seven bits are its version and priority
+            assert (
+                layer[17:25] == "00011010"
+            )  # square pixels, control parameters, 4:2:0, frames are reordered: no buffer
+            bits = layer[:17] + aspect + layer[21:25] + "1" + "1" * 79 + layer[26:].rstrip("1")  # then stuffing
+            bits += "1" * (-len(bits) % 8)
+            return [content[:start] + int(bits, 2).to_bytes(len(bits) // 8) + content[end:]]
+
+        clip = Clip.read(joined("avi", short("mpeg4", "avi", {"bf": "2"}), rewrite=tell_buffer))
+        assert (clip.structure is not None) == proved
+        if proved:
+            assert len(assert_proves_the_truth(clip).entries) == 3
 
     def test_groups_without_the_headers_of_the_first_are_not_entered(self) -> None:
         def strip(number: int, content: bytes) -> list[bytes]:
