@@ -27,6 +27,7 @@ SIZE = 224
 # How far apart two versions of swscale may be, in grey levels of 255 on average over a picture. Neighbouring frames of
 # the clips that the tests render are further apart.
 TOLERANCE = 4.0
+IN_ORDER = ["-threads", "1"]  # threads of a decoder do not share tables that only one picture carries
 FRAMES_AS_THEY_COME = ["-fps_mode", "passthrough"]  # by default some muxers repeat or drop frames for a constant rate
 THE_CLIPS_OWN_TICKS = ["-enc_time_base", "-1"]  # by default times are rounded to the frame rate that ffmpeg guesses
 
@@ -89,7 +90,7 @@ def watch(path: Path, stream: str = "V:0") -> Showing:
         stream: FFmpeg's specifier of the stream; by default the first video that is not a picture of an album.
     """
     flags = [*FRAMES_AS_THEY_COME, *THE_CLIPS_OWN_TICKS]
-    written = ffmpeg("-i", path, "-map", f"0:{stream}", *flags, "-f", "framecrc", "-").decode().splitlines()
+    written = ffmpeg(*IN_ORDER, "-i", path, "-map", f"0:{stream}", *flags, "-f", "framecrc", "-").decode().splitlines()
     tick = next(line.partition(":")[2] for line in written if line.startswith("#tb 0:"))
     lines = [[int(value) for value in line.split(",")[:4]] for line in written if not line.startswith("#")]
     assert lines, f"ffmpeg shows no frame of {path}"
@@ -108,7 +109,7 @@ def look_at(path: Path, wanted: Sequence[int], stream: str = "V:0") -> dict[int,
     # As the service does: bilinear, and planar RGB first, whose conversion is the more exact one.
     scaling = f"scale={SIZE}:{SIZE}:flags=bilinear,format=gbrp,format=rgb24"
     flags = ["-map", f"0:{stream}", *FRAMES_AS_THEY_COME, "-vf", scaling]
-    pixels = ffmpeg("-i", path, *flags, "-f", "rawvideo", "-")
+    pixels = ffmpeg(*IN_ORDER, "-i", path, *flags, "-f", "rawvideo", "-")
     pictures = np.frombuffer(pixels, np.uint8).reshape(-1, SIZE, SIZE, 3)
     return {index: cast(Image, pictures[index]) for index in wanted}
 
