@@ -7,6 +7,7 @@ import io
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -44,23 +45,25 @@ def assert_shown(
     frames: int,
     seconds: float | None = None,
     shown: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
     by_ffmpeg: bool = True,
 ) -> DecodedClip:
     """Assert that a clip has so many frames and shows each at its time.
 
     Args:
-        data: A clip whose pictures carry their indices.
+        data: A clip whose pictures carry numbers.
         path: Where to write it for the ffmpeg command.
         frames: How many frames it shows.
         seconds: How long it is (default: as long as the frames at the usual rate).
         shown: The frames at the sampled instants (default: those of a constant rate).
+        numbers: The number of each frame that is shown (default: its index).
         by_ffmpeg: Whether ffmpeg shows the clip in the same way. It does not join restarts in all containers.
     """
     clip = decode_clip(data)
     assert clip.facts.frames == frames
     assert clip.facts.duration_s == pytest.approx(frames / RATE if seconds is None else seconds, abs=0.002)
     assert indices(clip) == (middle_frames(frames) if shown is None else shown)
-    assert counts(clip) == indices(clip)
+    assert counts(clip) == [numbers[index] if numbers else index for index in indices(clip)]
     assert clip.facts.damaged_frames == 0
     if by_ffmpeg:
         path.write_bytes(data)
@@ -208,5 +211,332 @@ class TestParameterSets:
         packets = coded(pictures(range(FRAMES)), codec="mjpeg", options={"huffman": "default"})
 
         data = mux([packets[0], *map(without_tables, packets[1:])], codec="mjpeg", container=container)
+
+        assert_shown(data, path, frames=FRAMES)
+
+
+TWO_HALVES = {"bf": "2", "g": "25"}
+
+
+def halves(container: str, codec: str = "libx264", muxing: Options | None = None) -> list[bytes]:
+    """Two files, which hold pictures 0 to 119 and 120 to 239, each from time 0 on."""
+    options = {"auto-alt-ref": "0", "lag-in-frames": "0"} if codec == "libvpx" else TWO_HALVES
+    return [
+        mux(
+            coded(pictures(range(start, start + HALF)), codec=codec, options=options),
+            codec=codec,
+            container=container,
+            options=options,
+            muxing=muxing,
+        )
+        for start in (0, HALF)
+    ]
+
+
+class TestTime:
+    @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+    @pytest.mark.parametrize("container", ["mpegts", "mpeg", "vob"])
+    def test_recordings_joined_byte_by_byte_follow_each_other(self, codec: str, container: str, path: Path) -> None:
+        data = b"".join(halves(container, codec))
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=container == "mpegts")
+
+    def test_chained_ogg_files_follow_each_other(self, path: Path) -> None:
+        assert_shown(b"".join(halves("ogg", "libvpx")), path, frames=FRAMES)
+
+    def test_flv_files_joined_tag_by_tag_follow_each_other(self, path: Path) -> None:
+        assert_shown(flv_joined(*halves("flv")), path, frames=FRAMES, by_ffmpeg=False)
+
+    @pytest.mark.parametrize(("codec", "container"), [("libx264", "matroska"), ("libvpx", "webm")])
+    def test_matroska_files_joined_cluster_by_cluster_follow_each_other(
+        self, codec: str, container: str, path: Path
+    ) -> None:
+        data = matroska_joined(*halves(container, codec, {"live": "1"}))
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
+
+    @pytest.mark.parametrize("jump", [15, 60, 5000], ids=["15 s", "a minute", "5000 s"])
+    @pytest.mark.parametrize(("codec", "container"), [("libx264", "mpegts"), ("mpeg2video", "mpegts"), ("libvpx", "ogg")])
+    def test_jumps_ahead_are_left_out_where_timestamps_may_jump(
+        self, codec: str, container: str, jump: int, path: Path
+    ) -> None:
+        options = None if codec == "libvpx" else TWO_HALVES
+        packets = coded(pictures(range(FRAMES)), codec=codec, options=options)
+        at = next(place for place, packet in enumerate(packets) if packet.key and packet.pts >= 100)
+
+        data = mux(
+            [*packets[:at], *later(packets[at:], jump * RATE)], codec=codec, container=container, options=options
+        )
+
+        assert_shown(data, path, frames=FRAMES)
+
+    @pytest.mark.parametrize("container", ["matroska", "flv", "mp4"])
+    def test_a_picture_stays_for_a_minute_where_timestamps_do_not_jump(self, container: str, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "0", "g": "30"})
+        times = [n / RATE + (60 if n >= HALF else 0) for n in range(FRAMES)]
+
+        data = mux([*packets[:HALF], *later(packets[HALF:], 60 * RATE)], container=container, options={"bf": "0"})
+
+        seconds = FRAMES / RATE + 60
+        assert_shown(data, path, frames=FRAMES, seconds=seconds, shown=on_screen(times, seconds))
+
+    @pytest.mark.parametrize("container", ["matroska", "flv", "mp4"])
+    def test_a_clock_that_is_set_ahead_by_two_hours_is_no_pause(self, container: str, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "0", "g": "30"})
+
+        data = mux([*packets[:HALF], *later(packets[HALF:], 7200 * RATE)], container=container, options={"bf": "0"})
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
+
+    @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+    @pytest.mark.parametrize("container", ["mpegts", "mpeg"])
+    def test_timestamps_may_wrap_at_33_bits(self, codec: str, container: str, path: Path) -> None:
+        packets = later(coded(pictures(range(FRAMES)), codec=codec, options=TWO_HALVES), 95440 * RATE)
+
+        data = mux(packets, codec=codec, container=container, options=TWO_HALVES)
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=container == "mpegts")
+
+    @pytest.mark.parametrize(("codec", "container"), [("libx264", "matroska"), ("libx264", "flv"), ("libvpx", "webm")])
+    def test_equal_timestamps_leave_the_order_and_the_declared_rate(
+        self, codec: str, container: str, path: Path
+    ) -> None:
+        packets = [replace(packet, pts=0, dts=0) for packet in coded(pictures(range(FRAMES)), codec=codec, options={"bf": "0"} if codec == "libx264" else None)]
+
+        data = mux(packets, codec=codec, container=container)
+
+        clip = decode_clip(data)
+        assert clip.facts.frames == FRAMES
+        assert indices(clip) == counts(clip) == middle_frames(FRAMES)
+
+    @pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "2"}], ids=["in order", "B-frames"])
+    def test_equal_timestamps_of_an_mp4_leave_the_order(self, options: Options, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options=options)
+        content = [replace(sample, duration=0, offset=0) for sample in samples(packets)]
+
+        clip = decode_clip(mp4((content, [avc_entry(packets[0].data, 96, 64)])))
+
+        assert clip.facts.frames == FRAMES
+        assert indices(clip) == counts(clip) == middle_frames(FRAMES)
+
+    @pytest.mark.parametrize("container", ["matroska", "flv"])
+    def test_of_two_frames_at_the_same_time_the_second_is_shown(self, container: str, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "0"})
+        paired = [replace(packet, pts=packet.pts // 2 * 2, dts=packet.dts // 2 * 2) for packet in packets]
+
+        clip = decode_clip(mux(paired, container=container, options={"bf": "0"}))
+
+        assert clip.facts.frames == FRAMES
+        assert counts(clip) == indices(clip)
+        assert all(index % 2 for index in indices(clip))
+
+
+AVI_DELAYS: dict[str, tuple[str, Options, int]] = {
+    "no delay": ("libx264", {"bf": "0"}, 0),
+    "one frame": ("libx264", {"x264-params": "bframes=1:b-adapt=0:b-pyramid=none"}, 1),
+    "two frames": ("libx264", {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal"}, 2),
+    "as x264 likes": ("libx264", {"bf": "3"}, 2),
+    "MPEG-4": ("mpeg4", {"bf": "2"}, 1),
+    "MPEG-2": ("mpeg2video", {"bf": "2"}, 1),
+}
+
+
+class TestAVI:
+    @pytest.mark.parametrize(("codec", "options", "delay"), AVI_DELAYS.values(), ids=AVI_DELAYS)
+    @pytest.mark.parametrize("at", [3, 50, 147])
+    def test_a_gap_is_where_the_decoder_shows_it(
+        self, codec: str, options: Options, delay: int, at: int, path: Path
+    ) -> None:
+        """AVI has decode times only: a frame is shown when the packet is due that the decoder waits for."""
+        packets = coded(pictures(range(150)), codec=codec, options=options)
+        ticks = [place + (50 if place >= at else 0) for place in range(150)]
+        moved = [replace(packet, pts=tick, dts=tick) for packet, tick in zip(packets, ticks, strict=True)]
+        due = [*ticks[delay:], *(ticks[-1] + late for late in range(1, delay + 1))]
+        seconds = (due[-1] + 1 - due[0]) / RATE
+
+        data = mux(moved, codec=codec, container="avi", options=options)
+
+        shown = on_screen([tick / RATE for tick in due], seconds)
+        assert_shown(data, path, frames=150, seconds=seconds, shown=shown)
+
+
+class TestEditLists:
+    @pytest.mark.parametrize(
+        "edits",
+        [
+            [(4000, 2080)],
+            [(2000, 1080), (2000, 5080)],
+            [(2000, 5080), (2000, 1080)],
+            [(2000, 1080), (2000, 1080)],
+            [(1000, -1), (4000, 1080)],
+            [(8000, 80)],
+            [(1480, 2000)],
+            [(400, 1080), (600, -1), (400, 2080)],
+        ],
+        ids=["one", "two", "two in reverse", "one twice", "after nothing", "all", "between keyframes", "with a pause"],
+    )
+    @pytest.mark.parametrize("bf", ["0", "2"])
+    def test_edits_choose_what_is_shown(self, edits: Sequence[tuple[int, int]], bf: str, path: Path) -> None:
+        packets = coded(pictures(range(200)), options={"bf": bf, "g": "20"})
+
+        path.write_bytes(mp4((samples(packets), [avc_entry(packets[0].data, 96, 64)]), edits=edits))
+
+        assert_as_ffmpeg_shows(decode_clip(path), path)
+
+
+def encode_twice(codec: str, path: Path, drawn: Sequence[Image], *options: str) -> None:
+    """Let ffmpeg encode pictures in two passes, as alternate reference frames of libvpx need."""
+    source = path.with_name("source.rgb")
+    source.write_bytes(b"".join(picture.tobytes() for picture in drawn))
+    size = f"{drawn[0].shape[1]}x{drawn[0].shape[0]}"
+    reading = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(RATE), "-i", str(source)]
+    coding = ["-c:v", codec, "-b:v", "150k", "-pix_fmt", "yuv420p", "-auto-alt-ref", "1", "-lag-in-frames", "16"]
+    for number in "1", "2":
+        passes = ["-pass", number, "-passlogfile", str(path.with_name("log"))]
+        ffmpeg(*reading, *coding, *options, *passes, "-y", str(path))
+
+
+class TestPackets:
+    """Packets are not pictures."""
+
+    @pytest.mark.parametrize("container", ["webm", "mkv", "avi"])
+    def test_alternate_reference_frames_of_vp8_are_no_pictures(self, container: str, path: Path) -> None:
+        path = path.with_suffix(f".{container}")
+        encode_twice("libvpx", path, pictures(range(FRAMES)))
+        with av.open(str(path)) as file:
+            packets = sum(bool(packet.size) for packet in file.demux(video=0))
+        assert packets > FRAMES
+
+        clip = decode_clip(path)
+
+        assert clip.facts.frames == FRAMES
+        assert counts(clip) == indices(clip)
+        assert_as_ffmpeg_shows(clip, path)
+
+    @pytest.mark.parametrize("every", [2, 7, 50])
+    @pytest.mark.parametrize("container", ["webm", "matroska"])
+    def test_hidden_frames_of_vp8_are_no_pictures(self, container: str, every: int, path: Path) -> None:
+        """A hidden frame with another picture comes before every second, seventh or fiftieth frame."""
+        numbers = [number for n in range(FRAMES) for number in ([9999, n] if n % every == 1 else [n])]
+        options = {"auto-alt-ref": "0", "lag-in-frames": "0", "g": "1000"}
+        packets, shown = [], 0
+        for number, packet in zip(numbers, coded(pictures(numbers), codec="libvpx", options=options), strict=True):
+            data = bytes([packet.data[0] & ~0x10, *packet.data[1:]]) if number == 9999 else packet.data  # "show_frame"
+            packets.append(Coded(data, shown, shown, packet.key))
+            shown += number != 9999
+
+        assert_shown(mux(packets, codec="libvpx", container=container), path, frames=FRAMES)
+
+    @pytest.mark.parametrize("container", ["webm", "mp4"])
+    @pytest.mark.parametrize("codec", ["libvpx-vp9", "libsvtav1"])
+    def test_hidden_frames_within_packets_are_no_pictures(self, codec: str, container: str, path: Path) -> None:
+        path = path.with_suffix(f".{container}")
+        if codec == "libvpx-vp9":
+            encode_twice(codec, path, pictures(range(100)))
+        else:
+            packets = coded(pictures(range(100)), codec=codec, options={"preset": "10"})
+            path.write_bytes(mux(packets, codec=codec, container=container))
+
+        assert_shown(path.read_bytes(), path, frames=100)
+
+    def test_hidden_frames_of_vp9_in_packets_of_their_own_are_no_pictures(self, path: Path) -> None:
+        path = path.with_suffix(".webm")
+        encode_twice("libvpx-vp9", path, pictures(range(100)))
+        with av.open(str(path)) as file:
+            packets = [
+                Coded(bytes(packet), number, number, packet.is_keyframe)
+                for number, packet in enumerate(file.demux(video=0))
+                if packet.size
+            ]
+        split = [part for packet in packets for part in without_superframes(packet)]
+        assert len(split) > len(packets)
+
+        assert_shown(mux(split, codec="libvpx-vp9", container="webm"), path, frames=100)
+
+    @pytest.mark.parametrize("container", ["avi", "matroska"])
+    @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video", "libvpx", "mjpeg"])
+    def test_empty_packets_leave_the_frame_before_on_screen(self, codec: str, container: str, path: Path) -> None:
+        options = {"bf": "0"} if codec == "libx264" else None
+        packets = coded(pictures(range(100)), codec=codec, options=options)
+        spread = [replace(packet, pts=3 * packet.pts, dts=3 * packet.dts) for packet in packets]
+        empty = [Coded(b"", packet.pts + late, packet.dts + late, key=False) for packet in spread for late in (1, 2)]
+
+        data = mux(sorted([*spread, *empty], key=lambda packet: packet.dts), codec=codec, container=container)
+
+        path.write_bytes(data)
+        clip = decode_clip(data)
+        assert counts(clip) == indices(clip)
+        assert_as_ffmpeg_shows(clip, path)
+
+
+def without_superframes(packet: Coded) -> list[Coded]:
+    """The frames of a superframe of VP9 (Annex B), each in a packet of its own."""
+    marker = packet.data[-1]
+    if marker >> 5 != 0b110:
+        return [packet]
+    frames, bytes_a_size = (marker & 7) + 1, (marker >> 3 & 3) + 1
+    index = packet.data[-1 - frames * bytes_a_size : -1]
+    sizes = [
+        int.from_bytes(index[place * bytes_a_size : (place + 1) * bytes_a_size], "little") for place in range(frames)
+    ]
+    ends = [sum(sizes[: place + 1]) for place in range(frames)]
+    parts = [packet.data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return [replace(packet, data=part, key=packet.key and not place) for place, part in enumerate(parts)]
+
+
+def with_still(container: str, *, still_first: bool, still_frames: int = 1) -> bytes:
+    """A clip of 75 frames beside a track with one larger picture, as "motion photos" have."""
+    file = io.BytesIO()
+    tracks = [("video", pictures(range(75))), ("still", pictures([9999] * still_frames, 480, 320))]
+    with av.open(file, "w", format=container) as output:
+        streams = {}
+        for name, drawn in reversed(tracks) if still_first else tracks:
+            stream = output.add_stream("libx264", rate=RATE, options={"bf": "0"})
+            assert isinstance(stream, av.VideoStream)
+            stream.height, stream.width = drawn[0].shape[:2]
+            stream.pix_fmt = "yuv420p"
+            streams[name] = stream
+        output.start_encoding()
+        for name, drawn in tracks:
+            for packet in coded(drawn, options={"bf": "0"}):
+                written = av.Packet(packet.data)
+                written.stream, written.time_base = streams[name], Fraction(1, RATE)
+                written.pts, written.dts, written.duration = packet.pts, packet.dts, 1
+                written.is_keyframe = packet.key
+                output.mux(written)
+    return file.getvalue()
+
+
+class TestTracks:
+    @pytest.mark.parametrize("still_first", [False, True], ids=["video first", "still first"])
+    @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "mpegts", "avi"])
+    def test_the_video_is_shown_and_not_the_larger_still(
+        self, container: str, still_first: bool, path: Path
+    ) -> None:
+        path.write_bytes(with_still(container, still_first=still_first))
+
+        clip = decode_clip(path)
+
+        assert clip.facts.frames == 75
+        assert counts(clip) == indices(clip)
+        assert_as_ffmpeg_shows(clip, path, "v:1" if still_first else "v:0")
+
+
+class TestPictures:
+    @pytest.mark.parametrize("container", ["mp4", "matroska"])
+    @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "libsvtav1", "mpeg4", "mjpeg"])
+    def test_sizes_that_are_no_multiple_of_a_block_are_shown_whole(
+        self, codec: str, container: str, path: Path
+    ) -> None:
+        drawn = pictures(range(50), 90, 70)
+
+        data = mux(coded(drawn, codec=codec), codec=codec, container=container, width=90, height=70)
+
+        assert_shown(data, path, frames=50)
+
+    @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+    def test_interlaced_pictures_are_shown_as_coded(self, container: str, path: Path) -> None:
+        options = {"x264-params": "interlaced=1:bframes=2:keyint=25"}
+        data = mux(coded(pictures(range(FRAMES)), options=options), container=container, options=options)
 
         assert_shown(data, path, frames=FRAMES)
