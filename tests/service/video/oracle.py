@@ -82,23 +82,29 @@ def ffmpeg(*arguments: str | Path) -> bytes:
 def watch(path: Path, stream: str = "V:0") -> Showing:
     """Let ffmpeg play a file, and note when it shows each frame.
 
-    The muxer ``framecrc`` writes a line a frame: stream, decode time, presentation time, duration, size, checksum.
+    The muxer ``framecrc`` writes a line a frame: stream, decode time, presentation time, duration, size, checksum. The
+    durations of decoded frames are ffmpeg's guess, so that the packets are written beside them, for their durations.
     ``-copyts`` is left out on purpose: with it, ffmpeg would not join recordings whose timestamps start again or jump.
 
     Args:
         path: The clip.
         stream: FFmpeg's specifier of the stream; by default the first video that is not a picture of an album.
     """
-    flags = [*FRAMES_AS_THEY_COME, *THE_CLIPS_OWN_TICKS]
-    written = ffmpeg(*IN_ORDER, "-i", path, "-map", f"0:{stream}", *flags, "-f", "framecrc", "-").decode().splitlines()
-    tick = next(line.partition(":")[2] for line in written if line.startswith("#tb 0:"))
+    decoded, copied = ["-map", f"0:{stream}", "-c:v:0", "rawvideo"], ["-map", f"0:{stream}", "-c:v:1", "copy"]
+    flags = [*decoded, *copied, *FRAMES_AS_THEY_COME, *THE_CLIPS_OWN_TICKS]
+    written = ffmpeg(*IN_ORDER, "-i", path, *flags, "-f", "framecrc", "-").decode().splitlines()
+    ticks = dict(line.removeprefix("#tb ").split(": ") for line in written if line.startswith("#tb "))
     lines = [[int(value) for value in line.split(",")[:4]] for line in written if not line.startswith("#")]
-    assert lines, f"ffmpeg shows no frame of {path}"
-    times = [line[2] for line in lines]
+    times = [pts for number, _, pts, _ in lines if number == 0]
+    assert times, f"ffmpeg shows no frame of {path}"
     assert times == sorted(times), "ffmpeg shows frames in another order than their times"
+    tick = Fraction(ticks["0"])
+    _, last = max((pts, duration) for number, _, pts, duration in lines if number == 1)
+    if ticks["1"] == "1/90000":  # MPEG's streams do not say how long a picture lasts
+        return Showing(times, tick, 0)
     if len(times) > 1 and times[0] == times[-1]:  # only the order is left, and how long a frame usually lasts
-        return Showing(list(range(len(times))), Fraction(tick.strip()) * lines[-1][3], 1)
-    return Showing(times, Fraction(tick.strip()), lines[-1][3])
+        return Showing(list(range(len(times))), last * Fraction(ticks["1"]), 1)
+    return Showing(times, tick, round(last * Fraction(ticks["1"]) / tick))
 
 
 def look_at(path: Path, wanted: Sequence[int], stream: str = "V:0") -> dict[int, Image]:

@@ -82,24 +82,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "clip"
 
 
-# Groups of three frames: of 240 frames every sixth is sampled, so that every other group is skipped.
-FRAMES, HALF = 240, 120
+# Groups of two frames: of 160 frames every fourth is sampled, so that every other group is skipped.
+FRAMES, HALF = 160, 80
 LARGER = (128, 80)
 SETS: dict[str, tuple[Options, Options]] = {
     "libx264": (
-        {"x264-params": "keyint=3:bframes=0:cabac=1:8x8dct=1:ref=2:scenecut=0"},
-        {"x264-params": "keyint=3:bframes=0:cabac=0:8x8dct=0:ref=1:scenecut=0"},
+        {"x264-params": "keyint=2:bframes=0:cabac=1:8x8dct=1:ref=2:scenecut=0"},
+        {"x264-params": "keyint=2:bframes=0:cabac=0:8x8dct=0:ref=1:scenecut=0"},
     ),
     "libx265": (
-        {"x265-params": "log-level=none:keyint=3:min-keyint=3:bframes=0:ctu=32:amp=0:sao=1:scenecut=0"},
-        {"x265-params": "log-level=none:keyint=3:min-keyint=3:bframes=0:ctu=16:sao=0:sign-hide=0:scenecut=0"},
+        {"x265-params": "log-level=none:keyint=2:min-keyint=1:bframes=0:ctu=32:amp=0:sao=1:scenecut=0"},
+        {"x265-params": "log-level=none:keyint=2:min-keyint=1:bframes=0:ctu=16:sao=0:sign-hide=0:scenecut=0"},
     ),
-    "mpeg4": ({"g": "3", "sc_threshold": "0"}, {"g": "3", "mpeg_quant": "1", "sc_threshold": "0"}),
-    "mpeg2video": ({"g": "3"}, {"g": "3"}),
-    "mpeg1video": ({"g": "3"}, {"g": "3"}),
-    "libvpx": ({"g": "3", "auto-alt-ref": "0"}, {"g": "3", "auto-alt-ref": "0"}),
-    "libvpx-vp9": ({"g": "3", "lag-in-frames": "0"}, {"g": "3", "lag-in-frames": "0"}),
-    "libsvtav1": ({"g": "3", "preset": "12"}, {"g": "3", "preset": "12"}),
+    "mpeg4": ({"g": "2", "sc_threshold": "0"}, {"g": "2", "mpeg_quant": "1", "sc_threshold": "0"}),
+    "mpeg2video": ({"g": "2"}, {"g": "2"}),
+    "mpeg1video": ({"g": "2"}, {"g": "2"}),
+    "libvpx": ({"g": "2", "auto-alt-ref": "0"}, {"g": "2", "auto-alt-ref": "0"}),
+    "libvpx-vp9": ({"g": "2", "deadline": "realtime", "cpu-used": "8"}, {"g": "2", "deadline": "realtime", "cpu-used": "8"}),
+    "libsvtav1": ({"g": "2", "preset": "12"}, {"g": "2", "preset": "12"}),
 }
 INTO = {
     "libx264": "mp4 matroska mpegts avi",
@@ -165,10 +165,10 @@ class TestParameterSets:
 
     def test_the_first_sets_may_come_back(self, path: Path) -> None:
         codec = "libx264"
-        one, two = two_kinds(codec, larger=False, change=60)
+        one, two = two_kinds(codec, larger=False, change=40)
         three = without_headers(coded(pictures(range(HALF, FRAMES)), options=SETS[codec][0]), codec)
 
-        data = mux([*one, *later(two[:60], 60), *later(three, HALF)], container="mpegts", options=SETS[codec][0])
+        data = mux([*one, *later(two[:40], 40), *later(three, HALF)], container="mpegts", options=SETS[codec][0])
 
         assert_shown(data, path, frames=FRAMES)
 
@@ -215,11 +215,11 @@ class TestParameterSets:
         assert_shown(data, path, frames=FRAMES)
 
 
-TWO_HALVES = {"bf": "2", "g": "25"}
+TWO_HALVES = {"bf": "2", "g": "20"}
 
 
 def halves(container: str, codec: str = "libx264", muxing: Options | None = None) -> list[bytes]:
-    """Two files, which hold pictures 0 to 119 and 120 to 239, each from time 0 on."""
+    """Two files, which hold the two halves of a clip, each from time 0 on."""
     options = {"auto-alt-ref": "0", "lag-in-frames": "0"} if codec == "libvpx" else TWO_HALVES
     return [
         mux(
@@ -241,8 +241,13 @@ class TestTime:
 
         assert_shown(data, path, frames=FRAMES, by_ffmpeg=container == "mpegts")
 
-    def test_chained_ogg_files_follow_each_other(self, path: Path) -> None:
-        assert_shown(b"".join(halves("ogg", "libvpx")), path, frames=FRAMES)
+    def test_chained_ogg_files_follow_each_other(self) -> None:
+        """FFmpeg's demuxer hands out the headers of the second file as packets, which are no pictures."""
+        clip = decode_clip(b"".join(halves("ogg", "libvpx")))
+
+        assert clip.facts.frames == FRAMES
+        assert clip.facts.duration_s == pytest.approx(FRAMES / RATE, abs=0.1)
+        assert counts(clip) == indices(clip)
 
     def test_flv_files_joined_tag_by_tag_follow_each_other(self, path: Path) -> None:
         assert_shown(flv_joined(*halves("flv")), path, frames=FRAMES, by_ffmpeg=False)
@@ -262,7 +267,7 @@ class TestTime:
     ) -> None:
         options = None if codec == "libvpx" else TWO_HALVES
         packets = coded(pictures(range(FRAMES)), codec=codec, options=options)
-        at = next(place for place, packet in enumerate(packets) if packet.key and packet.pts >= 100)
+        at = next(place for place, packet in enumerate(packets) if packet.key and packet.pts >= 70)
 
         data = mux(
             [*packets[:at], *later(packets[at:], jump * RATE)], codec=codec, container=container, options=options
