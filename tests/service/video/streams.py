@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import cast
 
 import av
-from av.codec.context import Flags
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -102,9 +101,7 @@ def mux(
     """Write packets to a file whose headers are those of an encoder with ``options``."""
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=dict(muxing or {})) as output:
-        stream = cast(
-            VideoStream, output.add_stream(codec, rate=RATE, options=dict(options or QUIET.get(codec, {})))
-        )
+        stream = cast(VideoStream, output.add_stream(codec, rate=RATE, options=dict(options or QUIET.get(codec, {}))))
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, RATE)
@@ -139,11 +136,11 @@ CLUSTER = bytes.fromhex("1f43b675")
 
 
 def matroska_joined(*parts: bytes) -> bytes:
-    """Join Matroska files that were written with the option ``live``: the clusters of all after the head of the first."""
+    """Join Matroska files that were written with the option ``live``: one head, and the clusters of all."""
     return parts[0] + b"".join(part[part.index(CLUSTER) :] for part in parts[1:])
 
 
-# -- MP4, box by box (ISO/IEC 14496-12) ---------------------------------------------------------------------------------
+# -- MP4, box by box (ISO/IEC 14496-12) -------------------------------------------------------------------------------
 
 
 def box(kind: str, *content: bytes) -> bytes:
@@ -165,7 +162,9 @@ def avc_entry(headers: bytes, width: int, height: int, *boxes: bytes) -> bytes:
     sps, pps = (next(unit for unit in units(headers) if unit[0] & 31 == kind) for kind in (7, 8))
     record = bytes([1, *sps[1:4], 0xFF, 0xE1]) + struct.pack(">H", len(sps)) + sps + b"\1"
     record += struct.pack(">H", len(pps)) + pps
-    fixed = bytes(6) + b"\0\1" + bytes(16) + struct.pack(">HHII", width, height, 0x480000, 0x480000) + bytes(4) + b"\0\1"
+    fixed = (
+        bytes(6) + b"\0\1" + bytes(16) + struct.pack(">HHII", width, height, 0x480000, 0x480000) + bytes(4) + b"\0\1"
+    )
     return box("avc1", fixed + bytes(32) + b"\0\x18\xff\xff", box("avcC", record), *boxes)
 
 
@@ -186,6 +185,7 @@ class Sample:
     description: int = 1
 
 
+UPRIGHT = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
 TICKS = 1000  # a second, in the MP4 files written here: 40 ticks a frame
 
 
@@ -221,8 +221,8 @@ def mp4(
             places.append(start + len(media))
             media += _length_prefixed(sample.packet.data)
         written.append(_track(number, content, descriptions, places, edits if number == 1 else (), edit_rates))
-    matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-    mvhd = full_box("mvhd", struct.pack(">4I", 0, 0, TICKS, 0), b"\0\1\0\0\1\0", bytes(10), matrix, bytes(24), b"\0\0\0\x09")
+    head = struct.pack(">4I", 0, 0, TICKS, 0) + b"\0\1\0\0\1\0" + bytes(10)
+    mvhd = full_box("mvhd", head, UPRIGHT, bytes(24), b"\0\0\0\x09")
     return ftyp + box("mdat", bytes(media)) + box("moov", mvhd, *written)
 
 
@@ -238,13 +238,10 @@ def _track(
     edits: Sequence[tuple[int, int]],
     edit_rates: Callable[[int], int],
 ) -> bytes:
-    matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
     duration = sum(sample.duration for sample in content)
     width, height = struct.unpack(">HH", descriptions[0][32:36])
-    tkhd = full_box(
-        "tkhd", struct.pack(">5I", 0, 0, number, 0, duration), bytes(16), matrix, struct.pack(">HHHH", width, 0, height, 0),
-        flags=3,
-    )  # fmt: skip
+    head = struct.pack(">5I", 0, 0, number, 0, duration) + bytes(16)
+    tkhd = full_box("tkhd", head, UPRIGHT, struct.pack(">HHHH", width, 0, height, 0), flags=3)
     rows = [(length, start, edit_rates(place)) for place, (length, start) in enumerate(edits)]
     elst = [box("edts", _table("elst", rows, form="IiI"))] if rows else []
     table = box(

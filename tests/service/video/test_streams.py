@@ -4,8 +4,7 @@ Every picture carries its number. Each clip is also compared with what the ffmpe
 """
 
 import io
-import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,12 +13,11 @@ import av
 import pytest
 
 from service.video.decoder import DecodedClip, decode_clip
-from tests.service.video.clips import Image, corners, counted, counts, encode, indices, middle_frames, read_count
-from tests.service.video.oracle import assert_as_ffmpeg_shows, difference, ffmpeg, look_at
+from tests.service.video.clips import Image, counted, counts, indices, middle_frames
+from tests.service.video.oracle import assert_as_ffmpeg_shows, ffmpeg
 from tests.service.video.streams import (
     RATE,
     Coded,
-    Sample,
     avc_entry,
     coded,
     flv_joined,
@@ -98,7 +96,10 @@ SETS: dict[str, tuple[Options, Options]] = {
     "mpeg2video": ({"g": "2"}, {"g": "2"}),
     "mpeg1video": ({"g": "2"}, {"g": "2"}),
     "libvpx": ({"g": "2", "auto-alt-ref": "0"}, {"g": "2", "auto-alt-ref": "0"}),
-    "libvpx-vp9": ({"g": "2", "deadline": "realtime", "cpu-used": "8"}, {"g": "2", "deadline": "realtime", "cpu-used": "8"}),
+    "libvpx-vp9": (
+        {"g": "2", "deadline": "realtime", "cpu-used": "8"},
+        {"g": "2", "deadline": "realtime", "cpu-used": "8"},
+    ),
     "libsvtav1": ({"g": "2", "preset": "12"}, {"g": "2", "preset": "12"}),
 }
 INTO = {
@@ -261,7 +262,9 @@ class TestTime:
         assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
 
     @pytest.mark.parametrize("jump", [15, 60, 5000], ids=["15 s", "a minute", "5000 s"])
-    @pytest.mark.parametrize(("codec", "container"), [("libx264", "mpegts"), ("mpeg2video", "mpegts"), ("libvpx", "ogg")])
+    @pytest.mark.parametrize(
+        ("codec", "container"), [("libx264", "mpegts"), ("mpeg2video", "mpegts"), ("libvpx", "ogg")]
+    )
     def test_jumps_ahead_are_left_out_where_timestamps_may_jump(
         self, codec: str, container: str, jump: int, path: Path
     ) -> None:
@@ -306,7 +309,12 @@ class TestTime:
     def test_equal_timestamps_leave_the_order_and_the_declared_rate(
         self, codec: str, container: str, path: Path
     ) -> None:
-        packets = [replace(packet, pts=0, dts=0) for packet in coded(pictures(range(FRAMES)), codec=codec, options={"bf": "0"} if codec == "libx264" else None)]
+        packets = [
+            replace(packet, pts=0, dts=0)
+            for packet in coded(
+                pictures(range(FRAMES)), codec=codec, options={"bf": "0"} if codec == "libx264" else None
+            )
+        ]
 
         data = mux(packets, codec=codec, container=container)
 
@@ -515,9 +523,7 @@ def with_still(container: str, *, still_first: bool, still_frames: int = 1) -> b
 class TestTracks:
     @pytest.mark.parametrize("still_first", [False, True], ids=["video first", "still first"])
     @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "mpegts", "avi"])
-    def test_the_video_is_shown_and_not_the_larger_still(
-        self, container: str, still_first: bool, path: Path
-    ) -> None:
+    def test_the_video_is_shown_and_not_the_larger_still(self, container: str, still_first: bool, path: Path) -> None:
         path.write_bytes(with_still(container, still_first=still_first))
 
         clip = decode_clip(path)
