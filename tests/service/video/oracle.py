@@ -134,7 +134,7 @@ def assert_as_ffmpeg_shows(clip: DecodedClip, path: Path, stream: str = "V:0") -
     showing = watch(path, stream)
     wanted = showing.sampled()
     assert clip.facts.frames == len(showing.times)
-    assert clip.facts.duration_s == pytest.approx(float(showing.duration), abs=float(showing.tick))
+    assert clip.facts.duration_s == pytest.approx(float(showing.duration), abs=1.5 * float(showing.tick))
     assert [frame.index for frame in clip.sampled] == wanted
     assert clip.facts.damaged_frames == 0
     pictures = look_at(path, wanted, stream)
