@@ -3,9 +3,10 @@
 import io
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import accumulate
 from typing import cast
 
 import av
@@ -152,8 +153,8 @@ def full_box(kind: str, *content: bytes, version: int = 0, flags: int = 0) -> by
     return box(kind, struct.pack(">I", version << 24 | flags), *content)
 
 
-def _table(kind: str, rows: Sequence[Sequence[int]], *, form: str = "I", version: int = 0) -> bytes:
-    packed = b"".join(struct.pack(f">{form * len(row) if len(form) == 1 else form}", *row) for row in rows)
+def _table(kind: str, rows: Sequence[Sequence[int]], *, form: str = "", version: int = 0) -> bytes:
+    packed = b"".join(struct.pack(">" + (form or "I" * len(row)), *row) for row in rows)
     return full_box(kind, struct.pack(">I", len(rows)), packed, version=version)
 
 
@@ -199,63 +200,44 @@ def samples(packets: Sequence[Coded], description: int = 1) -> list[Sample]:
     ]
 
 
-def mp4(
-    *tracks: tuple[Sequence[Sample], Sequence[bytes]],
-    edits: Sequence[tuple[int, int]] = (),
-    edit_rates: Callable[[int], int] = lambda _: 0x10000,
-) -> bytes:
-    """Write an MP4 of H.264 tracks.
+def mp4(content: Sequence[Sample], descriptions: Sequence[bytes], *, edits: Sequence[tuple[int, int]] = ()) -> bytes:
+    """Write an MP4 with a track of H.264.
 
     Args:
-        tracks: The samples and the sample descriptions of each track.
-        edits: Of the first track: duration and start in the media, in ticks; a start of -1 for nothing.
-        edit_rates: The rate of each edit in 16.16 bits: 0 dwells on a picture.
+        content: Its samples, in decode order.
+        descriptions: Its sample descriptions.
+        edits: Its edit list: duration, and start in the media, in ticks; a start of -1 for an empty edit.
     """
     ftyp = box("ftyp", b"isom", bytes(4), b"isomavc1")
-    start = len(ftyp) + 8
-    media = bytearray()
-    written = []
-    for number, (content, descriptions) in enumerate(tracks, 1):
-        places = []
-        for sample in content:
-            places.append(start + len(media))
-            media += _length_prefixed(sample.packet.data)
-        written.append(_track(number, content, descriptions, places, edits if number == 1 else (), edit_rates))
-    head = struct.pack(">4I", 0, 0, TICKS, 0) + b"\0\1\0\0\1\0" + bytes(10)
-    mvhd = full_box("mvhd", head, UPRIGHT, bytes(24), b"\0\0\0\x09")
-    return ftyp + box("mdat", bytes(media)) + box("moov", mvhd, *written)
-
-
-def _length_prefixed(data: bytes) -> bytes:
-    return b"".join(struct.pack(">I", len(unit)) + unit for unit in units(data))
-
-
-def _track(
-    number: int,
-    content: Sequence[Sample],
-    descriptions: Sequence[bytes],
-    places: Sequence[int],
-    edits: Sequence[tuple[int, int]],
-    edit_rates: Callable[[int], int],
-) -> bytes:
+    stored = [_length_prefixed(sample.packet.data) for sample in content]
+    places = list(accumulate(map(len, stored), initial=len(ftyp) + 8))[:-1]
     duration = sum(sample.duration for sample in content)
     width, height = struct.unpack(">HH", descriptions[0][32:36])
-    head = struct.pack(">5I", 0, 0, number, 0, duration) + bytes(16)
+    head = struct.pack(">5I", 0, 0, 1, 0, duration) + bytes(16)
     tkhd = full_box("tkhd", head, UPRIGHT, struct.pack(">HHHH", width, 0, height, 0), flags=3)
-    rows = [(length, start, edit_rates(place)) for place, (length, start) in enumerate(edits)]
-    elst = [box("edts", _table("elst", rows, form="IiI"))] if rows else []
-    table = box(
+    elst = (
+        [box("edts", _table("elst", [(length, start, 0x10000) for length, start in edits], form="IiI"))]
+        if edits
+        else []
+    )
+    stbl = box(
         "stbl",
         full_box("stsd", struct.pack(">I", len(descriptions)), *descriptions),
         _table("stts", [(1, sample.duration) for sample in content]),
         _table("ctts", [(1, sample.offset) for sample in content], form="Ii", version=1),
         _table("stsc", [(place, 1, sample.description) for place, sample in enumerate(content, 1)]),
-        full_box("stsz", struct.pack(">II", 0, len(content)),
-                 *(struct.pack(">I", len(_length_prefixed(sample.packet.data))) for sample in content)),
+        full_box("stsz", struct.pack(">II", 0, len(stored)), *(struct.pack(">I", len(data)) for data in stored)),
         _table("stco", [(place,) for place in places]),
         _table("stss", [(place,) for place, sample in enumerate(content, 1) if sample.packet.key]),
-    )  # fmt: skip
+    )
     dinf = box("dinf", full_box("dref", struct.pack(">I", 1), full_box("url ", flags=1)))
-    minf = box("minf", full_box("vmhd", bytes(8), flags=1), dinf, table)
+    minf = box("minf", full_box("vmhd", bytes(8), flags=1), dinf, stbl)
     mdhd = full_box("mdhd", struct.pack(">4I", 0, 0, TICKS, duration), b"\x55\xc4\0\0")
-    return box("trak", tkhd, *elst, box("mdia", mdhd, full_box("hdlr", bytes(4), b"vide", bytes(13)), minf))
+    mdia = box("mdia", mdhd, full_box("hdlr", bytes(4), b"vide", bytes(13)), minf)
+    head = struct.pack(">4I", 0, 0, TICKS, 0) + b"\0\1\0\0\1\0" + bytes(10)
+    mvhd = full_box("mvhd", head, UPRIGHT, bytes(24), b"\0\0\0\2")
+    return ftyp + box("mdat", *stored) + box("moov", mvhd, box("trak", tkhd, *elst, mdia))
+
+
+def _length_prefixed(data: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(unit)) + unit for unit in units(data))
