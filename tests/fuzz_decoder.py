@@ -12,7 +12,8 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,61 @@ from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
 from tests.service.video.clips import numbered_clip
 
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A codec in a container.
+
+    Attributes:
+        codec: FFmpeg's name of the encoder.
+        container: FFmpeg's name of the muxer.
+        pix_fmt: Pixel format.
+        size: Width and height, in pixels.
+        options: Options of the encoder.
+    """
+
+    codec: str
+    container: str
+    pix_fmt: str | None = None
+    size: tuple[int, int] = (64, 48)
+    options: Mapping[str, str] | None = None
+
+    def render(self, frames: int) -> bytes:
+        """Encode a small clip."""
+        return numbered_clip(
+            frames,
+            codec=self.codec,
+            container=self.container,
+            pix_fmt=self.pix_fmt,
+            size=self.size,
+            options=self.options,
+        )
+
+
 KINDS = (
-    *(("libx264", container) for container in ("mp4", "matroska", "avi", "mpegts", "mpeg", "flv")),
-    *(("libx265", container) for container in ("mp4", "mpegts")),
-    *(("mpeg4", container) for container in ("avi", "mp4")),
-    *(("libvpx", container) for container in ("webm", "ogg")),
-    *(("mpeg1video", "mpeg"), ("mpeg2video", "mpegts"), ("msmpeg4", "avi"), ("mjpeg", "avi")),
-    *(("libvpx-vp9", "webm"), ("libsvtav1", "mp4")),
+    *(Kind("libx264", container) for container in ("mp4", "matroska", "avi", "mpegts", "mpeg", "flv", "asf")),
+    *(Kind("libx265", container) for container in ("mp4", "mpegts")),
+    *(Kind("mpeg4", container) for container in ("avi", "mp4", "mpegts", "asf")),
+    *(Kind("libvpx", container) for container in ("webm", "ogg")),
+    *(Kind("mpeg1video", container) for container in ("mpeg", "vcd")),
+    *(Kind("msmpeg4", container) for container in ("avi", "asf")),
+    *(Kind("msmpeg4v2", container) for container in ("avi", "asf")),
+    Kind("mpeg2video", "mpegts"),
+    Kind("mjpeg", "avi"),
+    Kind("libvpx-vp9", "webm"),
+    Kind("libsvtav1", "mp4"),
+    Kind("wmv1", "asf"),
+    *(Kind("wmv2", container) for container in ("asf", "avi")),
+    *(Kind("flv", container) for container in ("flv", "avi")),
+    *(Kind("dvvideo", container, size=(720, 576)) for container in ("dv", "avi", "mov")),
+    *(Kind("prores_ks", "mov", pix_fmt) for pix_fmt in ("yuv422p10le", "yuva444p10le")),
+    Kind("dnxhd", "mov", "yuv422p", (256, 128), {"profile": "dnxhr_lb"}),
+    *(Kind("rawvideo", "avi", pix_fmt) for pix_fmt in ("yuv420p", "bgr24", "gray")),
+    *(Kind("rawvideo", container, "yuv420p") for container in ("matroska", "mov")),
+    Kind("huffyuv", "avi", "yuv422p"),
+    Kind("ffvhuff", "avi"),
+    *(Kind("ffv1", container) for container in ("avi", "matroska")),
+    Kind("ffv1", "matroska", "bgr0", options={"level": "3", "slices": "4", "slicecrc": "1"}),
 )
 MAX_REAL_BYTES = 300_000  # larger real clips are left out, because they take long to decode
 LIMITS = DecodeLimits(max_frames=2000, timeout_s=20)
@@ -125,8 +174,8 @@ def decode(first: int, count: int) -> None:
 def clips() -> Iterator[bytes]:
     """Yield small clips of every kind, and the odd real files in ``LIMELIGHT_SHARED``, if any."""
     os.environ["SVT_LOG"] = "0"
-    for codec, container in KINDS:
-        yield numbered_clip(12, codec=codec, container=container)
+    for kind in KINDS:
+        yield kind.render(3 if kind.codec == "dvvideo" else 12)  # frames of DV are large
     for path in sorted(Path(os.environ.get("LIMELIGHT_SHARED") or "../shared", "nasty").rglob("*.*")):
         if 0 < path.stat().st_size < MAX_REAL_BYTES and path.suffix != ".json":
             yield path.read_bytes()

@@ -13,6 +13,8 @@ PREDICTION = {
         "codec": "mpeg4",
         "width": 320,
         "height": 240,
+        "coded_width": 320,
+        "coded_height": 240,
         "frames": 164,
         "duration_s": 6.56,
         "rotation": 0,

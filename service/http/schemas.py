@@ -43,7 +43,11 @@ class ModelFacts(_Answer):
 
 @pydantic_dataclass(frozen=True)
 class ClipAnswer(ClipFacts):
-    """Facts of the clip. Width and height are in pixels as coded, before the rotation in degrees clockwise."""
+    """Facts of the clip.
+
+    Width and height are in pixels as displayed: upright, cropped, and with square pixels. Coded width and height are
+    those of the decoded picture before that. The rotation is in degrees clockwise.
+    """
 
     damaged_frames: int = Field(
         description="Number of sampled frames that could not be decoded; each is replaced by the frame before it."

@@ -56,6 +56,7 @@ from service.isolation.forkserver import (
 )
 from service.isolation.sandbox import Grants
 from service.video.decoder import CONTAINERS, ClipFacts, DecodedClip, DecodeLimits, Image, SampledFrame
+from service.video.display import MAX_PIXEL_ASPECT
 from service.video.media import CODECS
 from service.video.sampling import FRAME_COUNT
 
@@ -107,7 +108,8 @@ class _Decoded:
         ranges = {
             "container": facts.container in CONTAINERS,
             "codec": facts.codec in CODECS,
-            "width and height": min(facts.width, facts.height) >= 1 and facts.width * facts.height <= limits.max_pixels,
+            "width and height": _is_size(facts.width, facts.height, MAX_PIXEL_ASPECT * limits.max_pixels),
+            "coded_width and coded_height": _is_size(facts.coded_width, facts.coded_height, limits.max_pixels),
             "frames": 1 <= facts.frames <= limits.max_frames,
             "duration_s": 0 < facts.duration_s <= limits.max_duration_s,
             "rotation": facts.rotation in {0, 90, 180, 270},
@@ -116,6 +118,10 @@ class _Decoded:
             "time_s": times == sorted(times) and times[0] > 0 and times[-1] <= facts.duration_s,
         }
         return ", ".join(field for field, valid in ranges.items() if not valid)
+
+
+def _is_size(width: int, height: int, max_pixels: int) -> bool:
+    return min(width, height) >= 1 and width * height <= max_pixels
 
 
 @dataclass(frozen=True, slots=True)

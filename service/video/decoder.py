@@ -12,11 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from service.video.cropping import read_crop
+from service.video.formats import DEMUXERS
 from service.video.limits import DecodeLimits
-from service.video.media import DEMUXERS, open_video
+from service.video.media import open_video
 from service.video.picking import FramePicker
-from service.video.presentation import Presentation
-from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image
+from service.video.presentation import Track
+from service.video.resizing import IMAGE_SIZE, RESIZE_REVISION, RESIZE_RULE, Image, Resizer
 from service.video.sampling import FRAME_COUNT, sample_instants
 
 __all__ = [
@@ -40,8 +42,10 @@ class ClipFacts:
     Attributes:
         container: Short name of the container, for example ``mp4`` (also for MOV and 3GP) or ``matroska``.
         codec: FFmpeg's name of the codec, for example ``h264``.
-        width: In pixels, as coded: before ``rotation`` is applied.
-        height: In pixels, as coded.
+        width: In pixels, as displayed: after cropping, with square pixels, upright.
+        height: In pixels, as displayed.
+        coded_width: Width of a decoded picture, in pixels, before all that.
+        coded_height: Height of a decoded picture.
         frames: Number of frames that are shown.
         duration_s: From the first frame to the end of the last, in seconds.
         rotation: Clockwise rotation that was applied to show the frames upright, in degrees: 0, 90, 180 or 270. Frames
@@ -53,6 +57,8 @@ class ClipFacts:
     codec: str
     width: int
     height: int
+    coded_width: int
+    coded_height: int
     frames: int
     duration_s: float
     rotation: int
@@ -107,21 +113,24 @@ def decode_clip(
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     check_time = limits.stopwatch()
     with open_video(file, limits) as (container, stream):
-        presentation = Presentation.read(container, stream, limits, check_time)
-        picker = FramePicker(presentation, lambda: open_video(file, limits), limits, check_time)
+        track = Track.read(container, stream, limits, check_time)
+        resizer = Resizer(read_crop(file, container, stream), stream.sample_aspect_ratio)
+        picker = FramePicker(track, lambda: open_video(file, limits, stream.index), limits, check_time, resizer)
         frames = np.empty((FRAME_COUNT, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if into is None else into
-        damaged = picker.pick(stream.codec_context, frames)
+        presentation = picker.pick(stream.codec_context, frames)
         facts = ClipFacts(
             container=_short_name(container.format.name),
             codec=stream.codec_context.codec.canonical_name,
-            width=picker.resizer.width,
-            height=picker.resizer.height,
-            frames=presentation.frames,
-            duration_s=float(presentation.duration * presentation.time_base),
-            rotation=picker.resizer.rotation,
-            damaged_frames=damaged,
+            width=resizer.width,
+            height=resizer.height,
+            coded_width=resizer.coded_width,
+            coded_height=resizer.coded_height,
+            frames=len(presentation.sources),
+            duration_s=float(presentation.duration),
+            rotation=resizer.rotation,
+            damaged_frames=presentation.damaged,
         )
-    times = map(float, sample_instants(Fraction(0), presentation.duration * presentation.time_base))
+    times = map(float, sample_instants(Fraction(0), presentation.duration))
     sampled = tuple(SampledFrame(index, time_s) for index, time_s in zip(presentation.wanted, times, strict=True))
     return DecodedClip(frames, facts, sampled)
 

@@ -1,205 +1,176 @@
-"""Decodes the wanted frames of a presentation.
+"""Decodes the frames of a track that are sampled.
 
-The first attempt is sparse: it decodes only the packets that the wanted frames depend on. If that is not known to be
-safe, or anything goes wrong, every frame is decoded with a fresh decoder. Both give the frames that decoding everything
-in order gives, bit for bit.
+The first attempt is sparse: it decodes only the packets that the wanted frames depend on. If that is not proven to be
+right, or anything is not as expected, every packet is decoded with a fresh decoder, and what it puts out decides which
+frames there are. Both give the frames that decoding everything in order gives, bit for bit.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from service.errors import CorruptClip
+from service.video.headers import Structure
 from service.video.limits import DecodeLimits
 from service.video.media import check_decode_error
-from service.video.presentation import Presentation
-from service.video.resizing import Image, Resizer
-
-# Codecs whose decoders give identical frames when unwanted non-reference frames are skipped. Others may not: libdav1d
-# loses wanted frames.
-SKIPPABLE_CODECS = frozenset({"h264", "hevc", "mpeg4"})
-
-
-class _DecodeTimesError(Exception):
-    """Frames are output in another order than their times, so the times are decode times."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    """The outcome of decoding every packet.
-
-    Attributes:
-        wanted: Slots of the wanted frames that were decoded.
-        decoded: Slots of all frames that were decoded.
-        failed: Indices of the packets that could not be decoded.
-    """
-
-    wanted: set[int] = field(default_factory=set)
-    decoded: set[int] = field(default_factory=set)
-    failed: set[int] = field(default_factory=set)
+from service.video.presentation import Output, Presentation, Track
+from service.video.resizing import IMAGE_SIZE, Image, Resizer
 
 
 @dataclass(slots=True)
 class FramePicker:
-    """Decodes a presentation's wanted frames.
+    """Decodes a track's wanted frames.
 
     Attributes:
-        presentation: The clip's packets and which frames are wanted.
+        track: The clip's packets.
         reopen: Opens the clip again, with a fresh decoder.
         limits: Limits on the clip.
         check_time: Raises ``DecodeTimeout`` when the time limit has passed.
-        resizer: Converts the frames, and holds the size and rotation of the last one.
+        resizer: Converts the frames, and knows the clip's size and orientation afterwards.
     """
 
-    presentation: Presentation
+    track: Track
     reopen: Callable[[], AbstractContextManager[tuple[InputContainer, VideoStream]]]
     limits: DecodeLimits
     check_time: Callable[[], None]
-    resizer: Resizer = field(default_factory=Resizer)
+    resizer: Resizer
 
-    def pick(self, context: VideoCodecContext, into: Image) -> int:
+    def pick(self, context: VideoCodecContext, into: Image) -> Presentation:
         """Decode the wanted frames.
 
         A frame that cannot be decoded is damaged and is replaced by the one shown before it, or by the first that can
-        be decoded. A packet may also hold no picture, as MPEG-4's "not coded" ones. This is not damage: the frame
-        before it stays on screen.
+        be decoded.
 
         Args:
             context: The decoder of the open stream, not used before.
             into: Receives the frames: uint8 ``(40, 224, 224, 3)``.
 
         Returns:
-            The number of damaged frames; one that is wanted repeatedly counts once.
+            What is shown.
 
         Raises:
             CorruptClip: More than half of the wanted frames are damaged, or no frame can be decoded.
+            ClipTooLong: The clip has more frames, or lasts longer, than allowed.
             ResolutionTooLarge: A frame is larger than allowed.
             DecodeTimeout: The time limit has passed.
         """
-        places = {slot: place for place, slot in enumerate(self.presentation.wanted)}
-        wanted = {slot: into[place] for slot, place in places.items()}
-        damaged = 0
-        if not self._pick_sparsely(context, wanted):
-            try:
-                damaged = self._pick_from_all(wanted, by_output=not self.presentation.timed)
-            except _DecodeTimesError:
-                damaged = self._pick_from_all(wanted, by_output=True)
-        for image in wanted.values():
-            self.resizer.turn_upright(image)
-        for place, slot in enumerate(self.presentation.wanted):
-            if place != places[slot]:
-                into[place] = wanted[slot]
-        return damaged
+        presentation = self.track.expected()
+        sources = presentation.sampled_sources()
+        # Each frame is decoded once, into its first place.
+        images = {source: into[place] for place, source in reversed([*enumerate(sources)])}
+        if not self._pick_sparsely(context, presentation, images):
+            presentation, images = self._pick_from_all(presentation)
+            sources = presentation.sampled_sources()
+        for source in set(sources):
+            self.resizer.turn_upright(images[source])
+        for place, source in enumerate(sources):
+            if not np.may_share_memory(into[place], images[source]):
+                into[place] = images[source]
+        return presentation
 
-    def _resize(self, frame: VideoFrame, into: Image) -> None:
-        if not self.resizer.width:
-            self.resizer.look_at_first(frame)
-        self.resizer.resize(frame, into)
-
-    def _pick_sparsely(self, context: VideoCodecContext, wanted: Mapping[int, Image]) -> bool:
+    def _pick_sparsely(self, context: VideoCodecContext, expected: Presentation, images: Mapping[int, Image]) -> bool:
         """Decode only what the wanted frames depend on.
 
         Args:
             context: The decoder of the open stream, not used before.
-            wanted: The array that receives the frame of each wanted slot.
+            expected: What is expected to be shown.
+            images: The array that receives the frame of each wanted packet.
 
         Returns:
-            Whether every wanted frame was decoded; False also if a sparse decode is not known to be safe.
+            Whether every wanted frame was decoded; False also if a sparse decode is not proven to be right.
         """
-        if self.presentation.maybe_decode_times or not self.presentation.timed:
+        structure, packets = self.track.structure, self.track.packets
+        if not structure or not expected.by_packet:
             return False
-        packets, slots = self.presentation.packets, self.presentation.slots
-        can_skip = context.codec.canonical_name in SKIPPABLE_CODECS
+        first = cast(int, expected.sources[0])
+        wanted = {*images, first}
         found: set[int] = set()
         try:
-            for run in _runs(self.presentation, wanted):
+            for run in _runs(self.track, structure, wanted):
                 for number in [*run, None]:
                     self.check_time()
-                    if can_skip and number is not None:
-                        context.skip_frame = "DEFAULT" if slots[number] in wanted else "NONREF"
+                    if structure.skippable and number is not None:
+                        context.skip_frame = "DEFAULT" if number in wanted or number in structure.empty else "NONREF"
                     for frame in context.decode(None if number is None else packets[number]):
                         self.limits.check_size(frame.width, frame.height)
-                        if frame.pts is None or (packets[frame.pts].is_keyframe and not frame.key_frame):
-                            return False  # containers without a keyframe table mark every packet as a keyframe
-                        slot = slots[frame.pts]
-                        if slot is not None and slot in wanted:
-                            self._resize(frame, wanted[slot])
-                            found.add(slot)
+                        if frame.pts is None or frame.pts in structure.empty or frame.pts in found:
+                            return False
+                        if frame.pts in wanted:
+                            found.add(frame.pts)
+                            self._take(frame, images.get(frame.pts), is_first=frame.pts == first)
                 context.flush_buffers()
+                context.reorder_depth = self.track.delay  # FFmpeg's decoder of H.264 forgets it
         except av.error.FFmpegError:
             return False
-        return len(found) == len(wanted)
+        return found == wanted
 
-    def _pick_from_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> int:
-        """Decode every frame, and replace wanted frames that are missing. Returns the number of damaged ones.
+    def _pick_from_all(self, expected: Presentation) -> tuple[Presentation, dict[int, Image]]:
+        """Decode every packet.
 
         Args:
-            wanted: The array that receives the frame of each wanted slot.
-            by_output: See ``_decode_all``.
+            expected: What is expected to be shown.
+
+        Returns:
+            What is shown, and the wanted frames by their index in the order of output.
         """
-        found = self._decode_all(wanted, by_output=by_output)
-        missing = wanted.keys() - found.wanted
-        if not missing:
-            return 0
-        if not found.decoded:
+        guessed = set(expected.sampled_sources())
+        images: dict[int, Image] = {}
+
+        def is_guessed(index: int, packet: int | None) -> bool:
+            source = packet if expected.by_packet else index
+            if source not in guessed:
+                return False
+            guessed.remove(source)  # a packet may hold thousands of frames
+            return True
+
+        output = self._decode_all(is_guessed, images)
+        if not output.packets:
             raise CorruptClip("none of the clip's frames can be decoded")
-        decoded = sorted(found.decoded)
-        packets, slots = self.presentation.packets, self.presentation.slots
-        lost = {slots[number] for number, packet in enumerate(packets) if number in found.failed or packet.is_corrupt}
-        damaged = sum(slot in lost or slot < decoded[0] for slot in missing)
-        if 2 * damaged > len(wanted):
-            raise CorruptClip(f"{damaged} of {len(wanted)} sampled frames cannot be decoded")
-        before = {slot: decoded[max(0, bisect_left(decoded, slot) - 1)] for slot in missing}
-        replacements = {before[slot]: wanted[slot] for slot in missing}
-        self._decode_all(replacements, by_output=by_output)
-        for slot in missing:
-            wanted[slot][:] = replacements[before[slot]]
-        return damaged
+        presentation = self.track.decoded(output)
+        wanted = len(set(presentation.wanted))
+        if 2 * presentation.damaged > wanted:
+            raise CorruptClip(f"{presentation.damaged} of {wanted} sampled frames cannot be decoded")
+        missing = set(presentation.sampled_sources()) - images.keys()
+        if missing:
+            self._decode_all(lambda index, _: index in missing, images)
+        return presentation, images
 
-    def _decode_all(self, wanted: Mapping[int, Image], *, by_output: bool) -> _Pass:
-        """Decode every packet, skipping those that fail, until all wanted frames are decoded.
+    def _decode_all(self, is_wanted: Callable[[int, int | None], bool], images: dict[int, Image]) -> Output:
+        """Decode every packet, skipping those that fail.
 
         Args:
-            wanted: The array that receives the frame of each wanted slot.
-            by_output: Give frames the slots of the packets that did not fail, in the order of output, instead of each
-                frame the slot of its own packet.
-
-        Raises:
-            _DecodeTimesError: The presentation's times turn out to be decode times (only without ``by_output``).
+            is_wanted: Whether a frame is wanted, by its index in the order of output and its packet.
+            images: Receives the wanted frames by their index.
         """
-        found = _Pass()
-        slots = self.presentation.slots
-        next_slots = (slot for number, slot in enumerate(slots) if slot is not None and number not in found.failed)
-        latest = 0
+        output = Output([], set(), 0)
         with self.reopen() as (_, stream):
-            for frame in self._frames(stream.codec_context, found.failed):
-                number = frame.pts
-                if number is None:
-                    continue
-                if self.presentation.maybe_decode_times and not by_output and number < latest:
-                    raise _DecodeTimesError
-                latest = number
-                slot = next(next_slots, None) if by_output else slots[number]
-                if slot is None:
-                    continue
-                found.decoded.add(slot)
-                if slot in wanted:
-                    self._resize(frame, wanted[slot])
-                    found.wanted.add(slot)
-                    if len(found.wanted) == len(wanted):
-                        break
-        return found
+            for frame in self._frames(stream.codec_context, output.failed):
+                index = len(output.packets)
+                output.packets.append(frame.pts)
+                self.limits.check_frames(index)
+                image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) if is_wanted(index, frame.pts) else None
+                self._take(frame, image, is_first=index == 0)
+                if image is not None:
+                    images[index] = image
+            return replace(output, delay=stream.codec_context.reorder_depth)
+
+    def _take(self, frame: VideoFrame, image: Image | None, *, is_first: bool) -> None:
+        if is_first:
+            self.resizer.look_at_first(frame)
+        if image is not None:
+            self.resizer.resize(frame, image)
 
     def _frames(self, context: VideoCodecContext, failed: set[int]) -> Iterator[VideoFrame]:
         """Yield all frames as they are output, and add the indices of packets that cannot be decoded to ``failed``."""
-        for number, packet in enumerate([*self.presentation.packets, None]):
+        for number, packet in enumerate([*self.track.packets, None]):
             self.check_time()
             try:
                 frames = context.decode(packet)
@@ -212,34 +183,36 @@ class FramePicker:
                 yield frame
 
 
-def _runs(presentation: Presentation, wanted: Collection[int]) -> Iterator[list[int]]:
+def _runs(track: Track, structure: Structure, wanted: Set[int]) -> Iterator[list[int]]:
     """Yield runs of packets, as indices in decode order, that together hold all that the wanted frames depend on.
 
     Groups of pictures without a wanted frame are left out, as are the packets of a group after its last wanted frame.
-    Frames that are shown before their group's keyframe may also depend on the group before it.
+    Frames that are shown before their group's entry may also depend on the group before it.
     """
-    slots, times = presentation.slots, presentation.times
+    times, empty = cast(list[int], track.times), structure.empty  # those of empty packets may be unknown
     groups: list[list[int]] = []
-    for number, packet in enumerate(presentation.packets):
-        if packet.is_keyframe or not groups:
+    for number in range(len(track.packets)):
+        if number in structure.entries or not groups:
             groups.append([])
         groups[-1].append(number)
     needed: set[int] = set()
-    open_groups: set[int] = set()  # those with frames that are shown before their keyframe
+    open_groups: set[int] = set()  # those with frames that are shown before their entry
     for place, group in enumerate(groups):
-        here = [number for number in group if slots[number] in wanted]
-        if min(times[number] for number in group) < times[group[0]]:
+        start = times[group[0]]
+        leading = {n for n in group if n not in empty and times[n] < start}
+        if leading:
             open_groups.add(place)
-        if here:
+        if wanted & set(group):
             needed.add(place)
-            if place and min(times[number] for number in here) < times[group[0]]:
+            if place and wanted & leading:
                 needed.add(place - 1)
     run: list[int] = []
     for place in sorted(needed):
         run += groups[place]
-        if place + 1 in needed and (place + 1 in open_groups or slots[run[-1]] in wanted):
+        if place + 1 in needed and (place + 1 in open_groups or run[-1] in wanted):
             continue
-        while slots[run[-1]] not in wanted:
+        last = max(n for n in run if n in wanted)
+        while run[-1] > last + 1 or (run[-1] > last and run[-1] not in empty):  # keep a frame's second field
             run.pop()
         yield run
         run = []

@@ -1,53 +1,106 @@
 """Finds out when each frame of a video stream is shown, and which frames are sampled."""
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from operator import itemgetter
+from typing import cast
 
-import av
 from av.container import InputContainer
+from av.format import Flags
 from av.video.stream import VideoStream
 
 from service.errors import NoFrames
-from service.video.headers import VideoPacket
+from service.video.headers import Structure, VideoPacket, read_structure
 from service.video.limits import DecodeLimits
+from service.video.media import codec_tag, demux
 from service.video.packed import unpack
 from service.video.sampling import frames_shown, sample_instants
+from service.video.timing import in_order, packet_duration, timeline, usual_duration
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a decoder put out when it was given every packet.
+
+    Attributes:
+        packets: The packet that each frame was decoded from, in the order of output; ``None`` if it is unknown.
+        failed: The packets that could not be decoded.
+        delay: Number of frames that the decoder held back, because they are shown in another order.
+    """
+
+    packets: list[int | None]
+    failed: set[int]
+    delay: int
 
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """The packets of a stream in decode order, when their frames are shown, and which frames are sampled.
+    """Which frames are shown, and when.
 
     A frame's slot is its index among all frames in the order in which they are shown.
 
     Attributes:
-        packets: The stream's packets in decode order. Each one's ``pts`` is set to its index in this list; decoders
-            copy it to the frame, which tells which packet the frame was decoded from.
-        times: When each packet's frame is shown, in ticks of ``time_base``.
-        slots: Each packet's slot; ``None`` if its frame is not shown, for example before the start of an edit list.
-        time_base: Length of a tick, in seconds.
-        duration: From the first frame to the end of the last, in ticks.
+        sources: What each slot's frame comes from: the index of a packet if ``by_packet``, else the frame's index in
+            the order of output. ``None`` if the frame could not be decoded.
+        by_packet: What ``sources`` are.
+        duration: From the first frame to the end of the last, in seconds.
         wanted: The slot on screen at each of the sampled instants.
-        timed: Whether every packet has a presentation time, and no two shown packets the same. Otherwise only the order
-            in which the decoder outputs frames tells when they are shown.
-        maybe_decode_times: Whether ``times`` may be decode times: the codec reorders frames, but the times are in
-            decode order. AVI has no other times.
+    """
+
+    sources: list[int | None]
+    by_packet: bool
+    duration: Fraction
+    wanted: list[int]
+
+    @property
+    def damaged(self) -> int:
+        """Number of wanted frames that could not be decoded; one that is wanted repeatedly counts once."""
+        return sum(self.sources[slot] is None for slot in set(self.wanted))
+
+    def sampled_sources(self) -> list[int]:
+        """Return what the frame at each sampled instant comes from.
+
+        A damaged frame is replaced by the one shown before it, or by the first that can be decoded.
+        """
+        decoded = [slot for slot, source in enumerate(self.sources) if source is not None]
+        before = [decoded[max(0, bisect_right(decoded, slot) - 1)] for slot in self.wanted]
+        return [cast(int, self.sources[slot]) for slot in before]
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The packets of a stream in decode order, and what is known before they are decoded.
+
+    Attributes:
+        packets: The packets. Each one's ``pts`` is set to its index in this list; decoders copy it to the frame, which
+            tells which packet the frame was decoded from.
+        times: When each packet's frame is shown, in ticks of ``time_base``; ``None`` where that is unknown.
+        time_base: Length of a tick, in seconds.
+        usual: Usual duration of a frame, in ticks.
+        clocked: Whether timestamps are readings of a clock, without durations, as in MPEG streams and Ogg.
+        delay: Number of frames that the decoder should hold back, because they are shown in another order.
+        only_decode_times: Whether the container does not say when frames are shown, and FFmpeg does not know either.
+        structure: What the packets' headers prove; ``None`` if only decoding everything is known to be right.
+        limits: Limits on the clip.
     """
 
     packets: list[VideoPacket]
-    times: list[int]
-    slots: list[int | None]
+    times: list[int | None]
     time_base: Fraction
-    duration: Fraction
-    wanted: list[int]
-    timed: bool
-    maybe_decode_times: bool
+    usual: Fraction
+    clocked: bool
+    delay: int
+    only_decode_times: bool
+    structure: Structure | None
+    limits: DecodeLimits
 
     @classmethod
     def read(
         cls, container: InputContainer, stream: VideoStream, limits: DecodeLimits, check_time: Callable[[], None]
-    ) -> "Presentation":
+    ) -> "Track":
         """Read all packets of a stream.
 
         Args:
@@ -58,89 +111,129 @@ class Presentation:
 
         Raises:
             NoFrames: The stream has no packet whose frame is shown.
-            ClipTooLong: The stream has too many frames or is too long.
+            ClipTooLong: The stream has too many frames.
             DecodeTimeout: The time limit has passed.
         """
         packets: list[VideoPacket] = []
-        for packet in _demux(container, stream):
+        for packet in demux(container, stream):
             check_time()
             if packet.size:
                 packets.append(packet)
-                limits.check_frames(len(packets))
+                limits.check_frames(len(packets) // 2)  # a frame may be two fields, each in a packet
         packets = list(unpack(packets, stream))
-        shown = [number for number, packet in enumerate(packets) if not packet.is_discard]
-        if not shown:
+        if all(packet.is_discard for packet in packets):
             raise NoFrames("the video stream holds no frame")
         time_base = stream.time_base or Fraction(1, 1000)
-        usual = _usual_duration(packets, stream, time_base)
-        times = _times(packets, usual)
-        timed = all(packet.pts is not None for packet in packets) and len({times[n] for n in shown}) == len(shown)
-        as_shown = sorted(shown, key=times.__getitem__)
-        start, last = times[as_shown[0]], as_shown[-1]
-        duration = Fraction(times[last] - start + (_duration(packets[last]) or usual))
-        limits.check_duration(duration * time_base)
-        instants = sample_instants(Fraction(start), duration)
-        slots: list[int | None] = [None] * len(packets)
-        for slot, number in enumerate(as_shown if timed else shown):
-            slots[number] = slot
+        usual = usual_duration(packets, stream, time_base)
+        clocked = Flags.ts_discont in Flags(container.format.flags)
+        only_decode_times = _has_only_decode_times(container, stream)
+        times = timeline(packets, usual, time_base, clocked=clocked, by_decode_times=only_decode_times)
+        structure = read_structure(packets, stream)
         for number, packet in enumerate(packets):
             packet.pts = number
         return cls(
             packets=packets,
             times=times,
-            slots=slots,
             time_base=time_base,
-            duration=duration,
-            wanted=frames_shown(instants, [times[number] for number in as_shown]),
-            timed=timed,
-            maybe_decode_times=bool(stream.codec_context.has_b_frames) and as_shown == shown,
+            usual=usual,
+            clocked=clocked,
+            delay=stream.codec_context.reorder_depth,
+            only_decode_times=only_decode_times,
+            structure=structure,
+            limits=limits,
         )
 
+    def expected(self) -> Presentation:
+        """Return the presentation in which one frame comes out of each packet that is not known to be empty.
+
+        Raises:
+            ClipTooLong: The stream has too many frames or is too long.
+        """
+        shown = [n for n, packet in enumerate(self.packets) if n not in self._empty and not packet.is_discard]
+        times = [self.times[n] for n in shown]
+        known = [time for time in times if time is not None]
+        if self.only_decode_times and self.delay:
+            return self._present(self._output_times(shown, self.delay), range(len(shown)), self.usual)
+        if len(set(known)) < len(shown) or (self.delay and _ascends(known)):  # the latter are perhaps decode times
+            return self._present(in_order(times, self.usual), range(len(shown)), self.usual)
+        order = [n for _, n in sorted(zip(known, shown, strict=True))]
+        return self._present(sorted(known), order, self._duration(order[-1]), by_packet=True)
+
+    def decoded(self, output: Output) -> Presentation:
+        """Return the presentation of the frames that a decoder put out.
+
+        Raises:
+            ClipTooLong: The stream has too many frames or is too long.
+        """
+        frames = [n for n, packet in enumerate(output.packets) if packet is None or not self.packets[packet].is_discard]
+        packets = list(_without_repetitions(output.packets[n] for n in frames))
+        times = [None if packet is None else self.times[packet] for packet in packets]
+        if None in times:
+            return self._present(in_order(times, self.usual), frames, self.usual)
+        known, numbers = cast(list[int], times), cast(list[int], packets)
+        in_decode_order = [time for _, time in sorted(zip(numbers, known, strict=True))]
+        if self.only_decode_times or (_ascends(in_decode_order) and not _ascends(numbers)):
+            return self._present(self._output_times(numbers, output.delay), frames, self.usual)
+        lost = [(time, None, n) for n in output.failed - self._empty if (time := self.times[n]) is not None]
+        by_time = sorted([*zip(known, frames, numbers, strict=True), *lost], key=itemgetter(0))
+        last = self._duration(by_time[-1][2])
+        return self._present([time for time, _, _ in by_time], [frame for _, frame, _ in by_time], last)
+
     @property
-    def frames(self) -> int:
-        """Number of frames that are shown."""
-        return sum(slot is not None for slot in self.slots)
+    def _empty(self) -> frozenset[int]:
+        return self.structure.empty if self.structure else frozenset()
+
+    def _output_times(self, packets: Iterable[int], delay: int) -> list[int]:
+        """Return when frames are shown whose times are decode times, in the order of output.
+
+        AVI has no others. The decoder puts a frame out when it is given a packet that comes ``delay`` packets later.
+        """
+        decoded = sorted(dts if (dts := self.packets[n].dts) is not None else cast(int, self.times[n]) for n in packets)
+        after = [round(decoded[-1] + (n + 1) * self.usual) for n in range(delay)]
+        return [*decoded, *after][delay:]
+
+    def _duration(self, packet: int) -> Fraction:
+        return Fraction(packet_duration(self.packets[packet])) or self.usual
+
+    def _present(
+        self, times: list[int], sources: Sequence[int | None], last: Fraction, *, by_packet: bool = False
+    ) -> Presentation:
+        """Return the presentation of frames that are shown at these times, which do not decrease.
+
+        Args:
+            times: When each frame is shown, in ticks.
+            sources: See ``Presentation``.
+            last: How long the last frame is shown, in ticks, if the container has durations.
+            by_packet: See ``Presentation``.
+        """
+        self.limits.check_frames(len(times))
+        if self.clocked and 1 < len(times) < len(self.packets):  # FFmpeg guesses durations of packets, not of frames
+            steps = sorted(later - earlier for earlier, later in pairwise(times))
+            last = Fraction(steps[len(steps) // 2]) or last
+        duration = times[-1] - times[0] + last
+        self.limits.check_duration(duration * self.time_base)
+        instants = sample_instants(Fraction(times[0]), duration)
+        return Presentation(list(sources), by_packet, duration * self.time_base, frames_shown(instants, times))
 
 
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """Yield the stream's packets, up to the end or to the first damage that the demuxer cannot skip."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            return
-        except IndexError:  # PyAV raises it at the end of an MPEG-TS to which streams were added on the way
-            return
-        if packet is None:
-            return
-        yield packet
+def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bool:
+    """Return whether a container has no presentation times and the codec's headers do not make up for it.
 
-
-def _usual_duration(packets: Sequence[VideoPacket], stream: VideoStream, time_base: Fraction) -> Fraction:
-    """Return the duration, in ticks, that is assumed for a frame whose packet has none."""
-    known = sorted(filter(None, map(_duration, packets)))
-    if known:
-        return Fraction(known[len(known) // 2])
-    rate = stream.guessed_rate or stream.average_rate
-    return 1 / (rate * time_base) if rate else Fraction(1)
-
-
-def _duration(packet: VideoPacket) -> int:
-    """Return a packet's duration in ticks; 0 if it has no valid one."""
-    return max(packet.duration or 0, 0)
-
-
-def _times(packets: Sequence[VideoPacket], usual: Fraction) -> list[int]:
-    """Return when each packet's frame is shown, in ticks.
-
-    These are the presentation times if every packet has one, else the decode times if every packet has one. Otherwise,
-    as in MPEG program streams, the frame rate is assumed to be constant.
+    FFmpeg derives presentation times for other codecs. Matroska holds AVI's streams, too, and then has a codec tag.
     """
-    shown = [packet.pts for packet in packets if packet.pts is not None]
-    decoded = [packet.dts for packet in packets if packet.dts is not None]
-    if len(shown) == len(packets):
-        return shown
-    if len(decoded) == len(packets):
-        return decoded
-    return [round(number * usual) for number in range(len(packets))]
+    context = stream.codec_context
+    if context.codec.canonical_name not in {"h264", "hevc"}:
+        return False
+    return container.format.name == "avi" or (container.format.name == "matroska,webm" and codec_tag(context) != "")
+
+
+def _ascends(numbers: Sequence[int]) -> bool:
+    return all(earlier < later for earlier, later in pairwise(numbers))
+
+
+def _without_repetitions(packets: Iterable[int | None]) -> Iterator[int | None]:
+    """Replace a packet by ``None`` where it comes again: only its first frame is shown at its time."""
+    seen: set[int | None] = set()
+    for packet in packets:
+        yield None if packet in seen else packet
+        seen.add(packet)

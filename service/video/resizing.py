@@ -1,90 +1,110 @@
-"""Converts a decoded frame of any size and pixel format to the small upright RGB image that the network needs."""
+"""Converts a decoded frame of any size and pixel format to the small RGB image that the network needs."""
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.plane import VideoPlane
+from av.video.reformatter import ColorPrimaries, ColorRange, Interpolation, VideoReformatter
 
 from service.errors import CorruptClip
+from service.video.cropping import Crop
+from service.video.display import Orientation, displayed_size
+from service.video.tonemapping import HDR_TRANSFERS, tone_map
 
 Image = npt.NDArray[np.uint8]
 
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
-# Raised when images change, so that older stored features expire. 2: converted to planes first.
-RESIZE_REVISION = 2
+# Raised when images change, so that older stored features expire. 2: converted to planes first. 3: HD without a colour
+# matrix is BT.709, HDR is tone-mapped, containers' cropping is followed.
+RESIZE_REVISION = 3
 # FFmpeg's conversion of YUV to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average. Its
 # conversion to planar RGB takes a third to half of the time and is off by 0.3. (The reference is bilinear resizing and
 # BT.601 in floating point.) Packing the planes changes no value.
 PLANAR_FORMAT = "gbrp"
 PACKED_FORMAT = "rgb24"
+HDR_FORMAT = "gbrp12le"
 
-
-def _unnamed_side_data(cls: type[SideDataType], value: object) -> Any:
-    """Return a member for a type of side data that PyAV does not name.
-
-    FFmpeg has more types than PyAV's enumeration, such as those of LCEVC and of the views of a spatial video. PyAV
-    looks up the type of everything that is attached to a frame, and without this a single unknown type raises
-    ``ValueError`` and makes the display matrix beside it unreadable.
-    """
-    member: Any = object.__new__(cls)
-    member._name_, member._value_ = f"UNNAMED_{value}", value
-    return member
-
-
-# ``Enum._missing_`` is the standard library's hook for values without a member.
-setattr(SideDataType, "_missing_", classmethod(_unnamed_side_data))  # noqa: B010 (mypy refuses an assignment)
+# FFmpeg's numbers of colour matrices (ITU-T H.273, table 4), and those that its scaler converts from.
+BT709, BT470BG, BT2020 = 1, 5, 9
+KNOWN_MATRICES = frozenset({BT709, 4, BT470BG, 6, 7, BT2020})
 
 
 @dataclass(slots=True)
 class Resizer:
-    """Converts and resizes frames. Use one for all frames of a clip: a new one for each takes eight times as long.
+    """Converts and resizes the frames of a clip. Use one for all of them: a new one for each takes eight times as long.
 
     Attributes:
-        scaler: Resizes a frame and converts it to planar RGB.
-        packer: Converts the result to packed RGB.
-        width: Width of the first frame as coded, in pixels.
-        height: Height of the first frame as coded, in pixels.
-        rotation: Rotation that ``turn_upright`` applies, in degrees clockwise: 0, 90, 180 or 270. A mirrored frame is
-            first flipped top to bottom, then rotated.
+        crop: The part of the pictures that the container says to show; ``None`` for all.
+        pixel_aspect: Width of a pixel divided by its height, as FFmpeg reports it; ``None`` if unknown.
+        width: Width of the clip as displayed, in pixels: cropped, with square pixels, upright.
+        height: Height of the clip as displayed.
+        coded_width: Width of the first decoded picture, in pixels, before all that.
+        coded_height: Height of the first decoded picture.
+        orientation: The clip's orientation.
     """
 
-    scaler: VideoReformatter = field(default_factory=VideoReformatter)
-    packer: VideoReformatter = field(default_factory=VideoReformatter)
+    crop: Crop | None = None
+    pixel_aspect: Fraction | None = None
     width: int = 0
     height: int = 0
-    rotation: int = 0
-    _matrix: tuple[int, ...] | None = None
+    coded_width: int = 0
+    coded_height: int = 0
+    orientation: Orientation = field(default_factory=Orientation)
+    _scaler: VideoReformatter = field(default_factory=VideoReformatter)
+    _packer: VideoReformatter = field(default_factory=VideoReformatter)
+    _converter: VideoReformatter = field(default_factory=VideoReformatter)
+
+    @property
+    def rotation(self) -> int:
+        """Rotation that ``turn_upright`` applies, in degrees clockwise: 0, 90, 180 or 270.
+
+        A mirrored frame is first flipped top to bottom, then rotated.
+        """
+        return self.orientation.rotation
 
     def look_at_first(self, frame: VideoFrame) -> None:
         """Take size and orientation of the clip from the first frame that is shown.
 
         One orientation holds for the whole clip, even if later frames carry other ones.
         """
-        self.width, self.height = frame.width, frame.height
-        self._matrix = _display_matrix(frame)
-        self.rotation = _rotation(self._matrix) if self._matrix else 0
+        self.orientation = Orientation.of(frame)
+        self.coded_width, self.coded_height = width, height = frame.width, frame.height
+        part = self.crop and self.crop.within(width, height)
+        if part:
+            height, width = (edges.stop - edges.start for edges in part)
+        aspect = (self.crop and self.crop.pixel_aspect) or self.pixel_aspect
+        self.width, self.height = displayed_size(width, height, aspect, self.rotation)
 
     def resize(self, frame: VideoFrame, into: Image) -> None:
-        """Stretch a frame bilinearly to 224×224 and convert it to RGB without alpha.
+        """Stretch what is shown of a frame bilinearly to 224×224 and convert it to RGB without alpha.
 
         Args:
-            frame: The decoded frame.
+            frame: The decoded frame. Its colour tags are corrected.
             into: Receives the image, not yet turned upright: uint8 ``(224, 224, 3)``.
 
         Raises:
             CorruptClip: The frame's pixel format cannot be converted.
         """
+        correct_colour_tags(frame)
+        is_hdr = frame.color_trc in HDR_TRANSFERS
+        planar = HDR_FORMAT if is_hdr else PLANAR_FORMAT
         try:
-            small = self.scaler.reformat(
-                frame, IMAGE_SIZE, IMAGE_SIZE, PLANAR_FORMAT, interpolation=Interpolation.BILINEAR, threads=1
+            shown = self._cropped(frame, planar) if self.crop else frame
+            small = self._scaler.reformat(
+                shown, IMAGE_SIZE, IMAGE_SIZE, planar, interpolation=Interpolation.BILINEAR, threads=1
             )
-            packed = self.packer.reformat(small, format=PACKED_FORMAT, threads=1)
+            if is_hdr:
+                green, blue, red = (_pixels(plane, np.uint16) for plane in small.planes)
+                mapped = tone_map(np.stack([red, green, blue]), frame.color_trc, frame.color_primaries)
+                into[:] = mapped.transpose(1, 2, 0)
+                return
+            packed = self._packer.reformat(small, format=PACKED_FORMAT, threads=1)
         except av.error.FFmpegError as error:
             raise CorruptClip(f"frames in the pixel format {frame.format.name} cannot be converted to RGB") from error
         rows = np.frombuffer(memoryview(packed.planes[0]), np.uint8).reshape(IMAGE_SIZE, -1)
@@ -92,36 +112,37 @@ class Resizer:
 
     def turn_upright(self, image: Image) -> None:
         """Rotate and mirror a resized image in place, as ``look_at_first`` found: uint8 ``(224, 224, 3)``."""
-        if self._matrix:
-            _as_coded(image, self._matrix)[:] = image.copy()
+        self.orientation.turn_upright(image)
+
+    def _cropped(self, frame: VideoFrame, planar: str) -> VideoFrame:
+        """Return what is shown of a frame, as planar RGB so that any pixel can be the first, or the frame itself."""
+        part = self.crop and self.crop.within(frame.width, frame.height)
+        if not part:
+            return frame
+        rows, columns = part
+        whole = self._converter.reformat(frame, format=planar, interpolation=Interpolation.BILINEAR, threads=1)
+        cropped = VideoFrame(columns.stop - columns.start, rows.stop - rows.start, planar)
+        dtype = np.uint16 if planar == HDR_FORMAT else np.uint8
+        for source, target in zip(whole.planes, cropped.planes, strict=True):
+            _pixels(target, dtype)[:] = _pixels(source, dtype)[part]
+        return cropped
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    """Return the frame's display matrix: nine integers ``a b u c d v x y w``; ``None`` if it has none.
+def correct_colour_tags(frame: VideoFrame) -> None:
+    """Replace colour tags of a frame that FFmpeg's scaler refuses or takes for BT.601.
 
-    A pixel at (x, y) is shown at (a·x + c·y, b·x + d·y).
+    A missing or unknown matrix is replaced as players do: by BT.2020's where primaries or transfer are those of wide
+    colour or HDR, else by BT.709's for HD and BT.601's for SD, which are told apart as mpv does. An unknown range
+    counts as none.
     """
-    if not frame.side_data:  # looking up a missing type is slow in PyAV
-        return None
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    return None if matrix is None else tuple(np.frombuffer(bytes(matrix), np.int32).tolist())
+    if frame.colorspace not in KNOWN_MATRICES:
+        is_wide = frame.color_primaries == ColorPrimaries.BT2020 or frame.color_trc in HDR_TRANSFERS
+        is_hd = frame.width >= 1280 or frame.height > 576
+        frame.colorspace = BT2020 if is_wide else BT709 if is_hd else BT470BG
+    if frame.color_range >= ColorRange.NB:
+        frame.color_range = ColorRange.UNSPECIFIED
 
 
-def _rotation(matrix: tuple[int, ...]) -> int:
-    """Return the rotation of the x axis, as FFmpeg reports it, to the nearest multiple of 90°."""
-    a, b = matrix[:2]
-    if abs(b) > abs(a):
-        return 90 if b > 0 else 270
-    return 180 if a < 0 else 0
-
-
-def _as_coded(image: Image, matrix: tuple[int, ...]) -> Image:
-    """Return a view of an upright square image that is rotated and mirrored as the frame is coded."""
-    a, b, _, c, d, *_ = matrix
-    if abs(b) > abs(a):
-        return _flipped(image, d=b, a=c).transpose(1, 0, 2)
-    return _flipped(image, d=d, a=a)
-
-
-def _flipped(image: Image, *, a: int, d: int) -> Image:
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+def _pixels(plane: VideoPlane, dtype: type[np.uint8 | np.uint16]) -> npt.NDArray[Any]:
+    """Return a view of a plane's pixels: ``(height, width)``."""
+    return np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)[:, : plane.width]

@@ -12,8 +12,9 @@ from itertools import pairwise
 FRAME_COUNT = 40
 SAMPLING_RULE = "segment-center"
 # Raised when other frames of some clips are sampled, so that older stored features expire. 2: of AVI files; 3: after
-# packets that hold no picture; 4: of MPEG-4 with packed B-frames.
-SAMPLING_REVISION = 4
+# packets that hold no picture; 4: of MPEG-4 with packed B-frames; 5: where packets are not pictures, timestamps jump or
+# are equal, parameter sets change, or there are several video streams.
+SAMPLING_REVISION = 5
 
 
 def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUNT) -> list[Fraction]:

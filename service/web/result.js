@@ -38,10 +38,9 @@ export class Result {
     this.#pictures = pictures;
     this.#file = file;
     this.#painter = answer.attention && new HeatPainter(answer.attention.maps);
-    const { width, height, rotation, duration_s: duration } = answer.clip;
+    const { width, height, duration_s: duration } = answer.clip;
     this.#duration = Math.max(duration, answer.frames.at(-1).time_s, 0.04); // live recordings have no duration
-    const upright = rotation % 180 ? height / width : width / height;
-    this.#player = player ?? new FramesPlayer(this.#duration, upright);
+    this.#player = player ?? new FramesPlayer(this.#duration, width / height);
   }
 
   /** The answer in a sentence. */

@@ -80,6 +80,7 @@ def forged(report: str) -> bytes:
 
 def decoded(**changed: object) -> str:
     facts = {"container": "mp4", "codec": "h264", "width": 64, "height": 48, "frames": 50, "duration_s": 2.0}
+    facts |= {"coded_width": 64, "coded_height": 48}
     sampled = [{"index": k, "time_s": (k + 0.5) / 20} for k in range(40)]
     return json.dumps({"facts": {**facts, "rotation": 0, "damaged_frames": 0, **changed}, "sampled": sampled})
 

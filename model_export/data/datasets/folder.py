@@ -7,7 +7,28 @@ from model_export.data.datasets import hmdb51, ucf101
 from model_export.data.datasets.clips import LabelledClip
 from model_export.errors import DatasetError
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".dv",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    }
+)
 
 
 def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[LabelledClip]:

@@ -93,6 +93,8 @@ class TestAnswer:
             "codec": "h264",
             "width": 160,
             "height": 120,
+            "coded_width": 160,
+            "coded_height": 120,
             "frames": 50,
             "duration_s": 2.0,
             "rotation": 0,

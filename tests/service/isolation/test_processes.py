@@ -209,8 +209,8 @@ def forged(report: str, end: str = "os._exit(0)") -> bytes:
 
 
 FACTS = {
-    "container": "mp4", "codec": "h264", "width": 64, "height": 48, "frames": 50, "duration_s": 2.0,
-    "rotation": 0, "damaged_frames": 0,
+    "container": "mp4", "codec": "h264", "width": 64, "height": 48, "coded_width": 64, "coded_height": 48,
+    "frames": 50, "duration_s": 2.0, "rotation": 0, "damaged_frames": 0,
 }  # fmt: skip
 SAMPLED = [{"index": k, "time_s": (k + 0.5) / 20} for k in range(40)]
 
@@ -230,8 +230,10 @@ class TestForgedReports:
         "changed",
         [
             {},
-            {"width": 1, "height": 9_500_000},
-            {"width": 9_500_000, "height": 1},
+            {"coded_width": 1, "coded_height": 9_500_000},
+            {"coded_width": 9_500_000, "coded_height": 1},
+            {"width": 16, "height": 9_500_000},
+            {"width": 9_500_000, "height": 16},
             {"frames": 20_000},
             {"frames": 1, "sampled": [{**frame, "index": 0} for frame in SAMPLED]},
             {"duration_s": 600.0},
@@ -274,7 +276,10 @@ class TestForgedReports:
             *(report(codec=name) for name in ("", "png", "h264\x1b[2J")),
             *(report(width=size) for size in (0, -5, 2**31, 10**30, 64.0, "64")),
             *(report(height=size) for size in (0, -5, 2**31, 10**30, 64.0, "64")),
-            report(width=9_500_000, height=2),
+            *(report(coded_width=size) for size in (0, -5, 2**31, 10**30, 64.0, "64")),
+            *(report(coded_height=size) for size in (0, -5, 2**31, 10**30, 64.0, "64")),
+            report(width=9_500_000, height=17),
+            report(coded_width=9_500_000, coded_height=2),
             report(width=-64, height=-48),
             *(report(frames=frames) for frames in (0, -1, 20_001, 10**30, 10**4000, "50", True, None)),
             *(report(duration_s=seconds) for seconds in (float("nan"), float("inf"), 0, -1.0, 600.1, 1e300)),
@@ -301,13 +306,14 @@ class TestForgedReports:
         self, hostile: DecoderProcesses, caplog: pytest.LogCaptureFixture
     ) -> None:
         facts = {"container": "hls", "codec": "png", "width": 0, "frames": 0, "duration_s": 0.0, "rotation": 1}
+        facts |= {"height": 1, "coded_width": 0, "coded_height": 1, "damaged_frames": 41}
         with pytest.raises(DecoderFault):
-            await hostile.decode(forged(report(facts | {"height": 1, "damaged_frames": 41}, sampled(0, time_s=0.0))))
+            await hostile.decode(forged(report(facts, sampled(0, time_s=0.0))))
 
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
         assert record.__dict__["reason"] == (
-            "out of range: container, codec, width and height, frames, duration_s, rotation, damaged_frames, index, "
-            "time_s"
+            "out of range: container, codec, width and height, coded_width and coded_height, frames, duration_s, "
+            "rotation, damaged_frames, index, time_s"
         )
 
 

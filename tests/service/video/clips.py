@@ -38,7 +38,7 @@ QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
 NOT_CODED = bytes.fromhex("000001b6504f")
 I_FRAME, B_FRAME = 0, 2
 DIVX_PACKED = b"\0\0\1\xb2DivX503b1393p"  # user data that marks a packed stream
-DATA_CODECS = {"klv", "timed_id3"}
+DATA_CODECS = {"klv", "lcevc", "timed_id3"}
 
 
 def numbered(number: int, width: int = 64, height: int = 48) -> Image:
@@ -162,10 +162,20 @@ def numbered_clip(
     pts: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
     muxing: Mapping[str, str] | None = None,
+    pix_fmt: str | None = None,
+    size: tuple[int, int] = (64, 48),
     change: Change = lambda number, packet: packet,
 ) -> bytes:
-    pictures = (numbered(number) for number in range(frames))
-    return encode(pictures, codec=codec, container=container, pts=pts, options=options, muxing=muxing, change=change)
+    return encode(
+        (numbered(number, *size) for number in range(frames)),
+        codec=codec,
+        container=container,
+        pts=pts,
+        options=options,
+        muxing=muxing,
+        pix_fmt=pix_fmt,
+        change=change,
+    )
 
 
 def clip_with_track(container: str, codec: str, content: bytes, frames: int = 50) -> bytes:

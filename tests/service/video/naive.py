@@ -19,6 +19,8 @@ from service.video.decoder import DecodedClip
 
 Image = npt.NDArray[np.uint8]
 
+BT709, UNSPECIFIED = 1, 2  # FFmpeg's numbers of colour matrices; players take BT.709's for HD
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -51,6 +53,8 @@ def naive_decode(source: bytes | Path) -> list[Shown]:
             except av.error.FFmpegError:
                 continue
             for frame in decoded:
+                if frame.colorspace == UNSPECIFIED and (frame.width >= 1280 or frame.height > 576):
+                    frame.colorspace = BT709
                 small = reformatter.reformat(frame, 224, 224, "gbrp", interpolation=Interpolation.BILINEAR)
                 image = np.rot90(cast(Image, small.to_ndarray()), frame.rotation // 90)
                 times.append(frame.pts)

@@ -3,7 +3,7 @@
 The answers were decided by examining each file, not copied from the decoder's output.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,14 @@ PATIENT = DecodeLimits(timeout_s=240)  # so that a busy machine does not change 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts about a clip that is decoded; ``seconds`` is rounded to hundredths."""
+    """The facts about a clip that is decoded.
+
+    Attributes:
+        width: As coded.
+        height: As coded.
+        seconds: Rounded to hundredths.
+        displayed: Width and height as displayed, where they differ from those as coded.
+    """
 
     container: str
     codec: str
@@ -30,6 +37,7 @@ class Facts:
     seconds: float
     rotation: int = 0
     damaged: int = 0
+    displayed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,15 @@ ANSWERS: dict[str, Facts | Problem] = {
     "Zulko+moviepy/media__doc_medias__long_examples__example.mp4": Facts("mp4", "h264", 640, 480, 400, 16.0),
     "androidx+media/bbb_176x144_128kbps_15fps_h263.3gp": Facts("mp4", "h263", 176, 144, 15, 1.0),
     "androidx+media/bbb_642x642_768kbps_30fps_vp9.webm": Facts("matroska", "vp9", 642, 642, 90, 3.0),
-    "androidx+media/bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4": Facts("mp4", "h264", 800, 640, 120, 4.0),
+    "androidx+media/bbb_800x640_768kbps_30fps_avc_pyramid_3b.mp4": Facts(
+        "mp4",
+        "h264",
+        800,
+        640,
+        120,
+        4.0,
+        displayed=(1138, 640),  # pixels of 64:45
+    ),
     "androidx+media/bt601.mov": Facts("mp4", "h264", 640, 428, 30, 1.02),
     "androidx+media/h265_bframes.mp4": Facts("mp4", "hevc", 854, 480, 30, 1.0),
     "androidx+media/sample.mkv": Facts("matroska", "h264", 1080, 720, 30, 0.97),
@@ -76,23 +92,33 @@ ANSWERS: dict[str, Facts | Problem] = {
     "pytorch+torchcodec/h264_10bits.mp4": Facts("mp4", "h264", 200, 200, 30, 1.0),
     "androidx+media/hdr10-av1.mp4": Facts("mp4", "av1", 720, 1280, 127, 4.24),
     "androidx+media/hlg10-color-test.mp4": Facts("mp4", "hevc", 1920, 1080, 9, 0.3),
-    "mozilla+mp4parse-rust/h264_white_frame_sar_16_9.mp4": Facts("mp4", "h264", 640, 480, 1, 0.04),
+    "mozilla+mp4parse-rust/h264_white_frame_sar_16_9.mp4": Facts(
+        "mp4", "h264", 640, 480, 1, 0.04, displayed=(1138, 480)
+    ),
     # -- rotated; the rotation is clockwise ----------------------------------------------------------------------------
     "androidx+media/internal_emulator_transformer_output_270_rotated.mp4": Facts(
-        "mp4", "h264", 1280, 720, 149, 4.97, rotation=270
+        "mp4", "h264", 1280, 720, 149, 4.97, rotation=270, displayed=(720, 1280)
     ),
-    "androidx+media/portrait_4k60.mp4": Facts("mp4", "h264", 3840, 2160, 18, 0.3, rotation=90),
+    "androidx+media/portrait_4k60.mp4": Facts("mp4", "h264", 3840, 2160, 18, 0.3, rotation=90, displayed=(2160, 3840)),
     "dmlc+decord/video_180.mov": Facts("mp4", "h264", 568, 320, 3, 0.1, rotation=180),
-    "dmlc+decord/video_90.mov": Facts("mp4", "h264", 568, 320, 3, 0.1, rotation=90),
+    "dmlc+decord/video_90.mov": Facts("mp4", "h264", 568, 320, 3, 0.1, rotation=90, displayed=(320, 568)),
     # -- time: edit lists that shift or start between keyframes, shuffled frames, a slow-motion part -------------------
     "androidx+media/edit_list_positive_shift.mp4": Facts("mp4", "h264", 1920, 1080, 270, 9.0),
     "androidx+media/sample_edit_list_no_sync_frame_before_edit.mp4": Facts(
-        "mp4", "hevc", 1920, 1080, 68, 2.37, rotation=90
+        "mp4", "hevc", 1920, 1080, 68, 2.37, rotation=90, displayed=(1080, 1920)
     ),
     "androidx+media/sample_sef_super_slow_motion.mp4": Facts("mp4", "h264", 160, 120, 435, 14.47),
     "androidx+media/sample_with_increasing_timestamps_320w_240h_5s.mp4": Facts("mp4", "h264", 320, 240, 300, 5.0),
     "dmlc+decord/unordered.mov": Facts("mp4", "h264", 50, 50, 4, 0.12),
-    "mozilla+mp4parse-rust/bbb_sunflower_QCIF_30fps_h263_noaudio_1f.3gp": Facts("mp4", "h263", 176, 144, 1, 0.03),
+    "mozilla+mp4parse-rust/bbb_sunflower_QCIF_30fps_h263_noaudio_1f.3gp": Facts(
+        "mp4",
+        "h263",
+        176,
+        144,
+        1,
+        0.03,
+        displayed=(216, 144),  # pixels of 27:22
+    ),
     # -- containers with defects that do not concern the video ---------------------------------------------------------
     "Zulko+moviepy/video_with_failing_audio.mp4": Facts("mp4", "h264", 640, 360, 280, 11.2),
     "abema+go-mp4/sample_fragmented.mp4": Facts("mp4", "h264", 1280, 720, 10, 1.0),
@@ -102,7 +128,8 @@ ANSWERS: dict[str, Facts | Problem] = {
     "androidx+media/sample_h264_iframes_only.ts": Facts("mpegts", "h264", 854, 480, 30, 1.0),
     "androidx+media/sample_last_cluster.mkv": Facts("matroska", "h264", 1080, 720, 30, 0.97),
     "androidx+media/sample_missing_stsd.mp4": Facts("mp4", "h264", 1080, 720, 30, 1.0),
-    "androidx+media/sample_with_fake_auxiliary_tracks.mp4": Facts("mp4", "h264", 10, 12, 5, 0.04),
+    # All five frames have one timestamp, and 25 frames a second are declared.
+    "androidx+media/sample_with_fake_auxiliary_tracks.mp4": Facts("mp4", "h264", 10, 12, 5, 0.2),
     "mozilla+mp4parse-rust/metadata.mp4": Facts("mp4", "h264", 320, 240, 1, 0.04),  # the other video is a cover
     # -- small files of long clips: within the limits, and beyond them -------------------------------------------------
     "androidx+media/long_1080p_lowbitrate.mp4": Facts("mp4", "h264", 1920, 1080, 10_883, 362.77),
@@ -146,8 +173,17 @@ def answer(path: Path) -> Facts | Problem:
         facts = decode_clip(path, PATIENT).facts
     except ClipError as error:
         return Problem(KINDS[error.code].status, error.code)
-    container, codec, width, height, frames, seconds, rotation, damaged = astuple(facts)
-    return Facts(container, codec, width, height, frames, round(seconds, 2), rotation, damaged)
+    displayed, coded = (facts.width, facts.height), (facts.coded_width, facts.coded_height)
+    return Facts(
+        facts.container,
+        facts.codec,
+        *coded,
+        facts.frames,
+        round(facts.duration_s, 2),
+        facts.rotation,
+        facts.damaged_frames,
+        displayed if displayed != coded else None,
+    )
 
 
 def assert_sampled_or_refused(data: bytes, description: str) -> None:

@@ -114,3 +114,18 @@ def test_a_count_that_is_not_positive_is_refused(count: int) -> None:
 def test_an_empty_list_of_timestamps_is_refused() -> None:
     with pytest.raises(ValueError, match="timestamp"):
         frames_shown([Fraction(0)], [])
+
+
+def test_frames_two_ticks_apart_were_rounded_and_frames_one_tick_apart_were_not() -> None:
+    """A frame that begins half a tick after the instant is on screen only if its timestamp may have been rounded."""
+    instants = [Fraction(7, 2), Fraction(15, 2)]
+
+    assert frames_shown(instants, range(0, 20, 2)) == [2, 4]
+    assert frames_shown(instants, range(20)) == [3, 7]
+
+
+def test_the_usual_distance_of_frames_decides_whether_timestamps_were_rounded() -> None:
+    mostly_one_tick, mostly_two_ticks = [0, 1, 2, 3, 5, 7], [0, 1, 2, 4, 6, 8, 10]
+
+    assert frames_shown([Fraction(9, 2)], mostly_one_tick) == [3]
+    assert frames_shown([Fraction(7, 2)], mostly_two_ticks) == [3]

@@ -124,7 +124,7 @@ class TestRefusals:
             find_clips(make_folder("1.avi", "2.avi"))
 
     def test_class_without_clips_is_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.avi, .*\); add clips or remove"):
+        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.3gp, .*\); add clips or remove"):
             find_clips(make_folder("a/1.avi", "b/readme.txt"))
 
     def test_unknown_class_is_refused_with_the_known_ones(self, make_folder: MakeFolder) -> None:

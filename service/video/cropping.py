@@ -1,0 +1,197 @@
+"""Reads which part of its pictures a container says to show: FFmpeg knows it, but PyAV does not report it.
+
+Matroska and WebM have the elements ``PixelCropTop`` and so on (RFC 9559, 5.1.4.1.28), MP4 and MOV the clean aperture
+``clap`` (ISO/IEC 14496-12, 12.1.4). What H.264 and HEVC themselves crop is left to their decoders.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from math import floor
+from typing import BinaryIO
+
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+# How many boxes or elements of each level are looked at. Headers have a few, and come before thousands of clusters.
+MAX_CHILDREN = 1000
+
+SEGMENT, TRACKS, TRACK_ENTRY = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae"
+TRACK_TYPE, CODEC_ID, VIDEO = b"\x83", b"\x86", b"\xe0"
+PIXEL_WIDTH, PIXEL_HEIGHT = b"\xb0", b"\xba"
+CROP_BOTTOM, CROP_TOP, CROP_LEFT, CROP_RIGHT = b"\x54\xaa", b"\x54\xbb", b"\x54\xcc", b"\x54\xdd"
+VIDEO_TRACK = 1
+
+FIELDS_OF_SAMPLE_ENTRY = 78  # bytes before the boxes of a visual sample entry
+
+_Extent = tuple[int, int]  # where the content of a box or an element begins and ends
+_Walk = Callable[[BinaryIO, _Extent], Iterator[tuple[bytes, _Extent]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """The part of a stream's pictures that is shown, in pixels as coded.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        right: Column after the last.
+        bottom: Row after the last.
+        pixel_aspect: Width of a pixel divided by its height where FFmpeg's is wrong, because it does not know of the
+            crop; otherwise ``None``.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    pixel_aspect: Fraction | None = None
+
+    def within(self, width: int, height: int) -> tuple[slice, slice] | None:
+        """Return the rows and columns that are shown of a decoded picture; ``None`` if that is all of it or nothing.
+
+        The edges are counted from the top left corner, since the decoder may have cut off the same margin before.
+        """
+        right, bottom = min(self.right, width), min(self.bottom, height)
+        if (self.left, self.top, right, bottom) == (0, 0, width, height) or self.left >= right or self.top >= bottom:
+            return None
+        return slice(self.top, bottom), slice(self.left, right)
+
+
+def read_crop(file: BinaryIO, container: InputContainer, stream: VideoStream) -> Crop | None:
+    """Return the part of a stream's pictures that its container says to show; ``None`` if that is all of them.
+
+    Ignores a part that is empty or larger than the pictures. Leaves the file's position where it was, because FFmpeg
+    goes on reading from there.
+    """
+    position = file.tell()
+    whole = 0, file.seek(0, os.SEEK_END)
+    crop = None
+    if container.format.name.startswith("matroska"):
+        crop = _pixel_crop(file, whole, container.streams.video.index(stream))
+    elif container.format.name.startswith("mov"):
+        crop = _clean_aperture(file, whole, stream.id)
+    file.seek(position)
+    return crop
+
+
+def _checked(crop: Crop, width: int, height: int) -> Crop | None:
+    """Return a crop of pictures that are declared to have this size; ``None`` if it is not within them, or all."""
+    inside = 0 <= crop.left < crop.right <= width and 0 <= crop.top < crop.bottom <= height
+    return crop if inside and crop.within(width, height) else None
+
+
+def _find(walk: _Walk, file: BinaryIO, extent: _Extent, *path: bytes) -> Iterator[_Extent]:
+    """Yield the contents of all boxes or elements at a path."""
+    for kind, content in islice(walk(file, extent), MAX_CHILDREN):
+        if kind == path[0]:
+            if path[1:]:
+                yield from _find(walk, file, content, *path[1:])
+            else:
+                yield content
+
+
+def _read(file: BinaryIO, extent: _Extent, most: int) -> bytes:
+    start, end = extent
+    file.seek(start)
+    return file.read(min(end - start, most))
+
+
+# -- Matroska ----------------------------------------------------------------------------------------------------------
+
+
+def _pixel_crop(file: BinaryIO, whole: _Extent, number: int) -> Crop | None:
+    """Read the crop of a video track. ``number`` counts the tracks of which FFmpeg makes video streams, from 0."""
+    videos = []
+    for track in islice(_find(_elements, file, whole, SEGMENT, TRACKS, TRACK_ENTRY), MAX_CHILDREN):
+        fields = dict(islice(_elements(file, track), MAX_CHILDREN))
+        if _number(file, fields, TRACK_TYPE) == VIDEO_TRACK and _read(file, fields.get(CODEC_ID, (0, 0)), 1) == b"V":
+            videos.append(fields.get(VIDEO, (0, 0)))
+    if number >= len(videos):
+        return None
+    fields = dict(islice(_elements(file, videos[number]), MAX_CHILDREN))
+    left, top, right, bottom = (_number(file, fields, kind) for kind in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
+    width, height = _number(file, fields, PIXEL_WIDTH), _number(file, fields, PIXEL_HEIGHT)
+    return _checked(Crop(left, top, width - right, height - bottom), width, height)
+
+
+def _elements(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
+    """Yield the identifiers of EBML elements (RFC 8794) and where their contents are, up to the first invalid one."""
+    start, end = extent
+    while start < end:
+        head = _read(file, (start, end), 12)
+        id_bytes = 9 - head[0].bit_length()
+        size_bytes = 9 - head[id_bytes].bit_length() if id_bytes < len(head) else 9
+        content = start + id_bytes + size_bytes
+        if id_bytes > 4 or size_bytes > 8 or content > end:
+            return
+        unknown = (1 << 7 * size_bytes) - 1  # a live recording's size
+        size = int.from_bytes(head[id_bytes : id_bytes + size_bytes]) & unknown
+        start = end if size == unknown else min(content + size, end)
+        yield head[:id_bytes], (content, start)
+
+
+def _number(file: BinaryIO, fields: dict[bytes, _Extent], kind: bytes) -> int:
+    """Read an unsigned integer, which is 0 if it is missing."""
+    return int.from_bytes(_read(file, fields.get(kind, (0, 0)), 8))
+
+
+# -- MP4 ---------------------------------------------------------------------------------------------------------------
+
+
+def _clean_aperture(file: BinaryIO, whole: _Extent, track_id: int) -> Crop | None:
+    """Read the clean aperture in the first sample description of a track."""
+    for track in _find(_boxes, file, whole, b"moov", b"trak"):
+        header = _read(file, next(_find(_boxes, file, track, b"tkhd"), (0, 0)), 96)
+        fields = header[20:] if header[:1] == b"\1" else header[12:]  # version 1 has 64-bit times before them
+        if int.from_bytes(fields[:4]) == track_id:
+            track_size = int.from_bytes(fields[64:68]), int.from_bytes(fields[68:72])
+            for start, end in _find(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd"):
+                for _, entry in islice(_boxes(file, (start + 8, end)), 1):
+                    return _crop_of_entry(file, entry, track_size)
+    return None
+
+
+def _crop_of_entry(file: BinaryIO, entry: _Extent, track_size: tuple[int, int]) -> Crop | None:
+    """Read the clean aperture in a visual sample entry.
+
+    Args:
+        file: The file.
+        entry: Where the entry is.
+        track_size: Width and height that the track is shown at, in units of 1/65536 pixels.
+    """
+    start, end = entry
+    fields = _read(file, entry, 28)
+    width, height = int.from_bytes(fields[24:26]), int.from_bytes(fields[26:28])
+    boxes = dict(islice(_boxes(file, (start + FIELDS_OF_SAMPLE_ENTRY, end)), MAX_CHILDREN))
+    aperture = _read(file, boxes.get(b"clap", (0, 0)), 32)
+    values = [int.from_bytes(aperture[place : place + 4], signed=True) for place in range(0, 32, 4)]
+    if len(aperture) < 32 or min(values[0], values[2], *values[1::2]) <= 0:
+        return None
+    shown_width, shown_height, right_by, down_by = map(Fraction, values[::2], values[1::2])
+    left, top = (width - shown_width) / 2 + right_by, (height - shown_height) / 2 + down_by
+    aspect = None
+    if b"pasp" not in boxes and all(track_size) and track_size != (width << 16, height << 16):
+        # The track's size is that of the aperture; FFmpeg takes it for that of the whole picture.
+        aspect = Fraction(track_size[0], track_size[1]) * shown_height / shown_width
+    # Where edges are not whole, FFmpeg rounds them down.
+    crop = Crop(floor(left), floor(top), floor(left + shown_width), floor(top + shown_height), aspect)
+    return _checked(crop, width, height)
+
+
+def _boxes(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
+    """Yield the types of boxes and where their contents are, up to the first whose size is invalid."""
+    start, end = extent
+    while start < end:
+        head = _read(file, (start, end), 16)
+        size, kind, content = int.from_bytes(head[:4]), head[4:8], start + 8
+        if size == 1:  # a 64-bit size follows
+            size, content = int.from_bytes(head[8:]), start + 16
+        elif size == 0:  # the box extends to the end of the file
+            size = end - start
+        if len(kind) < 4 or start + size < content:
+            return
+        start = min(start + size, end)
+        yield kind, (content, start)
