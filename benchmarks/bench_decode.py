@@ -5,9 +5,12 @@ skipped. "Sequential" is PyAV in our environment, decoding every frame. Clips ar
 contenders take turns on each clip in every round, so that other load on the machine affects all alike, and each is
 limited to as many cores as it is given threads. The table goes to standard output and to the end of
 ``benchmarks/RESULTS.md``.
+
+``--before CHECKOUT`` adds the decoder of another checkout of this repository and a row with the ratio of both.
 """
 
 import json
+import math
 import os
 import re
 import statistics
@@ -32,7 +35,8 @@ from service.video.decoder import DecodeLimits, decode_clip
 BENCH = REPOSITORY / ".bench"
 CLIPS_FOLDER = BENCH / "clips"
 OTHERS_PYTHON = BENCH / "venv" / "bin" / "python"
-OURS = ("limelight", "sequential")
+NOW, BEFORE = "limelight", "limelight-before"
+OURS = (NOW, BEFORE, "sequential")
 OTHERS = ("opencv", "decord", "torchcodec") if OTHERS_PYTHON.exists() else ()
 FPS = 25
 
@@ -90,11 +94,16 @@ def main() -> None:
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to give each contender (default 1 2)"
     )
     parser.add_argument("--only", default="", help="measure only clips whose name contains this")
+    parser.add_argument("--before", type=Path, help="a checkout whose decoder is compared with this one's")
     options = parser.parse_args()
+    names = [name for name in (*OURS, *OTHERS) if name != BEFORE or options.before]
     clips = [(clip, made(clip)) for clip in CLIPS if options.only in clip.name]
     load = os.getloadavg()[0]
     table = ["| clip | threads | decoder | median, ms | min–max, ms | processor seconds |"]
-    for row in chain.from_iterable(measure(clips, threads, options.rounds) for threads in options.threads):
+    started = (
+        measure(clips, threads, options.rounds, names, options.before or REPOSITORY) for threads in options.threads
+    )
+    for row in chain.from_iterable(started):
         print(row, file=sys.stderr, flush=True)
         table.append(row)
     facts = [
@@ -105,20 +114,34 @@ def main() -> None:
     publish("Decoding 40 frames of a clip", facts, table, record=not options.no_record)
 
 
-def measure(clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int) -> Iterator[str]:
+def measure(
+    clips: Sequence[tuple[Clip, Path]], threads: int, rounds: int, names: Sequence[str], before: Path
+) -> Iterator[str]:
     """Yield a row of the table for each clip and contender."""
     with ExitStack() as stack:
-        started = {name: stack.enter_context(closing(Contender(name, threads))) for name in (*OURS, *OTHERS)}
+        checkouts = {name: before if name == BEFORE else REPOSITORY for name in names}
+        started = {
+            name: stack.enter_context(closing(Contender(name, threads, checkout)))
+            for name, checkout in checkouts.items()
+        }
         contenders = {name: contender for name, contender in started.items() if contender.there}
         for clip, path in clips:
             wanted = [frame.index for frame in decode_clip(path, DecodeLimits(timeout_s=600)).sampled]
             turns = [
-                {name: contender.decode(path, wanted) for name, contender in contenders.items()}
-                for _ in range(rounds + 1 if clip.repeats == 1 else 1)
+                {name: contenders[name].decode(path, wanted) for name in order}
+                for order in islice(orders(list(contenders)), rounds + 1 if clip.repeats == 1 else 1)
             ]
             for name in contenders:
                 times = [seconds for turn in turns[-rounds:] if (seconds := turn[name])]
                 yield f"| {clip.name} | {threads} | {name} | {figures(times) if times else 'cannot | |'} |"
+            pairs = [(now, then) for turn in turns[-rounds:] if (now := turn[NOW]) and (then := turn.get(BEFORE))]
+            if pairs:
+                yield f"| {clip.name} | {threads} | {NOW} : {BEFORE} | | | {ratio(pairs)} |"
+
+
+def orders(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the order of turns in each round: forwards and backwards, so that none always comes after the same one."""
+    return cycle([names, names[::-1]])
 
 
 def figures(turns: Sequence[Mapping[str, float]]) -> str:
@@ -128,13 +151,21 @@ def figures(turns: Sequence[Mapping[str, float]]) -> str:
     return f"{statistics.median(clock):.0f} | {min(clock):.0f}–{max(clock):.0f} | {processors:.3f}"
 
 
+def ratio(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> str:
+    """Return the median ratio of processor time over all rounds, with its 95 % interval: ranks n/2 ± 0.98·√n."""
+    ratios = sorted(now["processors"] / then["processors"] for now, then in pairs)
+    low = max(0, math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))))
+    return f"{statistics.median(ratios):.3f} ({ratios[low]:.3f}–{ratios[-1 - low]:.3f})"
+
+
 class Contender:
     """A library in a process of its own that decodes clips on request."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, checkout: Path) -> None:
         python = sys.executable if name in OURS else str(OTHERS_PYTHON)
         command = [python, str(REPOSITORY / "benchmarks" / "decode_contender.py"), name, str(threads)]
-        environment = os.environ | ({"LD_LIBRARY_PATH": ffmpeg_of_pyav()} if name == "torchcodec" else {})
+        environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+        environment |= {"LD_LIBRARY_PATH": ffmpeg_of_pyav()} if name == "torchcodec" else {}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -118,6 +118,7 @@ def _torchcodec(threads: int) -> Decode:
 
 CONTENDERS = {
     "limelight": _limelight,
+    "limelight-before": _limelight,
     "sequential": _sequential,
     "opencv": _opencv,
     "decord": _decord,

@@ -25,6 +25,14 @@ Change = Callable[[int, "Packet[VideoStream]"], "Packet[VideoStream]"]
 
 # The left half's grey level is the number's tens, the right half's its units.
 GREY_STEP = 24
+# Colours of the corners of counted pictures, in order, and of what is between.
+CORNERS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "white": (255, 255, 255),
+    "grey": (60, 60, 60),
+}
 QUIET = {"libx264": {"bf": "0"}, "libx265": {"x265-params": "log-level=none"}}
 # A picture of MPEG-4 that is not coded: start code, "P", no whole second, marker, time, marker, "not coded", stuffing.
 NOT_CODED = bytes.fromhex("000001b6504f")
@@ -44,6 +52,50 @@ def read_number(picture: Image) -> int:
     """The number that a decoded frame of 224×224 shows."""
     tens, units = (round(float(half.mean()) / GREY_STEP) for half in (picture[80:140, 30:80], picture[80:140, 140:190]))
     return 10 * tens + units
+
+
+def counted(number: int, width: int = 96, height: int = 64) -> Image:
+    """A picture that shows ``number``, below 65,536, and which way is up.
+
+    The middle 60 % of its width and height are 4×4 cells: row by row the number's bits, highest first, white for 1. Its
+    corners are red, green, blue and white.
+    """
+    picture = np.full((height, width, 3), CORNERS["grey"], np.uint8)
+    for rows, columns, color in zip("ttbb", "lrlr", CORNERS.values(), strict=False):
+        y = slice(height // 6) if rows == "t" else slice(-(height // 6), None)
+        x = slice(width // 6) if columns == "l" else slice(-(width // 6), None)
+        picture[y, x] = color
+    bits = np.array([number >> bit & 1 for bit in range(15, -1, -1)]).reshape(4, 4)
+    rows_of_bits, columns_of_bits = (np.arange(round(0.6 * size)) * 4 // round(0.6 * size) for size in (height, width))
+    cells = np.where(bits[rows_of_bits[:, np.newaxis], columns_of_bits], 235, 20)
+    top, left = round(0.2 * height), round(0.2 * width)
+    picture[top : top + cells.shape[0], left : left + cells.shape[1]] = cells[..., np.newaxis]
+    return picture
+
+
+def read_count(picture: Image) -> int:
+    """The number that a decoded frame of ``counted`` shows."""
+    centers = [0.2 + 0.6 * (2 * place + 1) / 8 for place in range(4)]
+    bits = [_color_at(picture, x, y).mean() > 128 for y in centers for x in centers]
+    return int("".join(str(int(bit)) for bit in bits), 2)
+
+
+def corners(picture: Image) -> str:
+    """The colours of a decoded frame's corners: "red green blue white" if ``counted`` is shown whole and upright."""
+    seen = [_color_at(picture, x, y) for y in (1 / 32, 31 / 32) for x in (1 / 32, 31 / 32)]
+    return " ".join(min(CORNERS, key=lambda name: float(np.abs(color - CORNERS[name]).sum())) for color in seen)
+
+
+def _color_at(picture: Image, x: float, y: float) -> npt.NDArray[np.float64]:
+    """The mean of 5×5 pixels at a place that is given in parts of width and height."""
+    top, left = round(y * picture.shape[0]) - 2, round(x * picture.shape[1]) - 2
+    return cast("npt.NDArray[np.float64]", picture[top : top + 5, left : left + 5].mean(axis=(0, 1)))
+
+
+def counts(clip: DecodedClip) -> list[int]:
+    """The numbers that the frames of a counted clip show. All must be upright and whole."""
+    assert {corners(frame) for frame in clip.frames} == {"red green blue white"}
+    return [read_count(frame) for frame in clip.frames]
 
 
 def numbers(clip: DecodedClip) -> list[int]:

@@ -1,0 +1,47 @@
+"""Real clips: their frames are those of a full decode, at the times at which the ffmpeg command shows them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.video.decoder import DecodeLimits, decode_clip
+from tests.service.video.clips import indices
+from tests.service.video.naive import naive_decode
+from tests.service.video.oracle import assert_as_ffmpeg_shows, ffmpeg
+
+pytestmark = pytest.mark.slow
+
+PATIENT = DecodeLimits(timeout_s=120)  # a busy machine is no reason to fail
+
+
+def assert_exact(path: Path) -> None:
+    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode."""
+    clip = decode_clip(path, PATIENT)
+    naive = naive_decode(path)
+    assert clip.facts.frames == len(naive), path
+    np.testing.assert_array_equal(clip.frames, [naive[index].image for index in indices(clip)], err_msg=str(path))
+    assert_as_ffmpeg_shows(clip, path)
+
+
+def test_every_avi_has_the_frames_of_a_full_decode(shared: Path) -> None:
+    paths = sorted((shared / "clips").rglob("*.avi"))
+    assert len(paths) == 31
+    for path in paths:
+        assert_exact(path)
+
+
+@pytest.mark.parametrize("container", ["ts", "mpg", "mp4", "mov", "avi"])
+def test_field_coded_pictures_are_whole_in_every_container(shared: Path, tmp_path: Path, container: str) -> None:
+    """Each field is a packet of its own, of which the second has no time in some containers."""
+    source = shared / "faults" / "paff.ts"
+    if not source.is_file():
+        pytest.skip(f"needs real clips: {source}")
+    path = tmp_path / f"paff.{container}"
+    if container == "ts":
+        shutil.copy(source, path)
+    else:
+        ffmpeg("-i", source, "-map", "0:v:0", "-c", "copy", path)
+
+    assert_exact(path)
