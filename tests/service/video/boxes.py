@@ -66,6 +66,15 @@ def in_video_track(data: bytes, added: bytes, without: Sequence[bytes] = (), tra
     return changed
 
 
+def with_track_of_sound(data: bytes) -> bytes:
+    """Add the description of a track of sound before the others, in a Matroska file written for streaming."""
+    fields = number(b"\xd7", 9) + number(b"\x73\xc5", 9) + number(b"\x83", 2) + element(b"\x86", b"A_PCM/INT/LIT")
+    entry = element(TRACK_ENTRY, fields + element(b"\xe1", b""))
+    start = data.index(TRACKS + b"\x01")
+    size = int.from_bytes(data[start + 5 : start + 12])
+    return data[:start] + element(TRACKS, entry + data[start + 12 : start + 12 + size]) + data[start + 12 + size :]
+
+
 def _elements(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     start = 0
     while start < len(data):

@@ -32,6 +32,7 @@ from tests.service.video.boxes import (
     in_video_track,
     number,
     with_box,
+    with_track_of_sound,
 )
 from tests.service.video.clips import encode, numbered, read_number, with_content
 
@@ -206,6 +207,22 @@ class TestWhichStream:
 
         sampled = ["h264", "mpeg4"].index(facts.codec)
         assert (facts.width, facts.height) == ((120, 120) if sampled == cropped else (160, 120))
+
+    def test_tracks_of_sound_do_not_count(self) -> None:
+        data = with_track_of_sound(matroska({CROP_LEFT: 40, CROP_RIGHT: 40}, (40, 0, 120, 120)))
+
+        with av.open(io.BytesIO(data), "r") as container:
+            assert [stream.type for stream in container.streams] == ["audio", "video"]
+        assert_shows_only_quarters(decode_clip(data))
+
+    @pytest.mark.parametrize(
+        "before", [b"\0\0\0\1free" + bytes([0, 0, 0, 0, 0, 0, 0, 16]), box(b"free", b"moov")], ids=["64 bits", "free"]
+    )
+    def test_boxes_of_any_size_may_come_before_the_movie(self, before: bytes) -> None:
+        data = mp4(clap(whole(80), whole(120), whole(0), whole(0)), (40, 0, 120, 120))
+        movie = data.index(b"moov") - 4
+
+        assert_shows_only_quarters(decode_clip(data[:movie] + before + data[movie:]))
 
     def test_the_first_sample_description_of_several_holds(self) -> None:
         data = mp4(clap(whole(80), whole(120), whole(0), whole(0)), (40, 0, 120, 120))
