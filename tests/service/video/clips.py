@@ -231,7 +231,9 @@ def packed_clip(
                 groups.append([picture])
         contents: list[bytes] = []
         if marked:
-            groups[0][0] = DIVX_PACKED + groups[0][0]
+            for group in groups:
+                if _picture_type(group[0]) == I_FRAME:
+                    group[0] = DIVX_PACKED + group[0]
         for first, *others in groups:
             # XviD's placeholder has the type of the picture before it, and AVI's index calls its packet a keyframe too.
             placeholder = bytes([*NOT_CODED[:4], _picture_type(first) << 6 | NOT_CODED[4] & 0x3F, *NOT_CODED[5:]])
