@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.video.headers import READERS
+from service.video.headers import READERS, Structure
 from tests.service.video.clips import NOT_CODED, encode, with_content
 from tests.service.video.headers.full_decode import Clip, assert_proves_the_truth
 
@@ -197,6 +197,15 @@ class TestHiddenFrames:
 
         assert Clip.read(joined("matroska", short("libvpx-vp9", "webm", {}), rewrite=pair)).structure is None
 
+    def test_packets_of_av1_without_a_frame_are_empty(self) -> None:
+        delimiter = b"\x12\0"  # a temporal unit with nothing in it
+        clip = joined(
+            "avi",
+            short("libsvtav1", "mp4", {"preset": "12"}),
+            rewrite=lambda number, content: [delimiter, content] if number == 4 else [content],
+        )
+        assert assert_proves_the_truth(Clip.read(clip)).empty == {4}
+
     def test_forward_key_frames_of_av1_are_no_entries(self) -> None:
         options = {"preset": "12", "g": "10", "svtav1-params": "irefresh-type=1"}
         assert assert_proves_the_truth(Clip.read(rendered("libsvtav1", "mp4", options))).entries == {0}
@@ -352,6 +361,23 @@ class TestMpeg4:
         if proved:
             assert len(assert_proves_the_truth(clip).entries) == 3
 
+    def test_b_vops_before_the_first_frame_are_not_output(self) -> None:
+        plain = short("mpeg4", "avi", {"bf": "2", "sc_threshold": "1000000000"})
+        start = sorted(assert_proves_the_truth(Clip.read(plain)).entries)[1]
+        cut = Clip.read(joined("avi", plain, rewrite=lambda number, content: [content] * (number >= start)))
+        assert assert_proves_the_truth(cut).empty == {1, 2}
+
+    def test_a_keyframe_without_a_time_is_not_entered_if_a_later_one_has_one(self) -> None:
+        def strip(number: int, content: bytes) -> list[bytes]:
+            group = content.find(b"\0\0\1\xb3")
+            return [content[:group] + content[group + 7 :] if 0 < number < 8 and group > 0 else content]
+
+        plain = short("mpeg4", "avi", {"bf": "2", "sc_threshold": "1000000000"})
+        entries = sorted(assert_proves_the_truth(Clip.read(plain)).entries)
+        assert 0 < entries[1] < 8 < entries[2]
+        clip = Clip.read(joined("avi", plain, rewrite=strip))
+        assert assert_proves_the_truth(clip).entries == {0, entries[2]}
+
     def test_groups_without_the_headers_of_the_first_are_not_entered(self) -> None:
         def strip(number: int, content: bytes) -> list[bytes]:
             return [content[content.find(NOT_CODED[:4]) :] if number else content]
@@ -374,6 +400,28 @@ class TestTables:
 
     def test_contexts_of_ffv1_carry_over_to_the_next_key_frame(self) -> None:
         assert assert_proves_the_truth(Clip.read(short("ffv1", "avi", {"level": "3"}))).entries == {0, 6, 12}
+
+
+class TestPackets:
+    """Clips that no encoder here writes."""
+
+    @pytest.mark.parametrize(
+        ("codec", "usual", "unclear"),
+        [
+            ("theora", b"\x40", b"\x80theora"),  # headers of another stream
+            ("wmv2", b"\x80\0", b"\x82\xe0"),  # three rows of macroblocks that are skipped, and perhaps all others
+            ("h263", b"\0\0\x80\x02\x0e\0", b"\0\0\x80\x02\x1c\0"),  # PLUSPTYPE
+        ],
+    )
+    def test_an_unclear_packet_proves_nothing(self, codec: str, usual: bytes, unclear: bytes) -> None:
+        intra = {"h263": b"\0\0\x80\x02\x0c\0"}.get(codec, b"\0\0")
+
+        def read(*contents: bytes) -> Structure | None:
+            return READERS[codec]([cast("Packet[VideoStream]", Packet(content)) for content in contents], b"")
+
+        assert read(intra, usual) == Structure(frozenset({0}))
+        assert read(usual, intra) is None
+        assert read(intra, unclear) is None
 
 
 SAMPLES = {
