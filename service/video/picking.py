@@ -21,7 +21,7 @@ from service.errors import CorruptClip
 from service.video.headers import Structure
 from service.video.limits import DecodeLimits
 from service.video.media import check_decode_error
-from service.video.presentation import Output, Presentation, Track
+from service.video.presentation import Output, Presentation, Track, ascends
 from service.video.resizing import IMAGE_SIZE, Image, Resizer
 
 
@@ -92,7 +92,7 @@ class FramePicker:
             return False
         first = cast(int, expected.sources[0])
         wanted = {*images, first}
-        found: set[int] = set()
+        found: dict[int, int] = {}  # when each is shown, in the order of output
         try:
             for run in _runs(self.track, structure, wanted):
                 for number in [*run, None]:
@@ -104,13 +104,13 @@ class FramePicker:
                         if frame.is_corrupt or frame.pts is None or frame.pts in structure.empty or frame.pts in found:
                             return False
                         if frame.pts in wanted:
-                            found.add(frame.pts)
+                            found[frame.pts] = cast(int, self.track.times[frame.pts])
                             self._take(frame, images.get(frame.pts), is_first=frame.pts == first)
                 context.flush_buffers()
                 context.reorder_depth = self.track.delay  # FFmpeg's decoder of H.264 forgets it
         except av.error.FFmpegError:
             return False
-        return found == wanted
+        return found.keys() == wanted and ascends([*found.values()])
 
     def _pick_from_all(self, expected: Presentation) -> tuple[Presentation, dict[int, Image]]:
         """Decode every packet.

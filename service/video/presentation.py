@@ -20,6 +20,9 @@ from service.video.packed import unpack
 from service.video.sampling import frames_shown, sample_instants
 from service.video.timing import in_order, packet_duration, timeline, usual_duration
 
+# Codecs whose headers need not say how many frames a decoder must hold back.
+GUESSED_DELAYS = frozenset({"h264", "hevc"})
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -83,6 +86,7 @@ class Track:
         usual: Usual duration of a frame, in ticks.
         clocked: Whether timestamps are readings of a clock, without durations, as in MPEG streams and Ogg.
         delay: Number of frames that the decoder should hold back, because they are shown in another order.
+        guesses_delay: Whether FFmpeg's decoder guesses ``delay``, and may output frames out of order.
         only_decode_times: Whether the container does not say when frames are shown, and FFmpeg does not know either.
         structure: What the packets' headers prove; ``None`` if only decoding everything is known to be right.
         limits: Limits on the clip.
@@ -95,6 +99,7 @@ class Track:
     usual: Fraction
     clocked: bool
     delay: int
+    guesses_delay: bool
     only_decode_times: bool
     structure: Structure | None
     limits: DecodeLimits
@@ -142,6 +147,7 @@ class Track:
             usual=usual,
             clocked=clocked,
             delay=stream.codec_context.reorder_depth,
+            guesses_delay=stream.codec_context.codec.canonical_name in GUESSED_DELAYS,
             only_decode_times=only_decode_times,
             structure=structure,
             limits=limits,
@@ -159,7 +165,7 @@ class Track:
         known = [time for time in times if time is not None]
         if self.only_decode_times and self.delay:
             return self._present(self._output_times(shown, self.delay), range(len(shown)), self.usual)
-        if len(set(known)) < len(shown) or (self.delay and _ascends(known)):  # the latter are perhaps decode times
+        if len(set(known)) < len(shown) or (self.delay and ascends(known)):  # the latter are perhaps decode times
             return self._present(in_order(times, self.usual), range(len(shown)), self.usual)
         order = [n for _, n in sorted(zip(known, shown, strict=True))]
         return self._present(sorted(known), order, self._duration(order[-1]), by_packet=True)
@@ -177,8 +183,10 @@ class Track:
             return self._present(in_order(times, self.usual), frames, self.usual)
         known, numbers = cast(list[int], times), cast(list[int], packets)
         in_decode_order = [time for _, time in sorted(zip(numbers, known, strict=True))]
-        if self.only_decode_times or (_ascends(in_decode_order) and not _ascends(numbers)):
+        if self.only_decode_times or (ascends(in_decode_order) and not ascends(numbers)):
             return self._present(self._output_times(numbers, output.delay), frames, self.usual)
+        if output.delay and not self.guesses_delay and not ascends(known):  # of a muxer that knew no B-frames
+            return self._present(in_order(times, self.usual), frames, self.usual)
         lost = [(time, None, n) for n in output.failed - self._frameless if (time := self.times[n]) is not None]
         by_time = sorted([*zip(known, frames, numbers, strict=True), *lost], key=itemgetter(0))
         last = self._duration(by_time[-1][2])
@@ -228,12 +236,13 @@ def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bo
     FFmpeg derives presentation times for other codecs. Matroska holds AVI's streams, too, and then has a codec tag.
     """
     context = stream.codec_context
-    if context.codec.canonical_name not in {"h264", "hevc"}:
+    if context.codec.canonical_name not in GUESSED_DELAYS:
         return False
     return container.format.name == "avi" or (container.format.name == "matroska,webm" and codec_tag(context) != "")
 
 
-def _ascends(numbers: Sequence[int]) -> bool:
+def ascends(numbers: Sequence[int]) -> bool:
+    """Return whether each number is larger than the one before."""
     return all(earlier < later for earlier, later in pairwise(numbers))
 
 
