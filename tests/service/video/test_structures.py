@@ -15,9 +15,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from service.video.decoder import decode_clip
-from tests.service.video.clips import counted, indices
+from tests.service.video.clips import counted, indices, read_count
 from tests.service.video.naive import naive_decode
-from tests.service.video.oracle import assert_as_ffmpeg_shows, ffmpeg
+from tests.service.video.oracle import assert_timed_as_ffmpeg_does, ffmpeg, look_at
 from tests.service.video.streams import Coded, coded, later, mux, without_headers
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "15"))
@@ -173,4 +173,7 @@ def test_a_clip_of_any_structure_has_the_frames_of_a_full_decode_at_their_times(
         naive = naive_decode(path)
         assert clip.facts.frames == len(naive)
         np.testing.assert_array_equal(clip.frames, [naive[index].image for index in indices(clip)])
-        assert_as_ffmpeg_shows(clip, path)
+        assert_timed_as_ffmpeg_does(clip, path)
+        pictures = look_at(path, indices(clip))
+        shown = [read_count(pictures[index]) for index in indices(clip)]
+        assert [read_count(frame) for frame in clip.frames] == shown
