@@ -15,10 +15,10 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from service.video.decoder import decode_clip
-from tests.service.video.clips import counted, indices
+from tests.service.video.clips import counted, indices, read_count
 from tests.service.video.naive import naive_decode
-from tests.service.video.oracle import assert_as_ffmpeg_shows, ffmpeg
-from tests.service.video.streams import Coded, coded, later, mux
+from tests.service.video.oracle import assert_timed_as_ffmpeg_does, ffmpeg, look_at
+from tests.service.video.streams import Coded, coded, later, mux, without_headers
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "15"))
 
@@ -30,6 +30,9 @@ CONTAINERS = {
     "libvpx": ["webm", "avi"],
     "libvpx-vp9": ["webm", "mp4"],
 }
+# Options that change parameter sets, behind those that they follow.
+OTHER_SETS = {"libx264": ":cabac=0:8x8dct=0:ref=1", "libx265": ":ctu=16:sao=0"}
+PARAMS = {"libx264": "x264-params", "libx265": "x265-params"}
 SUFFIXES = {"matroska": "mkv", "mpegts": "ts"}
 CLOCKED = {"mpegts"}  # containers whose recordings ffmpeg joins
 
@@ -42,6 +45,7 @@ class Structure:
         codec: FFmpeg's name of the encoder.
         container: FFmpeg's name of the muxer.
         options: Options of the encoder.
+        change: Options of the second half's encoder, whose parameter sets come once; ``None`` if they are the same.
         width: In pixels; not always a multiple of a block, so that decoders crop.
         height: In pixels.
         steps: From each frame to the next, in 1/25 s; longer ones are gaps. None is near an end, since it is not agreed
@@ -54,6 +58,7 @@ class Structure:
     codec: str
     container: str
     options: dict[str, str]
+    change: dict[str, str] | None
     width: int
     height: int
     steps: list[int]
@@ -78,15 +83,17 @@ def structures(draw: st.DrawFn) -> Structure:
         options = {"g": str(keyint), "bf": str(min(bf, 2))}
     else:
         options = {"g": str(keyint), "deadline": "realtime", "cpu-used": "8"}
-    frames = draw(st.integers(20, 100))
+    frames = draw(st.integers(20, 240))
     steps = [1] * (frames - 1)
     for place in draw(st.lists(st.integers(8, frames - 10), max_size=3)):
         steps[place] = draw(st.integers(2, 100))
+    change = draw(st.booleans()) and codec in OTHER_SETS
     clocked = container in CLOCKED and max(steps) == 1  # with a gap beside it, ffmpeg's guess of a jump is rough
     return Structure(
         codec=codec,
         container=container,
         options=options,
+        change=options | {PARAMS[codec]: options[PARAMS[codec]] + OTHER_SETS[codec]} if change else None,
         width=draw(st.sampled_from([96, 90, 112])),
         height=draw(st.sampled_from([64, 68])),  # a multiple of 4, as interlaced pictures need
         steps=steps,
@@ -101,6 +108,10 @@ def write(structure: Structure, path: Path) -> None:
     times = [0, *accumulate(structure.steps)]
     drawn = [counted(number, structure.width, structure.height) for number in range(len(times))]
     packets = coded(drawn, codec=structure.codec, options=structure.options, pts=times)
+    if structure.change:
+        packets = _with_change(
+            packets, coded(drawn, codec=structure.codec, options=structure.change, pts=times), structure.codec
+        )
     if structure.jump:
         packets = _with_jump(packets, structure.jump)
     if structure.container == "avi":  # its times are decode times
@@ -120,12 +131,31 @@ def write(structure: Structure, path: Path) -> None:
         ffmpeg("-ss", str(structure.cut_s), "-i", whole, "-c", "copy", "-y", path)
 
 
+def _with_change(one: Sequence[Coded], two: Sequence[Coded], codec: str) -> list[Coded]:
+    """Follow one way of encoding the pictures, and another from a keyframe near the middle on.
+
+    Parameter sets are left out but where they change.
+    """
+    for place in _middle_first(len(one)):
+        if one[place].key and two[place].key and _is_cut(one, place) and _is_cut(two, place):
+            return [*without_headers(one[:place], codec), *without_headers(two[place:], codec)]
+    return list(one)
+
+
+def _middle_first(count: int) -> list[int]:
+    return sorted(range(1, count), key=lambda place: abs(place - count // 2))
+
+
+def _is_cut(packets: Sequence[Coded], place: int) -> bool:
+    """Whether all pictures from a packet on are shown after all those before it."""
+    return max(packet.pts for packet in packets[:place]) < min(packet.pts for packet in packets[place:])
+
+
 def _with_jump(packets: Sequence[Coded], jump: int) -> list[Coded]:
-    """Set the clock ahead at the keyframe nearest to the middle that has no picture before it on screen after it."""
-    for place in sorted(range(1, len(packets)), key=lambda place: abs(place - len(packets) // 2)):
-        before, after = packets[:place], packets[place:]
-        if packets[place].key and max(packet.pts for packet in before) < min(packet.pts for packet in after):
-            return [*before, *later(after, jump)]
+    """Set the clock ahead at a keyframe near the middle."""
+    for place in _middle_first(len(packets)):
+        if packets[place].key and _is_cut(packets, place):
+            return [*packets[:place], *later(packets[place:], jump)]
     return list(packets)
 
 
@@ -143,4 +173,7 @@ def test_a_clip_of_any_structure_has_the_frames_of_a_full_decode_at_their_times(
         naive = naive_decode(path)
         assert clip.facts.frames == len(naive)
         np.testing.assert_array_equal(clip.frames, [naive[index].image for index in indices(clip)])
-        assert_as_ffmpeg_shows(clip, path)
+        assert_timed_as_ffmpeg_does(clip, path)
+        pictures = look_at(path, indices(clip))
+        shown = [read_count(pictures[index]) for index in indices(clip)]
+        assert [read_count(frame) for frame in clip.frames] == shown
