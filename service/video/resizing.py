@@ -21,7 +21,7 @@ Image = npt.NDArray[np.uint8]
 IMAGE_SIZE = 224
 RESIZE_RULE = "stretch-bilinear"
 # Raised when images change, so that older stored features expire. 2: converted to planes first. 3: HD without a colour
-# matrix is BT.709, HDR is tone-mapped, containers' cropping is followed.
+# matrix is BT.709, HDR is tone-mapped, containers' cropping is followed, interlaced frames are scaled as a whole.
 RESIZE_REVISION = 3
 # FFmpeg's conversion of YUV to packed 24-bit RGB is plain C, rounds down, and is off by 1.3 of 255 on average. Its
 # conversion to planar RGB takes a third to half of the time and is off by 0.3. (The reference is bilinear resizing and
@@ -95,7 +95,9 @@ class Resizer:
         is_hdr = frame.color_trc in HDR_TRANSFERS
         planar = HDR_FORMAT if is_hdr else PLANAR_FORMAT
         try:
-            shown = self._cropped(frame, planar) if self.crop else frame
+            shown = _as_progressive(frame) if frame.interlaced_frame else frame
+            if self.crop:
+                shown = self._cropped(shown, planar)
             small = self._scaler.reformat(
                 shown, IMAGE_SIZE, IMAGE_SIZE, planar, interpolation=Interpolation.BILINEAR, threads=1
             )
@@ -146,6 +148,24 @@ def correct_colour_tags(frame: VideoFrame) -> None:
         frame.color_trc, frame.color_primaries = ColorTrc.UNSPECIFIED, ColorPrimaries.UNSPECIFIED
     elif frame.color_primaries != ColorPrimaries.BT709:
         frame.color_primaries = ColorPrimaries.BT2020
+
+
+def _as_progressive(frame: VideoFrame) -> VideoFrame:
+    """Return a copy of a frame that is not flagged as interlaced.
+
+    FFmpeg's scaler reduces the two fields of a flagged frame each on its own and leaves their lines in turn. This frays
+    the edges of all that moves, and of everything in progressive film that is only flagged, as broadcasts are.
+    """
+    copy = VideoFrame(frame.width, frame.height, frame.format.name)
+    for source, target in zip(frame.planes, copy.planes, strict=True):
+        rows, into = (
+            np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1) for plane in (source, target)
+        )
+        length = min(rows.shape[1], into.shape[1])
+        into[:, :length] = rows[:, :length]
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    copy.color_trc, copy.color_primaries = frame.color_trc, frame.color_primaries
+    return copy
 
 
 def _pixels(plane: VideoPlane, dtype: type[np.uint8 | np.uint16]) -> npt.NDArray[Any]:

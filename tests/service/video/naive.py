@@ -12,6 +12,7 @@ from typing import cast
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -53,17 +54,26 @@ def naive_decode(source: bytes | Path) -> list[Shown]:
             except av.error.FFmpegError:
                 continue
             for frame in decoded:
+                pts, duration, rotation = frame.pts, frame.duration, frame.rotation
                 if frame.colorspace == UNSPECIFIED and (frame.width >= 1280 or frame.height > 576):
                     frame.colorspace = BT709
-                small = reformatter.reformat(frame, 224, 224, "gbrp", interpolation=Interpolation.BILINEAR)
-                image = np.rot90(cast(Image, small.to_ndarray()), frame.rotation // 90)
-                times.append(frame.pts)
-                frames.append(Shown(0, frame.duration, image))
+                whole = _unflagged(frame) if frame.interlaced_frame else frame
+                small = reformatter.reformat(whole, 224, 224, "gbrp", interpolation=Interpolation.BILINEAR)
+                image = np.rot90(cast(Image, small.to_ndarray()), rotation // 90)
+                times.append(pts)
+                frames.append(Shown(0, duration, image))
     known = [time for time in times if time is not None]
     if len(known) < len(frames):  # MPEG program streams: assume a constant rate
         return [replace(frame, pts=number, duration=1) for number, frame in enumerate(frames)]
     # Frames are output in the order in which they are shown. Times in another order are decode times, as AVI's are.
     return [replace(frame, pts=time) for frame, time in zip(frames, sorted(known), strict=True)]
+
+
+def _unflagged(frame: VideoFrame) -> VideoFrame:
+    """A copy that is not flagged as interlaced, so that the scaler takes it as a whole."""
+    copy = VideoFrame.from_ndarray(frame.to_ndarray(), format=frame.format.name)
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    return copy
 
 
 def naive_sample(frames: Sequence[Shown]) -> list[Image]:

@@ -185,3 +185,19 @@ def _by_ffmpeg(path: Path, matrix: str, primaries: str, transfer: str, filters: 
     subprocess.run(command, check=True, input=source, capture_output=True)
     frame: npt.NDArray[np.int64] = decode_clip(path).frames[20].astype(np.int64)
     return frame
+
+
+class TestInterlaced:
+    @pytest.mark.parametrize(
+        ("pix_fmt", "container"), [("yuv420p", "mp4"), ("yuv422p10le", "matroska"), ("gray", "mp4")]
+    )
+    def test_a_frame_that_is_flagged_as_interlaced_is_scaled_as_a_whole(self, pix_fmt: str, container: str) -> None:
+        """Whatever the flag says: both clips hold the same pictures, without loss."""
+        noise = np.random.default_rng(0).integers(0, 256, (3, 288, 352, 1), np.uint8)
+        pictures = list(np.repeat(noise, 3, axis=-1))  # grey: where colours lie between the pixels is not copied
+        flagged, plain = (
+            encode(pictures, container=container, pix_fmt=pix_fmt, options={"qp": "0", "x264-params": params})
+            for params in ("interlaced=1", "interlaced=0")
+        )
+
+        np.testing.assert_array_equal(decode_clip(flagged).frames, decode_clip(plain).frames)
