@@ -192,7 +192,7 @@ def _boxes(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
             size, content = int.from_bytes(head[8:]), start + 16
         elif size == 0:  # the box extends to the end of the file
             size = end - start
-        if len(kind) < 4 or start + size < content:
+        if len(kind) < 4 or start + size < content or content > end:
             return
         start = min(start + size, end)
         yield kind, (content, start)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
+    RECOVERY_POINT,
     Bits,
     Key,
     ParameterSets,
     UnclearError,
     add_set,
-    announces_recovery,
+    read_messages,
     split,
     split_annex_b,
 )
@@ -249,7 +250,8 @@ class _SliceReader:
         pictures: list[_Picture] = []
         sets: dict[Key, bytes] = {}
         kinds: set[int] = set()
-        recovery = can_start = False
+        messages: list[int] = []
+        can_start = False
         for start, end in units:
             head = data[start]
             kind = head & 31
@@ -259,13 +261,13 @@ class _SliceReader:
                 kinds.add(head)
                 if not pictures or data[start + 1] & 128:  # the number of its first macroblock is 0
                     unit = data[start : min(end, start + HEADER_BYTES)]
-                    pictures.append(self._read_slice(unit, recovery=recovery))
+                    pictures.append(self._read_slice(unit, recovery=RECOVERY_POINT in messages))
             elif kind in SETS:
                 if kinds:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
             elif kind == SEI:
-                recovery |= announces_recovery(data[start + 1 : end])
+                read_messages(data[start + 1 : end], messages)
             elif kind in PARTITIONS:
                 raise UnclearError("partitions")
         if not pictures or len(kinds) > len(pictures):

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
+    RECOVERY_POINT,
     Bits,
     Key,
     ParameterSets,
     UnclearError,
     add_set,
-    announces_recovery,
+    read_messages,
     split,
     split_annex_b,
 )
@@ -265,7 +266,8 @@ class _SliceReader:
         data, units = split(packet, self.length_size)
         picture: _Picture | None = None
         sets: dict[Key, bytes] = {}
-        can_start, recovery = False, False
+        messages: list[int] = []
+        can_start = False
         for start, end in units:
             kind, layer = data[start] >> 1, (data[start] & 1) << 5 | data[start + 1] >> 3
             if kind in SLICES:
@@ -282,11 +284,11 @@ class _SliceReader:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
             elif kind == PREFIX_SEI:
-                recovery |= announces_recovery(data[start + 2 : end])
+                read_messages(data[start + 2 : end], messages)
             elif kind in RESERVED_SLICES:
                 raise UnclearError("an unknown kind of slice")
             self.ended |= kind in ENDS
-        if not picture or (recovery and picture.kind not in RANDOM_ACCESS):
+        if not picture or (RECOVERY_POINT in messages and picture.kind not in RANDOM_ACCESS):
             raise UnclearError("a packet without a picture, or a gradual refresh")
         return picture, can_start
 

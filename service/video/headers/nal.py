@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from service.video.headers.structure import VideoPacket
 
@@ -10,6 +11,7 @@ ESCAPE = b"\0\0\3"
 MAX_UNITS, UNIT_BYTES = 64, 64
 """A packet may have this many NAL units, and one more for each so many bytes. Others are hostile."""
 MAX_MESSAGES = 64
+"""Messages of supplemental enhancement information in a packet, at most."""
 MAX_BYTES = 2048
 """Bytes of a parameter set, at most."""
 
@@ -104,19 +106,23 @@ def split(packet: VideoPacket, length_size: int) -> tuple[bytes, list[tuple[int,
 
 def split_annex_b(data: bytes) -> list[tuple[int, int]]:
     """Return where each NAL unit begins and ends (ISO/IEC 14496-10, Annex B). Zeros may follow it."""
-    starts = [match.end() for match in START_CODE.finditer(data)]
-    if len(starts) > MAX_UNITS + len(data) // UNIT_BYTES or (starts and data[: starts[0] - 3].strip(b"\0")):
+    most = MAX_UNITS + len(data) // UNIT_BYTES
+    starts = [match.end() for match in islice(START_CODE.finditer(data), most + 1)]
+    if len(starts) > most or (starts and data[: starts[0] - 3].strip(b"\0")):
         raise UnclearError("a damaged packet")
     return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
 
 
-def announces_recovery(payload: bytes) -> bool:
-    """Whether a unit of supplemental enhancement information announces a recovery point (7.3.2.3.1).
+def read_messages(payload: bytes, types: list[int]) -> None:
+    """Read the types of the messages in a unit of supplemental enhancement information (7.3.2.3.1).
+
+    Args:
+        payload: The unit, without its header.
+        types: Those of the packet's units before. Receives the types.
 
     Raises:
-        UnclearError: It changes how later pictures are shown.
+        UnclearError: A message changes how later pictures are shown, or a packet has too many.
     """
-    types: list[int] = []
     at = 0
     while at + 2 < len(payload):
         numbers = [0, 0]  # type and size
@@ -132,7 +138,6 @@ def announces_recovery(payload: bytes) -> bool:
             raise UnclearError("a damaged packet")
     if not LASTING.isdisjoint(types):
         raise UnclearError("a message that changes how later pictures are shown")
-    return RECOVERY_POINT in types
 
 
 Key = tuple[int, int]

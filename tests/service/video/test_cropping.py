@@ -264,6 +264,14 @@ class TestOddValues:
         assert (clip.facts.width, clip.facts.height) == (160, 120)
         assert_shows_only_quarters(clip)
 
+    def test_a_box_whose_size_is_cut_off_is_not_read(self) -> None:
+        data = mp4(b"\0\0\0\1clap" + b"\xff" * 4, (0, 0, 160, 120))
+        aperture = clap(whole(80), whole(120), whole(0), whole(0))[8:]
+
+        clip = decode_clip(with_box(data, bytes(4) + aperture, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"))
+
+        assert (clip.facts.width, clip.facts.height) == (160, 120)
+
     @pytest.mark.parametrize("value", [160, 2**31, 2**63])
     def test_matroska_that_crops_everything_is_refused_by_ffmpeg(self, value: int) -> None:
         with pytest.raises(ClipError):

@@ -2,6 +2,7 @@
 
 import io
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -391,6 +392,31 @@ def test_hostile_bytes_raise_nothing(codec: str, data: st.DataObject) -> None:
         READERS[codec](changed, bytes(extradata))
         READERS[codec](packets, bytes(extradata))
         READERS[codec](changed, bytes(stream.codec_context.extradata or b""))
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+class TestHostilePackets:
+    @pytest.mark.parametrize(
+        ("units", "messages", "proven"), [(1, 60, True), (4, 15, True), (1, 65, False), (5, 15, False)]
+    )
+    def test_a_packet_with_many_messages_needs_a_full_decode(
+        self, codec: str, units: int, messages: int, proven: bool
+    ) -> None:
+        unit = b"\0\0\1" + {"h264": b"\x06", "hevc": b"\x4e\1"}[codec] + b"\1\0" * messages + b"\x80"
+        clip = remux(hostile_source(codec, "mpegts"), "mpegts", lambda number, data: units * unit + data)
+        assert (structure_of(clip) is not None) is proven
+
+    def test_a_packet_of_start_codes_takes_no_more_memory_than_its_size(self, codec: str) -> None:
+        with open_stream(hostile_source(codec, "mpegts")) as (packets, stream):
+            start_codes = with_content(packets[0], b"\0\0\1" * 2**20)
+            start_codes.stream = stream
+            tracemalloc.start()
+            try:
+                assert READERS[codec]([start_codes], b"") is None
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert peak < 3 * start_codes.size
 
 
 @cache
