@@ -47,7 +47,7 @@ def unpack(packets: Sequence[VideoPacket], stream: VideoStream) -> Sequence[Vide
     if not packets or stream.codec_context.codec.canonical_name != "mpeg4":
         return packets
     extradata = bytes(stream.codec_context.extradata or b"")
-    heads = (bytes(memoryview(packet)[:HEADERS_BYTES]) for packet in packets)
+    heads = (data[:HEADERS_BYTES] for data in map(bytes, packets) if not data.startswith(PICTURE_START))
     if not any(_is_packed(headers, before=False) for headers in chain([extradata], heads)):
         return packets
     pictures = _pictures(packets, extradata)

@@ -5,7 +5,7 @@ which their headers tell. Pictures that follow a CRA picture but are shown befor
 if decoding starts there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
@@ -30,6 +30,8 @@ RESERVED_SLICES = frozenset(range(32)) - SLICES
 LEADING = RADL | RASL
 NEVER_REFERRED = frozenset({0, 2, 4, 6, 8})  # in their temporal layer
 RANDOM_ACCESS = frozenset({*BLA, *IDR, CRA})
+NEVER_ANCHORS = LEADING | NEVER_REFERRED
+LOWEST_LAYER = 1  # nuh_temporal_id_plus1
 ENDS = frozenset({36, 37})
 HEADER_BYTES = 96  # of a slice, as far as it is read here
 MAX_SLICE_TYPE = 2
@@ -49,37 +51,33 @@ def read_hevc(packets: Sequence[VideoPacket], extradata: bytes) -> Structure | N
 
 
 def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
-    slices = _SliceReader.open(extradata)
+    slices, buffer = _SliceReader.open(extradata), _Buffer()
     pictures: list[_Picture] = []
     entries: set[int] = set()
-    cra: int | None = None  # the last CRA picture, until a picture follows that is shown after it
+    dropped: set[int] = set()
+    drops = False  # whether FFmpeg drops pictures that may refer to others before the first
+    cra: tuple[int, int] | None = None  # the last CRA picture and its order, until a picture that is shown after it
     for number, packet in enumerate(packets):
         picture, can_start = slices.read_packet(packet, first=not number)
         pictures.append(picture)
+        if picture.kind in RANDOM_ACCESS:
+            drops = not number and picture.kind not in IDR
+        if drops and picture.kind in RADL:
+            raise UnclearError("pictures that precede the first")
+        if drops and picture.kind in RASL:
+            dropped.add(number)
+            continue
+        order = buffer.add(picture)
         if picture.kind in LEADING:
             continue
-        if cra is not None and picture.kind not in IDR and not picture.is_independent(pictures[cra]):
-            entries.discard(cra)
-        cra = number if picture.kind == CRA else None
+        if cra and picture.kind not in IDR and not buffer.starts_at(cra[1]):
+            entries.discard(cra[0])
+        cra = (number, order) if picture.kind == CRA else None
         if can_start and picture.kind in RANDOM_ACCESS:
             entries.add(number)
     if 0 not in entries:
         raise UnclearError("the first pictures refer to missing ones")
-    return Structure(frozenset(entries), frozenset(_dropped(pictures)), skippable=_is_skippable(pictures))
-
-
-def _dropped(pictures: Sequence["_Picture"]) -> Iterator[int]:
-    """Yield the pictures that FFmpeg drops because the first picture is a CRA picture, and they precede it."""
-    if pictures[0].kind in IDR:
-        return
-    for number in range(1, len(pictures)):
-        kind = pictures[number].kind
-        if kind in RANDOM_ACCESS:
-            return
-        if kind in RADL:
-            raise UnclearError("pictures that precede the first")
-        if kind in RASL:
-            yield number
+    return Structure(frozenset(entries), frozenset(dropped), skippable=_is_skippable(pictures))
 
 
 def _is_skippable(pictures: Sequence["_Picture"]) -> bool:
@@ -95,7 +93,7 @@ class _Picture:
     Attributes:
         sequence: Its sequence parameter set.
         kind: Type of its NAL units.
-        layer: Its temporal layer.
+        layer: Its temporal layer, from 1 on.
         order: Low bits of its place in the order in which pictures are shown.
         header: The rest of its slice's header.
     """
@@ -106,28 +104,59 @@ class _Picture:
     order: int
     header: Bits
 
-    def distance(self, other: "_Picture") -> int:
-        """Return how much later it is shown than one that is decoded shortly before it (8.3.1)."""
-        size = 1 << self.sequence.order_bits
-        distance = (self.order - other.order) % size
-        return distance if 2 * distance < size else distance - size
+    def references(self) -> tuple[list[int], bool]:
+        """Return by how much later those pictures are shown that it keeps, and whether it keeps others, too (7.3.6.1).
 
-    def is_independent(self, cra: "_Picture") -> bool:
-        """Whether it is shown after a CRA picture, and keeps none that is shown before that as a reference.
-
-        Then no later one refers to those: a picture that is not kept is no reference any more (8.3.2).
+        Others are those that it names in another way, or all that there are if that is not known.
         """
         bits, sequence = self.header, self.sequence
         if sequence.references is None:
-            return False
+            return [], True
         if bits.flag():
             references = sequence.references[bits.number((len(sequence.references) - 1).bit_length())]
         else:
             references = _read_references(bits, sequence.references, in_slice=True)
-        if sequence.long_term and ((sequence.long_term_sets and bits.unsigned()) or bits.unsigned()):
-            return False
-        distance = self.distance(cra)
-        return distance > 0 and all(distance + step >= 0 for step in references)
+        others = sequence.long_term and bool((sequence.long_term_sets and bits.unsigned()) or bits.unsigned())
+        return references, others
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """The pictures that a decoder keeps as references, by the order in which pictures are shown.
+
+    Those that a picture does not keep are no references any more (8.3.2).
+
+    Attributes:
+        kept: Those that the next picture may keep; ``None`` if that is not known.
+        anchor: The picture from whose order the next one's is counted.
+    """
+
+    kept: set[int] | None = None
+    anchor: int = 0
+
+    def add(self, picture: _Picture) -> int:
+        """Add a picture. Returns its place in the order in which pictures are shown (8.3.1).
+
+        Raises:
+            UnclearError: Pictures that it keeps are missing. FFmpeg may then lose it, without an error.
+        """
+        order, kept, others = 0, set[int](), False
+        if picture.kind not in IDR:
+            size = 1 << picture.sequence.order_bits
+            step = (picture.order - self.anchor) % size
+            order = self.anchor + (step if 2 * step <= size else step - size)
+            distances, others = picture.references()
+            kept = {order + distance for distance in distances}
+            if self.kept is not None and (not kept <= self.kept or order in self.kept):
+                raise UnclearError("missing pictures")
+        self.kept = None if others else kept | {order}
+        if picture.layer == LOWEST_LAYER and picture.kind not in NEVER_ANCHORS:
+            self.anchor = order
+        return order
+
+    def starts_at(self, order: int) -> bool:
+        """Whether pictures that are shown before this one are certainly not kept."""
+        return self.kept is not None and min(self.kept) >= order
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,25 +227,25 @@ def _open_sequence(content: bytes) -> Bits:
 
 
 def _read_references(bits: Bits, sets: Sequence[list[int]], *, in_slice: bool) -> list[int]:
-    """Read ``st_ref_pic_set`` (7.3.7 and 7.4.8)."""
+    """Read ``st_ref_pic_set`` (7.3.7 and 7.4.8): earlier pictures, the nearest first, and then later ones."""
     if sets and bits.flag():
         source = sets[-1 - (bits.unsigned() if in_slice else 0)]
         sign = -1 if bits.flag() else 1
         step = sign * (bits.unsigned() + 1)
         kept = [place for place in [*source, 0] if bits.flag() or bits.flag()]
         steps = {place + step for place in kept} - {0}
-    else:
-        counts = bits.unsigned(), bits.unsigned()
-        if sum(counts) > MAX_REFERENCES:
-            raise UnclearError("a damaged header")
-        steps = set()
-        for count, sign in zip(counts, (-1, 1), strict=True):
-            place = 0
-            for _ in range(count):
-                place += sign * (bits.unsigned() + 1)
-                bits.flag()
-                steps.add(place)
-    return sorted((step for step in steps if step < 0), reverse=True) + sorted(step for step in steps if step > 0)
+        return sorted((step for step in steps if step < 0), reverse=True) + sorted(step for step in steps if step > 0)
+    earlier, later = bits.unsigned(), bits.unsigned()
+    if earlier + later > MAX_REFERENCES:
+        raise UnclearError("a damaged header")
+    references: list[int] = []
+    for count, sign in (earlier, -1), (later, 1):
+        place = 0
+        for _ in range(count):
+            place += sign * (bits.unsigned() + 1)
+            bits.flag()
+            references.append(place)
+    return references
 
 
 @dataclass(frozen=True, slots=True)

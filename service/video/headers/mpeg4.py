@@ -7,7 +7,7 @@ layer changes how VOPs are decoded, and so does user data, by which FFmpeg's dec
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeAlias
 
 from service.video.headers.bits import Bits
 from service.video.headers.structure import Structure, VideoPacket
@@ -17,7 +17,7 @@ GROUP_BYTES = 7  # with its start code
 LAYER = re.compile(b"\0\0\x01[\x20-\x2f]")
 ENCODERS = re.compile(b"DivX|XviD")
 I_VOP, B_VOP = 0, 2
-VOP_BYTES = 12  # as many of a VOP's header are looked at
+VOP_BYTES = 8  # as many of a VOP's header are looked at
 EXTENDED_ASPECT = 15  # aspect_ratio_info
 
 
@@ -37,8 +37,8 @@ def find_placeholders(packets: Sequence[VideoPacket], extradata: bytes) -> set[i
         data = bytes(packet)
         vop = data.find(VOP)
         layer = _Layer.read(data[:vop]) or layer if vop > 0 else layer
-        header = _Vop.read(data[vop + len(VOP) :], layer) if vop >= 0 and layer else None
-        if len(data) == 1 or (header and not header.coded):
+        header = _read_vop(data, vop, layer) if vop >= 0 and layer else None
+        if len(data) == 1 or (header and not header[-1]):
             found.add(number)
     return found
 
@@ -97,31 +97,23 @@ class _Layer:
         return cls(resolution, time_bits, reorders, interlaced, (*kind, extended_aspect, size, rest), others)
 
 
-class _Vop(NamedTuple):
-    """The start of a VOP's header (6.2.5).
+# Parts of a VOP's header (6.2.5): ``vop_coding_type``, the seconds that have passed since the last VOP that is not a
+# B-VOP, the ticks after the last full second, and whether there is a picture. A class would take half as long again.
+_Vop: TypeAlias = tuple[int, int, int, bool]
 
-    Attributes:
-        kind: ``vop_coding_type``.
-        seconds: Those that have passed since the last VOP, if it is not a B-VOP.
-        ticks: Time after the last full second.
-        coded: Whether there is a picture.
-    """
 
-    kind: int
-    seconds: int
-    ticks: int
-    coded: bool
-
-    @classmethod
-    def read(cls, data: bytes, layer: _Layer) -> "_Vop | None":
-        """Read the bytes behind the start code; ``None`` if they are not those of a VOP."""
-        header, left = int.from_bytes(data[:VOP_BYTES].ljust(VOP_BYTES, b"\0")), 8 * VOP_BYTES - 2
-        kind, ones = header >> left, (1 << left) - 1
-        seconds = left - (~header & ones).bit_length()  # modulo_time_base: as many ones
-        left -= seconds + 2 + layer.time_bits + 2
-        if left < 0 or not header >> left + 1 & 1 or not header >> left + layer.time_bits + 2 & 1:  # marker bits
-            return None
-        return cls(kind, seconds, header >> left + 2 & (1 << layer.time_bits) - 1, bool(header >> left & 1))
+def _read_vop(data: bytes, start: int, layer: _Layer) -> _Vop | None:
+    """Read the header at a start code; ``None`` if it is not that of a VOP."""
+    start += len(VOP)
+    bits, left = int.from_bytes(data[start : start + VOP_BYTES].ljust(VOP_BYTES, b"\0")), 8 * VOP_BYTES - 2
+    seconds = left - (~bits & (1 << left) - 1).bit_length()  # modulo_time_base: as many ones
+    left -= seconds + 2 + layer.time_bits + 2
+    if left < 0:
+        return None
+    end = bits >> left  # ticks between marker bits, and vop_coded
+    if not end >> 1 & 1 or not end >> layer.time_bits + 2 & 1:
+        return None
+    return bits >> 8 * VOP_BYTES - 2, seconds, end >> 2 & (1 << layer.time_bits) - 1, bool(end & 1)
 
 
 @dataclass(slots=True)
@@ -145,15 +137,15 @@ class _Clock:
         hours, minutes, _, seconds = group.read(5), group.read(6), group.read(1), group.read(6)
         self.second = seconds + 60 * (minutes + 60 * hours)
 
-    def advance(self, vop: _Vop, resolution: int) -> None:
+    def advance(self, seconds: int, ticks: int, resolution: int) -> None:
         """Move to the time of a VOP that is not a B-VOP."""
-        self.previous, self.second = self.second, self.second + vop.seconds
-        now = self.second * resolution + vop.ticks
+        self.previous, self.second = self.second, self.second + seconds
+        now = self.second * resolution + ticks
         self.last, self.distance = now, now - self.last
 
-    def is_between(self, vop: _Vop, resolution: int) -> bool:
+    def is_between(self, seconds: int, ticks: int, resolution: int) -> bool:
         """Return whether the time of a B-VOP is between the two last others."""
-        return 0 < self.last - (self.previous + vop.seconds) * resolution - vop.ticks < self.distance
+        return 0 < self.last - (self.previous + seconds) * resolution - ticks < self.distance
 
 
 @dataclass(slots=True)
@@ -175,7 +167,27 @@ class _Stream:
         if vop < 0:  # DivX fills a packet with one byte while it waits for the next picture
             self.empty.add(number)
             return len(data) == 1 and self.may_wait
-        head = data[:vop]
+        at_headers = self._read_headers(number, data[:vop]) if vop or not self.layer else not self.first
+        if at_headers is None or not self.layer or not (header := _read_vop(data, vop, self.layer)):
+            return False
+        kind, seconds, ticks, coded = header
+        resolution = self.layer.resolution
+        if kind == B_VOP:
+            self.has_b_vops = True
+            if not coded or self.references < 2 or not self.clock.is_between(seconds, ticks, resolution):
+                self.empty.add(number)
+            # Fields take part of their times from other B-VOPs.
+            return self.layer.reorders is True and not self.layer.interlaced
+        self.clock.advance(seconds, ticks, resolution)
+        self.references += coded
+        if not coded:
+            self.empty.add(number)
+        elif kind == I_VOP and at_headers:
+            self.entries.add(number)
+        return True
+
+    def _read_headers(self, number: int, head: bytes) -> bool | None:
+        """Read what precedes a VOP. Returns whether it repeats the first headers; ``None`` if it changes them."""
         if (group := head.find(GROUP)) >= 0:
             self.clock.set(Bits(head[group + 4 : group + GROUP_BYTES]))
             self.groups.add(number)
@@ -183,26 +195,9 @@ class _Stream:
         if not self.layer:
             self.first, self.layer = head, _Layer.read(head) or _Layer.read(self.extradata)
             self.may_wait = bool(ENCODERS.search(head) or ENCODERS.search(self.extradata))
-        repeated = head == self.first or (bool(head) and _Layer.read(head) == self.layer)
-        if not self.layer or (head and not repeated):
-            return False
-        return self._add_vop(number, _Vop.read(data[vop + len(VOP) :], self.layer), self.layer, at_headers=repeated)
-
-    def _add_vop(self, number: int, vop: "_Vop | None", layer: _Layer, *, at_headers: bool) -> bool:
-        if not vop:
-            return False
-        if vop.kind == B_VOP:
-            self.has_b_vops = True
-            if not vop.coded or self.references < 2 or not self.clock.is_between(vop, layer.resolution):
-                self.empty.add(number)
-            return layer.reorders is True and not layer.interlaced  # fields take part of their times from other B-VOPs
-        self.clock.advance(vop, layer.resolution)
-        self.references += vop.coded
-        if not vop.coded:
-            self.empty.add(number)
-        elif vop.kind == I_VOP and at_headers:
-            self.entries.add(number)
-        return True
+        if head == self.first or (head and _Layer.read(head) == self.layer):
+            return True
+        return None if head else False
 
     def structure(self, last: int) -> Structure | None:
         """Return what was read, of packets up to ``last``."""

@@ -345,6 +345,12 @@ class TestHevc:
         assert {0, 8, 16, 24} in entries
         assert {0, 16, 24} in entries
 
+    @pytest.mark.parametrize("params", ["bframes=0:ref=3", "bframes=3:b-adapt=0:ref=2", "bframes=3:temporal-layers=3"])
+    def test_a_missing_picture_needs_a_full_decode(self, params: str) -> None:
+        clip = render("hevc", params)
+        assert structure_of(clip) is not None
+        assert structure_of(remux(clip, "mp4", lambda number, data: None if number == 9 else data)) is None
+
     def test_frames_that_higher_temporal_layers_refer_to_are_not_skipped(self) -> None:
         """A picture that its own temporal layer does not refer to is called a non-reference picture."""
 
