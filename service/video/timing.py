@@ -61,7 +61,8 @@ def timeline(
     times = [packet.pts for packet in packets]
     if by_decode_times or all(time is None for time in times):
         times = [packet.dts for packet in packets]
-    if len(times) > 1 and len(set(times)) == 1:  # they say nothing
+    decoded = {packet.dts for packet in packets}
+    if len(times) > 1 and (len(set(times)) == 1 or (len(decoded) == 1 and None not in decoded)):  # they say nothing
         return [None] * len(times)
     shown = [number for number in range(len(packets)) if number not in hidden]
     ahead = (LONGEST_STEP_OF_CLOCKS_S if clocked else LONGEST_STEP_S) / time_base
@@ -72,14 +73,19 @@ def timeline(
     starts = [0, *jumps, len(shown)]
     if not clocked and any(stop - start < STEP_BACK_FRAMES for start, stop in pairwise(starts[:-1])):
         return times  # no recording is so short: they are out of order
-    end: int | None = None
+    move, end = 0, 0
     for start, stop in pairwise(starts):
         piece = shown[start:stop]
         known = [time for number in piece if (time := times[number]) is not None]
         if not known:
             continue
         first = min(known) - round(usual * next(place for place, n in enumerate(piece) if times[n] is not None))
-        move = 0 if end is None else end - first
+        if start:
+            before, after = (_decode_time(packets[number], ahead) for number in shown[start - 1 : start + 1])
+            if packets[piece[0]].is_keyframe or before is None or after is None:
+                move = end - first
+            else:  # within a group of pictures: some before the jump may be shown after some of those behind it
+                move += before + round(usual) - after
         # Of MPEG program streams, the last frames often have no time.
         frames = len(piece) if len(known) < len(piece) else 0
         end = max(max(known) + round(usual), first + round(frames * usual)) + move
@@ -101,24 +107,32 @@ def _jumps(packets: Sequence[VideoPacket], ahead: Fraction, back: Fraction, reor
     all_decoded = [time for packet in packets if (time := packet.dts) is not None]
     all_shown = [time for packet in packets if (time := packet.pts) is not None]
     steps = list(map(sub, all_decoded[1:], all_decoded)) or [0]
-    furthest_back = max(map(sub, accumulate(all_shown, max), all_shown), default=0)
-    if -back <= min(steps) and max(steps) <= ahead and furthest_back <= reordered:
+    latest_shown = list(accumulate(all_shown, max))
+    furthest_back = max(map(sub, latest_shown, all_shown), default=0)
+    furthest_ahead = max(map(sub, all_shown[1:], latest_shown), default=0)
+    if -back <= min(steps) and max(steps) <= ahead and furthest_back <= reordered and furthest_ahead <= ahead:
         return  # as in nearly every clip, and ten times as fast as looking at each
     decoded: int | None = None  # the last decode time
     latest: int | None = None  # the latest presentation time since the last jump
     for number, packet in enumerate(packets):
-        time, shown = packet.dts, packet.pts
+        time, shown = _decode_time(packet, ahead), packet.pts
         jumps = time is not None and decoded is not None and not -back <= time - decoded <= ahead
-        # FFmpeg derives decode times of Matroska in a way that may hide a new start.
-        if not jumps and packet.is_keyframe and shown is not None and latest is not None:
-            jumps = latest - shown > reordered
+        if not jumps and shown is not None and latest is not None:
+            jumps = shown - latest > ahead or (packet.is_keyframe and latest - shown > reordered)
         if jumps:
             yield number
-            latest = None
+            decoded = latest = None
         if time is not None:
             decoded = time
         if shown is not None and (latest is None or shown > latest):
             latest = shown
+
+
+def _decode_time(packet: VideoPacket, ahead: Fraction) -> int | None:
+    """Return a packet's decode time, unless it lies behind a jump and FFmpeg derived its decode time from before."""
+    if packet.dts is None or packet.pts is None or abs(packet.pts - packet.dts) <= ahead:
+        return packet.dts
+    return None
 
 
 def in_order(times: Sequence[int | None], usual: Fraction) -> list[int]:

@@ -275,6 +275,42 @@ class TestTime:
 
         assert_shown(data, path, frames=FRAMES)
 
+    @pytest.mark.parametrize(
+        ("codec", "container"),
+        [
+            ("libx264", "mpegts"),
+            ("mpeg2video", "mpegts"),
+            ("mpeg2video", "mpeg"),
+            ("libx264", "flv"),
+            ("libx264", "mp4"),
+        ],
+    )
+    def test_a_clock_may_jump_within_a_group_of_pictures(self, codec: str, container: str, path: Path) -> None:
+        """Pictures before the jump are shown after some of those behind it."""
+        packets = coded(pictures(range(FRAMES)), codec=codec, options=TWO_HALVES)
+        at = next(n for n in range(70, FRAMES) if packets[n].pts < packets[n - 1].pts)
+
+        data = mux(
+            [*packets[:at], *later(packets[at:], 7200 * RATE)], codec=codec, container=container, options=TWO_HALVES
+        )
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=container == "mpegts")
+
+    @pytest.mark.parametrize(
+        ("codec", "container"), [("libx264", "matroska"), ("mpeg4", "matroska"), ("mpeg2video", "mpeg")]
+    )
+    def test_a_clock_may_jump_where_decode_times_follow_from_presentation_times(
+        self, codec: str, container: str, path: Path
+    ) -> None:
+        packets = coded(pictures(range(FRAMES)), codec=codec, options=TWO_HALVES)
+        at = next(place for place, packet in enumerate(packets) if packet.key and packet.pts >= 70)
+
+        data = mux(
+            [*packets[:at], *later(packets[at:], 7200 * RATE)], codec=codec, container=container, options=TWO_HALVES
+        )
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
+
     @pytest.mark.parametrize("container", ["matroska", "flv", "mp4"])
     def test_a_picture_stays_for_a_minute_where_timestamps_do_not_jump(self, container: str, path: Path) -> None:
         packets = coded(pictures(range(FRAMES)), options={"bf": "0", "g": "30"})
@@ -316,6 +352,15 @@ class TestTime:
         data = mux(packets, codec=codec, container=container)
 
         clip = decode_clip(data)
+        assert clip.facts.frames == FRAMES
+        assert indices(clip) == counts(clip) == middle_frames(FRAMES)
+
+    def test_equal_decode_times_leave_the_order_even_if_presentation_times_differ_from_them(self) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "2"})
+        stopped = [replace(packet, pts=packet.pts - packet.dts, dts=0) for packet in packets]
+
+        clip = decode_clip(mux(stopped, container="flv", options={"bf": "2"}))
+
         assert clip.facts.frames == FRAMES
         assert indices(clip) == counts(clip) == middle_frames(FRAMES)
 

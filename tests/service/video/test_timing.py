@@ -79,6 +79,23 @@ def test_a_clock_that_jumps_ahead_by_more_than_ten_seconds_is_joined(jump_s: flo
     assert moved == (recording(100, 0, 3600) if joined else times)
 
 
+def test_a_jump_within_a_group_of_pictures_keeps_the_distances_of_decode_times() -> None:
+    shown, decoded = [80, 0, 40, 200, 120, 160], [-40, 0, 40, 80, 120, 160]
+    jumped = [[*times[:4], *(time + 60_000 for time in times[4:])] for times in (shown, decoded)]
+
+    assert timeline_of(packets(*jumped), FRAME_MS, MILLISECONDS, clocked=True) == shown
+
+
+def test_decode_times_that_follow_a_jump_late_are_no_second_jump() -> None:
+    """FFmpeg derives them from the presentation times, and gives the first behind a jump the last before it."""
+    shown = [0, 120, 40, 80, *(60_000 + time for time in (160, 280, 200, 240))]
+    decoded = [-40, 0, 40, 80, 120, *(60_000 + time for time in (160, 200, 240))]
+
+    joined = timeline_of(packets(shown, decoded, keyframes=(0, 4)), FRAME_MS, MILLISECONDS, clocked=True)
+
+    assert joined == [0, 120, 40, 80, 160, 280, 200, 240]
+
+
 @pytest.mark.parametrize(("jump_s", "joined"), [(60, False), (3599, False), (3601, True)])
 def test_other_timestamps_may_leave_a_gap_of_up_to_an_hour(jump_s: int, joined: bool) -> None:
     times = recording(50) + recording(50, 49 * 40 + jump_s * 1000)
