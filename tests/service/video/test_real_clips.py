@@ -9,7 +9,7 @@ import pytest
 from service.video.decoder import DecodeLimits, decode_clip
 from tests.service.video.clips import indices
 from tests.service.video.naive import naive_decode
-from tests.service.video.oracle import assert_as_ffmpeg_shows, ffmpeg
+from tests.service.video.oracle import assert_timed_as_ffmpeg_does, ffmpeg
 
 pytestmark = pytest.mark.slow
 
@@ -17,12 +17,12 @@ PATIENT = DecodeLimits(timeout_s=120)  # a busy machine is no reason to fail
 
 
 def assert_exact(path: Path) -> None:
-    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode."""
+    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode in order."""
     clip = decode_clip(path, PATIENT)
     naive = naive_decode(path)
     assert clip.facts.frames == len(naive), path
     np.testing.assert_array_equal(clip.frames, [naive[index].image for index in indices(clip)], err_msg=str(path))
-    assert_as_ffmpeg_shows(clip, path)
+    assert_timed_as_ffmpeg_does(clip, path)
 
 
 def test_every_avi_has_the_frames_of_a_full_decode(shared: Path) -> None:
