@@ -178,6 +178,10 @@ class TestDemuxer:
     ) -> None:
         assert decode_clip(change(numbered_clip(30, muxing=muxing))).facts.frames == 30
 
+    @pytest.mark.parametrize("start", [b"\0\0\0\4free", b"\0\0\0\7free", b"\0\0\0\1free\0\0\0\xff", b"\0\0\0\x08fre"])
+    def test_a_box_of_an_invalid_size_is_no_mp4(self, start: bytes) -> None:
+        assert isinstance(refusal(start), UnsupportedMedia)
+
     @pytest.mark.parametrize(
         ("change", "muxing"),
         [(with_large_media, {}), (with_large_media, INDEX_FIRST), (with_endless_media, INDEX_FIRST)],
