@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.packet import Packet
+from av.video.stream import VideoStream
 
 from service.errors import ClipError
 from service.video.decoder import DecodeLimits, decode_clip
@@ -19,6 +21,7 @@ from tests.service.video.clips import (
     numbered_clip,
     numbers,
     packed_clip,
+    with_content,
 )
 from tests.service.video.naive import assert_same_as_naive, naive_decode, naive_sample
 from tests.service.video.oracle import assert_timed_as_ffmpeg_does, ffmpeg
@@ -158,6 +161,38 @@ class TestEncodedClips:
         first = decode_clip(data).frames
 
         assert all(np.array_equal(decode_clip(data).frames, first) for _ in range(100))
+
+
+class TestSparseDecode:
+    """Only what the sampled frames depend on is decoded: the rest may be noise."""
+
+    @pytest.mark.parametrize(
+        ("codec", "container", "options"),
+        [
+            ("libx264", "mp4", {"x264-params": "keyint=3:bframes=2:scenecut=0:b-adapt=0:open-gop=0"}),
+            ("libx264", "avi", {"x264-params": "keyint=3:bframes=0:scenecut=0"}),
+            ("libx265", "matroska", {"x265-params": "log-level=none:keyint=3:bframes=0:scenecut=0"}),
+            ("libvpx-vp9", "webm", {"g": "3", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}),
+            ("mpeg4", "avi", {"g": "3"}),
+        ],
+    )
+    def test_groups_without_a_sampled_frame_are_not_decoded(
+        self, monkeypatch: pytest.MonkeyPatch, codec: str, container: str, options: Mapping[str, str]
+    ) -> None:
+        def spoil(number: int, packet: "Packet[VideoStream]") -> "Packet[VideoStream]":
+            if number // 3 in needed:
+                return packet
+            other = with_content(packet, bytes(packet)[:100].ljust(packet.size, b"\x55"))
+            other.is_keyframe = packet.is_keyframe
+            return other
+
+        needed = {0, *(index // 3 for index in middle_frames(480))}  # the first frame tells the orientation
+        clip = encode(panned(480), codec=codec, container=container, options=options)
+        spoilt = encode(panned(480), codec=codec, container=container, options=options, change=spoil)
+        monkeypatch.setattr(FramePicker, "_pick_from_all", None)
+
+        assert spoilt != clip
+        np.testing.assert_array_equal(decode_clip(spoilt).frames, decode_clip(clip).frames)
 
 
 class TestPackedBFrames:

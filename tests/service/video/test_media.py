@@ -362,6 +362,9 @@ class TestRefusals:
         with open_video(io.BytesIO(scrambled(clip, packets=packets // 2)), DecodeLimits()) as (_, stream):
             assert stream.codec_context.name == "h264"
 
+    def test_a_stream_of_unknown_codec_is_unsupported(self) -> None:
+        assert_unsupported(numbered_clip(10).replace(b"avc1" + bytes(6), b"zzzz" + bytes(6)), "codec")
+
     def test_a_transport_stream_with_few_scrambled_packets_is_decoded(self) -> None:
         clip = numbered_clip(30, container="mpegts", options={"g": "5"})
 

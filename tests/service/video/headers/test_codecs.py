@@ -376,6 +376,20 @@ class TestMpeg4:
         if proved:
             assert len(assert_provable(clip).entries) == 3
 
+    @pytest.mark.parametrize("earlier", [1, 2, 3])
+    def test_b_pictures_whose_time_is_not_between_their_neighbours_are_not_output(self, earlier: int) -> None:
+        """The fourth packet is the first of two B-pictures between frames 3 and 6. Ticks are frames."""
+
+        def shift(number: int, content: bytes) -> list[bytes]:
+            start = content.find(NOT_CODED[:4]) + 4
+            header = int.from_bytes(content[start : start + 2])  # type, no whole second, marker, five bits of ticks
+            assert number != 5 or header >> 14 == 2
+            moved = (header - (earlier << 7)).to_bytes(2)
+            return [content[:start] + moved + content[start + 2 :] if number == 5 else content]
+
+        clip = joined("avi", short("mpeg4", "avi", {"bf": "2", "sc_threshold": "1000000000"}), rewrite=shift)
+        assert assert_provable(clip).empty == {5}
+
     def test_groups_without_the_headers_of_the_first_are_not_entered(self) -> None:
         def strip(number: int, content: bytes) -> list[bytes]:
             return [content[content.find(NOT_CODED[:4]) :] if number else content]
@@ -396,6 +410,15 @@ class TestTables:
         structure = structure_of(clip)
         assert structure
         assert structure.entries == {0, 5, 10}
+
+    def test_a_first_picture_without_its_tables_proves_nothing(self) -> None:
+        def strip(number: int, content: bytes) -> list[bytes]:
+            start = content.find(b"\xff\xc4")
+            end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+            return [content if number else content[:start] + content[end:]]
+
+        clip = joined("avi", short("mjpeg", "avi", {"huffman": "optimal"}), rewrite=strip)
+        assert structure_of(clip) is None
 
     def test_contexts_of_ffv1_carry_over_to_the_next_key_frame(self) -> None:
         assert assert_provable(short("ffv1", "avi", {"level": "3"})).entries == {0, 6, 12}
