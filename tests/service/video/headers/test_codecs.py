@@ -440,6 +440,32 @@ SAMPLES = {
 }
 
 
+@pytest.mark.parametrize("codec", sorted(SAMPLES.keys() - {"mjpeg"}))
+def test_a_clip_that_begins_without_a_key_frame_proves_nothing(codec: str) -> None:
+    encoder, container, options = SAMPLES[codec]
+    whole = short(encoder, container, options)
+
+    cut = joined(
+        "flv" if codec == "flv1" else "avi", whole, rewrite=lambda number, content: [content] if number else []
+    )
+
+    assert structure_of(whole)
+    assert structure_of(cut) is None
+
+
+@pytest.mark.parametrize(("rows", "proved"), [(0b000, True), (0b110, True), (0b111, False)])
+@pytest.mark.parametrize("kind", [0b10, 0b11], ids=["rows", "columns"])
+def test_a_frame_of_wmv2_may_not_skip_all_rows_or_columns(kind: int, rows: int, *, proved: bool) -> None:
+    """Behind the type and five bits of the quantiser are the kind of skipping, and a bit for each row or column."""
+
+    def skip(number: int, content: bytes) -> list[bytes]:
+        head = content[0] >> 2 << 10 | kind << 8 | rows << 5
+        return [head.to_bytes(2) + content[2:] if number == 9 else content]
+
+    clip = joined("avi", short("wmv2", "avi", {}), rewrite=skip)
+    assert (structure_of(clip) is not None) == proved
+
+
 class TestAnyBytes:
     @pytest.mark.parametrize("codec", sorted(READERS.keys() - {"h264", "hevc"}))
     @settings(max_examples=40, deadline=1000)
