@@ -171,6 +171,11 @@ class TestRenderedClips:
         structure = assert_provable(rendered(codec, container, options, pix_fmt))
         assert len(structure.entries) >= 3
 
+    def test_each_intra_frame_of_theora_is_an_entry(self) -> None:
+        theora = Path(__file__).parents[1] / "theora.ogv"  # 80 frames, a group of at most 12
+
+        assert len(assert_provable(theora.read_bytes()).entries) >= 7
+
     def test_codecs_that_carry_over_more_than_headers_tell_have_no_structure(self) -> None:
         assert structure_of(rendered("msmpeg4", "avi", GROUP)) is None
         assert structure_of(rendered("mpeg4", "avi", GROUP | INTERLACED | {"bf": "2"})) is None
