@@ -15,6 +15,8 @@ from typing import BinaryIO
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from service.video.mp4 import Extent, boxes, read, track_fields
+
 # How many boxes or elements inside another are looked at. Headers have a few, and come before thousands of clusters.
 MAX_CHILDREN = 200
 
@@ -26,9 +28,8 @@ VIDEO_TRACK = 1
 
 FIELDS_OF_SAMPLE_ENTRY = 78  # bytes before the boxes of a visual sample entry
 
-_Extent = tuple[int, int]  # where the content of a box or an element begins and ends
-NOTHING: _Extent = (0, 0)
-_Walk = Callable[[BinaryIO, _Extent], Iterator[tuple[bytes, _Extent]]]
+NOTHING: Extent = (0, 0)
+_Walk = Callable[[BinaryIO, Extent], Iterator[tuple[bytes, Extent]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +85,26 @@ def _checked(crop: Crop, width: int, height: int) -> Crop | None:
     return crop if inside and crop.within(width, height) else None
 
 
-def _children(walk: _Walk, file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
+def _children(walk: _Walk, file: BinaryIO, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
     return islice(walk(file, extent), MAX_CHILDREN)
 
 
-def _first(walk: _Walk, file: BinaryIO, extent: _Extent, *path: bytes) -> _Extent:
+def _first(walk: _Walk, file: BinaryIO, extent: Extent, *path: bytes) -> Extent:
     """Return the content of the first box or element at a path; an empty one if there is none."""
     for name in path:
         extent = next((content for kind, content in _children(walk, file, extent) if kind == name), NOTHING)
     return extent
 
 
-def _read(file: BinaryIO, extent: _Extent, most: int) -> bytes:
-    start, end = extent
-    file.seek(start)
-    return file.read(min(end - start, most))
-
-
 # -- Matroska ----------------------------------------------------------------------------------------------------------
 
 
-def _pixel_crop(file: BinaryIO, whole: _Extent, number: int) -> Crop | None:
+def _pixel_crop(file: BinaryIO, whole: Extent, number: int) -> Crop | None:
     """Read the crop of a video track. ``number`` counts the tracks of which FFmpeg makes video streams, from 0."""
     videos = []
     for _, track in _children(_elements, file, _first(_elements, file, whole, SEGMENT, TRACKS)):
         fields = dict(_children(_elements, file, track))
-        if _number(file, fields, TRACK_TYPE) == VIDEO_TRACK and _read(file, fields.get(CODEC_ID, NOTHING), 1) == b"V":
+        if _number(file, fields, TRACK_TYPE) == VIDEO_TRACK and read(file, fields.get(CODEC_ID, NOTHING), 1) == b"V":
             videos.append(fields.get(VIDEO, NOTHING))
     if number >= len(videos):
         return None
@@ -119,11 +114,11 @@ def _pixel_crop(file: BinaryIO, whole: _Extent, number: int) -> Crop | None:
     return _checked(Crop(left, top, width - right, height - bottom), width, height)
 
 
-def _elements(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
+def _elements(file: BinaryIO, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
     """Yield the identifiers of EBML elements (RFC 8794) and where their contents are, up to the first invalid one."""
     start, end = extent
     while start < end:
-        head = _read(file, (start, end), 12)
+        head = read(file, (start, end), 12)
         id_bytes = 9 - head[0].bit_length()
         size_bytes = 9 - head[id_bytes].bit_length() if id_bytes < len(head) else 9
         content = start + id_bytes + size_bytes
@@ -135,27 +130,26 @@ def _elements(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]
         yield head[:id_bytes], (content, start)
 
 
-def _number(file: BinaryIO, fields: dict[bytes, _Extent], kind: bytes) -> int:
+def _number(file: BinaryIO, fields: dict[bytes, Extent], kind: bytes) -> int:
     """Read an unsigned integer, which is 0 if it is missing."""
-    return int.from_bytes(_read(file, fields.get(kind, NOTHING), 8))
+    return int.from_bytes(read(file, fields.get(kind, NOTHING), 8))
 
 
 # -- MP4 ---------------------------------------------------------------------------------------------------------------
 
 
-def _clean_aperture(file: BinaryIO, whole: _Extent, track_id: int) -> Crop | None:
+def _clean_aperture(file: BinaryIO, whole: Extent, track_id: int) -> Crop | None:
     """Read the clean aperture in the first sample description of a track."""
-    for _, track in _children(_boxes, file, _first(_boxes, file, whole, b"moov")):
-        header = _read(file, _first(_boxes, file, track, b"tkhd"), 96)
-        fields = header[20:] if header[:1] == b"\1" else header[12:]  # version 1 has 64-bit times before them
+    for _, track in _children(boxes, file, _first(boxes, file, whole, b"moov")):
+        fields = track_fields(read(file, _first(boxes, file, track, b"tkhd"), 96))
         if int.from_bytes(fields[:4]) == track_id:
-            start, end = _first(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd")
-            _, entry = next(_boxes(file, (start + 8, end)), (b"", NOTHING))
+            start, end = _first(boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd")
+            _, entry = next(boxes(file, (start + 8, end)), (b"", NOTHING))
             return _crop_of_entry(file, entry, (int.from_bytes(fields[64:68]), int.from_bytes(fields[68:72])))
     return None
 
 
-def _crop_of_entry(file: BinaryIO, entry: _Extent, track_size: tuple[int, int]) -> Crop | None:
+def _crop_of_entry(file: BinaryIO, entry: Extent, track_size: tuple[int, int]) -> Crop | None:
     """Read the clean aperture in a visual sample entry.
 
     Args:
@@ -164,35 +158,19 @@ def _crop_of_entry(file: BinaryIO, entry: _Extent, track_size: tuple[int, int]) 
         track_size: Width and height that the track is shown at, in units of 1/65536 pixels.
     """
     start, end = entry
-    fields = _read(file, entry, 28)
+    fields = read(file, entry, 28)
     width, height = int.from_bytes(fields[24:26]), int.from_bytes(fields[26:28])
-    boxes = dict(_children(_boxes, file, (start + FIELDS_OF_SAMPLE_ENTRY, end)))
-    aperture = _read(file, boxes.get(b"clap", NOTHING), 32)
+    children = dict(_children(boxes, file, (start + FIELDS_OF_SAMPLE_ENTRY, end)))
+    aperture = read(file, children.get(b"clap", NOTHING), 32)
     values = [int.from_bytes(aperture[place : place + 4], signed=True) for place in range(0, 32, 4)]
     if len(aperture) < 32 or min(values[0], values[2], *values[1::2]) <= 0:
         return None
     shown_width, shown_height, right_by, down_by = map(Fraction, values[::2], values[1::2])
     left, top = (width - shown_width) / 2 + right_by, (height - shown_height) / 2 + down_by
     aspect = None
-    if b"pasp" not in boxes and all(track_size) and track_size != (width << 16, height << 16):
+    if b"pasp" not in children and all(track_size) and track_size != (width << 16, height << 16):
         # The track's size is that of the aperture; FFmpeg takes it for that of the whole picture.
         aspect = Fraction(track_size[0], track_size[1]) * shown_height / shown_width
     # Where edges are not whole, FFmpeg rounds them down.
     crop = Crop(floor(left), floor(top), floor(left + shown_width), floor(top + shown_height), aspect)
     return _checked(crop, width, height)
-
-
-def _boxes(file: BinaryIO, extent: _Extent) -> Iterator[tuple[bytes, _Extent]]:
-    """Yield the types of boxes and where their contents are, up to the first whose size is invalid."""
-    start, end = extent
-    while start < end:
-        head = _read(file, (start, end), 16)
-        size, kind, content = int.from_bytes(head[:4]), head[4:8], start + 8
-        if size == 1:  # a 64-bit size follows
-            size, content = int.from_bytes(head[8:]), start + 16
-        elif size == 0:  # the box extends to the end of the file
-            size = end - start
-        if len(kind) < 4 or start + size < content or content > end:
-            return
-        start = min(start + size, end)
-        yield kind, (content, start)

@@ -6,6 +6,7 @@ PyAV does not give access to the configuration of Dolby Vision.
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -29,6 +30,9 @@ ENCRYPTED_SAMPLES = b"encv" + bytes(6)
 # A file has a few top-level boxes before its movie header. A fragmented file has thousands, but all of them after it.
 MAX_BOXES = 1000
 
+Extent = tuple[int, int]
+"""Where the content of a box begins and ends in the file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mp4:
@@ -47,12 +51,12 @@ class Mp4:
     @classmethod
     def read(cls, file: BinaryIO) -> "Mp4 | None":
         """Read the boxes of a file; ``None`` if it is of another family."""
-        first: dict[bytes, tuple[int, int]] = {}
-        for kind, start, end in _boxes(file):
-            first.setdefault(kind, (start, end))
+        first: dict[bytes, Extent] = {}
+        for kind, content in boxes(file, (0, file.seek(0, os.SEEK_END))):
+            first.setdefault(kind, content)
         if first.keys().isdisjoint(KNOWN_BOXES):
             return None
-        brand, movie = (_content(file, *first[kind]) if kind in first else b"" for kind in (b"ftyp", b"moov"))
+        brand, movie = (read(file, first[kind]) if kind in first else b"" for kind in (b"ftyp", b"moov"))
         return cls(frozenset(first), brand[:4], movie)
 
     @property
@@ -72,39 +76,42 @@ class Mp4:
 
     def tracks_without_base_layer(self) -> frozenset[int]:
         """Return the identifiers of the tracks of Dolby Vision that have no plain base layer."""
-        tracks = (self.movie[start:end] for kind, start, end in _boxes(io.BytesIO(self.movie)) if kind == b"trak")
+        found = boxes(io.BytesIO(self.movie), (0, len(self.movie)))
+        tracks = (self.movie[slice(*content)] for kind, content in found if kind == b"trak")
         return frozenset(_track_id(track) for track in tracks if not dolby_vision.is_plain_track(track))
 
 
-def _track_id(track: bytes) -> int:
-    """Return the identifier in a track's header; 0 if there is none."""
-    for kind, start, _ in _boxes(io.BytesIO(track)):
-        if kind == b"tkhd":
-            offset = start + (20 if track[start : start + 1] == b"\1" else 12)  # version 1 has 64-bit times before it
-            return int.from_bytes(track[offset : offset + 4])
-    return 0
-
-
-def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each box and where its content begins and ends, up to the first box whose size is invalid."""
-    end = file.seek(0, os.SEEK_END)
-    start = 0
+def boxes(file: BinaryIO, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
+    """Yield the type of each box and the extent of its content, up to the first box whose size is invalid."""
+    start, end = extent
     for _ in range(MAX_BOXES):
-        file.seek(start)
-        header = file.read(16)
+        if start >= end:
+            return
+        header = read(file, (start, end), 16)
         size, kind, content = int.from_bytes(header[:4]), header[4:8], start + 8
         if size == 1:  # a 64-bit size follows
             size, content = int.from_bytes(header[8:]), start + 16
         elif size == 0:  # the box extends to the end of the file
             size = end - start
-        if len(kind) < 4 or start + size < content:
+        start = min(start + size, end)
+        if content > start:
             return
-        yield kind, content, min(start + size, end)
-        start += size
-        if start >= end:
-            return
+        yield kind, (content, start)
 
 
-def _content(file: BinaryIO, start: int, end: int) -> bytes:
+def read(file: BinaryIO, extent: Extent, most: int = sys.maxsize) -> bytes:
+    """Read a content, or as much of its beginning as ``most`` bytes."""
+    start, end = extent
     file.seek(start)
-    return file.read(end - start)
+    return file.read(min(end - start, most))
+
+
+def track_fields(header: bytes) -> bytes:
+    """Return what a track header (``tkhd``) holds from the track's identifier on."""
+    return header[20:] if header[:1] == b"\1" else header[12:]  # version 1 has 64-bit times before it
+
+
+def _track_id(track: bytes) -> int:
+    """Return a track's identifier; 0 if it has no header."""
+    found = (track[slice(*content)] for kind, content in boxes(io.BytesIO(track), (0, len(track))) if kind == b"tkhd")
+    return int.from_bytes(track_fields(next(found, b""))[:4])

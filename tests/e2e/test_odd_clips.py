@@ -1,9 +1,7 @@
 """Clips that need rarely used parts of PyAV. Decoders cannot import modules, so all of PyAV must be loaded before."""
 
 import io
-import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -161,19 +159,3 @@ def test_side_data_of_a_type_unknown_to_pyav_is_ignored(client: httpx.Client) ->
     assert answer.status_code == 200, answer.text
     assert answer.json()["clip"]["rotation"] == 90  # from the display matrix, which accompanies the Exif data
     assert answer.json()["clip"]["frames"] == 50
-
-
-@pytest.mark.parametrize("name", ["subtitles.mp4", "spatial.mov", "packed_counted.avi"])
-def test_clips_that_were_once_decoded_wrongly_are_answered(client: httpx.Client, shared: Path, name: str) -> None:
-    folder = shared / "faults"
-    if not (folder / name).is_file():
-        pytest.skip(f"needs {name} in {folder}")
-    right = next(entry for entry in json.loads((folder / "index.json").read_text()) if entry["file"] == name)
-
-    answer = client.post("/predict", content=(folder / name).read_bytes())
-
-    assert answer.status_code == right["status"], answer.text
-    body = answer.json()
-    assert body["clip"]["frames"] == right["frames"]
-    assert body["clip"]["duration_s"] == pytest.approx(right["duration_s"], abs=0.001)
-    assert [frame["index"] for frame in body["frames"]] == right["indices"]

@@ -27,7 +27,7 @@ class UnclearError(ValueError):
 
 
 class Bits:
-    """Reads a payload from its first bit. Every read behind the end raises ``ValueError``.
+    """Reads a payload from its first bit. Unlike those of ``bits``, reads behind the end raise ``ValueError``.
 
     Attributes:
         bits: The bits that were not read yet, as a number.

@@ -12,6 +12,7 @@ import pytest
 
 from service.errors import CorruptClip, UnsupportedMedia
 from service.video.decoder import decode_clip
+from tests.service.video.boxes import box
 from tests.service.video.clips import numbered, numbered_clip, refusal
 
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -35,10 +36,6 @@ def clip_of(codec: str, container: str) -> bytes:
     """A clip of 30 frames. DV has no other sizes than those of television."""
     size = (720, 576) if codec == "dvvideo" else (64, 48)
     return numbered_clip(30, codec=codec, container=container, size=size)
-
-
-def box(kind: bytes, content: bytes = b"") -> bytes:
-    return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
 def large_box(kind: bytes, content: bytes) -> bytes:
@@ -177,6 +174,10 @@ class TestDemuxer:
         self, change: Callable[[bytes], bytes], muxing: dict[str, str]
     ) -> None:
         assert decode_clip(change(numbered_clip(30, muxing=muxing))).facts.frames == 30
+
+    @pytest.mark.parametrize("start", [b"\0\0\0\4free", b"\0\0\0\7free", b"\0\0\0\1free\0\0\0\xff", b"\0\0\0\x08fre"])
+    def test_a_box_of_an_invalid_size_is_no_mp4(self, start: bytes) -> None:
+        assert isinstance(refusal(start), UnsupportedMedia)
 
     @pytest.mark.parametrize(
         ("change", "muxing"),

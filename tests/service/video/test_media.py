@@ -24,6 +24,7 @@ from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
 from service.video.formats import DEMUXERS
 from service.video.media import CODECS, open_video
+from tests.service.video.boxes import box, in_sample_entry
 from tests.service.video.clips import indices, middle_frames, numbered, numbered_clip, refusal, with_stream_type
 from tests.service.video.vc1 import vc1_clip, wmv3_clip
 
@@ -121,16 +122,6 @@ def scrambled(clip: bytes, *, packet_bytes: int = 188, packets: int | None = Non
     return bytes(stream)
 
 
-def in_sample_entry(clip: bytes, entry: bytes, box: bytes) -> bytes:
-    """The MP4, whose index is last, with another box in the description of its video."""
-    changed = bytearray(clip)
-    for parent in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", entry):
-        at = clip.index(parent, clip.rindex(b"moov")) - 4
-        changed[at : at + 4] = (int.from_bytes(clip[at : at + 4]) + len(box)).to_bytes(4)
-    at += 86  # after the fields of a VisualSampleEntry
-    return bytes(changed[:at] + box + changed[at:])
-
-
 def dolby_vision(profile: int, compatibility: int) -> bytes:
     """A configuration of Dolby Vision."""
     return bytes([1, 0, profile << 1, 0x0D, compatibility << 4]) + bytes(19)
@@ -143,8 +134,8 @@ def dolby_vision_mp4(
     entry = {"libx265": b"hev1", "libsvtav1": b"av01", "libx264": b"avc1"}[codec]
     clip = numbered_clip(10, codec=codec)
     if profile is not None:
-        box = (32).to_bytes(4) + (b"dvvC" if profile > 7 else b"dvcC") + dolby_vision(profile, compatibility)
-        clip = in_sample_entry(clip, entry, box)
+        added = box(b"dvvC" if profile > 7 else b"dvcC", dolby_vision(profile, compatibility))
+        clip = in_sample_entry(clip, added, entry)
     return clip.replace(entry, tag) if tag else clip
 
 
@@ -361,6 +352,9 @@ class TestRefusals:
 
         with open_video(io.BytesIO(scrambled(clip, packets=packets // 2)), DecodeLimits()) as (_, stream):
             assert stream.codec_context.name == "h264"
+
+    def test_a_stream_of_unknown_codec_is_unsupported(self) -> None:
+        assert_unsupported(numbered_clip(10).replace(b"avc1" + bytes(6), b"zzzz" + bytes(6)), "codec")
 
     def test_a_transport_stream_with_few_scrambled_packets_is_decoded(self) -> None:
         clip = numbered_clip(30, container="mpegts", options={"g": "5"})

@@ -1,8 +1,6 @@
 """Packed B-frames: what FFmpeg's decoder makes of the packets as they are is what it makes of them unpacked."""
 
 import io
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +17,7 @@ from service.video.decoder import decode_clip
 from service.video.headers import VideoPacket, read_structure
 from service.video.packed import unpack
 from tests.service.video.clips import DIVX_PACKED, NOT_CODED, packed_clip
+from tests.service.video.oracle import watch
 
 OPTIONS = {"bf": "2", "g": "12", "sc_threshold": "1000000000"}
 DIVX_WAITS = b"\x7f"  # the packet that DivX writes while it waits for its second picture
@@ -84,13 +83,9 @@ def assert_pictures_are_those_of_ffmpeg(clip: bytes) -> list[int]:
 
 def shown_by_ffmpeg(clip: bytes, folder: Path) -> list[int]:
     """When the ffmpeg command shows each frame of an AVI, in ticks."""
-    program = shutil.which("ffmpeg")
-    if not program:
-        pytest.skip("needs the ffmpeg command as the oracle")
-    (folder / "clip.avi").write_bytes(clip)
-    command = [program, "-nostdin", "-v", "error", "-i", str(folder / "clip.avi"), "-fps_mode", "passthrough"]
-    lines = subprocess.run([*command, "-f", "framecrc", "-"], check=True, capture_output=True, text=True).stdout
-    return [int(line.split(",")[2]) for line in lines.splitlines() if not line.startswith("#")]
+    path = folder / "clip.avi"
+    path.write_bytes(clip)
+    return watch(path).times
 
 
 def relative(times: Sequence[int]) -> list[int]:

@@ -17,7 +17,7 @@ PATIENT = DecodeLimits(timeout_s=120)  # a busy machine is no reason to fail
 
 
 def assert_exact(path: Path) -> None:
-    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode."""
+    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode in order."""
     clip = decode_clip(path, PATIENT)
     naive = naive_decode(path)
     assert clip.facts.frames == len(naive), path
@@ -27,7 +27,7 @@ def assert_exact(path: Path) -> None:
 
 def test_every_avi_has_the_frames_of_a_full_decode(shared: Path) -> None:
     paths = sorted((shared / "clips").rglob("*.avi"))
-    assert len(paths) == 31
+    assert paths
     for path in paths:
         assert_exact(path)
 

@@ -51,10 +51,9 @@ class TestTags:
     def test_no_value_of_a_tag_makes_a_frame_unreadable(self, pixel_format: str) -> None:
         frame = VideoFrame.from_ndarray(np.full((8, 8, 3), 90, np.uint8), format="rgb24").reformat(format=pixel_format)
         image, resizer = np.empty((224, 224, 3), np.uint8), Resizer()
-        values = range(256) if pixel_format == "yuv420p" else [*range(24), 127, 128, 255]  # all are slow
         for tag in ("colorspace", "color_range", "color_trc", "color_primaries"):
             usual = getattr(frame, tag)
-            for value in values:
+            for value in [*range(24), 127, 128, 255]:  # the known ones, the reserved ones behind them, and the last
                 setattr(frame, tag, value)
                 resizer.resize(frame, image)
                 assert np.ptp(image, (0, 1)).max() <= 8, f"{tag} {value}"

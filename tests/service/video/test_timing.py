@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from av.packet import Packet
+from av.video.stream import VideoStream
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.video.headers import VideoPacket
-from service.video.timing import in_order, timeline
+from service.video.timing import in_order, timeline, usual_duration
 
 MILLISECONDS, CLOCK = Fraction(1, 1000), Fraction(1, 90_000)
 FRAME_MS = Fraction(40)
@@ -123,6 +125,17 @@ def test_shuffled_timestamps_do_not_start_again() -> None:
     assert timeline_of(packets(times, keyframes=range(60)), FRAME_MS, MILLISECONDS, clocked=False) == times
 
 
+@pytest.mark.parametrize(("frames", "joined"), [([50, 10], True), ([50, 50, 10], True), ([50, 10, 50], False)])
+def test_only_the_last_recording_may_be_shorter_than_frames_are_reordered(frames: Sequence[int], joined: bool) -> None:
+    """Timestamps that start again sooner are out of order."""
+    times = [time for count in frames for time in recording(count, step=100)]
+
+    moved = timeline_of(packets(times), FRAME_MS, MILLISECONDS, clocked=False)
+
+    assert joined == all(later > earlier for earlier, later in pairwise(cast(list[int], moved)))
+    assert joined or moved == times
+
+
 def test_packets_that_an_edit_list_leaves_out_do_not_start_again() -> None:
     """FFmpeg's demuxer gives the frames that precede an edit, down to a keyframe, the times before it."""
     times = [*recording(50), *recording(20, 50 * 40 - 20 * 40), *recording(50, 50 * 40)]
@@ -134,6 +147,26 @@ def test_packets_that_an_edit_list_leaves_out_do_not_start_again() -> None:
 
 def test_decode_times_count_where_there_are_no_presentation_times() -> None:
     assert timeline_of(packets([None] * 3, [0, 40, 80]), FRAME_MS, MILLISECONDS, clocked=False) == [0, 40, 80]
+
+
+@pytest.mark.parametrize(
+    ("durations", "guessed", "average", "expected"),
+    [
+        ([40, 40, 0, 80, 20, 40, 80, 80], Fraction(50), Fraction(50), 40),  # the median of those that are known
+        ([0, -1, 0], Fraction(50), Fraction(10), 20),
+        ([0, 0], None, Fraction(10), 100),
+        ([0, 0], None, None, 1),
+    ],
+)
+def test_a_frame_usually_lasts_as_long_as_most_others_or_as_the_declared_rate_says(
+    durations: Sequence[int], guessed: Fraction | None, average: Fraction | None, expected: int
+) -> None:
+    stream = packets([None] * len(durations))
+    for packet, duration in zip(stream, durations, strict=True):
+        packet.duration = duration
+    declared = cast(VideoStream, SimpleNamespace(guessed_rate=guessed, average_rate=average))
+
+    assert usual_duration(stream, declared, MILLISECONDS) == expected
 
 
 def test_equal_timestamps_say_nothing() -> None:

@@ -22,7 +22,7 @@ from service.video.headers import VideoPacket
 from service.video.headers.h264 import read_h264
 from service.video.headers.hevc import read_hevc
 from tests.service.video.clips import Image, encode, with_content
-from tests.service.video.headers.sparse import assert_provable, assert_same_frames, open_stream, structure_of
+from tests.service.video.headers.full_decode import assert_provable, assert_same_frames, open_stream, structure_of
 
 FRAMES = 30
 X264 = ("keyint=8:scenecut=0:{}", "x264-params", "libx264")
@@ -91,6 +91,8 @@ def join(clips: Sequence[bytes], container: str = "mpegts") -> bytes:
         "fake-interlaced=1",
         "aud=1:nal-hrd=vbr:vbv-maxrate=500:vbv-bufsize=500",
         "stitchable=1:no-deblock=1",
+        "bframes=2:cqm=jvt",
+        f"bframes=1:cqm4iy={','.join(map(str, range(6, 22)))}",
         "keyint=1",
     ],
 )
@@ -200,11 +202,12 @@ class Writer:
         return b"\0\0\0\1" + bytes([head]) + re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", content)
 
 
-def parameter_sets(*, fields: bool) -> bytes:
+def parameter_sets(*, fields: bool, redundant: bool = False) -> bytes:
     """Return the sets for pictures of 16×32 samples. They do not say how far frames are reordered."""
     sequence = Writer().number(77, 8).number(0, 8).number(30, 8).codes(0, 0, 0, 4, 4).number(0, 1)
     sequence.codes(0, 0).number(0b001, 3) if fields else sequence.codes(0, 1).number(0b11, 2)
-    picture = Writer().codes(0, 0).number(0, 2).codes(0, 0, 0).number(0, 3).codes(0, 0, 0).number(0, 3)
+    picture = Writer().codes(0, 0).number(0, 2).codes(0, 0, 0).number(0, 3).codes(0, 0, 0)
+    picture.number(redundant, 3)
     return sequence.number(0, 2).unit(0x67) + picture.unit(0x68)
 
 
@@ -277,7 +280,10 @@ class TestFields:
         assert structure_of(write(parameter_sets(fields=True), shifted, "matroska")) is None
 
     def test_the_sample_of_a_broadcast_is_read(self, shared: Path) -> None:
-        structure = assert_provable((shared / "faults" / "paff.ts").read_bytes())
+        path = shared / "faults" / "paff.ts"
+        if not path.exists():
+            pytest.skip(f"needs real clips: {path}")
+        structure = assert_provable(path.read_bytes())
         assert len(structure.empty) == 100
 
 
@@ -295,6 +301,11 @@ class TestOrder:
         packets = [picture(number % 4, 2 * (number % 4), 20 + number, idr=not number % 4) for number in range(12)]
         del packets[6]
         assert structure_of(write(parameter_sets(fields=False), packets, "matroska")) is None
+
+    def test_sets_that_announce_redundant_pictures_need_a_full_decode(self) -> None:
+        packets = [picture(0, 0, 20 + number, idr=True) for number in range(4)]
+        assert structure_of(write(parameter_sets(fields=False), packets, "matroska"))
+        assert structure_of(write(parameter_sets(fields=False, redundant=True), packets, "matroska")) is None
 
     def test_two_frames_in_a_packet_need_a_full_decode(self) -> None:
         packets = [picture(number % 4, 2 * (number % 4), 20 + number, idr=not number % 4) for number in range(12)]
