@@ -80,7 +80,7 @@ class Track:
     Attributes:
         packets: The packets. Each one's ``pts`` is set to its index in this list; decoders copy it to the frame, which
             tells which packet the frame was decoded from.
-        hidden: Packets whose frames are not shown, for example those before the start of an edit list.
+        hidden: Packets of which no frame is shown: those before the start of an edit list, headers in Ogg.
         times: When each packet's frame is shown, in ticks of ``time_base``; ``None`` where that is unknown.
         time_base: Length of a tick, in seconds.
         usual: Usual duration of a frame, in ticks.
@@ -127,7 +127,10 @@ class Track:
             if packet.size:
                 packets.append(packet)
                 limits.check_frames(len(packets) // 2)  # a frame may be two fields, each in a packet
-        hidden = frozenset(number for number, packet in enumerate(packets) if packet.is_discard)
+        is_ogg = container.format.name == "ogg"
+        hidden = frozenset(
+            number for number, packet in enumerate(packets) if packet.is_discard or (is_ogg and _is_header(packet))
+        )
         if len(hidden) == len(packets):
             raise NoFrames("the video stream holds no frame")
         packets = list(unpack(packets, stream))
@@ -163,8 +166,8 @@ class Track:
         shown = [n for n in range(len(self.packets)) if n not in frameless]
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
-        if self.only_decode_times and self.delay:
-            return self._present(self._output_times(shown, self.delay), range(len(shown)), self.usual)
+        if self.only_decode_times and self.delay and None not in times:
+            return self._at_output(known, range(len(shown)), self.delay)
         if len(set(known)) < len(shown) or (self.delay and ascends(known)):  # the latter are perhaps decode times
             return self._present(in_order(times, self.usual), range(len(shown)), self.usual)
         order = [n for _, n in sorted(zip(known, shown, strict=True))]
@@ -184,7 +187,7 @@ class Track:
         known, numbers = cast(list[int], times), cast(list[int], packets)
         in_decode_order = [time for _, time in sorted(zip(numbers, known, strict=True))]
         if self.only_decode_times or (ascends(in_decode_order) and not ascends(numbers)):
-            return self._present(self._output_times(numbers, output.delay), frames, self.usual)
+            return self._at_output(known, frames, output.delay)
         if output.delay and not self.guesses_delay and not ascends(known):  # of a muxer that knew no B-frames
             return self._present(in_order(times, self.usual), frames, self.usual)
         lost = [(time, None, n) for n in output.failed - self._frameless if (time := self.times[n]) is not None]
@@ -197,14 +200,17 @@ class Track:
         """The packets of which no frame is shown."""
         return self.hidden | self.structure.empty if self.structure else self.hidden
 
-    def _output_times(self, packets: Iterable[int], delay: int) -> list[int]:
-        """Return when frames are shown whose times are decode times, in the order of output.
+    def _at_output(self, times: Iterable[int], sources: Sequence[int], delay: int) -> Presentation:
+        """Return the presentation of frames whose times are decode times; AVI has no others.
 
-        AVI has no others. The decoder puts a frame out when it is given a packet that comes ``delay`` packets later.
+        The decoder puts a frame out when it is given a packet that comes ``delay`` packets later. The last frames come
+        at the distance of most others, which may be more than one tick: a tick may be the time of a field.
         """
-        decoded = sorted(dts if (dts := self.packets[n].dts) is not None else cast(int, self.times[n]) for n in packets)
-        after = [round(decoded[-1] + (n + 1) * self.usual) for n in range(delay)]
-        return [*decoded, *after][delay:]
+        decoded = sorted(times)
+        steps = sorted(later - earlier for earlier, later in pairwise(decoded))
+        step = Fraction(steps[len(steps) // 2] if steps else 0) or self.usual
+        after = [round(decoded[-1] + (n + 1) * step) for n in range(delay)]
+        return self._present([*decoded, *after][delay:], sources, self.usual)
 
     def _duration(self, packet: int) -> Fraction:
         return Fraction(packet_duration(self.packets[packet])) or self.usual
@@ -239,6 +245,12 @@ def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bo
     if context.codec.canonical_name not in GUESSED_DELAYS:
         return False
     return container.format.name == "avi" or (container.format.name == "matroska,webm" and codec_tag(context) != "")
+
+
+def _is_header(packet: VideoPacket) -> bool:
+    """Return whether a packet of Ogg is a header of Theora or VP8: FFmpeg hands those out of files that were joined."""
+    head = bytes(memoryview(packet)[:7])
+    return head[1:] == b"theora" or head.startswith(b"OVP80")
 
 
 def ascends(numbers: Sequence[int]) -> bool:

@@ -74,21 +74,24 @@ def timeline(
     if not clocked and any(stop - start < STEP_BACK_FRAMES for start, stop in pairwise(starts[:-1])):
         return times  # no recording is so short: they are out of order
     move, end = 0, 0
+    due: int | None = None  # when the next packet is to be decoded
     for start, stop in pairwise(starts):
         piece = shown[start:stop]
         known = [time for number in piece if (time := times[number]) is not None]
         if not known:
             continue
-        first = min(known) - round(usual * next(place for place, n in enumerate(piece) if times[n] is not None))
-        if start:
-            before, after = (_decode_time(packets[number], ahead) for number in shown[start - 1 : start + 1])
-            if packets[piece[0]].is_keyframe or before is None or after is None:
-                move = end - first
-            else:  # within a group of pictures: some before the jump may be shown after some of those behind it
-                move += before + round(usual) - after
+        opening = packets[piece[0]]
+        decoded_at = _decode_time(opening, ahead)
+        step, next_due = _pace([packets[number] for number in piece], usual, ahead)
+        first = min(known) - round(step * next(place for place, n in enumerate(piece) if times[n] is not None))
+        if start and not opening.is_keyframe and due is not None and decoded_at is not None:
+            move += due - decoded_at  # in a group of pictures: some before the jump may be shown after some behind it
+        elif start:
+            move = end - first
         # Of MPEG program streams, the last frames often have no time.
-        frames = len(piece) if len(known) < len(piece) else 0
-        end = max(max(known) + round(usual), first + round(frames * usual)) + move
+        packets_counted = len(piece) if len(known) < len(piece) else 0
+        end = max(max(known) + round(usual), first + round(packets_counted * step)) + move
+        due = next_due
         for number in range(piece[0], piece[-1] + 1):
             if (time := times[number]) is not None:
                 times[number] = time + move
@@ -126,6 +129,19 @@ def _jumps(packets: Sequence[VideoPacket], ahead: Fraction, back: Fraction, reor
             decoded = time
         if shown is not None and (latest is None or shown > latest):
             latest = shown
+
+
+def _pace(packets: Sequence[VideoPacket], usual: Fraction, ahead: Fraction) -> tuple[Fraction, int | None]:
+    """Return how far apart packets are decoded, in ticks, and when one more would be; ``None`` if that is unknown.
+
+    Where the fields of frames have packets of their own, that is half as far as frames are.
+    """
+    known = [(place, time) for place, packet in enumerate(packets) if (time := _decode_time(packet, ahead)) is not None]
+    if not known:
+        return usual, None
+    (first, start), (last, end) = known[0], known[-1]
+    step = Fraction(end - start, last - first) if end > start else usual
+    return step, end + round(step * (len(packets) - last))
 
 
 def _decode_time(packet: VideoPacket, ahead: Fraction) -> int | None:

@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from model_export.rendering.figure import preserve_scheduling
+from tests.service.video.boxes import SEGMENT, TRACK_ENTRY, TRACKS, VIDEO, element, number
 from tests.service.video.clips import QUIET, Image
 
 RATE = 25
@@ -50,11 +51,11 @@ def coded(
     """Encode pictures. Parameter sets come with each keyframe, as in a broadcast."""
     context = _encoder(codec, options)
     packets: list[Packet[VideoStream]] = []
-    for number, picture in enumerate(pictures):
+    for index, picture in enumerate(pictures):
         if not context.is_open:
             context.height, context.width = picture.shape[:2]
         frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=context.pix_fmt)
-        frame.pts, frame.time_base = pts[number] if pts else number, Fraction(1, RATE)
+        frame.pts, frame.time_base = pts[index] if pts else index, Fraction(1, RATE)
         packets += context.encode(frame)
     packets += context.encode(None)
     return [Coded(bytes(packet), packet.pts or 0, packet.dts or 0, packet.is_keyframe) for packet in packets]
@@ -119,15 +120,15 @@ def mux(
 def flv_joined(*parts: bytes, shift_ms: Sequence[int] = ()) -> bytes:
     """Join FLV files tag by tag, each with its own sequence header, and shift their timestamps."""
     file = parts[0][:13]
-    for number, part in enumerate(parts):
+    for index, part in enumerate(parts):
         place = 13
         while place < len(part):
             size = int.from_bytes(part[place + 1 : place + 4])
             tag = bytearray(part[place : place + 11 + size + 4])
-            time = int.from_bytes(bytes([tag[7], *tag[4:7]])) + (shift_ms[number] if shift_ms else 0)
+            time = int.from_bytes(bytes([tag[7], *tag[4:7]])) + (shift_ms[index] if shift_ms else 0)
             tag[4:7], tag[7] = time.to_bytes(4)[1:], time.to_bytes(4)[0]
             end_of_sequence = tag[0] == 9 and tag[12] == 2
-            if not (number and tag[0] == 18) and not (end_of_sequence and number + 1 < len(parts)):
+            if not (index and tag[0] == 18) and not (end_of_sequence and index + 1 < len(parts)):
                 file += tag
             place += 11 + size + 4
     return file
@@ -139,6 +140,23 @@ CLUSTER = bytes.fromhex("1f43b675")
 def matroska_joined(*parts: bytes) -> bytes:
     """Join Matroska files that were written with the option ``live``: one head, and the clusters of all."""
     return parts[0] + b"".join(part[part.index(CLUSTER) :] for part in parts[1:])
+
+
+def vfw(times_ms: Sequence[int], packets: Sequence[Coded], width: int = 96, height: int = 64) -> bytes:
+    """Write H.264 to Matroska as mkvmerge does with an AVI (V_MS/VFW/FOURCC): its timestamps are decode times."""
+    header = struct.pack("<IiiHH4sIiiII", 40, width, height, 1, 24, b"H264", width * height * 3, 0, 0, 0, 0)
+    size = number(b"\xb0", width) + number(b"\xba", height)
+    track = number(b"\xd7", 1) + number(b"\x73\xc5", 1) + number(b"\x83", 1) + element(b"\x86", b"V_MS/VFW/FOURCC")
+    track += element(b"\x63\xa2", header) + number(b"\x23\xe3\x83", 10**9 // RATE) + element(VIDEO, size)
+    clusters = b"".join(
+        element(
+            CLUSTER, number(b"\xe7", time) + element(b"\xa3", b"\x81\0\0" + b"\0\x80"[packet.key :][:1] + packet.data)
+        )
+        for time, packet in zip(times_ms, packets, strict=True)
+    )
+    segment = element(b"\x15\x49\xa9\x66", number(b"\x2a\xd7\xb1", 10**6))
+    segment += element(TRACKS, element(TRACK_ENTRY, track)) + clusters
+    return element(b"\x1a\x45\xdf\xa3", element(b"\x42\x82", b"matroska")) + element(SEGMENT, segment)
 
 
 # -- MP4, box by box (ISO/IEC 14496-12) -------------------------------------------------------------------------------

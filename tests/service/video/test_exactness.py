@@ -74,6 +74,14 @@ class TestEncodedClips:
         assert numbers(clip) == middle_frames(80)
         assert_same_as_naive(clip, THEORA)
 
+    def test_headers_of_a_theora_file_that_is_joined_are_no_frames(self) -> None:
+        clip = decode_clip(2 * THEORA.read_bytes())
+
+        assert (clip.facts.frames, clip.facts.damaged_frames) == (160, 0)
+        assert clip.facts.duration_s == pytest.approx(2 * decode_clip(THEORA).facts.duration_s)
+        assert [frame.index for frame in clip.sampled] == middle_frames(160)
+        assert numbers(clip) == [index % 80 for index in middle_frames(160)]
+
     @pytest.mark.parametrize(
         ("codec", "container", "pix_fmt", "width", "height"),
         [

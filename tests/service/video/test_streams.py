@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ from tests.service.video.streams import (
     mp4,
     mux,
     samples,
+    vfw,
     without_headers,
 )
 
@@ -239,13 +241,9 @@ class TestTime:
 
         assert_shown(data, path, frames=FRAMES, by_ffmpeg=container == "mpegts")
 
-    def test_chained_ogg_files_follow_each_other(self) -> None:
+    def test_chained_ogg_files_follow_each_other(self, path: Path) -> None:
         """FFmpeg's demuxer hands out the headers of the second file as packets, which are no pictures."""
-        clip = decode_clip(b"".join(halves("ogg", "libvpx")))
-
-        assert clip.facts.frames == FRAMES
-        assert clip.facts.duration_s == pytest.approx(FRAMES / RATE, abs=0.1)
-        assert counts(clip) == indices(clip)
+        assert_shown(b"".join(halves("ogg", "libvpx")), path, frames=FRAMES, by_ffmpeg=False)
 
     def test_flv_files_joined_tag_by_tag_follow_each_other(self, path: Path) -> None:
         assert_shown(flv_joined(*halves("flv")), path, frames=FRAMES, by_ffmpeg=False)
@@ -413,6 +411,35 @@ class TestAVI:
 
         shown = on_screen([tick / RATE for tick in due], seconds)
         assert_shown(data, path, frames=150, seconds=seconds, shown=shown)
+
+    @pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "2"}], ids=["in order", "B-frames"])
+    def test_each_frame_may_take_two_ticks(self, options: Options, path: Path) -> None:
+        """Then ticks are those of fields."""
+        packets = coded(pictures(range(150)), options=options)
+        spaced = [replace(packet, pts=2 * place, dts=2 * place) for place, packet in enumerate(packets)]
+
+        data = mux(spaced, container="avi", options=options)
+
+        ticks = 2 * 149 + 1
+        shown = [floor((k + 0.5) * ticks / 40 + 0.5) // 2 for k in range(40)]
+        assert_shown(data, path, frames=150, seconds=ticks / RATE, shown=shown, by_ffmpeg=False)
+
+    @pytest.mark.parametrize("container", ["matroska", "mp4"])
+    def test_decode_times_may_be_copied_from_an_avi(self, container: str, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "2"})
+        copied = [replace(packet, pts=place, dts=place) for place, packet in enumerate(packets)]
+
+        data = mux(copied, container=container, options={"bf": "2"})
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
+
+    @pytest.mark.parametrize("stopped", [False, True], ids=["a clock", "equal times"])
+    def test_decode_times_of_an_avi_may_be_in_matroska(self, stopped: bool, path: Path) -> None:
+        packets = coded(pictures(range(FRAMES)), options={"bf": "2"})
+
+        data = vfw([0 if stopped else 40 * n for n in range(FRAMES)], packets)
+
+        assert_shown(data, path, frames=FRAMES, by_ffmpeg=False)
 
 
 class TestEditLists:

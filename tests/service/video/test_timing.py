@@ -65,6 +65,19 @@ def test_packets_without_a_time_count_where_recordings_are_joined() -> None:
     assert in_order(joined, FRAME_MS) == recording(12)
 
 
+@pytest.mark.parametrize("keyframes", [(0,), (0, 20)], ids=["within a group", "at a keyframe"])
+@pytest.mark.parametrize("jump_s", [-0.4, 60])
+def test_second_fields_have_no_time_and_count_as_no_frames_where_recordings_are_joined(
+    jump_s: float, keyframes: Sequence[int]
+) -> None:
+    frames = [*recording(10), *recording(10, 400 + round(jump_s * 1000))]
+    fields = [time for frame in frames for time in (frame, None)]
+
+    joined = timeline_of(packets(fields, keyframes=keyframes), FRAME_MS, MILLISECONDS, clocked=True)
+
+    assert joined[::2] == recording(20)
+
+
 def test_frames_shown_before_the_keyframe_they_follow_are_no_new_start() -> None:
     shown = [80, 0, 40, 200, 120, 160, *recording(20, 240)]
     decoded = [*recording(6, -80), *recording(20, 240)]
