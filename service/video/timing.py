@@ -121,7 +121,8 @@ def _jumps(packets: Sequence[VideoPacket], ahead: Fraction, back: Fraction, reor
         time, shown = _decode_time(packet, ahead), packet.pts
         jumps = time is not None and decoded is not None and not -back <= time - decoded <= ahead
         if not jumps and shown is not None and latest is not None:
-            jumps = shown - latest > ahead or (packet.is_keyframe and latest - shown > reordered)
+            is_ahead = shown - latest > ahead and number + 1 < len(packets)  # the last frame may come late
+            jumps = is_ahead or (packet.is_keyframe and latest - shown > reordered)
         if jumps:
             yield number
             decoded = latest = None
