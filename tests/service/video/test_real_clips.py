@@ -17,7 +17,7 @@ PATIENT = DecodeLimits(timeout_s=120)  # a busy machine is no reason to fail
 
 
 def assert_exact(path: Path) -> None:
-    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode in order."""
+    """Assert that a clip is sampled at ffmpeg's times, and that its frames are those of a full decode."""
     clip = decode_clip(path, PATIENT)
     naive = naive_decode(path)
     assert clip.facts.frames == len(naive), path

@@ -163,6 +163,13 @@ class TestParameterSets:
         else:
             assert_shown(data, path, frames=FRAMES)
 
+    def test_the_size_of_the_clip_is_that_of_its_first_frame(self) -> None:
+        one, two = two_kinds("libvpx-vp9", larger=True)
+
+        facts = decode_clip(mux([*one, *later(two, HALF)], codec="libvpx-vp9", container="webm")).facts
+
+        assert (facts.width, facts.height, facts.coded_width, facts.coded_height) == (96, 64, 96, 64)
+
     def test_the_first_sets_may_come_back(self, path: Path) -> None:
         codec = "libx264"
         one, two = two_kinds(codec, larger=False, change=40)
