@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 import av
+from av.codec.context import Flags as CodecFlags
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
@@ -126,6 +127,7 @@ def open_video(
             "side_data_prefer_packet": "displaymatrix",  # the container's orientation, if it also has one
         }
         context.thread_type, context.thread_count = "NONE", 1  # dav1d ignores the type
+        context.flags |= CodecFlags.unaligned  # else H.264 and HEVC are cropped on the left in steps of 32 pixels only
         yield container, stream
 
 

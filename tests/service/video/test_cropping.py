@@ -130,6 +130,20 @@ class TestCrops:
         corners = clip.frames[20, 20::184, 20::184]
         np.testing.assert_allclose(corners, np.rot90(QUARTERS, -1).astype(int), atol=25)
 
+    @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+    def test_h264_may_crop_any_number_of_pixels_on_the_left(self, container: str) -> None:
+        """Without being told otherwise, FFmpeg's decoder crops there in steps of 32 only."""
+        data = encode(
+            pictures(18, 8, 126, 104),
+            container=container,
+            options=LOSSLESS | {"x264-params": f"crop-rect=18,8,{WIDTH - 126},{HEIGHT - 104}"},
+        )
+
+        clip = decode_clip(data)
+
+        assert (clip.facts.width, clip.facts.height) == (108, 96)
+        assert_shows_only_quarters(clip)
+
     def test_a_decoder_crops_first_and_the_container_counts_from_the_same_corner(self) -> None:
         """120 lines are coded as 128. The container declares 128, and cuts off the eight that are already gone."""
         data = matroska({CROP_LEFT: 40, CROP_RIGHT: 40, CROP_BOTTOM: 8}, (40, 0, 120, 120))
