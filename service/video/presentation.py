@@ -210,7 +210,7 @@ class Track:
         steps = sorted(later - earlier for earlier, later in pairwise(decoded))
         step = Fraction(steps[len(steps) // 2] if steps else 0) or self.usual
         after = [round(decoded[-1] + (n + 1) * step) for n in range(delay)]
-        return self._present([*decoded, *after][delay:], sources, self.usual)
+        return self._present([*decoded, *after][delay:], sources, step)
 
     def _duration(self, packet: int) -> Fraction:
         return Fraction(packet_duration(self.packets[packet])) or self.usual

@@ -80,7 +80,7 @@ def structures(draw: st.DrawFn) -> Structure:
         params = f"log-level=none:keyint={keyint}:bframes={bf}:b-adapt=0:b-pyramid={pyramid:d}:open-gop={open_gop:d}"
         options = {"x265-params": params, "preset": "ultrafast"}
     elif codec in {"mpeg4", "mpeg2video"}:
-        options = {"g": str(keyint), "bf": str(min(bf, 2))}
+        options = {"g": str(keyint), "bf": str(min(bf, 2) if keyint > 1 else 0)}  # else the encoder loses frames
     else:
         options = {"g": str(keyint), "deadline": "realtime", "cpu-used": "8"}
     frames = draw(st.integers(20, 240))
