@@ -73,7 +73,8 @@ def timeline(
     starts = [0, *jumps, len(shown)]
     if not clocked and any(stop - start < STEP_BACK_FRAMES for start, stop in pairwise(starts[:-1])):
         return times  # no recording is so short: they are out of order
-    move, end, due = 0, 0, None
+    move, end = 0, 0
+    due: int | None = None
     for start, stop in pairwise(starts):
         piece = shown[start:stop]
         known = [time for number in piece if (time := times[number]) is not None]
@@ -83,10 +84,10 @@ def timeline(
         decoded_at = _decode_time(opening, ahead)
         step, next_due = _pace([packets[number] for number in piece], usual, ahead)
         first = min(known) - round(step * next(place for place, n in enumerate(piece) if times[n] is not None))
-        if start and (opening.is_keyframe or due is None or decoded_at is None):
+        if due is not None and decoded_at is not None and not opening.is_keyframe:
+            move += due - decoded_at  # within a group of pictures, some before may be shown after some behind the jump
+        elif start:
             move = end - first
-        elif start:  # within a group of pictures: some before the jump may be shown after some of those behind it
-            move += due - decoded_at
         # Of MPEG program streams, the last frames often have no time.
         packets_counted = len(piece) if len(known) < len(piece) else 0
         end = max(max(known) + round(usual), first + round(packets_counted * step)) + move
