@@ -85,6 +85,7 @@ class Track:
         time_base: Length of a tick, in seconds.
         usual: Usual duration of a frame, in ticks.
         clocked: Whether timestamps are readings of a clock, without durations, as in MPEG streams and Ogg.
+        exact: Whether timestamps count frames or fields, as AVI's do, and are not rounded.
         delay: Number of frames that the decoder should hold back, because they are shown in another order.
         guesses_delay: Whether FFmpeg's decoder guesses ``delay``, and may output frames out of order.
         only_decode_times: Whether the container does not say when frames are shown, and FFmpeg does not know either.
@@ -98,6 +99,7 @@ class Track:
     time_base: Fraction
     usual: Fraction
     clocked: bool
+    exact: bool
     delay: int
     guesses_delay: bool
     only_decode_times: bool
@@ -149,6 +151,7 @@ class Track:
             time_base=time_base,
             usual=usual,
             clocked=clocked,
+            exact=container.format.name == "avi",
             delay=stream.codec_context.reorder_depth,
             guesses_delay=stream.codec_context.codec.canonical_name in GUESSED_DELAYS,
             only_decode_times=only_decode_times,
@@ -233,7 +236,8 @@ class Track:
         duration = times[-1] - times[0] + last
         self.limits.check_duration(duration * self.time_base)
         instants = sample_instants(Fraction(times[0]), duration)
-        return Presentation(list(sources), by_packet, duration * self.time_base, frames_shown(instants, times))
+        wanted = frames_shown(instants, times, exact=self.exact)
+        return Presentation(list(sources), by_packet, duration * self.time_base, wanted)
 
 
 def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bool:

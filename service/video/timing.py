@@ -84,8 +84,8 @@ def timeline(
         decoded_at = _decode_time(opening, ahead)
         step, next_due = _pace([packets[number] for number in piece], usual, ahead)
         first = min(known) - round(step * next(place for place, n in enumerate(piece) if times[n] is not None))
-        if start and not opening.is_keyframe and due is not None and decoded_at is not None:
-            move += due - decoded_at  # in a group of pictures: some before the jump may be shown after some behind it
+        if due is not None and decoded_at is not None and not opening.is_keyframe:
+            move += due - decoded_at  # within a group of pictures, some before may be shown after some behind the jump
         elif start:
             move = end - first
         # Of MPEG program streams, the last frames often have no time.
