@@ -155,6 +155,8 @@ class Track:
         """
         frameless = self._frameless
         shown = [n for n in range(len(self.packets)) if n not in frameless]
+        if self.structure:  # otherwise a frame may be two fields, each in a packet
+            self.limits.check_frames(len(shown))
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
         if self.only_decode_times and self.delay:
@@ -212,7 +214,6 @@ class Track:
             last: How long the last frame is shown, in ticks, if the container has durations.
             by_packet: See ``Presentation``.
         """
-        self.limits.check_frames(len(times))
         if self.clocked and 1 < len(times) < len(self.packets):  # FFmpeg guesses durations of packets, not of frames
             steps = sorted(later - earlier for earlier, later in pairwise(times))
             last = Fraction(steps[len(steps) // 2]) or last
