@@ -431,6 +431,14 @@ class TestHostilePackets:
         assert peak < 3 * start_codes.size
 
 
+@pytest.mark.parametrize(("last", "proven"), [(255, True), (256, False)])
+def test_a_stream_with_more_parameter_sets_than_numbers_needs_a_full_decode(last: int, proven: bool) -> None:
+    """FFmpeg ignores sets with other numbers. Each slice might name another one."""
+    unused = Writer().codes(last, 0).number(0, 2).codes(0, 0, 0).number(0, 3).codes(0, 0, 0).number(0, 3).unit(0x68)
+    clip = write(parameter_sets(fields=False) + unused, [picture(0, 0, 20, idr=True)] * 4, "matroska")
+    assert (structure_of(clip) is not None) is proven
+
+
 @cache
 def hostile_source(codec: str, container: str) -> bytes:
     return render(codec, "bframes=2:repeat-headers=1", container)
