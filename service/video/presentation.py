@@ -170,7 +170,7 @@ class Track:
         """Return the presentation of the frames that a decoder put out.
 
         Raises:
-            ClipTooLong: The stream has too many frames or is too long.
+            ClipTooLong: The stream is too long.
         """
         frames = [n for n, packet in enumerate(output.packets) if packet not in self.hidden]
         packets = list(_without_repetitions(output.packets[n] for n in frames))
