@@ -288,7 +288,7 @@ class Settings(BaseSettings):
         "at most 1 GiB. Never less than `LIMELIGHT_MAX_BODY_BYTES`.",
     )
     max_duration_s: float = Field(600.0, ge=0.01, le=DAY_S, description="Longest clip.")
-    max_pixels: int = Field(9_500_000, ge=64, le=2**30, description="Largest frame, as width × height.")
+    max_pixels: int = Field(9_500_000, ge=64, le=2**30, description="Largest frame, as coded width × height.")
     max_frames: int = Field(20_000, ge=1, le=10_000_000, description="Largest number of frames in a clip.")
     decode_timeout_s: float = Field(
         20.0, ge=0.001, le=DAY_S, description="Longest processor time that decoding one clip may take."

@@ -6,6 +6,7 @@ green. See "Dolby Vision Streams Within the ISO Base Media File Format", 3.1 and
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 # The box of an MP4; the elements of a Matroska file, BlockAddIDType and BlockAddIDExtraData; the descriptors of an MPEG
 # transport stream. Each with the first five bytes of the configuration: two of the version, two of profile and level,
@@ -19,11 +20,12 @@ DESCRIPTORS = re.compile(rb"\x05\x04DOVI.{0,64}?\xb0[\x05-\x10](.{5})", re.DOTAL
 SAMPLE_ENTRY = re.compile(rb"(?:dvh1|dvhe|dav1)\0{6}")
 OWN_COLOURS = 5  # a profile that never has a plain base layer
 PLAIN = frozenset({4, 7, 9})  # profiles that always have one
+MAX_CONFIGURATIONS = 100  # of a track; most have one
 
 
 def is_plain_track(track: bytes) -> bool:
     """Return whether a decoder that does not know Dolby Vision can show a track of an MP4 (the content of ``trak``)."""
-    configurations = BOX.findall(track)
+    configurations = [box[1] for box in islice(BOX.finditer(track), MAX_CONFIGURATIONS)]
     return _are_plain(configurations) if configurations else not SAMPLE_ENTRY.search(track)
 
 

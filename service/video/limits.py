@@ -14,7 +14,7 @@ class DecodeLimits:
 
     Attributes:
         max_duration_s: Length of the video, in seconds.
-        max_pixels: Pixels per frame, width × height.
+        max_pixels: Pixels per frame, width × height of the decoded picture.
         max_frames: Frames in the video stream.
         timeout_s: Processor time that decoding may take, in seconds.
     """

@@ -135,6 +135,7 @@ class FramePicker:
         if not output.packets:
             raise CorruptClip("none of the clip's frames can be decoded")
         presentation = self.track.decoded(output)
+        self.limits.check_frames(len(presentation.sources))
         wanted = len(set(presentation.wanted))
         if 2 * presentation.damaged > wanted:
             raise CorruptClip(f"{presentation.damaged} of {wanted} sampled frames cannot be decoded")

@@ -167,6 +167,8 @@ class Track:
         """
         frameless = self._frameless
         shown = [n for n in range(len(self.packets)) if n not in frameless]
+        if self.structure:  # otherwise a frame may be two fields, each in a packet
+            self.limits.check_frames(len(shown))
         times = [self.times[n] for n in shown]
         known = [time for time in times if time is not None]
         if self.only_decode_times and self.delay and None not in times:
@@ -180,7 +182,7 @@ class Track:
         """Return the presentation of the frames that a decoder put out.
 
         Raises:
-            ClipTooLong: The stream has too many frames or is too long.
+            ClipTooLong: The stream is too long.
         """
         frames = [n for n, packet in enumerate(output.packets) if packet not in self.hidden]
         packets = list(_without_repetitions(output.packets[n] for n in frames))
@@ -229,7 +231,6 @@ class Track:
             last: How long the last frame is shown, in ticks, if the container has durations.
             by_packet: See ``Presentation``.
         """
-        self.limits.check_frames(len(times))
         if self.clocked and 1 < len(times) < len(self.packets):  # FFmpeg guesses durations of packets, not of frames
             steps = sorted(later - earlier for earlier, later in pairwise(times))
             last = Fraction(steps[len(steps) // 2]) or last

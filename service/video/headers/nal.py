@@ -14,6 +14,8 @@ MAX_MESSAGES = 64
 """Messages of supplemental enhancement information in a packet, at most."""
 MAX_BYTES = 2048
 """Bytes of a parameter set, at most."""
+MAX_SETS = 256
+"""Parameter sets of a type, at most: their numbers are below this."""
 
 # Types of supplemental enhancement information (ISO/IEC 23002-7).
 RECOVERY_POINT = 6
@@ -184,7 +186,7 @@ def add_set(sets: dict[Key, bytes], key: Key, content: bytes) -> None:
     """Add a parameter set to others.
 
     Raises:
-        UnclearError: They have another one of this number.
+        UnclearError: They have another one of this number, or there is no such number.
     """
-    if sets.setdefault(key, content) != content:
-        raise UnclearError("two parameter sets of the same number")
+    if key[1] >= MAX_SETS or sets.setdefault(key, content) != content:
+        raise UnclearError("two parameter sets of the same number, or a damaged one")

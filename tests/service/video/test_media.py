@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import tracemalloc
 import uuid
 import wave
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from av.video.stream import VideoStream
 
 from service.errors import UnsupportedMedia
 from service.video.decoder import DecodeLimits, decode_clip
+from service.video.dolby_vision import is_plain_track
 from service.video.formats import DEMUXERS
 from service.video.media import CODECS, open_video
 from tests.service.video.boxes import box, in_sample_entry
@@ -315,6 +317,16 @@ class TestRefusals:
             assert decode_clip(clip).facts.frames == 10
         else:
             assert_unsupported(clip, "Dolby Vision")
+
+    def test_a_track_of_configurations_of_dolby_vision_takes_little_memory(self) -> None:
+        track = (b"dvcC" + dolby_vision(8, 1)[:5]) * 2**17
+        tracemalloc.start()
+        try:
+            assert is_plain_track(track)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < len(track)
 
     @pytest.mark.parametrize(("profile", "compatibility", "plain"), [(5, 0, False), (8, 1, True)])
     def test_dolby_vision_in_a_transport_stream_is_decoded_if_it_has_a_base_layer(

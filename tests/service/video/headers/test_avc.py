@@ -18,6 +18,8 @@ from av.video.stream import VideoStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.errors import ClipTooLong
+from service.video.decoder import DecodeLimits, decode_clip
 from service.video.headers import VideoPacket
 from service.video.headers.h264 import read_h264
 from service.video.headers.hevc import read_hevc
@@ -270,6 +272,16 @@ class TestFields:
         del packets[left_out]
         assert structure_of(write(parameter_sets(fields=True), packets, "matroska")) is None
 
+    def test_fields_that_need_a_full_decode_do_not_count_as_frames(self) -> None:
+        packets = fields(12)
+        del packets[10]
+        clip = write(parameter_sets(fields=True), packets, "matroska")
+
+        assert structure_of(clip) is None
+        assert decode_clip(clip, DecodeLimits(max_frames=11)).facts.frames == 11
+        with pytest.raises(ClipTooLong):
+            decode_clip(clip, DecodeLimits(max_frames=10))
+
     def test_a_packet_with_fields_of_two_frames_needs_a_full_decode(self) -> None:
         first, *others = fields(12)
         shifted = [
@@ -434,6 +446,14 @@ class TestHostilePackets:
             finally:
                 tracemalloc.stop()
         assert peak < 3 * start_codes.size
+
+
+@pytest.mark.parametrize(("last", "proven"), [(255, True), (256, False)])
+def test_a_stream_with_more_parameter_sets_than_numbers_needs_a_full_decode(last: int, proven: bool) -> None:
+    """FFmpeg ignores sets with other numbers. Each slice might name another one."""
+    unused = Writer().codes(last, 0).number(0, 2).codes(0, 0, 0).number(0, 3).codes(0, 0, 0).number(0, 3).unit(0x68)
+    clip = write(parameter_sets(fields=False) + unused, [picture(0, 0, 20, idr=True)] * 4, "matroska")
+    assert (structure_of(clip) is not None) is proven
 
 
 @cache
