@@ -14,7 +14,7 @@ from service.video.headers.nal import (
     ParameterSets,
     UnclearError,
     add_set,
-    announces_recovery,
+    find_recovery,
     split,
     split_annex_b,
 )
@@ -294,7 +294,7 @@ class _SliceReader:
         data, units = split(packet, self.length_size)
         picture: _Picture | None = None
         sets: dict[Key, bytes] = {}
-        can_start, recovery = False, False
+        can_start, recovery = False, 0
         for start, end in units:
             kind, layer = data[start] >> 1, (data[start] & 1) << 5 | data[start + 1] >> 3
             if kind in SLICES:
@@ -311,7 +311,7 @@ class _SliceReader:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
             elif kind == PREFIX_SEI:
-                recovery |= announces_recovery(data[start + 2 : end])
+                recovery |= find_recovery(data[start + 2 : end])
             elif kind in RESERVED_SLICES:
                 raise UnclearError("an unknown kind of slice")
             self.ended |= kind in ENDS

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
 
 from service.video.headers.structure import VideoPacket
 
@@ -110,13 +111,22 @@ def split_annex_b(data: bytes) -> list[tuple[int, int]]:
     return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
 
 
-def announces_recovery(payload: bytes) -> bool:
-    """Whether a unit of supplemental enhancement information announces a recovery point (7.3.2.3.1).
+class Recovery(IntEnum):
+    """A recovery point: whether pictures are right from there on, or after some more."""
+
+    NONE = 0
+    GRADUAL = 1
+    AT_ONCE = 2
+
+
+def find_recovery(payload: bytes) -> Recovery:
+    """Return what recovery point a unit of supplemental enhancement information announces (7.3.2.3.1).
 
     Raises:
         UnclearError: It changes how later pictures are shown.
     """
     types: list[int] = []
+    recovery = Recovery.NONE
     at = 0
     while at + 2 < len(payload):
         numbers = [0, 0]  # type and size
@@ -127,12 +137,14 @@ def announces_recovery(payload: bytes) -> bool:
             numbers[place] += payload[at]
             at += 1
         types.append(numbers[0])
+        if numbers[0] == RECOVERY_POINT:  # the first bit of its number of frames is 1 if that is 0
+            recovery = Recovery.AT_ONCE if payload[at] >> 7 else Recovery.GRADUAL
         at += numbers[1]
         if len(types) > MAX_MESSAGES:
             raise UnclearError("a damaged packet")
     if not LASTING.isdisjoint(types):
         raise UnclearError("a message that changes how later pictures are shown")
-    return RECOVERY_POINT in types
+    return recovery
 
 
 Key = tuple[int, int]
