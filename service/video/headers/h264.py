@@ -1,7 +1,7 @@
 """Reads the headers of H.264 pictures (ISO/IEC 14496-10, 7.3).
 
 Decoding can start at an IDR picture: no later picture refers to an earlier one. A recovery point only promises that,
-and some encoders promise it wrongly.
+and some encoders promise it wrongly. A broadcast that was cut may begin with one.
 """
 
 import re
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
-    RECOVERY_POINT,
     Bits,
     Key,
     ParameterSets,
+    Recovery,
     UnclearError,
     add_set,
-    read_messages,
+    find_recovery,
     split,
     split_annex_b,
 )
@@ -66,14 +66,14 @@ def _read(packets: Sequence[VideoPacket], extradata: bytes) -> Structure:
                 raise UnclearError("several frames in a packet")
             else:
                 latest = number
-                if picture.idr and can_start:
+                if can_start and (picture.idr or (not number and picture.is_recovered)):
                     entries.add(number)
             has_fields |= picture.parity is not None
             first = None if first or picture.parity is None else picture
-            if not first:
-                order.add(picture)
+            if not first and not order.add(picture):
+                empty.add(latest)
     if first or 0 not in entries:
-        raise UnclearError("a field without its partner, or a start without an IDR picture")
+        raise UnclearError("a field without its partner, or a start in the middle of a group")
     if slices.is_faulty(bytes(packets[0])):
         entries = {0}
     return Structure(frozenset(entries), frozenset(empty), skippable=not has_fields)
@@ -86,7 +86,7 @@ class _Picture:
     Attributes:
         sequence: Its sequence parameter set.
         idr: Whether it is an IDR picture.
-        recovery: Whether a recovery point is announced before it.
+        recovery: What recovery point is announced before it.
         reference: Whether later pictures may refer to it.
         number: Its ``frame_num``.
         parity: 0 for a top field, 1 for a bottom field, ``None`` for a frame.
@@ -96,12 +96,17 @@ class _Picture:
 
     sequence: "_Sequence"
     idr: bool
-    recovery: bool
+    recovery: Recovery
     reference: bool
     number: int
     parity: int | None = None
     order: int = 0
     bottom: int = 0
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether FFmpeg shows it, and what is shown after it, if decoding starts here."""
+        return self.recovery is Recovery.AT_ONCE and self.reference and self.parity is None
 
     def complete(self, first: "_Picture") -> None:
         """Make this the second field of a frame, on the conditions of FFmpeg's decoder.
@@ -251,7 +256,7 @@ class _SliceReader:
         sets: dict[Key, bytes] = {}
         kinds: set[int] = set()
         messages: list[int] = []
-        can_start = False
+        recovery, can_start = Recovery.NONE, False
         for start, end in units:
             head = data[start]
             kind = head & 31
@@ -261,20 +266,20 @@ class _SliceReader:
                 kinds.add(head)
                 if not pictures or data[start + 1] & 128:  # the number of its first macroblock is 0
                     unit = data[start : min(end, start + HEADER_BYTES)]
-                    pictures.append(self._read_slice(unit, recovery=RECOVERY_POINT in messages))
+                    pictures.append(self._read_slice(unit, recovery=recovery))
             elif kind in SETS:
                 if kinds:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
             elif kind == SEI:
-                read_messages(data[start + 1 : end], messages)
+                recovery = max(recovery, find_recovery(data[start + 1 : end], messages))
             elif kind in PARTITIONS:
                 raise UnclearError("partitions")
         if not pictures or len(kinds) > len(pictures):
             raise UnclearError("a packet without a picture, or slices that do not belong together")
         return pictures, can_start
 
-    def _read_slice(self, unit: bytes, *, recovery: bool) -> _Picture:
+    def _read_slice(self, unit: bytes, *, recovery: Recovery) -> _Picture:
         bits = Bits(unit[1:])
         if bits.unsigned() or bits.unsigned() not in SLICE_TYPES:
             raise UnclearError("the first slice is missing or damaged")
@@ -346,13 +351,16 @@ class _Order:
         delay: How many frames the decoder holds back at first.
         next_number: The next frame's ``frame_num``.
         reference: Order count of the last picture that others may refer to.
+        start: Order count of the first picture if it is a recovery point, until an IDR picture follows. FFmpeg does not
+            show frames before it.
         highest: The highest order counts since the last IDR picture, ascending.
         floor: What those of further frames must exceed: FFmpeg shows frames before a recovery point first.
     """
 
     delay: int
-    next_number: int = 0
+    next_number: int | None = None
     reference: int = 0
+    start: int | None = None
     highest: list[int] = field(default_factory=list)
     floor: int | None = None
 
@@ -361,7 +369,10 @@ class _Order:
         if picture.idr:
             self.next_number = self.reference = 0
             self.highest.clear()
-            self.floor = None
+            self.start = self.floor = None
+        elif self.next_number is None:
+            self.next_number, self.reference = picture.number, picture.order
+            self.start = picture.order + min(picture.bottom, 0)
         elif picture.recovery and self.highest:
             self.floor = self.highest[-1]
         if picture.number != self.next_number and not second:
@@ -377,8 +388,8 @@ class _Order:
             self.reference = picture.order
         picture.order += min(picture.bottom, 0)
 
-    def add(self, picture: _Picture) -> None:
-        """Add a frame that is complete, by its last picture."""
+    def add(self, picture: _Picture) -> bool:
+        """Add a frame that is complete, by its last picture. Returns whether FFmpeg shows it."""
         order, highest = picture.order, self.highest
         if self.floor is not None and order <= self.floor:
             raise UnclearError("the decoder may lose frames")
@@ -391,3 +402,4 @@ class _Order:
             highest.insert(place, order)
         if len(highest) > MAX_DELAY + 1:
             del highest[0]
+        return self.start is None or order >= self.start

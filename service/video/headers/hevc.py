@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.video.headers.nal import (
-    RECOVERY_POINT,
     Bits,
     Key,
     ParameterSets,
+    Recovery,
     UnclearError,
     add_set,
-    read_messages,
+    find_recovery,
     split,
     split_annex_b,
 )
@@ -296,7 +296,7 @@ class _SliceReader:
         picture: _Picture | None = None
         sets: dict[Key, bytes] = {}
         messages: list[int] = []
-        can_start = False
+        recovery, can_start = Recovery.NONE, False
         for start, end in units:
             kind, layer = data[start] >> 1, (data[start] & 1) << 5 | data[start + 1] >> 3
             if kind in SLICES:
@@ -313,11 +313,11 @@ class _SliceReader:
                     raise UnclearError("a parameter set behind a slice")
                 add_set(sets, *_read_set(data[start:end]))
             elif kind == PREFIX_SEI:
-                read_messages(data[start + 2 : end], messages)
+                recovery = max(recovery, find_recovery(data[start + 2 : end], messages))
             elif kind in RESERVED_SLICES:
                 raise UnclearError("an unknown kind of slice")
             self.ended |= kind in ENDS
-        if not picture or (RECOVERY_POINT in messages and picture.kind not in RANDOM_ACCESS):
+        if not picture or (recovery and picture.kind not in RANDOM_ACCESS):
             raise UnclearError("a packet without a picture, or a gradual refresh")
         return picture, can_start
 

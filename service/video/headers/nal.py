@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
 from itertools import islice
 
 from service.video.headers.structure import VideoPacket
@@ -115,16 +116,25 @@ def split_annex_b(data: bytes) -> list[tuple[int, int]]:
     return list(zip(starts, [start - 3 for start in starts[1:]] + [len(data)], strict=True)) if starts else []
 
 
-def read_messages(payload: bytes, types: list[int]) -> None:
-    """Read the types of the messages in a unit of supplemental enhancement information (7.3.2.3.1).
+class Recovery(IntEnum):
+    """A recovery point: whether pictures are right from there on, or after some more."""
+
+    NONE = 0
+    GRADUAL = 1
+    AT_ONCE = 2
+
+
+def find_recovery(payload: bytes, types: list[int]) -> Recovery:
+    """Return what recovery point a unit of supplemental enhancement information announces (7.3.2.3.1).
 
     Args:
         payload: The unit, without its header.
-        types: Those of the packet's units before. Receives the types.
+        types: The types of messages in the packet's units before. Receives those of this one.
 
     Raises:
         UnclearError: A message changes how later pictures are shown, or a packet has too many.
     """
+    recovery = Recovery.NONE
     at = 0
     while at + 2 < len(payload):
         numbers = [0, 0]  # type and size
@@ -135,11 +145,14 @@ def read_messages(payload: bytes, types: list[int]) -> None:
             numbers[place] += payload[at]
             at += 1
         types.append(numbers[0])
+        if numbers[0] == RECOVERY_POINT:  # the first bit of its number of frames is 1 if that is 0
+            recovery = Recovery.AT_ONCE if payload[at] >> 7 else Recovery.GRADUAL
         at += numbers[1]
         if len(types) > MAX_MESSAGES:
             raise UnclearError("a damaged packet")
     if not LASTING.isdisjoint(types):
         raise UnclearError("a message that changes how later pictures are shown")
+    return recovery
 
 
 Key = tuple[int, int]

@@ -108,6 +108,26 @@ def test_decoding_cannot_start_at_a_recovery_point_of_h264(params: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("params", "empty"),
+    [
+        ("bframes=2:b-adapt=0:open-gop=1", {1}),
+        ("bframes=3:b-adapt=0:open-gop=1:b-pyramid=normal", {1, 2, 3}),
+        ("bframes=2:b-adapt=0:open-gop=1:interlaced=1", {1}),
+        ("bframes=0:intra-refresh=1", None),
+    ],
+)
+def test_a_broadcast_of_h264_may_begin_with_a_recovery_point(params: str, empty: set[int] | None) -> None:
+    clip = render("h264", f"repeat-headers=1:{params}", "mpegts")
+    with open_stream(clip) as (packets, _):
+        first = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
+    cut = remux(clip, "mpegts", lambda number, data: data if number >= first else None)
+    if empty is None:
+        assert structure_of(cut) is None
+    else:
+        assert assert_provable(cut, 1).empty == empty
+
+
+@pytest.mark.parametrize(
     "params",
     [
         "bframes=0",
