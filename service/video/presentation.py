@@ -85,7 +85,6 @@ class Track:
         time_base: Length of a tick, in seconds.
         usual: Usual duration of a frame, in ticks.
         clocked: Whether timestamps are readings of a clock, without durations, as in MPEG streams and Ogg.
-        exact: Whether timestamps count frames or fields, as AVI's do, and are not rounded.
         delay: Number of frames that the decoder should hold back, because they are shown in another order.
         guesses_delay: Whether FFmpeg's decoder guesses ``delay``, and may output frames out of order.
         only_decode_times: Whether the container does not say when frames are shown, and FFmpeg does not know either.
@@ -99,7 +98,6 @@ class Track:
     time_base: Fraction
     usual: Fraction
     clocked: bool
-    exact: bool
     delay: int
     guesses_delay: bool
     only_decode_times: bool
@@ -151,7 +149,6 @@ class Track:
             time_base=time_base,
             usual=usual,
             clocked=clocked,
-            exact=container.format.name == "avi",
             delay=stream.codec_context.reorder_depth,
             guesses_delay=stream.codec_context.codec.canonical_name in GUESSED_DELAYS,
             only_decode_times=only_decode_times,
@@ -215,7 +212,7 @@ class Track:
         steps = sorted(later - earlier for earlier, later in pairwise(decoded))
         step = Fraction(steps[len(steps) // 2] if steps else 0) or self.usual
         after = [round(decoded[-1] + (n + 1) * step) for n in range(delay)]
-        return self._present([*decoded, *after][delay:], sources, step)
+        return self._present([*decoded, *after][delay:], sources, self.usual)
 
     def _duration(self, packet: int) -> Fraction:
         return Fraction(packet_duration(self.packets[packet])) or self.usual
@@ -237,8 +234,7 @@ class Track:
         duration = times[-1] - times[0] + last
         self.limits.check_duration(duration * self.time_base)
         instants = sample_instants(Fraction(times[0]), duration)
-        wanted = frames_shown(instants, times, exact=self.exact)
-        return Presentation(list(sources), by_packet, duration * self.time_base, wanted)
+        return Presentation(list(sources), by_packet, duration * self.time_base, frames_shown(instants, times))
 
 
 def _has_only_decode_times(container: InputContainer, stream: VideoStream) -> bool:

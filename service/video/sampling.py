@@ -36,7 +36,7 @@ def sample_instants(start: Fraction, duration: Fraction, count: int = FRAME_COUN
     return [Fraction(first + (2 * k + 1) * step, start.denominator * half.denominator) for k in range(count)]
 
 
-def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int], *, exact: bool = False) -> list[int]:
+def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int]) -> list[int]:
     """Find the frame on screen at each instant.
 
     A frame is on screen from half a tick before its timestamp, because containers that count milliseconds round, until
@@ -47,7 +47,6 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int], *, exa
     Args:
         instants: In ticks of the stream's time base.
         timestamps: Of every frame in presentation order (not decreasing), in ticks; at least one.
-        exact: Whether the container rounds no timestamps, however far frames are apart.
 
     Returns:
         Indices into ``timestamps``, one per instant.
@@ -58,6 +57,6 @@ def frames_shown(instants: Sequence[Fraction], timestamps: Sequence[int], *, exa
     if not timestamps:
         raise ValueError("no frame has a timestamp")
     steps = sorted(later - earlier for earlier, later in pairwise(timestamps))
-    half_ticks = 1 if steps and steps[len(steps) // 2] > 1 and not exact else 0
+    half_ticks = 1 if steps and steps[len(steps) // 2] > 1 else 0
     ticks = [(2 * at.numerator + half_ticks * at.denominator) // (2 * at.denominator) for at in instants]
     return [max(0, bisect_right(timestamps, tick) - 1) for tick in ticks]

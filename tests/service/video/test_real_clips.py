@@ -55,8 +55,6 @@ def test_field_coded_pictures_are_whole_in_every_container(shared: Path, tmp_pat
         ffmpeg("-i", source, "-map", "0:v:0", "-c", "copy", path)
 
     if container == "avi":  # ffmpeg gives the last frame the time of a field
-        clip = assert_decoded_exactly(path)
-        assert indices(clip) == middle_frames(100)
-        assert clip.facts.duration_s == pytest.approx(2)
+        assert indices(assert_decoded_exactly(path)) == middle_frames(100)
     else:
         assert_exact(path)
