@@ -132,8 +132,6 @@ class FramePicker:
             return True
 
         output = self._decode_all(is_guessed, images)
-        if not output.packets:
-            raise CorruptClip("none of the clip's frames can be decoded")
         presentation = self.track.decoded(output)
         self.limits.check_frames(len(presentation.sources))
         wanted = len(set(presentation.wanted))
@@ -177,7 +175,8 @@ class FramePicker:
                 frames = context.decode(packet)
             except av.error.FFmpegError as error:
                 check_decode_error(error, context, self.limits)
-                failed.add(number)
+                if packet is not None:
+                    failed.add(number)
                 continue
             for frame in frames:
                 self.limits.check_size(frame.width, frame.height)

@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.format import Flags
 from av.video.stream import VideoStream
 
-from service.errors import NoFrames
+from service.errors import CorruptClip, NoFrames
 from service.video.headers import Structure, VideoPacket, read_structure
 from service.video.limits import DecodeLimits
 from service.video.media import codec_tag, demux
@@ -22,6 +22,7 @@ from service.video.timing import in_order, packet_duration, timeline, usual_dura
 
 # Codecs whose headers need not say how many frames a decoder must hold back.
 GUESSED_DELAYS = frozenset({"h264", "hevc"})
+NO_FRAME = "the video stream holds no frame"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Track:
             number for number, packet in enumerate(packets) if packet.is_discard or (is_ogg and _is_header(packet))
         )
         if len(hidden) == len(packets):
-            raise NoFrames("the video stream holds no frame")
+            raise NoFrames(NO_FRAME)
         packets = list(unpack(packets, stream))
         time_base = stream.time_base or Fraction(1, 1000)
         usual = usual_duration(packets, stream, time_base)
@@ -161,9 +162,12 @@ class Track:
 
         Raises:
             ClipTooLong: The stream has too many frames or is too long.
+            NoFrames: No packet holds a frame that is shown.
         """
         frameless = self._frameless
         shown = [n for n in range(len(self.packets)) if n not in frameless]
+        if not shown:
+            raise NoFrames(NO_FRAME)
         if self.structure:  # otherwise a frame may be two fields, each in a packet
             self.limits.check_frames(len(shown))
         times = [self.times[n] for n in shown]
@@ -180,8 +184,11 @@ class Track:
 
         Raises:
             ClipTooLong: The stream is too long.
+            CorruptClip: None of the frames is shown.
         """
         frames = [n for n, packet in enumerate(output.packets) if packet not in self.hidden]
+        if not frames:
+            raise CorruptClip("none of the clip's frames can be decoded")
         packets = list(_without_repetitions(output.packets[n] for n in frames))
         times = [None if packet is None else self.times[packet] for packet in packets]
         if None in times:
