@@ -1,9 +1,11 @@
 """Deletion: how much the network loses without the cells it attends to, compared with other cells.
 
-Attention explains a prediction only if taking away the attended cells hurts more than taking away others.
+Attention explains a prediction only if taking away the attended cells hurts more than taking away others. Cells are
+taken away from attention's own path alone. A head reads the same cuboids by other paths too, for its initial state and
+for motion: cells replaced there as well would credit attention with the work of motion.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,26 +15,61 @@ import numpy.typing as npt
 from model_export.judging.intervals import Estimate, Floats, mean_over_groups
 from model_export.judging.maps import attention_of
 from model_export.judging.markdown import markdown_table
-from model_export.network.arrays import Cuboids, Maps, Predict
+from model_export.network.arrays import Cuboids, Maps
 from model_export.network.spec import CELLS, GRID
+from service.model.bundle import Outputs
 
-Choice = Literal["attended", "random", "moved", "least"]
-"""Which cells to take away from each frame of a clip.
+PathsPredict = Callable[[Cuboids, Cuboids], Outputs]
+"""A head as a function of the cuboids that attention reads and those that all other paths read (``separate_paths``)."""
+
+Choice = Literal["attended", "random", "moved", "turned", "least", "all", "attended_in_others", "all_in_others"]
+"""Which cells to take away from each frame of a clip, and by which path.
+
+From what attention reads, for scores and context:
 
 - ``attended``: the most attended cells.
 - ``random``: the attended cells after a random permutation of the 49 cells, the same one in every frame, so that they
-  come and go as the attended cells do. Cells drawn again in each frame would flicker, and would cost a network that
-  reads changes more than attention's steadier cells, wherever those are.
+  come and go as the attended cells do. Cells drawn again in each frame would flicker.
 - ``moved``: the attended cells after moving all of them to another place (wrapping around the grid), the same way in
-  every frame. This control is also as compact as attention; only the place differs.
+  every frame. They are as close together as the attended cells, except where the edge of the grid divides them.
+- ``turned``: the attended cells after turning or mirroring the grid, the same way in every frame. They are exactly as
+  compact as attention, and as far from the middle, where most of the action is; only the place differs.
 - ``least``: the least attended cells.
+- ``all``: all 49 cells, which is all that attention can contribute.
+
+From what all other paths read:
+
+- ``attended_in_others``: the most attended cells.
+- ``all_in_others``: all 49 cells, so that nothing moves.
 """
 
 CHOICES: dict[Choice, str] = {
     "attended": "most attended",
     "random": "random",
     "moved": "most attended, moved elsewhere",
+    "turned": "most attended, turned or mirrored",
     "least": "least attended",
+    "all": "all",
+    "attended_in_others": "most attended, from motion and initial state instead",
+    "all_in_others": "all, from motion and initial state instead",
+}
+CONTROLS: tuple[Choice, ...] = ("random", "moved", "turned", "least")
+OTHER_PATHS: frozenset[Choice] = frozenset({"attended_in_others", "all_in_others"})
+SYMMETRIES = 7  # of the square, besides leaving it as it is
+
+# Largest change of a probability by rounding: batches of different sizes are summed in different orders.
+ROUNDING = 1e-4
+
+Verdict = Literal["failed control", "no effect", "used", "unused", "chance"]
+
+SENTENCES: dict[Verdict, str] = {
+    "failed control": "No verdict: the negative control failed, so this measures something other than attention.",
+    "no effect": "Attention has no effect: the answer is the same without anything that it reads.",
+    "used": "The network uses what it attends to: losing attended cells costs more than losing as many others, whether "
+    "random, moved or turned.",
+    "unused": "The network attends to what it does not use: losing attended cells costs less than losing the same "
+    "cells moved elsewhere.",
+    "chance": "Attention is no better than chance: losing attended cells is not shown to cost more than losing others.",
 }
 
 
@@ -42,11 +79,14 @@ class Deletion:
 
     Attributes:
         drops: Drop of each clip, ``(clips,)``, for each choice of cells; the mean over the draws of random choices.
+        control: Negative control, ``(clips,)``: largest absolute drop by any choice from attention's path of the same
+            head without the weights that read the context. Anything but rounding shows a fault of the measurement.
         groups: Source video of each clip; ``None``: every clip is a group of its own.
         cells: Number of cells, of 49, taken away from each frame.
     """
 
     drops: Mapping[Choice, Floats]
+    control: Floats
     groups: tuple[str, ...] | None
     cells: int
 
@@ -55,62 +95,67 @@ class Deletion:
         """Join measurements of different clips, such as those of each fold's test clips by that fold's head."""
         drops = {choice: np.concatenate([part.drops[choice] for part in parts]) for choice in CHOICES}
         groups = [name for part in parts for name in part.groups or ()]
-        return cls(drops, tuple(groups) or None, parts[0].cells)
+        control = np.concatenate([part.control for part in parts])
+        return cls(drops, control, tuple(groups) or None, parts[0].cells)
 
     def drop(self, choice: Choice) -> Estimate:
         """Estimate the mean drop over clips."""
         return mean_over_groups(self.drops[choice], self.groups)
 
-    def gap(self, control: Choice = "random") -> Estimate:
+    def gap(self, control: Choice = "moved") -> Estimate:
         """Estimate attended − control, paired over clips; it is above 0 if the network uses what it attends to."""
         return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups)
 
     @property
-    def verdict(self) -> str:
-        """The result in one sentence."""
-        gap = self.gap()
-        if gap.low > 0:
-            return "The network uses what it attends to: losing attended cells costs more than losing random ones."
-        if gap.high < 0:
-            return (
-                "The network attends to what it does not use: losing attended cells costs less than losing random ones."
-            )
-        return "Attention is no better than chance: losing attended cells costs as much as losing random ones."
+    def verdict(self) -> Verdict:
+        """What the measurement shows. ``used`` needs the gap to random, moved and turned cells each to be above 0."""
+        if self.control.max() > ROUNDING:
+            return "failed control"
+        if np.abs(self.drops["all"]).max() <= ROUNDING:
+            return "no effect"
+        if all(self.gap(control).low > 0 for control in ("random", "moved", "turned")):
+            return "used"
+        return "unused" if self.gap("moved").high < 0 else "chance"
 
     def as_dict(self) -> dict[str, Any]:
         """Return means over clips with their intervals, for JSON."""
         return {
+            "verdict": self.verdict,
             "clips": len(self.drops["attended"]),
             "groups": self._group_count(),
             "cells": self.cells,
             **{choice: asdict(self.drop(choice)) for choice in CHOICES},
-            **{f"attended_minus_{control}": asdict(self.gap(control)) for control in self._controls()},
+            **{f"attended_minus_{control}": asdict(self.gap(control)) for control in CONTROLS},
+            "negative_control": float(self.control.max()),
         }
 
     def markdown(self) -> list[str]:
         """Return the lines of the report, without a heading."""
         drops = [(CHOICES[choice], f"{self.drop(choice):z.4f}") for choice in CHOICES]
-        gaps = [(f"most attended − {CHOICES[control]}", f"{self.gap(control):z.4f}") for control in self._controls()]
+        gaps = [(f"most attended − {CHOICES[control]}", f"{self.gap(control):z.4f}") for control in CONTROLS]
         sources = f" of {self._group_count()} source videos" if self.groups else ""
         unit = "source videos" if self.groups else "clips"
         setting = (
-            f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell "
-            f"({len(self.drops['attended'])} clips{sources}; 95 % bootstrap intervals over {unit}). *Random*: cells "
-            "that come and go as the attended ones do. *Moved elsewhere*: the attended cells moved together, the same "
-            "way in all frames, so that they are also as compact as attention."
+            f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell, in what "
+            f"attention reads and nowhere else ({len(self.drops['attended'])} clips{sources}; 95 % intervals over {unit}). "
+            "*Random*: cells that come and go as the attended ones do. *Moved elsewhere*, *turned or mirrored*: the "
+            "attended cells together, the same way in all frames. *All* is everything that attention can contribute. "
+            "*Instead*: cells are set in what the other paths read, and attention reads the clip as it is."
         )
         table = markdown_table(("cells taken away", "drop of the predicted class's probability"), drops + gaps)
-        return [setting, "", *table, "", self.verdict]
-
-    def _controls(self) -> list[Choice]:
-        return [choice for choice in CHOICES if choice != "attended"]
+        control = (
+            "Negative control, the same head without the weights that read the context: no choice of cells changed a "
+            f"probability by more than {self.control.max():.1e}."
+        )
+        return [setting, "", *table, "", control, "", SENTENCES[self.verdict]]
 
     def _group_count(self) -> int:
         return len(set(self.groups)) if self.groups is not None else len(self.drops["attended"])
 
 
 def deletion(
-    predict: Predict,
+    predict: PathsPredict,
+    without_context: PathsPredict,
     clips: Iterable[Cuboids],
     groups: Sequence[str] | None = None,
     *,
@@ -122,10 +167,11 @@ def deletion(
 
     A cell is taken away by setting it to the clip's mean cell, over all frames. Equally attended cells are ranked at
     random, so that a uniform map does as well as chance, not as well as whichever corner comes first. Memory:
-    ``2 + 2 * draws`` times one clip's features.
+    ``12 + 6 * draws`` times one clip's features.
 
     Args:
-        predict: The head; called twice per clip, with 1 and with ``2 + 2 * draws`` clips.
+        predict: The head; called twice per clip, with 1 and with ``5 + 3 * draws`` clips.
+        without_context: The same head without the weights that read the context: the negative control.
         clips: Features of each clip, ``(40, 7, 7, channels)``; may be a generator that reads from disk.
         groups: Source video of each clip.
         cells: Number of cells, of 49, to take away from each frame.
@@ -138,35 +184,58 @@ def deletion(
     if not 0 < cells <= CELLS // 2:
         raise ValueError(f"{cells} most and {cells} least attended cells do not fit into {CELLS}")
     rng = np.random.default_rng(seed)
-    drops = np.array([_drops(predict, cuboids, cells, draws, rng) for cuboids in clips]).reshape(-1, 2 + 2 * draws)
-    by_choice: dict[Choice, Floats] = {
-        "attended": drops[:, 0],
-        "least": drops[:, 1],
-        "random": drops[:, 2 : 2 + draws].mean(axis=1),
-        "moved": drops[:, 2 + draws :].mean(axis=1),
-    }
-    return Deletion(by_choice, None if groups is None else tuple(groups), cells)
+    drops: list[dict[Choice, float]] = []
+    control: list[float] = []
+    for cuboids in clips:
+        drops.append(_drops(predict, cuboids, cells, draws, rng))
+        found = _drops(without_context, cuboids, cells, 1, rng)
+        control.append(max(abs(drop) for choice, drop in found.items() if choice not in OTHER_PATHS))
+    by_choice = {choice: np.array([clip[choice] for clip in drops]) for choice in CHOICES}
+    return Deletion(by_choice, np.array(control), None if groups is None else tuple(groups), cells)
 
 
-def _drops(predict: Predict, cuboids: Cuboids, cells: int, draws: int, rng: np.random.Generator) -> Floats:
-    """Compute the drops of the predicted class's probability, ``(2 + 2 * draws,)``, one for each of ``_masks``."""
-    whole = predict(cuboids[np.newaxis])
+def _drops(
+    predict: PathsPredict, cuboids: Cuboids, cells: int, draws: int, rng: np.random.Generator
+) -> dict[Choice, float]:
+    """Compute the drop of the predicted class's probability for each choice of cells, averaged over draws."""
+    clip = cuboids[np.newaxis]
+    whole = predict(clip, clip)
     masks = _masks(attention_of(whole)[0], cells, draws, rng)
-    variants = np.repeat(cuboids[np.newaxis], len(masks), axis=0)
-    variants[masks] = cuboids.mean(axis=(0, 1, 2), dtype=np.float64)
+    gone = np.concatenate([*masks.values()])
+    variants = np.where(gone[..., np.newaxis], cuboids.mean(axis=(0, 1, 2), dtype=np.float64), clip)
+    choices = np.repeat([*masks], [len(mask) for mask in masks.values()])
+    by_others = np.isin(choices, [*OTHER_PATHS])[:, np.newaxis, np.newaxis, np.newaxis, np.newaxis]
+    variants = variants.astype(cuboids.dtype)
+    without = predict(np.where(by_others, clip, variants), np.where(by_others, variants, clip))
     predicted = int(whole.probabilities[0].argmax())
-    without = predict(variants).probabilities[:, predicted]
-    drops: Floats = np.float64(whole.probabilities[0, predicted]) - without
-    return drops
+    drops = np.float64(whole.probabilities[0, predicted]) - without.probabilities[:, predicted]
+    return {choice: float(drops[choices == choice].mean()) for choice in masks}
 
 
-def _masks(attention: Maps, cells: int, draws: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Choose cells, ``(2 + 2 * draws, 40, 7, 7)``: most attended, least attended, random, most attended but moved."""
+def _masks(attention: Maps, cells: int, draws: int, rng: np.random.Generator) -> dict[Choice, npt.NDArray[np.bool_]]:
+    """Choose cells: for each choice, masks ``(draws or 1, 40, 7, 7)``."""
     flat = attention.reshape(len(attention), CELLS)
     ranking = np.lexsort((rng.random(flat.shape), flat))  # by attention; equal ones at random
     masks = np.zeros((2, *flat.shape), np.bool_)
     np.put_along_axis(masks, np.stack([ranking[:, -cells:], ranking[:, :cells]]), True, axis=-1)
-    random = [masks[0][:, rng.permutation(CELLS)] for _ in range(draws)]
-    masks = np.concatenate([masks, random]).reshape(-1, *attention.shape)
+    random = np.stack([masks[0][:, rng.permutation(CELLS)] for _ in range(draws)]).reshape(-1, *attention.shape)
+    attended, least = masks.reshape(2, 1, *attention.shape)
     moves = [divmod(int(move), GRID) for move in rng.integers(1, CELLS, draws)]  # 0 would leave them in place
-    return np.concatenate([masks, [np.roll(masks[0], move, axis=(1, 2)) for move in moves]])
+    turns = rng.choice(np.arange(1, 1 + SYMMETRIES), draws, replace=draws > SYMMETRIES)  # 0 would leave them in place
+    every = np.ones_like(attended)
+    return {
+        "attended": attended,
+        "random": random,
+        "moved": np.concatenate([np.roll(attended, move, axis=(2, 3)) for move in moves]),
+        "turned": np.concatenate([_turn(attended, int(turn)) for turn in turns]),
+        "least": least,
+        "all": every,
+        "attended_in_others": attended,
+        "all_in_others": every,
+    }
+
+
+def _turn(masks: npt.NDArray[np.bool_], number: int) -> npt.NDArray[np.bool_]:
+    """Apply one of the square's eight symmetries to the last two axes; 0 leaves them as they are."""
+    turned = np.rot90(masks, number % 4, axes=(2, 3))
+    return np.flip(turned, axis=3) if number >= 4 else turned

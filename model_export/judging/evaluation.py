@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from model_export.data.datasets import Partition, Split, read_official_split
 from model_export.data.encoders import load_encoder
 from model_export.data.examples import Example
@@ -20,11 +22,13 @@ from model_export.judging.maps import attention_maps, map_statistics
 from model_export.judging.plan import EvaluationPlan, FoldKind
 from model_export.judging.report import DataFacts, Experiment, ProtocolKind, RunFacts, Section, write_report
 from model_export.judging.trials import HeadTrials
-from model_export.network.arrays import predictor
+from model_export.network.arrays import Cuboids, as_outputs, predictor
+from model_export.network.classifier import separate_paths, without_context
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
+from service.model.bundle import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +186,32 @@ def attention_sections(
     """
     deletions = []
     for number, fold in enumerate(folds):
-        head = predictor(trials.head([examples[i] for i in fold.train]))
+        head = trials.head([examples[i] for i in fold.train])
         test = [examples[i] for i in fold.test]
-        deletions.append(deletion(head, (e.load() for e in test), [e.group for e in test], seed=number))
+        deletions.append(delete_cells(head, test, trials.recipe.seed + number))
         if number == 0:
-            ratio = actor_ratio(head, actors)
-            maps = map_statistics(attention_maps(head, (e.load() for e in test)))
+            ratio = actor_ratio(predictor(head), actors)
+            maps = map_statistics(attention_maps(predictor(head), (e.load() for e in test)))
     parts: list[tuple[str, Any]] = [
         ("deletion of cells, on clips that the head was not trained on", Deletion.pooled(deletions)),
         (f"rendered actor, {len(actors)} clips, head of the first fold", ratio),
         ("maps, head of the first fold on its test clips", maps),
     ]
     return [Section(f"{trials.name}: {title}", part.markdown(), part.as_dict()) for title, part in parts]
+
+
+def delete_cells(head: keras.Model, test: Sequence[Example], seed: int) -> Deletion:
+    """Measure what a head with attention loses without the cells that it attends to; see ``deletion``."""
+    paths = separate_paths(head)
+
+    def predict(attended: Cuboids, others: Cuboids) -> Outputs:
+        return as_outputs(paths.predict_on_batch([attended, others]))
+
+    def control(attended: Cuboids, others: Cuboids) -> Outputs:
+        with without_context(head):
+            return predict(attended, others)
+
+    return deletion(predict, control, (e.load() for e in test), [e.group for e in test], seed=seed)
 
 
 def _report_partitions(protocols: Sequence[EvaluationProtocol], reporter: Reporter) -> None:

@@ -1,6 +1,7 @@
 """The head: the trained part of the network, from the cuboids X_t to class probabilities (paper, Figs 1 and 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -140,5 +141,57 @@ def average_heads(heads: Sequence[keras.Model]) -> keras.Model:
     for number, head in enumerate(heads, 1):
         head.name = f"member_{number}"
         answers.append(head(cuboids))
-    mean = {name: keras.layers.Average(name=name)([answer[name] for answer in answers]) for name in answers[0]}
-    return keras.Model(cuboids, mean, name="limelight_average")
+    return keras.Model(cuboids, _mean(answers), name="limelight_average")
+
+
+def _mean(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: keras.layers.Average(name=name)([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def separate_paths(head: keras.Model) -> keras.Model:
+    """Build a network of two inputs from a head with attention, which shares its layers.
+
+    A head reads the cuboids by several paths, of which its maps describe one: scores and context. The others are the
+    initial state (eqs 9, 10) and motion. Measurements of attention must be able to change the first one alone.
+
+    Args:
+        head: A head of the variant ``attention``, of one member or several.
+
+    Returns:
+        A model from ``[attended, others]``, both float32 ``(batch, 40, 7, 7, channels)``, to the head's outputs. Equal
+        inputs give what the head gives.
+    """
+    attended = keras.Input(head.input_shape[1:], name="attended")
+    others = keras.Input(head.input_shape[1:], name="others")
+    answers = [_with_two_inputs(member)([others, attended]) for member in _members(head)]
+    if len(answers) == 1:
+        return keras.Model([attended, others], answers[0])
+    return keras.Model([attended, others], _mean(answers))
+
+
+@contextmanager
+def without_context(head: keras.Model) -> Iterator[None]:
+    """Set the weights that read the context to 0 within the ``with`` statement, so that the maps have no effect."""
+    kernels = [member.get_layer("slstm").cell.kernel for member in _members(head)]
+    before = [kernel.numpy() for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.assign(ops.zeros_like(kernel))
+        yield
+    finally:
+        for kernel, values in zip(kernels, before, strict=True):
+            kernel.assign(values)
+
+
+def _members(head: keras.Model) -> list[keras.Model]:
+    return [layer for layer in head.layers if isinstance(layer, keras.Model)] or [head]
+
+
+def _with_two_inputs(head: keras.Model) -> keras.Model:
+    """Build a model from the cuboids of the other paths and those of attention to the outputs, sharing all layers."""
+    cells = head.get_layer("flat").output
+    attended = keras.Input(head.input_shape[1:], name="attended_cells")
+    read = keras.Model(head.input, cells)(attended)
+    others = keras.Input(head.input_shape[1:], name="other_cells")
+    answers = keras.Model([head.input, cells], head.output)([others, read])
+    return keras.Model([others, attended], answers)

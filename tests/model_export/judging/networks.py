@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model_export.judging.deletion import PathsPredict
 from model_export.network.arrays import Predict
 from model_export.network.spec import CELLS
 from service.model.bundle import Outputs
@@ -31,6 +32,24 @@ def network(attention_of: Callable[[Array], Array]) -> Predict:
         return Outputs(np.stack([1 - probability, probability], axis=1), attention_of(cuboids))
 
     return predict
+
+
+def by_attention(predict: Predict) -> tuple[PathsPredict, PathsPredict]:
+    """A head that reads the clip by attention's path only, and its negative control."""
+
+    def control(attended: Array, others: Array) -> Outputs:
+        return Outputs(np.full((len(attended), 2), 0.5, np.float32), predict(attended).attention)
+
+    return lambda attended, others: predict(attended), control
+
+
+def by_other_paths(predict: Predict) -> tuple[PathsPredict, PathsPredict]:
+    """A head whose maps have no effect, which is its own negative control."""
+
+    def head(attended: Array, others: Array) -> Outputs:
+        return Outputs(predict(others).probabilities, predict(attended).attention)
+
+    return head, head
 
 
 def on_brightness(cuboids: Array) -> Array:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.network.classifier import InitialState, average_heads, build_head
+from model_export.network.classifier import (
+    InitialState,
+    average_heads,
+    build_head,
+    separate_paths,
+    without_context,
+)
 from model_export.network.spec import AttentionScores, HeadSpec, Readout
 from service.model.bundle import Variant
 from tests.model_export.network import reference
@@ -272,3 +278,26 @@ def test_weights_of_averaged_heads_fit_a_head_of_members_built_later(tmp_path: P
         later.load_weights(tmp_path / "head.weights.h5")
         for name, value in answer(later, features()).items():
             np.testing.assert_allclose(value, expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("scores", ["content", "state"])
+def test_the_path_of_attention_is_separate_from_the_others(scores: AttentionScores, members: int) -> None:
+    spec = HeadSpec(channels=CHANNELS, attention_scores=scores, members=members)
+    head = build_head(CLASSES, spec, feature_dropout=0.5)
+    paths = separate_paths(head)
+    x, y = (features(clips=1, seed=seed) for seed in (1, 2))
+    whole = head.predict_on_batch(x)
+    for name, values in paths.predict_on_batch([x, x]).items():
+        np.testing.assert_array_equal(values, whole[name])
+    by_attention, by_others = (paths.predict_on_batch(cuboids)["probabilities"] for cuboids in ([y, x], [x, y]))
+    assert (by_attention != whole["probabilities"]).any()
+    assert (by_others != whole["probabilities"]).any()
+
+    with without_context(head):
+        blind, attended, others = (
+            paths.predict_on_batch(cuboids)["probabilities"] for cuboids in ([x, x], [y, x], [x, y])
+        )
+    np.testing.assert_array_equal(blind, attended)
+    assert (blind != others).any()
+    np.testing.assert_array_equal(head.predict_on_batch(x)["probabilities"], whole["probabilities"])
