@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-quick soak soak-decoders fuzz-decoder mutate lint bench bench-answer \
+.PHONY: help setup demo serve test test-quick judge-selftest soak soak-decoders fuzz-decoder mutate lint bench bench-answer \
   bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile wheel-newest lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
@@ -66,6 +66,9 @@ test: setup ## Run all tests, in up to four processes (ARGS="-k name" picks some
 
 test-quick: setup ## Run the tests that are fast and need neither TensorFlow nor a browser: under two minutes
 	$(PYTEST) --quick $(ARGS)
+
+judge-selftest: setup ## Judge heads, folds and methods whose truth is known by construction (part of `make test`)
+	$(BIN)/python -m pytest tests/model_export/judging/test_known_truth.py -v $(ARGS)
 
 soak-decoders: setup ## Kill decoders for a minute, and try every variant of the odd files in LIMELIGHT_SHARED
 	LIMELIGHT_SOAK_S=60 $(BIN)/python -m pytest tests/e2e/test_hostile.py --log-cli-level=WARNING $(ARGS)

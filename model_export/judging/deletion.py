@@ -137,7 +137,7 @@ class Deletion:
         unit = "source videos" if self.groups else "clips"
         setting = (
             f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell, in what "
-            f"attention reads and nowhere else ({len(self.drops['attended'])} clips{sources}; 95 % intervals over {unit}). "
+            f"attention reads and nowhere else ({len(self.control)} clips{sources}; 95 % intervals over {unit}). "
             "*Random*: cells that come and go as the attended ones do. *Moved elsewhere*, *turned or mirrored*: the "
             "attended cells together, the same way in all frames. *All* is everything that attention can contribute. "
             "*Instead*: cells are set in what the other paths read, and attention reads the clip as it is."
