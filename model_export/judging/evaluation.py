@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from model_export.judging.report import DataFacts, Experiment, ProtocolKind, Run
 from model_export.judging.trials import HeadTrials
 from model_export.network.arrays import predictor
 from model_export.network.spec import HeadSpec
+from model_export.processes import Run, Tell, run_apart
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
@@ -67,6 +69,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     command: str = "",
+    run: Run = run_apart,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Train and test heads and baselines, and write ``report.md``, ``report.json`` and pictures.
@@ -82,6 +85,7 @@ def evaluate(
         recipe: How heads are trained.
         weights: VGG19's weights file; found or downloaded if not given.
         command: The command line, for the report.
+        run: How trainings and the judging of attention are run.
         reporter: Receives progress.
 
     Raises:
@@ -93,9 +97,11 @@ def evaluate(
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     classes = len(data.labels)
-    trials = [HeadTrials(one, recipe, classes, output / "runs", reporter) for one in plan.specs(spec)]
-    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed)
-    contenders = [*(trial.contender() for trial in trials), *simple]
+    trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
+    simple = baselines(
+        classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed, run=run
+    )
+    contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
     ]
@@ -123,9 +129,9 @@ def evaluate(
         reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
         actors = list(render_and_encode(load_encoder(vgg19, "float16"), clips=plan.actor_clips))
         for trial in attentive:
-            sections += attention_sections(trial, data.examples, protocols[0].folds, actors)
-    run = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
-    report = write_report(output, run, data_facts(data, protocols), experiments, sections)
+            sections += run(partial(attention_sections, trial, data.examples, protocols[0].folds, actors), reporter.say)
+    facts = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
+    report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
 
 
@@ -173,7 +179,11 @@ def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> Dat
 
 
 def attention_sections(
-    trials: HeadTrials, examples: Sequence[Example], folds: Sequence[Fold], actors: Sequence[ActorClip]
+    trials: HeadTrials,
+    examples: Sequence[Example],
+    folds: Sequence[Fold],
+    actors: Sequence[ActorClip],
+    say: Tell = lambda line: None,
 ) -> list[Section]:
     """Judge the attention of one network, for the report.
 
@@ -182,7 +192,7 @@ def attention_sections(
     """
     deletions = []
     for number, fold in enumerate(folds):
-        head = predictor(trials.head([examples[i] for i in fold.train]))
+        head = predictor(trials.head([examples[i] for i in fold.train], say))
         test = [examples[i] for i in fold.test]
         deletions.append(deletion(head, (e.load() for e in test), [e.group for e in test], seed=number))
         if number == 0:

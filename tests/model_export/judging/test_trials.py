@@ -9,24 +9,23 @@ from model_export.judging.plan import EvaluationPlan
 from model_export.judging.trials import HeadTrials
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe, describe
-from tests.model_export.reporting import Recording
 
 QUICK = Recipe(epochs=1, batch_size=4, holdout=0)
 
 
 def test_a_head_is_trained_once_for_the_same_clips(examples: list[Example], tmp_path: Path) -> None:
-    reporter = Recording()
-    trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs", reporter)
-    first = trials.head(examples[:6])
-    assert [line.partition(":")[0] for line in reporter.lines] == ["  attention (content), epoch 1"]
+    lines: list[str] = []
+    trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs")
+    first = trials.head(examples[:6], lines.append)
+    assert [line.partition(":")[0] for line in lines] == ["  attention (content), epoch 1"]
 
-    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs", reporter).head(examples[:6])
-    assert len(reporter.lines) == 1, "it was trained a second time"
+    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs").head(examples[:6], lines.append)
+    assert len(lines) == 1, "it was trained a second time"
     for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
-    trials.head(examples[2:])
-    assert len(reporter.lines) == 2, "a head for other clips was not trained"
+    trials.head(examples[2:], lines.append)
+    assert len(lines) == 2, "a head for other clips was not trained"
 
 
 def test_a_contender_is_trained_on_the_first_clips_and_predicts_the_second(
