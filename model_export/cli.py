@@ -38,6 +38,8 @@ from service.model.bundle import Precision
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
+# Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 T = TypeVar("T")
 

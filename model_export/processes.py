@@ -96,8 +96,8 @@ def _end_explained(child: subprocess.Popen[bytes]) -> Iterator[None]:
         code = child.wait()
         if code < 0:
             raise ProcessError(
-                f"a training was killed by {signal.Signals(-code).name}, as happens when memory runs out; lower "
-                "--batch-size or end other programs, then run the command again to continue"
+                f"a training was killed by {signal.Signals(-code).name}, as happens when memory runs out; end other "
+                "programs and run the command again to continue, or lower --batch-size"
             ) from error
         raise ProcessError(f"a training ended with exit code {code}; run the command again to continue") from error
 

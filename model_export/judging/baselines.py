@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
+from model_export.errors import FoldError
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
 from model_export.processes import Run, Tell, run_here
@@ -34,7 +35,6 @@ def baselines(
     flip: bool,
     epochs: int = 40,
     patience: int = 6,
-    holdout: float = 0.25,
     seed: int = 0,
     run: Run = run_here,
 ) -> list[Contender]:
@@ -44,7 +44,7 @@ def baselines(
     those of ``plain_lstm``.
     """
     pooling = cache(pool_cells)
-    lstm = partial(plain_lstm, epochs=epochs, patience=patience, holdout=holdout, run=run)
+    lstm = partial(plain_lstm, epochs=epochs, patience=patience, run=run)
     return [make(classes, flip=flip, seed=seed, pooling=pooling) for make in (logistic_regression, lstm)]
 
 
@@ -96,8 +96,9 @@ def plain_lstm(
 ) -> Contender:
     """An LSTM as wide as the sLSTM on the standardised mean over cells of each frame; then dropout 0.5 and softmax.
 
-    Like the heads, it is trained twice: first without a share of the training side's groups, to find the epoch with
-    the lowest loss on them, then on the whole training side for that many epochs.
+    It is trained twice: first without a share of the training side's groups, to find the epoch with the lowest loss on
+    them, then on the whole training side for that many epochs. If a class has a single group there, it is trained once,
+    for all epochs.
 
     Args:
         classes: Number of classes.
@@ -107,7 +108,7 @@ def plain_lstm(
         patience: Number of epochs without a lower held-out loss after which the search ends.
         batch_size: Clips per step.
         learning_rate: Learning rate of RMSProp.
-        holdout: Share of each class's groups that is held out; 0: no search, all epochs.
+        holdout: Share of each class's groups that is held out.
         seed: Seed of weights, dropout, order and held-out groups.
         pooling: Replaces ``pool_cells``, for example by a cached one.
         run: How the training is run; features are pooled in this process.
@@ -119,6 +120,7 @@ def plain_lstm(
         return run(partial(settings.predict, train, test, pooled), lambda *_: None)
 
     recipe = f"{flip=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=}"
+    recipe += ", epochs chosen on groups held out of its training side, also with --holdout 0"
     return Contender("plain LSTM", fit, recipe)
 
 
@@ -138,13 +140,17 @@ class _PlainLSTM:
 
     def predict(self, train: Sequence[Example], test: Sequence[Example], pooled: Pooled, tell: Tell) -> Probabilities:
         """Train on the first examples and return probabilities of the second."""
-        best = self.epochs
-        if self.holdout:
-            _, losses = self._learn(*hold_out_groups(train, self.holdout, self.seed), pooled, best)
-            best = 1 + int(np.argmin(losses))
-        model, _ = self._learn(train, [], pooled, best)
+        model, _ = self._learn(train, [], pooled, self._best_epoch(train, pooled))
         found: Probabilities = model.predict(_clips(test, pooled)[0], verbose=0).astype(np.float64)
         return found
+
+    def _best_epoch(self, train: Sequence[Example], pooled: Pooled) -> int:
+        try:
+            keep, hold = hold_out_groups(train, self.holdout, self.seed)
+        except FoldError:
+            return self.epochs
+        _, losses = self._learn(keep, hold, pooled, self.epochs)
+        return 1 + int(np.argmin(losses))
 
     def _learn(
         self, train: Sequence[Example], hold: Sequence[Example], pooled: Pooled, epochs: int

@@ -98,9 +98,7 @@ def evaluate(
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     classes = len(data.labels)
     trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
-    simple = baselines(
-        classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed, run=run
-    )
+    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
     contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from model_export.data.examples import Example
+from model_export.data.folds import hold_out_groups
 from model_export.errors import TrainingError
-from model_export.fitting import FittedHead, LogLine, epoch_line, fit_head, predict_probabilities
+from model_export.fitting import FittedHead, LogLine, _Trained, epoch_line, fit_head, predict_probabilities
+from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
 
@@ -162,6 +164,32 @@ def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) ->
         atol=1e-6,
     )
     assert both.epochs == (2, 2)
+
+
+def test_members_are_trained_as_asked_and_scored_by_their_mean_answer(examples: Examples) -> None:
+    """Each is right on one half of the held-out clips, and surer where it is right: their mean is right on all."""
+    clips = examples(groups=4)
+    _, hold = hold_out_groups(clips, 0.25)
+    truth = np.eye(3)[[clip.label for clip in hold]]
+    half = (np.arange(len(hold)) % 2 == 0)[:, None]
+    right, wrong = 0.8 * truth + 0.2 / 3, 0.4 * np.roll(truth, 1, axis=1) + 0.2
+    worst = np.roll(truth, 1, axis=1)
+    trained: list[tuple[str, int]] = []
+    untrained = build_head(3, HeadSpec(feature_scaling="none", channels=CHANNELS)).get_weights()
+
+    def answer(work: Any, tell: Any) -> Any:
+        """Return two epochs, of which the first member's second and the second member's first is the best."""
+        phase = work.args[1]
+        trained.append((phase, work.keywords["epochs"]))
+        first = phase.startswith("seed-0")
+        best = np.where(half == first, right, wrong)
+        losses = (2.0, 1.0) if first else (1.0, 2.0)
+        return _Trained(untrained, [{"val_loss": loss} for loss in losses], [worst, best] if first else [best, worst])
+
+    spec = HeadSpec(feature_scaling="none", members=2)
+    result = fit_head(clips, 3, spec, quick(epochs=2, holdout=0.25), how=answer)
+    assert trained == [("seed-0-holdout", 2), ("seed-0", 2), ("seed-1-holdout", 2), ("seed-1", 1)]
+    assert result.holdout_accuracy == 1.0
 
 
 def test_an_interrupted_run_leads_to_the_same_head(examples: Examples, tmp_path: Path) -> None:
