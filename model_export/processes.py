@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -128,7 +128,8 @@ def _serve(channel: Connection) -> None:
         channel.send(("returned", work(lambda *told: channel.send(("told", told)))))
     except Exception as error:
         error.add_note(traceback.format_exc())
-        channel.send(("raised", _portable(error)))
+        with suppress(ConnectionError):  # the parent has ended
+            channel.send(("raised", _portable(error)))
 
 
 def _end_with_parent(channel: Connection) -> None:

@@ -56,8 +56,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 quick_lstm = partial(plain_lstm, units=16, epochs=12, learning_rate=1e-2, batch_size=8)
 
 
-def evaluate(clips: Sequence[Example], *contenders: Contender, folds: int = 2) -> list[Results]:
-    return cross_validate(clips, grouped_folds(clips, folds), contenders, LABELS)
+def evaluate(clips: Sequence[Example], *contenders: Contender) -> list[Results]:
+    """Train on one half of the videos and test on the other."""
+    return cross_validate(clips, grouped_folds(clips, 2)[:1], contenders, LABELS)
 
 
 def test_both_baselines_learn_from_the_mean_over_cells(clips: list[Example]) -> None:

@@ -2,16 +2,15 @@
 
 import gc
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from model_export.data.examples import Example
-from model_export.data.folds import grouped_folds
+from model_export.data.folds import Fold, grouped_folds
 from model_export.judging.baselines import plain_lstm
-from model_export.judging.cross_validation import cross_validate
+from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.plan import EvaluationPlan
 from model_export.judging.results import Results
 from model_export.judging.trials import HeadTrials
@@ -83,26 +82,27 @@ def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
     for example in wide:
         np.save(example.features, random.random((40, 7, 7, 64)).astype(np.float16))
 
+    first, second = grouped_folds(wide, 2)
+
     def judge(run: Run, folder: Path, reporter: Recording) -> list[Results]:
-        base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder / "runs", run)
+        def judged(contender: Contender, *folds: Fold) -> Results:
+            return cross_validate(wide, folds, [contender], LABELS, kept=folder, reporter=reporter)[0]
+
+        base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder, run).contender(reporter.say)
         lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run)
-        judged = partial(cross_validate, wide, grouped_folds(wide, 2), labels=LABELS, kept=folder, reporter=reporter)
-        return judged([base.contender(reporter.say), lstm])
+        return [judged(base, first, second), judged(lstm, first)]
 
     before, apart = networks(), MemoryRecording()
     found = judge(run_apart, tmp_path / "apart", apart)
     assert networks() == before
-    assert apart.resident[3] < apart.resident[0] + (10 << 10)
-
+    assert apart.resident[2] < apart.resident[0] + (10 << 10)
+    assert [line.partition(":")[0] for line in apart.lines[:3]] == ["base, fold 1", "  base, epoch 1", "base, fold 1"]
     for one, other in zip(found, judge(run_here, tmp_path / "here", Recording()), strict=True):
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
-    # Interrupted after the second head was trained, and before its predictions were kept.
-    second = sorted((tmp_path / "apart").glob("base.*.npy"), key=lambda file: file.stat().st_mtime)[1]
-    second.unlink()
+    # As if interrupted after the second head was trained, and before its predictions were kept.
+    max((tmp_path / "apart").glob("base.*.npy"), key=lambda file: file.stat().st_mtime_ns).unlink()
     resumed = Recording()
-    np.testing.assert_array_equal(
-        judge(run_apart, tmp_path / "apart", resumed)[0].probabilities, found[0].probabilities
-    )
+    again = judge(run_here, tmp_path / "apart", resumed)
+    np.testing.assert_array_equal(again[0].probabilities, found[0].probabilities)
     assert resumed.lines[:3] == ["base, fold 1: reused", "base, fold 2: started", "base, fold 2: finished"]
-    assert [line.partition(":")[0] for line in apart.lines[:3]] == ["base, fold 1", "  base, epoch 1", "base, fold 1"]
