@@ -30,6 +30,7 @@ from model_export.errors import LimelightModelError, OwnBundleError
 from model_export.judging.plan import EvaluationPlan
 from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
+from model_export.processes import quiet_start
 from model_export.recipe import Recipe
 from model_export.reporter import Received, Reporter
 from service.errors import LibraryMissing, LimelightError
@@ -37,6 +38,8 @@ from service.model.bundle import Precision
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
+# Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 T = TypeVar("T")
 
@@ -119,19 +122,9 @@ def _one_sentence_errors() -> Iterator[None]:
 
 
 def _start_tensorflow() -> None:
-    """Import TensorFlow without the messages about missing GPUs that it prints whatever the log level."""
-    stderr = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-        # Hides warnings about retracing: TensorFlow mistakes the networks of different folds for one.
-        tf.get_logger().setLevel("ERROR")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    """Import TensorFlow without its messages about missing GPUs."""
+    with quiet_start():
+        import tensorflow  # noqa: F401
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,6 +8,7 @@
   x FeatureError
   x HeadError
   x TrainingError
+  x ProcessError
   x ExportError
     + OwnBundleError
   x EvaluationError
@@ -47,6 +48,10 @@ class HeadError(LimelightModelError):
 
 class TrainingError(LimelightModelError):
     """Training cannot start or continue."""
+
+
+class ProcessError(LimelightModelError):
+    """A process that was started for a training ended before it had finished."""
 
 
 class ExportError(LimelightModelError):

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from model_export.network.arrays import Probabilities, predictor
 from model_export.network.attention import DoublyStochastic
 from model_export.network.classifier import average_heads, build_head
 from model_export.network.spec import HeadSpec
+from model_export.processes import Run, run_here
 from model_export.recipe import Recipe, settings
 from service.files import write_atomically
 
@@ -41,7 +43,8 @@ class FittedHead:
     Attributes:
         model: The head.
         epochs: Number of epochs of each member.
-        holdout_accuracy: Mean accuracy on the held-out groups; ``None`` if nothing was held out.
+        holdout_accuracy: Accuracy on the held-out groups of the members' mean answer, each member at its best epoch;
+            ``None`` if nothing was held out.
         holdout_clips: Number of clips held out.
         training_clips: Number of clips that ``model`` was fitted to.
     """
@@ -61,6 +64,7 @@ def fit_head(
     *,
     run: Path | None = None,
     tell: Callable[[str, LogLine], None] = lambda phase, line: None,
+    how: Run = run_here,
 ) -> FittedHead:
     """Find the number of epochs on held-out groups, then fit to all examples for that many.
 
@@ -72,6 +76,8 @@ def fit_head(
         run: Folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
             epoch and leads to the same head.
         tell: Called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
+        how: How each training is run if there are several members; each that is run in this process keeps its
+            network's memory.
 
     Raises:
         TrainingError: There are too few groups to hold some out, the loss is no longer finite, or ``run`` holds the
@@ -82,17 +88,20 @@ def fit_head(
     keep, hold = _hold_out(examples, recipe)
     if run:
         _claim(run, examples, settings(spec, recipe))
-    epochs, held_out, models = [], [], []
+    apart = how if spec.members > 1 else run_here
+    epochs, answers, models = [], [], []
     for seed in range(recipe.seed, recipe.seed + spec.members):
+        train = partial(_train, classes=classes, spec=one, recipe=recipe, seed=seed, run=run)
         best = recipe.epochs
         if hold:
-            log = _Fit(keep, classes, one, recipe, seed, f"seed-{seed}-holdout", run).complete(tell, hold)[1]
-            best = 1 + int(np.argmin([line["val_loss"] for line in log]))
-            held_out.append(log[best - 1]["val_accuracy"])
-        fitted, _ = _Fit(examples, classes, one, recipe, seed, f"seed-{seed}", run).complete(tell, epochs=best)
-        models.append(fitted)
+            held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), tell)
+            best = 1 + int(np.argmin([line["val_loss"] for line in held_out.log]))
+            answers.append(held_out.answers[best - 1])
+        fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), tell)
+        models.append(build_head(classes, one))
+        models[-1].set_weights(fitted.weights)
         epochs.append(best)
-    accuracy = float(np.mean(held_out)) if held_out else None
+    accuracy = _accuracy(np.mean(answers, axis=0), hold) if hold else None
     return FittedHead(average_heads(models), tuple(epochs), accuracy, len(hold), len(examples))
 
 
@@ -104,6 +113,10 @@ def _hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example
         return hold_out_groups(examples, recipe.holdout, recipe.seed)
     except FoldError as error:
         raise TrainingError(f"{error}; or hold nothing out with --holdout 0") from error
+
+
+def _accuracy(answers: Probabilities, examples: Sequence[Example]) -> float:
+    return float((answers.argmax(axis=1) == [example.label for example in examples]).mean())
 
 
 def _claim(run: Path, examples: Sequence[Example], recipe: dict[str, Any]) -> None:
@@ -166,6 +179,38 @@ class _Batches(keras.utils.PyDataset):
         return features, targets
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A trained member.
+
+    Attributes:
+        weights: Its weights after the last epoch.
+        log: Its epochs.
+        answers: Probabilities of the held-out clips after each epoch; empty if nothing was held out.
+    """
+
+    weights: list[npt.NDArray[np.float32]]
+    log: list[LogLine]
+    answers: list[Probabilities]
+
+
+def _train(
+    examples: Sequence[Example],
+    phase: str,
+    tell: Callable[[str, LogLine], None],
+    *,
+    classes: int,
+    spec: HeadSpec,
+    recipe: Recipe,
+    seed: int,
+    run: Path | None,
+    epochs: int,
+    hold: Sequence[Example] = (),
+) -> _Trained:
+    """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs."""
+    return _Fit(examples, classes, spec, recipe, seed, phase, run, hold).complete(epochs, tell)
+
+
 class _Fit:
     """The fitting of one member, epoch by epoch; saved in ``run`` after each epoch and resumed from there."""
 
@@ -178,12 +223,16 @@ class _Fit:
         seed: int,
         phase: str,
         run: Path | None,
+        hold: Sequence[Example],
     ) -> None:
         keras.utils.set_random_seed(seed)
         self.examples, self.classes, self.recipe, self.seed, self.phase = examples, classes, recipe, seed, phase
+        self.hold = hold
         self.steps = math.ceil(len(examples) / recipe.batch_size)
         self.log: list[LogLine] = []
-        self.files = (run / f"{phase}.weights.h5", run / f"{phase}.csv") if run else None
+        self.answers: list[Probabilities] = []
+        kept = ("weights.h5", "csv", *(["answers.npy"] if hold else []))
+        self.files = [run / f"{phase}.{suffix}" for suffix in kept] if run else []
         self.model = build_head(classes, spec, feature_dropout=recipe.feature_dropout)
         # The same layers with one output: the attention maps have no target, only a penalty.
         answer = self.model.output["probabilities"]
@@ -206,25 +255,19 @@ class _Fit:
             return self.recipe.learning_rate
         return keras.optimizers.schedules.CosineDecay(self.recipe.learning_rate, self.recipe.epochs * self.steps)
 
-    def complete(
-        self,
-        tell: Callable[[str, LogLine], None],
-        hold: Sequence[Example] = (),
-        epochs: int | None = None,
-    ) -> tuple[keras.Model, list[LogLine]]:
-        """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs."""
+    def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> _Trained:
         self._resume()
-        while len(self.log) < (epochs or self.recipe.epochs) and not self._stale():
-            self.log.append(self._epoch(hold))
+        while len(self.log) < epochs and not self._stale():
+            self.log.append(self._epoch())
             self._save()
             tell(self.phase, self.log[-1])
-        return self.model, self.log
+        return _Trained(self.model.get_weights(), self.log, self.answers)
 
     def _stale(self) -> bool:
         losses = [line["val_loss"] for line in self.log if "val_loss" in line]
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.recipe.patience
 
-    def _epoch(self, hold: Sequence[Example]) -> LogLine:
+    def _epoch(self) -> LogLine:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
@@ -233,12 +276,12 @@ class _Fit:
         line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
-        if hold:
-            found = predict_probabilities(self.model, hold)
-            labels = np.array([example.label for example in hold])
-            of_class = found[np.arange(len(labels)), labels]
+        if self.hold:
+            found = predict_probabilities(self.model, self.hold)
+            of_class = found[np.arange(len(found)), [example.label for example in self.hold]]
             line["val_loss"] = float(-np.log(np.maximum(of_class, 1e-7)).mean())
-            line["val_accuracy"] = float((found.argmax(axis=1) == labels).mean())
+            line["val_accuracy"] = _accuracy(found, self.hold)
+            self.answers.append(found)
         return line
 
     def _seed_dropout(self, epoch: int) -> None:
@@ -250,18 +293,22 @@ class _Fit:
     def _resume(self) -> None:
         """Load the last complete epoch that was saved, if there is one."""
         if self.files and all(file.exists() for file in self.files):
-            weights, log = self.files
+            weights, log, *answers = self.files
             with log.open(newline="") as file:
                 self.log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            self.answers = [answer for file in answers for answer in np.load(file).astype(np.float64)]
             self.trainer.load_weights(weights)
-            del self.log[int(self.trainer.optimizer.iterations) // self.steps :]
+            complete = int(self.trainer.optimizer.iterations) // self.steps
+            del self.log[complete:], self.answers[complete:]
 
     def _save(self) -> None:
         if not self.files:
             return
-        weights, log = self.files
+        weights, log, *answers = self.files
         write_atomically(log, self._write_log)
-        # After the log: an epoch that is in the log but not in the weights is trained again.
+        for file in answers:
+            write_atomically(file, lambda part: np.save(part, np.array(self.answers, np.float32)))
+        # Last: an epoch that is in the other files but not in the weights is trained again.
         write_atomically(weights, self.trainer.save_weights)
 
     def _write_log(self, path: Path) -> None:

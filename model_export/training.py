@@ -15,6 +15,7 @@ from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
 from model_export.network.spec import HeadSpec
 from model_export.network.vgg19 import build_encoder
+from model_export.processes import Run, run_apart
 from model_export.quantize import quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
@@ -24,8 +25,8 @@ from service.video.decoder import decode_clip
 
 HOLDOUT_PROTOCOL = (
     "accuracy on whole held-out groups of a head that was not trained on them, at the epoch with its lowest loss "
-    "there; the head itself is then trained on all clips for as many epochs. The epoch is chosen on the same clips, so "
-    "that the figure is a little optimistic"
+    "there, or of the mean answer of several members, each at its own epoch; the head itself is then trained on all "
+    "clips for as many epochs. The epoch is chosen on the same clips, so that the figure is a little optimistic"
 )
 ACCURACY_PROTOCOL = (
     "of heads trained by the same recipe on the other folds; the head itself is trained on all clips. value, low, "
@@ -44,6 +45,7 @@ def train_head(
     version: str = "1",
     evaluation: Path | None = None,
     weights: Path | None = None,
+    how: Run = run_apart,
     reporter: Reporter = SILENT,
 ) -> TrainedHead:
     """Train a head and write its folder.
@@ -60,6 +62,7 @@ def train_head(
         version: Its version.
         evaluation: Folder of an evaluation of the same network, recipe and classes, whose accuracy the head states.
         weights: VGG19's weights file; found or downloaded if not given.
+        how: How the trainings of several members are run.
         reporter: Receives progress.
 
     Raises:
@@ -79,6 +82,7 @@ def train_head(
         recipe,
         run=run,
         tell=lambda phase, line: reporter.say(epoch_line(phase, line)),
+        how=how,
     )
     for log in run.glob("*.csv"):
         plot_history(log, log.with_suffix(".png"))

@@ -3,8 +3,10 @@
 Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
 
 import keras
 import numpy as np
@@ -15,15 +17,26 @@ from sklearn.preprocessing import StandardScaler
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
+from model_export.errors import FoldError
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
+from model_export.processes import Run, Tell, run_here
 
 Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
 """Returns features ``(40, channels)`` of an example or, if the second argument is true, of its mirrored view."""
 
+Pooled = Mapping[tuple[Example, bool], npt.NDArray[np.float16]]
+"""What ``Pooling`` returned, by its arguments."""
+
 
 def baselines(
-    classes: int, *, flip: bool, epochs: int = 40, patience: int = 6, holdout: float = 0.25, seed: int = 0
+    classes: int,
+    *,
+    flip: bool,
+    epochs: int = 40,
+    patience: int = 6,
+    seed: int = 0,
+    run: Run = run_here,
 ) -> list[Contender]:
     """Build both baselines, sharing the pooled features, so that each clip is read from disk only once.
 
@@ -31,10 +44,8 @@ def baselines(
     those of ``plain_lstm``.
     """
     pooling = cache(pool_cells)
-    return [
-        logistic_regression(classes, flip=flip, seed=seed, pooling=pooling),
-        plain_lstm(classes, flip=flip, epochs=epochs, patience=patience, holdout=holdout, seed=seed, pooling=pooling),
-    ]
+    lstm = partial(plain_lstm, epochs=epochs, patience=patience, run=run)
+    return [make(classes, flip=flip, seed=seed, pooling=pooling) for make in (logistic_regression, lstm)]
 
 
 def pool_cells(example: Example, flipped: bool = False) -> npt.NDArray[np.float16]:
@@ -58,11 +69,12 @@ def logistic_regression(
     """
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
-        X, y = _clips(train, pooling, flip=flip)
+        pooled = _pool(train, test, pooling, flip=flip)
+        X, y = _clips(train, pooled, flip=flip)
         model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000, random_state=seed))
         model.fit(X.mean(axis=1), y)
         found = np.zeros((len(test), classes))
-        found[:, model.classes_] = model.predict_proba(_clips(test, pooling)[0].mean(axis=1))
+        found[:, model.classes_] = model.predict_proba(_clips(test, pooled)[0].mean(axis=1))
         return found
 
     return Contender("logistic regression", fit, f"{C=} {flip=} {seed=}")
@@ -80,11 +92,13 @@ def plain_lstm(
     holdout: float = 0.25,
     seed: int = 0,
     pooling: Pooling = pool_cells,
+    run: Run = run_here,
 ) -> Contender:
     """An LSTM as wide as the sLSTM on the standardised mean over cells of each frame; then dropout 0.5 and softmax.
 
-    Like the heads, it is trained twice: first without a share of the training side's groups, to find the epoch with
-    the lowest loss on them, then on the whole training side for that many epochs.
+    It is trained twice: first without a share of the training side's groups, to find the epoch with the lowest loss on
+    them, then on the whole training side for that many epochs. If a class has a single group there, it is trained once,
+    for all epochs.
 
     Args:
         classes: Number of classes.
@@ -94,40 +108,70 @@ def plain_lstm(
         patience: Number of epochs without a lower held-out loss after which the search ends.
         batch_size: Clips per step.
         learning_rate: Learning rate of RMSProp.
-        holdout: Share of each class's groups that is held out; 0: no search, all epochs.
+        holdout: Share of each class's groups that is held out.
         seed: Seed of weights, dropout, order and held-out groups.
         pooling: Replaces ``pool_cells``, for example by a cached one.
+        run: How the training is run; features are pooled in this process.
     """
+    settings = _PlainLSTM(classes, flip, units, epochs, patience, batch_size, learning_rate, holdout, seed)
 
-    def learn(train: Sequence[Example], hold: Sequence[Example], epochs: int) -> tuple[keras.Model, list[float]]:
-        keras.utils.set_random_seed(seed)
-        X, y = _clips(train, pooling, flip=flip)
-        model = _lstm(X, units, classes)
+    def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
+        pooled = _pool(train, test, pooling, flip=flip)
+        return run(partial(settings.predict, train, test, pooled), lambda *_: None)
+
+    recipe = f"{flip=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=}"
+    recipe += ", epochs chosen on groups held out of its training side, also with --holdout 0"
+    return Contender("plain LSTM", fit, recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainLSTM:
+    """The settings of ``plain_lstm``, which can be sent to another process."""
+
+    classes: int
+    flip: bool
+    units: int
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    holdout: float
+    seed: int
+
+    def predict(self, train: Sequence[Example], test: Sequence[Example], pooled: Pooled, tell: Tell) -> Probabilities:
+        """Train on the first examples and return probabilities of the second."""
+        model, _ = self._learn(train, [], pooled, self._best_epoch(train, pooled))
+        found: Probabilities = model.predict(_clips(test, pooled)[0], verbose=0).astype(np.float64)
+        return found
+
+    def _best_epoch(self, train: Sequence[Example], pooled: Pooled) -> int:
+        try:
+            keep, hold = hold_out_groups(train, self.holdout, self.seed)
+        except FoldError:
+            return self.epochs
+        _, losses = self._learn(keep, hold, pooled, self.epochs)
+        return 1 + int(np.argmin(losses))
+
+    def _learn(
+        self, train: Sequence[Example], hold: Sequence[Example], pooled: Pooled, epochs: int
+    ) -> tuple[keras.Model, list[float]]:
+        """Return the trained network and its loss on ``hold`` after each epoch."""
+        keras.utils.set_random_seed(self.seed)
+        X, y = _clips(train, pooled, flip=self.flip)
+        model = _lstm(X, self.units, self.classes)
         model.compile(
-            optimizer=keras.optimizers.RMSprop(learning_rate, clipnorm=1.0), loss="sparse_categorical_crossentropy"
+            optimizer=keras.optimizers.RMSprop(self.learning_rate, clipnorm=1.0), loss="sparse_categorical_crossentropy"
         )
         history = model.fit(
             X,
             y,
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             epochs=epochs,
-            validation_data=_clips(hold, pooling) if hold else None,
-            callbacks=[keras.callbacks.EarlyStopping("val_loss", patience=patience)] if hold else [],
+            validation_data=_clips(hold, pooled) if hold else None,
+            callbacks=[keras.callbacks.EarlyStopping("val_loss", patience=self.patience)] if hold else [],
             verbose=0,
         )
         return model, history.history.get("val_loss", [])
-
-    def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
-        best = epochs
-        if holdout:
-            _, losses = learn(*hold_out_groups(train, holdout, seed), epochs)
-            best = 1 + int(np.argmin(losses))
-        model, _ = learn(train, [], best)
-        found: Probabilities = model.predict(_clips(test, pooling)[0], verbose=0).astype(np.float64)
-        return found
-
-    recipe = f"{flip=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=}"
-    return Contender("plain LSTM", fit, recipe)
 
 
 def _lstm(X: npt.NDArray[np.float32], units: int, classes: int) -> keras.Model:
@@ -145,10 +189,20 @@ def _lstm(X: npt.NDArray[np.float32], units: int, classes: int) -> keras.Model:
     )
 
 
+def _pool(train: Sequence[Example], test: Sequence[Example], pooling: Pooling, *, flip: bool) -> Pooled:
+    """Pool the views of clips to train on, and the plain views of clips to test."""
+    views = [*product(train, _views(flip)), *product(test, _views(False))]
+    return {view: pooling(*view) for view in views}
+
+
 def _clips(
-    examples: Sequence[Example], pooling: Pooling, *, flip: bool = False
+    examples: Sequence[Example], pooled: Pooled, *, flip: bool = False
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return pooled features, float32 ``(clips, 40, channels)``, and labels, plain views before mirrored ones."""
-    views = (False, True) if flip else (False,)
-    X = np.stack([pooling(example, view) for view in views for example in examples]).astype(np.float32)
-    return X, np.array([example.label for _ in views for example in examples])
+    views = [(example, view) for view in _views(flip) for example in examples]
+    X = np.stack([pooled[view] for view in views]).astype(np.float32)
+    return X, np.array([example.label for example, _ in views])
+
+
+def _views(flip: bool) -> tuple[bool, ...]:
+    return (False, True) if flip else (False,)

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from model_export.judging.trials import HeadTrials
 from model_export.network.arrays import Cuboids, as_outputs, predictor
 from model_export.network.classifier import separate_paths, without_context
 from model_export.network.spec import HeadSpec
+from model_export.processes import Run, Tell, run_apart
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
@@ -71,6 +73,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     command: str = "",
+    run: Run = run_apart,
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Train and test heads and baselines, and write ``report.md``, ``report.json`` and pictures.
@@ -86,6 +89,7 @@ def evaluate(
         recipe: How heads are trained.
         weights: VGG19's weights file; found or downloaded if not given.
         command: The command line, for the report.
+        run: How trainings and the judging of attention are run.
         reporter: Receives progress.
 
     Raises:
@@ -97,9 +101,9 @@ def evaluate(
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     classes = len(data.labels)
-    trials = [HeadTrials(one, recipe, classes, output / "runs", reporter) for one in plan.specs(spec)]
-    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, holdout=recipe.holdout, seed=recipe.seed)
-    contenders = [*(trial.contender() for trial in trials), *simple]
+    trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
+    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
+    contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
     ]
@@ -127,9 +131,9 @@ def evaluate(
         reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
         actors = list(render_and_encode(load_encoder(vgg19, "float16"), clips=plan.actor_clips))
         for trial in attentive:
-            sections += attention_sections(trial, data.examples, protocols[0].folds, actors)
-    run = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
-    report = write_report(output, run, data_facts(data, protocols), experiments, sections)
+            sections += run(partial(attention_sections, trial, data.examples, protocols[0].folds, actors), reporter.say)
+    facts = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
+    report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
 
 
@@ -177,7 +181,11 @@ def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> Dat
 
 
 def attention_sections(
-    trials: HeadTrials, examples: Sequence[Example], folds: Sequence[Fold], actors: Sequence[ActorClip]
+    trials: HeadTrials,
+    examples: Sequence[Example],
+    folds: Sequence[Fold],
+    actors: Sequence[ActorClip],
+    say: Tell = lambda line: None,
 ) -> list[Section]:
     """Judge the attention of one network, for the report.
 
@@ -186,7 +194,7 @@ def attention_sections(
     """
     deletions = []
     for number, fold in enumerate(folds):
-        head = trials.head([examples[i] for i in fold.train])
+        head = trials.head([examples[i] for i in fold.train], say)
         test = [examples[i] for i in fold.test]
         deletions.append(delete_cells(head, test, trials.recipe.seed + number))
         if number == 0:

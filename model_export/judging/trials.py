@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -14,8 +14,8 @@ from model_export.fitting import LogLine, epoch_line, fit_head, predict_probabil
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
 from model_export.network.spec import HeadSpec
+from model_export.processes import Run, Tell, run_here
 from model_export.recipe import Recipe, describe, settings
-from model_export.reporter import SILENT, Reporter
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,38 @@ class HeadTrials:
         recipe: How each head is trained.
         classes: Number of classes.
         runs: Folder of checkpoints and logs.
-        reporter: Receives each epoch.
+        run: How trainings are run.
     """
 
     spec: HeadSpec
     recipe: Recipe
     classes: int
     runs: Path
-    reporter: Reporter = SILENT
+    run: Run = run_here
 
-    @cached_property
+    @property
     def name(self) -> str:
         """Name for reports: the variant and, if it has attention, how cells are scored."""
         return "base" if self.spec.variant == "base" else f"attention ({self.spec.attention_scores})"
 
-    def head(self, examples: Sequence[Example]) -> keras.Model:
-        """Return the head trained on these examples."""
+    def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
+        """Return the head trained on these examples; ``say`` receives a line for each epoch."""
         identity = json.dumps([self.name, settings(self.spec, self.recipe), [e.features.name for e in examples]])
-        run = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        folder = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
         def tell(phase: str, line: LogLine) -> None:
-            self.reporter.say(f"  {epoch_line(self.name, line)}")
+            say(f"  {epoch_line(self.name, line)}")
 
-        return fit_head(examples, self.classes, self.spec, self.recipe, run=run, tell=tell).model
+        return fit_head(examples, self.classes, self.spec, self.recipe, run=folder, tell=tell, how=self.run).model
 
-    def contender(self) -> Contender:
+    def predict(self, training: Sequence[Example], test: Sequence[Example], say: Tell) -> Probabilities:
+        """Return what the head that is trained on the first examples answers for the second."""
+        return predict_probabilities(self.head(training, say), test)
+
+    def contender(self, say: Tell = lambda line: None) -> Contender:
         """Return the network and recipe as ``cross_validate`` takes them."""
 
         def fit(training: Sequence[Example], test: Sequence[Example]) -> Probabilities:
-            return predict_probabilities(self.head(training), test)
+            return self.run(partial(self.predict, training, test), say)
 
         return Contender(self.name, fit, describe(self.spec, self.recipe))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_export.data.datasets import LabelledClip, Side, Split
@@ -66,6 +67,35 @@ class TestProtocols:
 
 def groups(data: FeatureSet, indices: Sequence[int]) -> set[str]:
     return {data.examples[i].group for i in indices}
+
+
+def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever_the_heads_do(
+    cached: CachedClips,
+) -> None:
+    trained: list[str] = []
+
+    def run(work: Any, tell: Any) -> Any:
+        trainer = work.func.__self__
+        trained.append(getattr(trainer, "name", None) or f"plain LSTM, {trainer.holdout} held out")
+        return np.full((len(work.args[1]), 2), 0.5)
+
+    names = [f"{label}/v_{label}_g{group:02}_c01.mp4" for label in LABELS for group in (1, 2, 3, 4)]
+    plan = EvaluationPlan(k_fold=2, attention_quality=False)
+    found = evaluate(
+        cached.add(*names),
+        cached.features,
+        cached.folder / "evaluation",
+        plan,
+        HeadSpec(),
+        Recipe(holdout=0),
+        weights=cached.weights,
+        run=run,
+    )
+    assert trained == [
+        name for name in ("attention (content)", "base", "plain LSTM, 0.25 held out") for _ in range(plan.k_fold)
+    ]
+    (settings,) = [line for line in found.report.read_text().splitlines() if line.startswith("- plain LSTM:")]
+    assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
 
 class TestRefusals:

@@ -1,32 +1,41 @@
 """Heads that are trained once for the same clips."""
 
+import gc
+from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from model_export.data.examples import Example
+from model_export.data.folds import Fold, grouped_folds
+from model_export.judging.baselines import plain_lstm
+from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.plan import EvaluationPlan
+from model_export.judging.results import Results
 from model_export.judging.trials import HeadTrials
 from model_export.network.spec import HeadSpec
+from model_export.processes import Run, run_apart, run_here
 from model_export.recipe import Recipe, describe
+from tests.model_export.judging.conftest import LABELS
 from tests.model_export.reporting import Recording
 
 QUICK = Recipe(epochs=1, batch_size=4, holdout=0)
 
 
 def test_a_head_is_trained_once_for_the_same_clips(examples: list[Example], tmp_path: Path) -> None:
-    reporter = Recording()
-    trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs", reporter)
-    first = trials.head(examples[:6])
-    assert [line.partition(":")[0] for line in reporter.lines] == ["  attention (content), epoch 1"]
+    lines: list[str] = []
+    trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs")
+    first = trials.head(examples[:6], lines.append)
+    assert [line.partition(":")[0] for line in lines] == ["  attention (content), epoch 1"]
 
-    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs", reporter).head(examples[:6])
-    assert len(reporter.lines) == 1, "it was trained a second time"
+    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs").head(examples[:6], lines.append)
+    assert len(lines) == 1, "it was trained a second time"
     for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
-    trials.head(examples[2:])
-    assert len(reporter.lines) == 2, "a head for other clips was not trained"
+    trials.head(examples[2:], lines.append)
+    assert len(lines) == 2, "a head for other clips was not trained"
 
 
 def test_a_contender_is_trained_on_the_first_clips_and_predicts_the_second(
@@ -44,3 +53,56 @@ def test_contenders_of_one_plan_have_different_names(tmp_path: Path) -> None:
     plan = EvaluationPlan(variant=("attention", "base"), attention_scores=("state", "content"))
     names = [HeadTrials(spec, QUICK, 2, tmp_path).name for spec in plan.specs(HeadSpec())]
     assert names == ["attention (state)", "attention (content)", "base"]
+
+
+class MemoryRecording(Recording):
+    """Also records the resident memory of this process, in KiB, at the end of each fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resident: list[int] = []
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        if line.endswith("finished"):
+            status = Path("/proc/self/status").read_text()
+            self.resident.append(int(status.partition("VmRSS:")[2].split()[0]))
+
+
+def networks() -> int:
+    return sum(isinstance(found, keras.Model) for found in gc.get_objects())
+
+
+def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
+    examples: list[Example], tmp_path: Path
+) -> None:
+    # Wide enough to see that one is kept: 13 MB of weights, and as much of the optimizer's.
+    random = np.random.default_rng(0)
+    wide = [replace(example, features=tmp_path / f"wide-{example.features.name}") for example in examples]
+    for example in wide:
+        np.save(example.features, random.random((40, 7, 7, 64)).astype(np.float16))
+
+    first, second = grouped_folds(wide, 2)
+
+    def judge(run: Run, folder: Path, reporter: Recording) -> list[Results]:
+        def judged(contender: Contender, *folds: Fold) -> Results:
+            return cross_validate(wide, folds, [contender], LABELS, kept=folder, reporter=reporter)[0]
+
+        base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder, run).contender(reporter.say)
+        lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run)
+        return [judged(base, first, second), judged(lstm, first)]
+
+    before, apart = networks(), MemoryRecording()
+    found = judge(run_apart, tmp_path / "apart", apart)
+    assert networks() == before
+    assert apart.resident[2] < apart.resident[0] + (10 << 10)
+    assert [line.partition(":")[0] for line in apart.lines[:3]] == ["base, fold 1", "  base, epoch 1", "base, fold 1"]
+    for one, other in zip(found, judge(run_here, tmp_path / "here", Recording()), strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+    # As if interrupted after the second head was trained, and before its predictions were kept.
+    max((tmp_path / "apart").glob("base.*.npy"), key=lambda file: file.stat().st_mtime_ns).unlink()
+    resumed = Recording()
+    again = judge(run_here, tmp_path / "apart", resumed)
+    np.testing.assert_array_equal(again[0].probabilities, found[0].probabilities)
+    assert resumed.lines[:3] == ["base, fold 1: reused", "base, fold 2: started", "base, fold 2: finished"]
