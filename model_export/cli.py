@@ -127,6 +127,8 @@ def _start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        # What is said to be float32 is not rounded to fewer bits, as TensorFlow does on NVIDIA's GPUs.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         # Hides warnings about retracing: TensorFlow mistakes the networks of different folds for one.
         tf.get_logger().setLevel("ERROR")
     finally:

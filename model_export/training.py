@@ -18,6 +18,7 @@ from model_export.network.vgg19 import build_encoder
 from model_export.quantize import quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
+from model_export.revisions import CURRENT
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
@@ -90,6 +91,7 @@ def train_head(
         version=version,
         labels=data.labels,
         encoder_sha256=file_sha256(vgg19),
+        revisions=CURRENT,
         training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
     )
     head = save_head(output, facts, fitted.model)
@@ -106,6 +108,7 @@ def _training_facts(
         "undecodable_clips": len(data.undecodable),
         "epochs": fitted.epochs,
         "recipe": recipe,
+        "features": {"engine": data.engine, "dtype": data.dtype},
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
     }
     if fitted.holdout_accuracy is not None:

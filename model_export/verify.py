@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
+from model_export.data.examples import read_features
 from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, FeatureError, HeadError
@@ -104,6 +105,8 @@ def verify_bundle(
     checked = load_bundle(bundle)
     if list(head.facts.labels) != checked.manifest.labels:
         raise HeadError(f"{bundle} was not made from the head in {head.path}; name its head with --head")
+    if warning := head.check_revisions():
+        reporter.say(warning)
     clips = selection.clips()
     chosen = list(precisions) or list(checked.manifest.precisions)
     vgg19 = fetch_weights(weights, reporter=reporter)
@@ -159,7 +162,7 @@ def _keras_reference(
             frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
         except ClipError as error:
             raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
-        cuboids = np.load(cached.get(clip.path, encoder)) if cached else encoder()(frames)
+        cuboids = read_features(cached.get(clip.path, encoder)).astype(np.float32) if cached else encoder()(frames)
         return frames, predict(cuboids[np.newaxis])
 
     return reference

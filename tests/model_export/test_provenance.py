@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 from typer.testing import CliRunner, Result
 
-from model_export import export, head, provenance
+from model_export import export, head
 from model_export.cli import app
 from service.model.bundle import SCHEMA_VERSION, load_bundle, read_manifest
 from tests.conftest import REPOSITORY
@@ -44,7 +44,6 @@ def ship(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
     def ship(folder: Path) -> None:
         monkeypatch.setattr(head, "PRETRAINED", folder)
-        monkeypatch.setattr(provenance, "PRETRAINED", folder)
 
     return ship
 
