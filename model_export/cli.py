@@ -4,6 +4,7 @@ This module declares options and prints results. What the commands do is in the 
 call without the command line.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,7 +122,7 @@ def _one_sentence_errors() -> Iterator[None]:
 def _start_tensorflow() -> None:
     """Import TensorFlow without the messages about missing GPUs that it prints whatever the log level."""
     stderr = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import tensorflow as tf
@@ -373,5 +374,12 @@ def verify(
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command that the arguments of the process name."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of texts and file names
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -69,6 +69,8 @@ def train_head(
     """
     if not (name and version):
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
+    if (name + version).encode(errors="ignore").decode() != name + version:
+        raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
     accuracy = read_accuracy(evaluation, describe(spec, recipe), selection.labels()) if evaluation else None
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)

@@ -181,7 +181,7 @@ def check_clips(
     """
     done = _read_log(log, bundle)
     networks = {precision: OnnxNetwork(bundle.read_model(precision)) for precision in precisions}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         for name, reference in clips:
             yield from (done[name, p] for p in networks if (name, p) in done)
             missing = [p for p in networks if (name, p) not in done]
@@ -200,7 +200,7 @@ def _read_log(log: Path, bundle: Bundle) -> dict[tuple[str, Precision], ClipChec
     if not log.exists():
         return {}
     current = {entry.sha256 for entry in bundle.manifest.precisions.values()}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     kept = [ClipCheck(**line) for line in lines if line.pop("sha256") in current]
     return {(check.clip, check.precision): check for check in kept}
 
@@ -229,7 +229,7 @@ def agreement(checks: Iterable[ClipCheck]) -> Agreement:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -186,7 +186,7 @@ def _mnn_convolution(MNN: Any, kernel: npt.NDArray[Any], bias: npt.NDArray[Any])
 def _without_stdout() -> Iterator[None]:
     """Silence MNN's C++ code, which prints the processor's features to file descriptor 1."""
     stdout = os.dup(1)
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:
         yield

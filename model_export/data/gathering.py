@@ -38,7 +38,7 @@ class Selection:
         Raises:
             DatasetError: See ``find_clips``.
         """
-        return class_names(find_clips(self.videos, self.classes))
+        return class_names(self._find())
 
     def clips(self) -> list[LabelledClip]:
         """Return the selected clips, sorted.
@@ -46,8 +46,18 @@ class Selection:
         Raises:
             DatasetError: See ``find_clips``.
         """
-        clips = find_clips(self.videos, self.classes)
+        clips = self._find()
         return clips_per_class(clips, self.count) if self.count else clips
+
+    def _find(self) -> list[LabelledClip]:
+        clips = find_clips(self.videos, self.classes)
+        for clip in clips:
+            if clip.name.encode(errors="ignore").decode() != clip.name:  # it could not be written into a report or head
+                raise DatasetError(
+                    f"{str(clip.path)!a} has bytes in its name that are no characters in this locale; rename the file "
+                    "or its folder"
+                )
+        return clips
 
 
 @dataclass(frozen=True)
