@@ -123,7 +123,7 @@ def test_a_cosine_schedule_ends_near_zero_and_a_constant_one_does_not(examples: 
         recipe = quick(epochs=5, schedule=schedule)
         run = tmp_path / schedule
         fit_head(examples(2, 1), 3, PLAIN, recipe, run=run)
-        with (run / "seed-0.csv").open() as log:
+        with (run / "seed-0.csv").open(encoding="utf-8") as log:
             rates[schedule] = [float(line["learning_rate"]) for line in csv.DictReader(log)]
     assert rates["constant"] == pytest.approx([3e-3] * 5)
     assert rates["cosine"][0] == pytest.approx(3e-3)
@@ -188,7 +188,7 @@ def test_an_interrupted_run_leads_to_the_same_head(examples: Examples, tmp_path:
 
 def test_every_epoch_is_logged_as_csv(examples: Examples, tmp_path: Path) -> None:
     fit_head(examples(groups=4), 3, PLAIN, quick(holdout=0.25), run=tmp_path / "run")
-    lines = (tmp_path / "run" / "seed-0-holdout.csv").read_text().splitlines()
+    lines = (tmp_path / "run" / "seed-0-holdout.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy"
     assert len(lines) == 3
 
@@ -209,7 +209,7 @@ def test_checkpoints_of_other_clips_are_refused(examples: Examples, run: Path) -
     clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match="belong to another set of features"):
         fit_head(clips[1:], 3, PLAIN, QUICK, run=run)
-    (run / "recipe.json").write_text("{")
+    (run / "recipe.json").write_text("{", encoding="utf-8")
     with pytest.raises(TrainingError, match="is damaged; remove"):
         fit_head(clips, 3, PLAIN, QUICK, run=run)
 

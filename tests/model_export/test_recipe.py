@@ -47,8 +47,8 @@ def test_the_settings_of_the_pretrained_head_are_the_defaults_without_holdout() 
 
 @pytest.mark.parametrize("field", sorted(HeadSpec.model_fields))
 def test_a_head_without_one_of_its_settings_is_refused(field: str, tmp_path: Path) -> None:
-    facts = json.loads((PRETRAINED / "head.json").read_text())
+    facts = json.loads((PRETRAINED / "head.json").read_text(encoding="utf-8"))
     del facts[field]
-    (tmp_path / "head.json").write_text(json.dumps(facts))
+    (tmp_path / "head.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(HeadError, match=rf"head.json is not valid \({field} missing\)"):
         load_head(tmp_path)

@@ -52,7 +52,7 @@ def cpu(tmp_path: Path) -> Callable[[str], Path]:
 
     def describe(flags: str) -> Path:
         cpuinfo = tmp_path / "cpuinfo"
-        cpuinfo.write_text(f"processor : 0\nflags : fpu {flags}\n")
+        cpuinfo.write_text(f"processor : 0\nflags : fpu {flags}\n", encoding="utf-8")
         return cpuinfo
 
     return describe

@@ -220,8 +220,8 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
 )
 def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: object) -> None:
     FeatureCache(tmp_path, "sha")
-    facts = json.loads((tmp_path / "cache.json").read_text())
-    (tmp_path / "cache.json").write_text(json.dumps({**facts, fact: value}))
+    facts = json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))
+    (tmp_path / "cache.json").write_text(json.dumps({**facts, fact: value}), encoding="utf-8")
     with pytest.raises(FeatureError, match=f"^{tmp_path} holds features of another {fact}; choose another folder"):
         FeatureCache(tmp_path, "sha")
 
@@ -229,9 +229,9 @@ def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: 
 def test_features_from_before_the_sampling_rule_was_revised_are_refused(tmp_path: Path) -> None:
     """Their ``cache.json`` has no revision."""
     FeatureCache(tmp_path, "sha")
-    facts = json.loads((tmp_path / "cache.json").read_text())
+    facts = json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))
     del facts["sampling_revision"]
-    (tmp_path / "cache.json").write_text(json.dumps(facts))
+    (tmp_path / "cache.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(FeatureError, match="another sampling_revision; choose another folder"):
         FeatureCache(tmp_path, "sha")
 

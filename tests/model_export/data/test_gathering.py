@@ -39,7 +39,7 @@ def test_missing_features_are_encoded_and_undecodable_clips_are_left_out(
 ) -> None:
     cached.add("waving/a.mp4")
     (cached.videos / "waving" / "b.mp4").write_bytes(render_clip("waving", frames=45, width=96, height=96).data)
-    (cached.videos / "waving" / "c.mp4").write_text("not a video")
+    (cached.videos / "waving" / "c.mp4").write_text("not a video", encoding="utf-8")
     encoder = FrameEncoder("TensorFlow", lambda frames: np.ones((len(frames), 7, 7, 6), np.float32))
     monkeypatch.setattr(gathering, "load_encoder", lambda weights, engine: encoder)
     reporter = Recording()
@@ -98,7 +98,7 @@ def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
     (cached.videos / "waving").mkdir()
     for name in ("a.mp4", "b.mp4"):
-        (cached.videos / "waving" / name).write_text(f"{name} is no video")
+        (cached.videos / "waving" / name).write_text(f"{name} is no video", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"waving: none of its clips can be decoded \(.*\); replace them or remove"):
         gather(cached)
 
@@ -107,7 +107,7 @@ def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
 def test_features_of_another_encoder_or_other_frames_are_refused(cached: CachedClips, fact: str) -> None:
     cached.add("squats/a.mp4", "waving/a.mp4")
     origin = cached.features / "cache.json"
-    origin.write_text(json.dumps({**json.loads(origin.read_text()), fact: "another"}))
+    origin.write_text(json.dumps({**json.loads(origin.read_text(encoding="utf-8")), fact: "another"}), encoding="utf-8")
     with pytest.raises(
         FeatureError, match=f"{cached.features} holds features of another {fact}; choose another folder"
     ):
