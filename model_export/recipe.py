@@ -5,7 +5,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_export.network.spec import HeadSpec
-from model_export.revisions import CURRENT
 
 # Raised with any change of the head that ``fit_head`` makes of the same clips, network and settings.
 FITTING_REVISION = 1
@@ -70,6 +69,8 @@ def settings(spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
 
     The versions of Keras and TensorFlow are not among them: like processors, they change a head by rounding only.
     """
+    from model_export.revisions import CURRENT  # noqa: PLC0415 - it loads PyAV, which `--help` does not need
+
     return {
         **spec.model_dump(include=HeadSpec.model_fields.keys() - {"channels"}),
         **recipe.model_dump(),

@@ -140,7 +140,7 @@ def in_ascii(program: str, *arguments: str) -> subprocess.CompletedProcess[bytes
 def test_what_the_encoding_of_the_terminal_lacks_is_printed_as_question_marks() -> None:
     found = in_ascii("from limelight_start import limelight_model; limelight_model()", "train", "--help")
     assert (found.returncode, found.stderr) == (0, b"")
-    assert b"attends to 7?7 cells" in b" ".join(found.stdout.split())
+    assert b"attends to 7?7" in found.stdout
 
 
 def test_heads_are_written_and_read_in_utf8_whatever_the_locale(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_line_has_every_setting() -> None:
 def test_a_line_has_every_revision(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints, kept predictions and figures of reports go by this line, and must not outlive a revision."""
     before = describe(HeadSpec(), Recipe())
-    monkeypatch.setattr("model_export.recipe.CURRENT", CURRENT.model_copy(update={revision: 99}))
+    monkeypatch.setattr("model_export.revisions.CURRENT", CURRENT.model_copy(update={revision: 99}))
     assert f"{revision}_revision=99" in describe(HeadSpec(), Recipe())
     assert f"{revision}_revision={getattr(CURRENT, revision)}" in before
 
