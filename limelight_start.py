@@ -32,9 +32,9 @@ def limelight() -> None:
 def limelight_model() -> None:
     """Run ``limelight-model``, or exit with code 2 if it would not run Limelight's own code."""
     _check("limelight-model", "service", "model_export")
-    from model_export.cli import app
+    from model_export.cli import main
 
-    app()
+    main()
 
 
 def _check(program: str, *packages: str) -> None:

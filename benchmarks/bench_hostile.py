@@ -142,7 +142,7 @@ def local() -> Iterator[Service]:
 def proportional_mb(pid: int) -> float:
     """Return a process's memory in MB, with memory that it shares divided by the number of processes; 0 if it ended."""
     with contextlib.suppress(OSError):
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
         if found := re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE):
             return int(found[1]) / 1000
     return 0.0

@@ -99,7 +99,7 @@ def refusals(server: Server, requests: Sequence[bytes], number: int) -> str:
 
 def processor_s(pid: int) -> tuple[float, float]:
     """Return a process's seconds in user code and in the kernel so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     ticks = os.sysconf("SC_CLK_TCK")
     return int(fields[11]) / ticks, int(fields[12]) / ticks
 

@@ -107,7 +107,7 @@ def processor_seconds(server: Server) -> float:
 
 def ticks(pid: int) -> tuple[int, int]:
     """Return a process's own ticks and those of its ended children, user and system together (see proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
 
 

@@ -161,7 +161,9 @@ def sample(pid: int) -> Sample:
 def memory_mb(pid: int, file: str, key: str) -> float:
     """Return a value in kB from a process's file in /proc, in MB."""
     with contextlib.suppress(OSError):
-        if found := re.search(rf"^{key}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE):
+        if found := re.search(
+            rf"^{key}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8"), re.MULTILINE
+        ):
             return int(found[1]) / 1000
     return 0.0
 

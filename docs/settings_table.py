@@ -55,11 +55,11 @@ def page_with_table(page: str) -> str:
 
 def main() -> int:
     """Write or check the table. Returns the exit code: 1 if ``--check`` finds it out of date, otherwise 0."""
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding="utf-8")
     renewed = page_with_table(page)
     if "--check" in sys.argv[1:]:
         return int(page != renewed)
-    PAGE.write_text(renewed)
+    PAGE.write_text(renewed, encoding="utf-8")
     return 0
 
 

@@ -4,6 +4,7 @@ This module declares options and prints results. What the commands do is in the 
 call without the command line.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -364,5 +365,12 @@ def verify(
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command that the arguments of the process name."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of texts and file names
     app()
+
+
+if __name__ == "__main__":
+    main()

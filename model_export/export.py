@@ -135,8 +135,10 @@ def export_bundle(
     Raises:
         OwnBundleError: ``output`` was made from another head that did not come with the package.
         ExportError: ``output`` is not a bundle, the disk is full, or a precision does not compute what Keras does.
-        HeadError: The head cannot be loaded.
+        HeadError: The head cannot be loaded, or was trained with another revision of the network or of frames.
     """
+    if warning := head.check_revisions():
+        reporter.say(warning)
     built_from = _fingerprint(head, weights, filters)
     _check_output(output)
     if not force:
@@ -338,6 +340,7 @@ def _manifest(head: TrainedHead, folder: Path, built_from: str, differences: dic
         },
         training={
             **facts.training,
+            "revisions": facts.revisions.model_dump(),
             "attention_scores": facts.attention_scores,
             "readout": facts.readout,
             "export_check": {

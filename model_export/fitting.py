@@ -13,10 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
-from model_export.errors import FoldError, TrainingError
+from model_export.errors import FeatureError, FoldError, TrainingError
 from model_export.network.arrays import Probabilities, predictor
 from model_export.network.attention import DoublyStochastic
 from model_export.network.classifier import average_heads, build_head
@@ -80,8 +81,9 @@ def fit_head(
             network's memory.
 
     Raises:
-        TrainingError: There are too few groups to hold some out, the loss is no longer finite, or ``run`` holds the
-            checkpoints of another network, another recipe or other clips.
+        TrainingError: There are too few groups to hold some out, the loss or the head is not finite, or ``run`` holds
+            damaged checkpoints or those of another network, another recipe or other clips.
+        FeatureError: Features cannot be read or are damaged.
         OSError: ``run`` cannot be written.
     """
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
@@ -100,9 +102,17 @@ def fit_head(
         fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), tell)
         models.append(build_head(classes, one))
         models[-1].set_weights(fitted.weights)
+        _check_answer(models[-1], examples[0])
         epochs.append(best)
     accuracy = _accuracy(np.mean(answers, axis=0), hold) if hold else None
     return FittedHead(average_heads(models), tuple(epochs), accuracy, len(hold), len(examples))
+
+
+def _check_answer(model: keras.Model, example: Example) -> None:
+    """Check that a head answers with numbers: weights can be finite, and so large that their products are not."""
+    answer = model(example.load()[np.newaxis], training=False)
+    if not all(np.isfinite(values).all() for values in answer.values()):
+        raise TrainingError("the trained head computes values that are not finite; lower --learning-rate")
 
 
 def _hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
@@ -126,9 +136,9 @@ def _claim(run: Path, examples: Sequence[Example], recipe: dict[str, Any]) -> No
     mine = {**recipe, "set of features": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
     run.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        file.write_text(json.dumps(mine, indent=1))
+        file.write_text(json.dumps(mine, indent=1), encoding="utf-8")
     try:
-        found = dict(json.loads(file.read_text()))
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise TrainingError(f"{file} is damaged; remove {run}, or choose another --output") from error
     if other := sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key)):
@@ -157,12 +167,14 @@ def predict_probabilities(model: keras.Model, examples: Sequence[Example], batch
 class _Batches(keras.utils.PyDataset):
     """One epoch: the examples in batches of one size, in an order and mirroring drawn by seed and epoch.
 
-    The last batch is filled up from the first, so that the network is compiled for one shape only.
+    The last batch is filled up from the first, so that the network is compiled for one shape only. ``error`` is why a
+    batch could not be read, which TensorFlow reports as an error of its own.
     """
 
     def __init__(self, examples: Sequence[Example], classes: int, recipe: Recipe, seed: int, epoch: int) -> None:
         super().__init__(workers=2, max_queue_size=4)
         self.examples, self.classes, self.recipe = examples, classes, recipe
+        self.error: FeatureError | None = None
         random = np.random.default_rng([seed, epoch])
         self.order = random.permutation(len(examples))
         self.flipped = (random.random(len(examples)) < 0.5) & recipe.flip
@@ -173,7 +185,11 @@ class _Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         first = index * self.recipe.batch_size
         chosen = np.take(self.order, range(first, first + self.recipe.batch_size), mode="wrap")
-        stored = [self.examples[i].read(flipped=bool(self.flipped[i])) for i in chosen]
+        try:
+            stored = [self.examples[i].read(flipped=bool(self.flipped[i])) for i in chosen]
+        except FeatureError as error:
+            self.error = error
+            raise
         features = np.stack(stored, dtype=np.float32)  # stacks and converts in one pass
         targets = np.eye(self.classes, dtype=np.float32)[[self.examples[i].label for i in chosen]]
         return features, targets
@@ -272,10 +288,18 @@ class _Fit:
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
         batches = _Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
-        history = self.trainer.fit(batches, shuffle=False, verbose=0)
+        try:
+            history = self.trainer.fit(batches, shuffle=False, verbose=0)
+        except tf.errors.OpError:
+            if batches.error:
+                raise batches.error from None
+            raise
         line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
+        # The loss is that of the weights before the last step.
+        if not self._finite():
+            raise TrainingError(f"the weights are not finite after epoch {epoch + 1}; lower --learning-rate")
         if self.hold:
             found = predict_probabilities(self.model, self.hold)
             of_class = found[np.arange(len(found)), [example.label for example in self.hold]]
@@ -283,6 +307,9 @@ class _Fit:
             line["val_accuracy"] = _accuracy(found, self.hold)
             self.answers.append(found)
         return line
+
+    def _finite(self) -> bool:
+        return all(np.isfinite(weights).all() for weights in self.trainer.get_weights())
 
     def _seed_dropout(self, epoch: int) -> None:
         """Seed an epoch's dropout, so that it is the same after a resume: Keras saves weights without its state."""
@@ -292,14 +319,23 @@ class _Fit:
 
     def _resume(self) -> None:
         """Load the last complete epoch that was saved, if there is one."""
-        if self.files and all(file.exists() for file in self.files):
-            weights, log, *answers = self.files
-            with log.open(newline="") as file:
+        if not (self.files and all(file.exists() for file in self.files)):
+            return
+        weights, log, *answers = self.files
+        try:
+            with log.open(newline="", encoding="utf-8") as file:
                 self.log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
             self.answers = [answer for file in answers for answer in np.load(file).astype(np.float64)]
             self.trainer.load_weights(weights)
-            complete = int(self.trainer.optimizer.iterations) // self.steps
-            del self.log[complete:], self.answers[complete:]
+            epochs = int(self.trainer.optimizer.iterations) // self.steps
+            if epochs > len(self.log) or (answers and epochs > len(self.answers)):
+                raise ValueError(f"it has fewer epochs than {weights}")
+        except (EOFError, KeyError, TypeError, ValueError, OSError) as error:
+            names = ", ".join(file.name for file in self.files[1:])
+            raise TrainingError(f"{weights}, or {names} beside it, is damaged; remove them, and run again") from error
+        if not self._finite():
+            raise TrainingError(f"{weights} holds weights that are not finite; remove it, and lower --learning-rate")
+        del self.log[epochs:], self.answers[epochs:]
 
     def _save(self) -> None:
         if not self.files:
@@ -312,7 +348,7 @@ class _Fit:
         write_atomically(weights, self.trainer.save_weights)
 
     def _write_log(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.log[0].keys())
             writer.writeheader()
             writer.writerows(self.log)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from model_export.errors import HeadError
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
+from model_export.revisions import CURRENT, Revisions
 from service.files import write_atomically
 from service.model.bundle import Agreement, Precision
 
@@ -32,6 +33,7 @@ class HeadFacts(HeadSpec):
         version: Its version.
         labels: Class names, in index order.
         encoder_sha256: SHA-256 of the VGG19 weights that it was trained with.
+        revisions: The code that it was trained with.
         training: How it was trained, for people; copied into the manifest.
     """
 
@@ -39,6 +41,7 @@ class HeadFacts(HeadSpec):
     version: str = Field(min_length=1)
     labels: tuple[str, ...] = Field(min_length=2)
     encoder_sha256: str
+    revisions: Revisions
     training: dict[str, Any]
 
 
@@ -81,10 +84,35 @@ class TrainedHead:
         """Return a digest of the head's facts, weights and calibration ranges."""
         return hashlib.sha256((self.path / "head.json").read_bytes() + self.sha256().encode()).hexdigest()
 
+    def is_shipped(self) -> bool:
+        """Whether this is the pretrained head, or a copy of it."""
+        return self.identity() == load_head(PRETRAINED).identity()
+
+    def check_revisions(self) -> str | None:
+        """Check that the head's weights and accuracy still mean what they did when it was trained.
+
+        Returns:
+            A warning if it is the pretrained head and frames are made differently now; otherwise ``None``.
+
+        Raises:
+            HeadError: The network is another one now, or frames are made differently and the head is somebody's own.
+        """
+        found = self.facts.revisions.differences(CURRENT)
+        if not found:
+            return None
+        other = " and ".join(found.values())
+        if self.is_shipped() and found.keys() <= {"sampling", "resize"}:
+            return (
+                f"warning: the pretrained head was trained on frames of {other}, so that its accuracy on the frames of "
+                "today may differ from what its model card states"
+            )
+        features = ", on features in a new folder" if found.keys() - {"network"} else ""
+        raise HeadError(f"{self.path} was trained with {other}; train the head again{features}")
+
     def agreement(self) -> dict[Precision, Agreement]:
         """Return the recorded agreement by precision; empty if it was not measured on these weights."""
         try:
-            record = json.loads((self.path / "agreement.json").read_text())
+            record = json.loads((self.path / "agreement.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         if record["head_sha256"] != self.sha256():
@@ -99,7 +127,7 @@ class TrainedHead:
             "precisions": {precision: found.model_dump() for precision, found in merged.items()},
         }
         text = json.dumps(record, indent=2) + "\n"
-        write_atomically(self.path / "agreement.json", lambda part: part.write_text(text))
+        write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def load_head(path: Path) -> TrainedHead:
@@ -110,13 +138,16 @@ def load_head(path: Path) -> TrainedHead:
     """
     file = path / "head.json"
     try:
-        facts = HeadFacts.model_validate_json(file.read_text())
+        facts = HeadFacts.model_validate_json(file.read_bytes())
     except OSError as error:
         raise HeadError(
             f"{file} cannot be read ({error.strerror}); make a head with `limelight-model train`"
         ) from error
     except ValidationError as error:
-        raise HeadError(f"{file} is not valid ({_first_line(error)}); train the head again") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        remedy = "train the head again" + (", on features in a new folder" if where == "revisions" else "")
+        raise HeadError(f"{file} is not valid ({where or 'JSON'}: {first['msg']}); {remedy}") from error
     # ``HeadSpec`` has defaults, for options. In a file they would turn a head of another network into a wrong one.
     if missing := sorted(HeadFacts.model_fields.keys() - facts.model_fields_set):
         raise HeadError(f"{file} is not valid ({', '.join(missing)} missing); train the head again")
@@ -141,7 +172,7 @@ def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
     fresh = build_head(len(facts.labels), facts)
     fresh.set_weights(model.get_weights())
     fresh.save_weights(path / "head.weights.h5")
-    (path / "head.json").write_text(facts.model_dump_json(indent=2) + "\n")
+    (path / "head.json").write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return TrainedHead(path, facts)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import annotated_types
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 R = TypeVar("R")
@@ -38,7 +38,7 @@ def takes(**values: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..
         @functools.wraps(command)
         def called(**given: Any) -> R:
             made = {
-                parameter: values[parameter](**{name: _plain(given.pop(name)) for name in fields})
+                parameter: _make(values[parameter], {name: _plain(given.pop(name)) for name in fields})
                 for parameter, fields in options.items()
             }
             return command(**given, **made)
@@ -80,6 +80,16 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         default=default,
         annotation=Annotated[annotation, typer.Option(*names, help=field.description, **bounds)],
     )
+
+
+def _make(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
+    """Make the value; what Typer's own bounds let through, such as ``nan``, is a usage error as well."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
+        raise typer.BadParameter(first["msg"], param_hint=f"--{name}") from error
 
 
 def _plain(value: Any) -> Any:

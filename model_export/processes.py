@@ -106,12 +106,14 @@ def _end_explained(child: subprocess.Popen[bytes]) -> Iterator[None]:
 def quiet_start() -> Iterator[None]:
     """Hide the messages about missing GPUs that TensorFlow prints whatever the log level, if the block imports it."""
     stderr = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
         if tensorflow := sys.modules.get("tensorflow"):
             tensorflow.config.list_physical_devices()
+            # What is said to be float32 is not rounded to fewer bits, as TensorFlow does on NVIDIA's GPUs.
+            tensorflow.config.experimental.enable_tensor_float_32_execution(False)
             # Hides warnings about retracing: TensorFlow mistakes the networks of different members for one.
             tensorflow.get_logger().setLevel("ERROR")
     finally:

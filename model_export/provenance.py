@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model_export.head import PRETRAINED, TrainedHead, load_head
+from model_export.head import TrainedHead
 from service.errors import BundleError
 from service.model.bundle import SCHEMA_VERSION, Manifest, read_manifest
 
@@ -26,10 +26,9 @@ def with_record(manifest: Manifest, head: TrainedHead) -> Manifest:
     The record's ``seal`` is a digest of what the manifest says of the network. A bundle that was edited by hand, such
     as a copy with other labels, does not match it.
     """
-    identity = head.identity()
     record = {
-        "head_sha256": identity,
-        "shipped": identity == load_head(PRETRAINED).identity(),
+        "head_sha256": head.identity(),
+        "shipped": head.is_shipped(),
         "seal": _seal(manifest),
     }
     return manifest.model_copy(update={"training": {**manifest.training, RECORD: record}})

@@ -6,6 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model_export.network.spec import HeadSpec
 
+# Raised with any change of the head that ``fit_head`` makes of the same clips, network and settings.
+FITTING_REVISION = 1
+# Members add to the seed, and the seeds of NumPy, Keras and scikit-learn end at 2**32 - 1.
+LARGEST_SEED = 2**31 - 1
+
 Schedule = Literal["cosine", "constant"]
 
 
@@ -15,7 +20,7 @@ class Recipe(BaseModel):
     The description of a field is the help of the option that sets it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(16, ge=1, description="Largest number of epochs; the learning rate's schedule spans them.")
     # Chosen by loss, because accuracy on a few dozen clips varies too much.
@@ -54,12 +59,24 @@ class Recipe(BaseModel):
         description="Also train on mirrored clips, each shown mirrored half of the time; doubles the features to "
         "compute. Leave it off if left and right tell your classes apart.",
     )
-    seed: int = Field(0, description="Seed of the weights, the order of clips, dropout and the folds.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Seed of the weights, the order of clips, dropout and the folds."
+    )
 
 
 def settings(spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
-    """Every setting that a trained head depends on, by name, as ``head.json`` and checkpoints keep them."""
-    return {**spec.model_dump(include=HeadSpec.model_fields.keys() - {"channels"}), **recipe.model_dump()}
+    """Every setting that a trained head depends on, by name, as ``head.json`` and checkpoints keep them.
+
+    The versions of Keras and TensorFlow are not among them: like processors, they change a head by rounding only.
+    """
+    from model_export.revisions import CURRENT  # noqa: PLC0415 - it loads PyAV, which `--help` does not need
+
+    return {
+        **spec.model_dump(include=HeadSpec.model_fields.keys() - {"channels"}),
+        **recipe.model_dump(),
+        **{f"{name}_revision": revision for name, revision in CURRENT.model_dump().items()},
+        "fitting_revision": FITTING_REVISION,
+    }
 
 
 def describe(spec: HeadSpec, recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from model_export.processes import Run, run_apart
 from model_export.quantize import quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
+from model_export.revisions import CURRENT
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
@@ -71,6 +72,8 @@ def train_head(
     """
     if not (name and version):
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
+    if (name + version).encode(errors="ignore").decode() != name + version:
+        raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
     accuracy = read_accuracy(evaluation, describe(spec, recipe), selection.labels()) if evaluation else None
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
@@ -94,6 +97,7 @@ def train_head(
         version=version,
         labels=data.labels,
         encoder_sha256=file_sha256(vgg19),
+        revisions=CURRENT,
         training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
     )
     head = save_head(output, facts, fitted.model)
@@ -110,6 +114,7 @@ def _training_facts(
         "undecodable_clips": len(data.undecodable),
         "epochs": fitted.epochs,
         "recipe": recipe,
+        "features": {"engine": data.engine, "dtype": data.dtype},
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
     }
     if fitted.holdout_accuracy is not None:

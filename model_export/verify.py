@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
+from model_export.data.examples import read_features
 from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, FeatureError, HeadError
@@ -104,6 +105,8 @@ def verify_bundle(
     checked = load_bundle(bundle)
     if list(head.facts.labels) != checked.manifest.labels:
         raise HeadError(f"{bundle} was not made from the head in {head.path}; name its head with --head")
+    if warning := head.check_revisions():
+        reporter.say(warning)
     clips = selection.clips()
     chosen = list(precisions) or list(checked.manifest.precisions)
     vgg19 = fetch_weights(weights, reporter=reporter)
@@ -159,7 +162,7 @@ def _keras_reference(
             frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
         except ClipError as error:
             raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
-        cuboids = np.load(cached.get(clip.path, encoder)) if cached else encoder()(frames)
+        cuboids = read_features(cached.get(clip.path, encoder)).astype(np.float32) if cached else encoder()(frames)
         return frames, predict(cuboids[np.newaxis])
 
     return reference
@@ -178,7 +181,7 @@ def check_clips(
     """
     done = _read_log(log, bundle)
     networks = {precision: OnnxNetwork(bundle.read_model(precision)) for precision in precisions}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         for name, reference in clips:
             yield from (done[name, p] for p in networks if (name, p) in done)
             missing = [p for p in networks if (name, p) not in done]
@@ -197,7 +200,7 @@ def _read_log(log: Path, bundle: Bundle) -> dict[tuple[str, Precision], ClipChec
     if not log.exists():
         return {}
     current = {entry.sha256 for entry in bundle.manifest.precisions.values()}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     kept = [ClipCheck(**line) for line in lines if line.pop("sha256") in current]
     return {(check.clip, check.precision): check for check in kept}
 
@@ -226,7 +229,7 @@ def agreement(checks: Iterable[ClipCheck]) -> Agreement:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -28,14 +28,14 @@ class Group:
 
     def limit_processes(self, most: int | str) -> None:
         """Set the number of processes and threads, or "max". A number below the present one stops new ones only."""
-        (self.folder / "pids.max").write_text(str(most))
+        (self.folder / "pids.max").write_text(str(most), encoding="utf-8")
 
 
 @contextmanager
 def memory_group(limit_bytes: int) -> Iterator[Group]:
     """Make a control group with a memory limit until the block ends."""
     with _group("memory", ("memory.limit_in_bytes", "memory.max")) as (group, limit):
-        limit.write_text(str(limit_bytes))
+        limit.write_text(str(limit_bytes), encoding="utf-8")
         yield group
 
 
@@ -57,7 +57,7 @@ def _group(controller: str, limits: tuple[str, str]) -> Iterator[tuple[Group, Pa
     Yields:
         The group and the file with its limit.
     """
-    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines())
     first = controller in own
     folder = Path(f"/sys/fs/cgroup/{controller}{own[controller]}" if first else f"/sys/fs/cgroup{own['']}")
     folder /= uuid.uuid4().hex
@@ -71,5 +71,5 @@ def _group(controller: str, limits: tuple[str, str]) -> Iterator[tuple[Group, Pa
             pytest.skip(f"this kernel lacks control groups with the controller {controller} for this user")
         yield Group(folder), limit
     finally:
-        until(lambda: not (folder / "cgroup.procs").read_text())
+        until(lambda: not (folder / "cgroup.procs").read_text(encoding="utf-8"))
         folder.rmdir()

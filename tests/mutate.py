@@ -128,7 +128,7 @@ class Tester:
 
     def report(self, module: str, sample: int, seed: int) -> int:
         """Test a sample of a module's mutants and print those that survive. Returns their number."""
-        source = (self._root / module).read_text()
+        source = (self._root / module).read_text(encoding="utf-8")
         drawn = list(mutants(module, source))
         if 0 < sample < len(drawn):
             drawn = sorted(random.Random(seed).sample(drawn, sample), key=lambda mutant: mutant.line)
@@ -153,7 +153,7 @@ class Tester:
         file = checkout / mutant.module
         original = file.read_bytes()
         try:
-            file.write_text(mutant.source)
+            file.write_text(mutant.source, encoding="utf-8")
             return any(not passes(checkout, tests, timeout_s) for tests in stages)
         finally:
             file.write_bytes(original)

@@ -11,7 +11,7 @@ def descendants(pid: int) -> list[list[int]]:
     children: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except OSError:  # the process has just ended
             continue
         children[parent].append(int(stat.parent.name))
@@ -28,7 +28,7 @@ def decoders(pid: int) -> list[int]:
 
 def _name(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").rstrip()
     except OSError:  # the process has just ended
         return ""
 

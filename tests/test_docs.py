@@ -21,7 +21,7 @@ PAGES = sorted(
     for page in REPOSITORY.glob(pattern)
 )
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-API = (REPOSITORY / "docs" / "api.md").read_text()
+API = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
 # The order of https://keepachangelog.com.
 CHANGES = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
 
@@ -46,14 +46,14 @@ def test_the_settings_table_is_current() -> None:
 
 
 def test_each_alert_has_its_entry_in_the_runbook() -> None:
-    rules = "".join(file.read_text() for file in (REPOSITORY / "deploy/prometheus").glob("[rg]*/*.yml"))
-    runbook = (REPOSITORY / "docs" / "operations.md").read_text()
+    rules = "".join(file.read_text(encoding="utf-8") for file in (REPOSITORY / "deploy/prometheus").glob("[rg]*/*.yml"))
+    runbook = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 
     assert re.findall(r"^### (Limelight\w+)", runbook, re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
 def test_the_changelog_has_each_kind_of_change_once_in_a_release_and_in_order() -> None:
-    for release in (REPOSITORY / "CHANGELOG.md").read_text().split("\n## ")[1:]:
+    for release in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         headings = re.findall(r"^### (.+)$", release, re.MULTILINE)
 
         assert headings == [kind for kind in CHANGES if kind in headings]
@@ -62,23 +62,25 @@ def test_the_changelog_has_each_kind_of_change_once_in_a_release_and_in_order() 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_to_headings_point_to_existing_ones(page: str) -> None:
     file = REPOSITORY / page
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", file.read_text()):
-        headings = HEADING.findall((file.parent / target if target else file).read_text())
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", file.read_text(encoding="utf-8")):
+        headings = HEADING.findall((file.parent / target if target else file).read_text(encoding="utf-8"))
 
         assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_documented_make_targets_exist(page: str) -> None:
-    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"(?:`|^)make ([a-z-]+)", (REPOSITORY / page).read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"(?:`|^)make ([a-z-]+)", (REPOSITORY / page).read_text(encoding="utf-8"), re.MULTILINE)
 
     assert {*named} <= {*targets}
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/operations.md"])
 def test_the_documented_commands_are_accepted_by_the_programs(page: str) -> None:
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(), re.MULTILINE | re.DOTALL))
+    blocks = "".join(
+        re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
     lines = [shlex.split(line, comments=True) for line in blocks.replace("\\\n", " ").splitlines()]
     programs = {"limelight": get_group(service.cli.app.app), "limelight-model": get_group(model_export.cli.app)}
     commands = [words for words in lines if words and words[0] in programs]
@@ -92,6 +94,8 @@ def test_the_documented_commands_are_accepted_by_the_programs(page: str) -> None
 @pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_project_point_to_existing_files(page: str) -> None:
     file = REPOSITORY / page
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(), flags=re.DOTALL))
+    targets = re.findall(
+        r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
 
     assert [target for target in targets if not (file.parent / target).exists()] == []

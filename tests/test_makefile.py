@@ -49,7 +49,7 @@ def set_up(checkout: Path) -> bool:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").write_text(PYTHON, encoding="utf-8")
     (tmp_path / "python").chmod(0o755)
     folder = tmp_path / "here [1]"
     folder.mkdir()

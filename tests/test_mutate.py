@@ -29,7 +29,7 @@ def test_mutants_that_no_test_notices_are_reported_and_the_checkout_is_not_chang
     module, tests = tmp_path / "service/tiny.py", tmp_path / "tests/service/test_tiny.py"
     for file, text in ((module, TINY), (module.with_name("__init__.py"), ""), (tests, TESTS)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "tests.mutate", f"--root={tmp_path}", "--modules", "service"]
     # Without plugins, which take longer to load than these tests.
@@ -45,7 +45,7 @@ def test_mutants_that_no_test_notices_are_reported_and_the_checkout_is_not_chang
         "2 mutants survived",
     ]
     assert (ended.stderr, ended.returncode) == ("", 1)
-    assert module.read_text() == TINY
+    assert module.read_text(encoding="utf-8") == TINY
 
 
 @pytest.mark.parametrize(

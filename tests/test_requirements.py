@@ -19,12 +19,12 @@ PIN = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
 def pins(lock: Path) -> dict[str, str]:
-    return dict(PIN.findall(lock.read_text()))
+    return dict(PIN.findall(lock.read_text(encoding="utf-8")))
 
 
 def imports(module: Path) -> Iterator[str]:
     """Yield the top-level packages that a module imports."""
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -33,7 +33,7 @@ def imports(module: Path) -> Iterator[str]:
 
 def test_every_library_that_is_imported_is_declared() -> None:
     """One that only a library of ours requires comes in any version, and may be gone tomorrow."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = sum(project["optional-dependencies"].values(), project["dependencies"])
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
     ours = {"benchmarks", "limelight_start", "model_export", "service", "tests"}
@@ -50,7 +50,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_a_lock_names_no_registry(lock: Path) -> None:
-    text = lock.read_text()
+    text = lock.read_text(encoding="utf-8")
 
     assert "://" not in text
     assert set(re.findall(r"^\s*(-[-\w]+)", text, re.MULTILINE)) == {"--hash"}
@@ -58,7 +58,7 @@ def test_a_lock_names_no_registry(lock: Path) -> None:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_every_pin_of_a_lock_has_a_hash(lock: Path) -> None:
-    requirements = re.split(r"\n(?=\S)", lock.read_text())
+    requirements = re.split(r"\n(?=\S)", lock.read_text(encoding="utf-8"))
     pinned = [requirement for requirement in requirements if not requirement.startswith("#")]
 
     assert len(pinned) > {"build": 5, "bench-decode": 2}.get(lock.stem, 30)
@@ -73,7 +73,7 @@ def test_the_served_versions_are_the_tested_versions(variant: str) -> None:
 
 
 def test_the_lowest_versions_are_the_lower_bounds_and_the_newest_are_within_the_bounds() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     bounds = [Requirement(text) for text in project["dependencies"] + extras["cpu"] + extras["otel"]]
     lowest, newest = (pins(REPOSITORY / "requirements" / f"wheel-{name}.txt") for name in ("lowest", "newest"))

@@ -51,7 +51,7 @@ def test_a_decoder_process_inherits_no_imaging_network_inference_or_tracing_libr
 
 
 def test_the_import_contracts_that_list_modules_of_service_list_all() -> None:
-    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = {contract["name"]: contract for contract in pyproject["tool"]["importlinter"]["contracts"]}
     without_http = contracts["Only service.http and service.cli import HTTP libraries"]["source_modules"]
     hidden = contracts["model_export imports of service only video, the bundle, errors and files"]["forbidden_modules"]

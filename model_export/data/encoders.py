@@ -1,15 +1,18 @@
 """Running the encoder over frames: on the fastest library that the machine has and the features' precision allows.
 
-VGG19 is sixteen 3×3 convolutions. Processors with AMX multiply bfloat16 matrices in hardware; on others, MNN computes
-the convolutions by Winograd's algorithm, with a fraction of the multiplications. Measured on 2 cores of an AMD EPYC
-(AVX2) and of an Intel Xeon (AMX): seconds per clip of 40 frames on each, and the cuboids' difference from TensorFlow's
-in float32, relative to their root mean square (storing them as float16 changes each value by up to 4.9e-4 of itself)::
+VGG19 is sixteen 3×3 convolutions. Processors with AMX or AVX-512 BF16 multiply bfloat16 numbers in hardware; on others,
+MNN computes the convolutions by Winograd's algorithm, with a fraction of the multiplications. Measured on 2 cores of an
+AMD EPYC with AVX2, of an AMD EPYC with AVX-512 BF16 and of an Intel Xeon with AMX: seconds per clip of 40 frames on
+each, and the cuboids' difference from TensorFlow's in float32, relative to their root mean square (storing them as
+float16 changes each value by up to 4.9e-4 of itself)::
 
-                             EPYC    Xeon    difference
-    TensorFlow, float32      10.4    3.9
+                             AVX2    AVX-512 BF16    AMX    difference
+    TensorFlow, float32      10.4             3.3    3.9
     ONNX Runtime, float32     8.4
-    MNN, Winograd             3.3    3.8    1.4e-4
-    TensorFlow, bfloat16             0.6    9e-3
+    MNN, Winograd             3.3             2.8    3.8    1.4e-4
+    TensorFlow, bfloat16                      1.7    0.6    9e-3
+
+Since the features differ, those of one folder are all computed by one engine (see ``FeatureCache``).
 """
 
 import os
@@ -25,12 +28,15 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from model_export.errors import FeatureError
 from model_export.network.arrays import Cuboids, Frames
-from model_export.network.spec import FeatureDtype
+from model_export.network.spec import Engine, FeatureDtype
 from model_export.network.vgg19 import MEAN_RGB, build_encoder
 
 # Frames per call; 8 is 10 % faster than 40 on two cores, as measured, and needs a fifth of the memory.
 CHUNK = 8
+# Linux' names of the instructions that multiply bfloat16 numbers.
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,11 @@ class FrameEncoder:
     """An encoder on the library that runs it, as a function from frames to cuboids.
 
     Attributes:
-        name: Name of the library, for messages.
+        name: Name of the engine.
         encode_chunk: Encodes at most ``CHUNK`` frames.
     """
 
-    name: str
+    name: Engine
     encode_chunk: Callable[[Frames], Cuboids]
 
     def __call__(self, frames: Frames) -> Cuboids:
@@ -50,25 +56,43 @@ class FrameEncoder:
         return np.concatenate([self.encode_chunk(frames[i : i + CHUNK]) for i in range(0, len(frames), CHUNK)])
 
 
-def load_encoder(weights: Path, dtype: FeatureDtype) -> FrameEncoder:
-    """Build VGG19 from its weights file and choose how to run it; see ``choose_encoder``."""
-    return choose_encoder(build_encoder(weights), dtype)
+def fastest_engine(dtype: FeatureDtype, cpuinfo: Path = Path("/proc/cpuinfo")) -> Engine:
+    """Choose the fastest engine that is exact enough for features stored as ``dtype``.
 
-
-def choose_encoder(encoder: keras.Model, dtype: FeatureDtype, cpuinfo: Path = Path("/proc/cpuinfo")) -> FrameEncoder:
-    """Choose the fastest way to run the encoder that is exact enough for features stored as ``dtype``.
-
-    For float16 on a machine without a GPU, that is bfloat16 if the processor has AMX, otherwise MNN if it is installed
-    and loads. In all other cases it is TensorFlow in float32.
+    For float16 on a machine without a GPU, that is bfloat16 if the processor has instructions for it, otherwise MNN if
+    it is installed and loads. In all other cases it is TensorFlow in float32.
     """
     if dtype == "float16" and not tf.config.list_physical_devices("GPU"):
-        if _has_amx(cpuinfo):
-            return bfloat16_encoder(encoder)
+        if _multiplies_bfloat16(cpuinfo):
+            return "TensorFlow in bfloat16"
         try:
-            return winograd_encoder(encoder)
+            _import_mnn()
         except ImportError:  # MNN has wheels for x86-64 and 64-bit ARM only
-            pass
-    return keras_encoder(encoder)
+            return "TensorFlow"
+        return "MNN"
+    return "TensorFlow"
+
+
+def load_encoder(weights: Path, engine: Engine) -> FrameEncoder:
+    """Build VGG19 from its weights file, on an engine.
+
+    Raises:
+        FeatureError: The engine is not installed, or its library does not load.
+    """
+    encoder = build_encoder(weights)
+    match engine:
+        case "TensorFlow":
+            return keras_encoder(encoder)
+        case "TensorFlow in bfloat16":
+            return bfloat16_encoder(encoder)
+        case "MNN":
+            try:
+                return winograd_encoder(encoder)
+            except ImportError as error:
+                raise FeatureError(
+                    f"MNN, which has to compute these features, does not load ({error}); install it, or choose another "
+                    "folder for features"
+                ) from error
 
 
 def keras_encoder(encoder: keras.Model) -> FrameEncoder:
@@ -88,10 +112,10 @@ def bfloat16_encoder(encoder: keras.Model) -> FrameEncoder:
     return FrameEncoder("TensorFlow in bfloat16", twin.predict_on_batch)
 
 
-def _has_amx(cpuinfo: Path) -> bool:
-    """Check for AMX with bfloat16 as Linux reports it; other systems count as without."""
+def _multiplies_bfloat16(cpuinfo: Path) -> bool:
+    """Check for instructions on bfloat16 as Linux reports them; other systems count as without."""
     try:
-        return "amx_bf16" in cpuinfo.read_text().split()
+        return not BFLOAT16_FLAGS.isdisjoint(cpuinfo.read_text(encoding="utf-8").split())
     except OSError:
         return False
 
@@ -102,9 +126,8 @@ def winograd_encoder(encoder: keras.Model) -> FrameEncoder:
     Raises:
         ImportError: MNN is not installed, or its library does not load.
     """
+    MNN = _import_mnn()
     with _without_stdout():
-        import MNN
-
         network = _mnn_network(MNN, encoder)
 
     def encode_chunk(frames: Frames) -> Cuboids:
@@ -114,6 +137,12 @@ def winograd_encoder(encoder: keras.Model) -> FrameEncoder:
         return np.array(network.forward([x])[0].read())
 
     return FrameEncoder("MNN", encode_chunk)
+
+
+def _import_mnn() -> Any:
+    with _without_stdout():
+        import MNN
+    return MNN
 
 
 def _mnn_network(MNN: Any, encoder: keras.Model) -> Any:
@@ -157,7 +186,7 @@ def _mnn_convolution(MNN: Any, kernel: npt.NDArray[Any], bias: npt.NDArray[Any])
 def _without_stdout() -> Iterator[None]:
     """Silence MNN's C++ code, which prints the processor's features to file descriptor 1."""
     stdout = os.dup(1)
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:
         yield

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from model_export.errors import FeatureError
 from model_export.network.arrays import Cuboids
+from model_export.network.spec import FRAME_COUNT, GRID
 
 # The header of a `.npy` file as NumPy writes it for an array in C order (NEP 1): dtype and shape.
 _NPY_HEADER = re.compile(
@@ -37,7 +39,7 @@ class Example:
     flipped: Path | None = None
 
     def load(self, *, flipped: bool = False) -> Cuboids:
-        """Return the features as float32 ``(40, 7, 7, channels)``; see ``read``."""
+        """Return the features as float32 ``(40, 7, 7, channels)``; see ``read`` for arguments and errors."""
         return self.read(flipped=flipped).astype(np.float32)
 
     def read(self, *, flipped: bool = False) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
@@ -47,12 +49,38 @@ class Example:
             flipped: Read those of the mirrored clip.
 
         Raises:
-            OSError: The file is gone.
-            ValueError: The mirrored clip was not encoded, or the file is damaged.
+            FeatureError: The file is gone, cannot be read or is damaged.
+            ValueError: The mirrored clip was not encoded.
         """
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
-        return _read_npy(self.flipped if flipped and self.flipped else self.features)
+        return read_features(self.flipped if flipped and self.flipped else self.features)
+
+
+def read_features(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
+    """Read the features of a clip as they are stored.
+
+    Raises:
+        FeatureError: The file is gone, cannot be read or is damaged.
+    """
+    try:
+        features = _read_npy(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise FeatureError(f"{path} is damaged; remove it, and run the command again to compute it anew") from error
+    if not np.isfinite(features).all():
+        raise FeatureError(
+            f"{path} holds values that are not finite numbers; remove it, and run the command again to compute it anew"
+        )
+    return features
+
+
+def unreadable(path: Path, error: OSError) -> FeatureError:
+    """Return what to tell the user about a file of features that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return FeatureError(f"{path} is gone; run the command again to compute it anew")
+    return FeatureError(f"{path} cannot be read ({error.strerror}); remove it, and run the command again")
 
 
 def _read_npy(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
@@ -63,7 +91,7 @@ def _read_npy(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
     training reads features in several threads while TensorFlow parses functions to trace them.
 
     Raises:
-        OSError: The file is missing.
+        OSError: The file cannot be read.
         ValueError: The file is damaged.
     """
     data = path.read_bytes()
@@ -71,4 +99,6 @@ def _read_npy(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
     if header is None:
         raise ValueError(f"{path} is not a .npy file of float16 or float32 features")
     shape = [int(length) for length in header[2].split(b",") if length.strip()]
+    if shape[:-1] != [FRAME_COUNT, GRID, GRID]:
+        raise ValueError(f"{path} holds an array of shape {shape}")
     return np.frombuffer(data, header[1].decode(), offset=header.end()).reshape(shape)

@@ -4,7 +4,8 @@ Encoding a clip takes seconds and every epoch needs the result, so the cuboids X
 one ``.npy`` file per clip and view. The file is named by the SHA-256 of the encoder's facts and the clip's bytes: a
 moved or renamed clip is found again, a changed one is encoded again, and anything that is kept by the names of
 features, such as checkpoints and predictions, is never reused for other features. ``cache.json`` holds the encoder's
-facts. A run that was interrupted continues with the first clip that is not cached.
+facts, among them the engine that computes the features. A run that was interrupted continues with the first clip that
+is not cached.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from model_export.data.examples import unreadable
 from model_export.errors import FeatureError
 from model_export.network.arrays import Cuboids, Frames
-from model_export.network.spec import FRAME_COUNT, GRID, IMAGE_SIZE, FeatureDtype
+from model_export.network.spec import ENCODER_REVISION, FRAME_COUNT, GRID, IMAGE_SIZE, Engine, FeatureDtype
 from service.files import write_atomically
 from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
@@ -38,15 +40,20 @@ class FeatureCache:
         encoder_sha256: SHA-256 of the weights file that the encoder is built from.
         dtype: Type that features are stored in: float16 takes half the space, float32 is what ``verify`` compares with.
             A folder that already holds features keeps its own.
+        engine: What computes the features, by the same rule. Engines round differently, so that a folder's features
+            are comparable only if one engine computed them all, on whichever machine.
 
     Raises:
         FeatureError: The folder holds features of another encoder or rule, or of unknown origin, or cannot be written.
     """
 
-    def __init__(self, directory: Path, encoder_sha256: str, dtype: FeatureDtype = "float16") -> None:
+    def __init__(
+        self, directory: Path, encoder_sha256: str, dtype: FeatureDtype = "float16", engine: Engine = "TensorFlow"
+    ) -> None:
         self.directory = directory
         facts = {
             "encoder_sha256": encoder_sha256,
+            "encoder_revision": ENCODER_REVISION,
             "sampling": SAMPLING_RULE,
             "sampling_revision": SAMPLING_REVISION,
             "resize": RESIZE_RULE,
@@ -56,13 +63,15 @@ class FeatureCache:
         }
         with self._errors():
             directory.mkdir(parents=True, exist_ok=True)
-            found = self._read_facts() or self._write_facts({**facts, "dtype": dtype})
+            found = self._read_facts() or self._write_facts({**facts, "dtype": dtype, "engine": engine})
         self.dtype: FeatureDtype = found.pop("dtype")
+        self.engine: Engine = found.pop("engine")
         if other := sorted(key for key in facts.keys() | found.keys() if found.get(key) != facts.get(key)):
             raise FeatureError(
                 f"{directory} holds features of another {', '.join(other)}; choose another folder, or remove it"
             )
-        self._made_by = hashlib.sha256(json.dumps({**facts, "dtype": self.dtype}, sort_keys=True).encode())
+        made_by = {**facts, "dtype": self.dtype, "engine": self.engine}
+        self._made_by = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
 
     def get(self, clip: Path, encode: Callable[[], Callable[[Frames], Cuboids]], view: View = "plain") -> Path:
         """Return the ``.npy`` file of one clip's features ``(40, 7, 7, channels)``; encode the clip if it is missing.
@@ -74,14 +83,17 @@ class FeatureCache:
 
         Raises:
             ClipError: The clip cannot be decoded.
-            FeatureError: The features cannot be written.
+            FeatureError: The features cannot be computed, written or, if they are cached, read.
             OSError: The clip cannot be read.
         """
         data = clip.read_bytes()
         path = self.path_of(data, view)
         if not self._is_whole(path):
             frames = decode_clip(data, OFFLINE_LIMITS).frames
-            cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
+            with np.errstate(over="ignore"):
+                cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
+            if not np.isfinite(cuboids).all():
+                raise FeatureError(f"the features of {clip} are not finite numbers in {self.dtype}; remove the clip")
             with self._errors():
                 write_atomically(path, lambda part: np.save(part, cuboids))
         return path
@@ -99,19 +111,21 @@ class FeatureCache:
             features = np.lib.format.open_memmap(path, mode="r")
         except (FileNotFoundError, ValueError):
             return False
+        except OSError as error:
+            raise unreadable(path, error) from error
         return features.dtype == self.dtype and features.shape[:-1] == (FRAME_COUNT, GRID, GRID)
 
     def _read_facts(self) -> dict[str, Any] | None:
         """Return the facts of the features in the folder, or ``None`` if it holds none."""
         path = self.directory / "cache.json"
         try:
-            found = json.loads(path.read_text())
-            if found["dtype"] in get_args(FeatureDtype):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["dtype"] in get_args(FeatureDtype) and found["engine"] in get_args(Engine):
                 return dict(found)
         except FileNotFoundError:
             if not any(self.directory.glob("*.npy")):
                 return None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):  # earlier versions did not write the engine
             pass
         raise FeatureError(
             f"{path} does not say how the features beside it were made; choose another folder, or remove this one"
@@ -119,7 +133,7 @@ class FeatureCache:
 
     def _write_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(facts, indent=1)
-        write_atomically(self.directory / "cache.json", lambda part: part.write_text(text))
+        write_atomically(self.directory / "cache.json", lambda part: part.write_text(text, encoding="utf-8"))
         return facts
 
     @contextmanager

@@ -1,17 +1,18 @@
 """From folders of clips to examples: selects clips, computes missing features, sets aside clips that cannot be used."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
-from model_export.data.encoders import FrameEncoder, load_encoder
+from model_export.data.encoders import FrameEncoder, fastest_engine, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
-from model_export.errors import DatasetError
-from model_export.network.spec import FeatureDtype
+from model_export.errors import DatasetError, FeatureError
+from model_export.network.spec import Engine, FeatureDtype
 from model_export.reporter import SILENT, Reporter
 from service.errors import ClipError
 from service.model.bundle import file_sha256
@@ -37,7 +38,7 @@ class Selection:
         Raises:
             DatasetError: See ``find_clips``.
         """
-        return class_names(find_clips(self.videos, self.classes))
+        return class_names(self._find())
 
     def clips(self) -> list[LabelledClip]:
         """Return the selected clips, sorted.
@@ -45,8 +46,18 @@ class Selection:
         Raises:
             DatasetError: See ``find_clips``.
         """
-        clips = find_clips(self.videos, self.classes)
+        clips = self._find()
         return clips_per_class(clips, self.count) if self.count else clips
+
+    def _find(self) -> list[LabelledClip]:
+        clips = find_clips(self.videos, self.classes)
+        for clip in clips:
+            if clip.name.encode(errors="ignore").decode() != clip.name:  # it could not be written into a report or head
+                raise DatasetError(
+                    f"{str(clip.path)!a} has bytes in its name that are no characters in this locale; rename the file "
+                    "or its folder"
+                )
+        return clips
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ class FeatureSet:
         clips: All selected clips.
         examples: The clips that could be decoded, in the same order.
         undecodable: The other clips, with the reason.
-        encoder_name: Library that encoded the clips; ``None`` if all features were cached.
+        engine: What computed the features.
+        dtype: Type in which they are stored.
     """
 
     videos: Path
@@ -67,7 +79,8 @@ class FeatureSet:
     clips: tuple[LabelledClip, ...]
     examples: tuple[Example, ...]
     undecodable: dict[LabelledClip, str]
-    encoder_name: str | None = None
+    engine: Engine = "TensorFlow"
+    dtype: FeatureDtype = "float16"
 
     @property
     def decodable(self) -> list[LabelledClip]:
@@ -92,13 +105,14 @@ def gather_features(
         weights: VGG19's weights file.
         cache_folder: Folder of cached features; created if missing.
         flip: Also compute features of the mirrored clips.
-        dtype: Type to store features in; a folder that holds features already keeps its own.
+        dtype: Type to store features in; a folder that holds features already keeps its own, and its engine.
         least_classes: Number of classes that are needed.
         reporter: Receives progress and the clips that were left out.
 
     Raises:
         DatasetError: There are too few classes, or no clip of a class can be decoded.
-        FeatureError: ``cache_folder`` holds features of another encoder or sampling rule, or cannot be written.
+        FeatureError: ``cache_folder`` holds features of another encoder or sampling rule or damaged ones, or cannot be
+            written, or the engine of its features is missing.
         OSError: A clip cannot be read.
     """
     clips = selection.clips()
@@ -107,8 +121,15 @@ def gather_features(
         raise DatasetError(
             f"{selection.videos}: {labels[0]} is the only class, and training needs at least two; add clips of another"
         )
-    cached = FeatureCache(cache_folder, file_sha256(weights), dtype)
-    load = cache(lambda: load_encoder(weights, cached.dtype))
+    cached = FeatureCache(cache_folder, file_sha256(weights), dtype, fastest_engine(dtype))
+
+    @cache
+    def load() -> FrameEncoder:
+        faster = fastest_engine(cached.dtype)
+        why = f" computed the features in {cache_folder} so far; {faster} is faster here, and needs another folder"
+        reporter.say(f"VGG19 runs on {cached.engine}" + (f", which{why}" if faster != cached.engine else ""))
+        return load_encoder(weights, cached.engine)
+
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
     examples: list[Example] = []
     undecodable: dict[LabelledClip, str] = {}
@@ -133,11 +154,25 @@ def gather_features(
         raise DatasetError(
             f"{selection.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
         )
-    name = load().name if encoded else None
+    _check_channels(examples)
     reporter.table(("skipped clip", "reason"), [(str(clip.path), reason) for clip, reason in undecodable.items()])
     rate = 60 * encoded / max(time.monotonic() - began, 1e-9)
-    source = f"computed by {name}, {rate:.1f} {'views' if flip else 'clips'} per minute" if name else "already cached"
+    views_or_clips = "views" if flip else "clips"
+    source = f"computed by {cached.engine}, {rate:.1f} {views_or_clips} per minute" if encoded else "already cached"
     reporter.say(
         f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
     )
-    return FeatureSet(selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, name)
+    return FeatureSet(
+        selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, cached.engine, cached.dtype
+    )
+
+
+def _check_channels(examples: Sequence[Example]) -> None:
+    """Compare the sizes of feature files, which differ only in channels: each was found to be whole."""
+    sizes = {file: file.stat().st_size for e in examples for file in (e.features, e.flipped) if file}
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    if odd := next((file for file, size in sizes.items() if size != usual), None):
+        raise FeatureError(
+            f"{odd} holds features of another number of channels than most; remove it, and run the command again to "
+            "compute it anew"
+        )

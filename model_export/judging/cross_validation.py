@@ -137,4 +137,6 @@ def _read(file: Path, shape: tuple[int, int]) -> Probabilities:
         raise EvaluationError(f"{file} cannot be read ({error}); remove it") from error
     if found.shape != shape:
         raise EvaluationError(f"{file} holds predictions of shape {found.shape} instead of {shape}; remove it")
+    if not np.isfinite(found).all():
+        raise EvaluationError(f"{file} holds predictions that are not finite numbers; remove it")
     return found

@@ -129,10 +129,10 @@ def evaluate(
     attentive = [trial for trial in trials if trial.spec.variant == "attention"]
     if plan.attention_quality and attentive:
         reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
-        actors = list(render_and_encode(load_encoder(vgg19, "float16"), clips=plan.actor_clips))
+        actors = list(render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips))
         for trial in attentive:
             sections += run(partial(attention_sections, trial, data.examples, protocols[0].folds, actors), reporter.say)
-    facts = RunFacts(command, started, recipe.seed, {"features": data.encoder_name or "cached by an earlier run"})
+    facts = RunFacts(command, started, recipe.seed, {"features": f"{data.engine}, {data.dtype}"})
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
 

@@ -13,12 +13,19 @@ IMAGE_SIZE: int = Manifest.model_fields["image_size"].default
 GRID: int = bundle.GRID
 CELLS = GRID * GRID
 CHANNELS = 512
+# Revisions, which keys of kept results and the facts of heads and features contain.
+# Raise the first with any change of what a head computes from the same weights, the second with any change of what
+# ``build_encoder`` computes from the same frames: results and weights of other revisions are then refused.
+NETWORK_REVISION = 1
+ENCODER_REVISION = 1
 
 AttentionScores = Literal["state", "content"]
 Readout = Literal["last", "mean"]
 FeatureScaling = Literal["none", "root"]
 FeatureDtype = Literal["float16", "float32"]
 """Type in which features are stored."""
+Engine = Literal["TensorFlow", "TensorFlow in bfloat16", "MNN"]
+"""Library, and type of its arithmetic, that computes features; each rounds differently."""
 
 
 class HeadSpec(BaseModel):

@@ -44,7 +44,7 @@ def running_server(bundle: Path) -> Iterator[str]:
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     for name in [name for name in environment if name.upper() == "LIMELIGHT_API_KEYS_FILE"]:
         environment[name] = str(Path(environment[name].strip()).absolute())  # the server runs in another folder
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [*python_command("service.cli"), "serve", *options],
             stdout=subprocess.DEVNULL,

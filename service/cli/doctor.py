@@ -201,7 +201,7 @@ def _memory(settings: Settings) -> Finding:
 
 def _free_on_machine() -> int:
     """Return the bytes of memory that the machine has available."""
-    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return 1024 * int(values["MemAvailable"].split()[0])
 
 
@@ -271,7 +271,7 @@ def _cuda_libraries(settings: Settings) -> Iterator[Finding]:
     needed = Verdict.BAD if settings.device == "cuda" else Verdict.POOR
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
-        yield Finding("NVIDIA driver", Verdict.GOOD, driver.read_text().splitlines()[0])
+        yield Finding("NVIDIA driver", Verdict.GOOD, driver.read_text(encoding="utf-8").splitlines()[0])
     else:
         remedy = "install the driver; for a container, start it with --gpus all"
         yield Finding("NVIDIA driver", needed, "not loaded", remedy)

@@ -60,7 +60,7 @@ def _occupy_missing() -> None:
         except OSError:  # the lowest free number is this one
             os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
             os.set_inheritable(descriptor, True)
-            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of labels and file names
 

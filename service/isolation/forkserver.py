@@ -407,7 +407,7 @@ def _receive_clip(channel: socket.socket) -> int:
     """Wait for the clip's descriptor, then name the process "decoder", to distinguish it from one that still waits."""
     _, (clip,), _, _ = socket.recv_fds(channel, 1, 1)
     with contextlib.suppress(OSError):  # /proc may be read-only
-        Path("/proc/self/comm").write_text("decoder")
+        Path("/proc/self/comm").write_text("decoder", encoding="utf-8")
     return clip
 
 

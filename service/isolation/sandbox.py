@@ -58,8 +58,8 @@ def enter_sandbox(*, memory_bytes: int, cpu_s: int) -> Grants:
     # If the machine runs out of memory, the kernel kills this process first, not the service. After the sandbox is
     # entered, /proc can no longer be opened.
     with contextlib.suppress(OSError):  # /proc may be read-only
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    memory_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
+    memory_now = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     no_new_privs = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     no_capabilities = capabilities.drop_all(libc)

@@ -74,14 +74,14 @@ class Gateway:
 
     def memory(self) -> int:
         """Return the bytes of memory that nginx's workers have of their own."""
-        master = int((self.folder / "nginx.pid").read_text())
-        workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        texts = [Path(f"/proc/{worker}/smaps_rollup").read_text() for worker in workers]
+        master = int((self.folder / "nginx.pid").read_text(encoding="utf-8"))
+        workers = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="utf-8").split()
+        texts = [Path(f"/proc/{worker}/smaps_rollup").read_text(encoding="utf-8") for worker in workers]
         return sum(1024 * int(size) for text in texts for size in re.findall(r"Private_\w+: +(\d+) kB", text))
 
     def lines(self) -> list[str]:
         """Return the lines of the access log."""
-        return (self.folder / "access.log").read_text().splitlines()
+        return (self.folder / "access.log").read_text(encoding="utf-8").splitlines()
 
     def log(self) -> list[dict[str, Any]]:
         """Return what the lines of the access log hold."""
@@ -102,10 +102,13 @@ def gateway(folder: Path, fleet: Fleet, *, tls: bool = False) -> Iterator[Gatewa
     _copy_files(made, fleet, tls)
     if tls:
         _make_certificate(folder)
-    with (folder / "error.log").open("w") as log, subprocess.Popen(made.command, stdout=log, stderr=log) as process:
+    with (
+        (folder / "error.log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(made.command, stdout=log, stderr=log) as process,
+    ):
         try:
             until(lambda: _listens(made.port) or process.poll() is not None)
-            assert process.poll() is None, (folder / "error.log").read_text()
+            assert process.poll() is None, (folder / "error.log").read_text(encoding="utf-8")
             yield made
         finally:
             process.terminate()
@@ -140,16 +143,16 @@ def _copy_files(made: Gateway, fleet: Fleet, tls: bool) -> None:
         if tls
         else {"listen 8080": f"listen 127.0.0.1:{made.port}"},
     )
-    with (copy / "listen" / "listen.conf").open("a") as file:
+    with (copy / "listen" / "listen.conf").open("a", encoding="utf-8") as file:
         file.write("set_real_ip_from 127.0.0.1;\nreal_ip_header X-Client-Address;\n")
 
 
 def _replace(file: Path, replacements: dict[str, str]) -> None:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for old, new in replacements.items():
         assert old in text, f"{file.name} does not contain {old}"
         text = text.replace(old, new)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def _make_certificate(folder: Path) -> None:

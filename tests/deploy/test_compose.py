@@ -14,8 +14,8 @@ from tests.conftest import REPOSITORY
 FILES = sorted(REPOSITORY.glob("docker-compose*.yml"))
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FOLDER = REPOSITORY / "deploy/gateway"
-GATEWAY = (FOLDER / "nginx.conf").read_text()
-OPERATIONS = (REPOSITORY / "docs/operations.md").read_text()
+GATEWAY = (FOLDER / "nginx.conf").read_text(encoding="utf-8")
+OPERATIONS = (REPOSITORY / "docs/operations.md").read_text(encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 _Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_sequence(node))
-PARSED: dict[str, dict[str, Any]] = {file.name: yaml.load(file.read_text(), _Loader) for file in FILES}
+PARSED: dict[str, dict[str, Any]] = {file.name: yaml.load(file.read_text(encoding="utf-8"), _Loader) for file in FILES}
 MAIN = PARSED["docker-compose.yml"]
 OVERLAYS = {name: parsed for name, parsed in PARSED.items() if parsed is not MAIN}
 # Every service, where it is defined and not only changed.
@@ -46,14 +46,14 @@ def directive(name: str) -> int:
 
 def commands(page: Path) -> list[str]:
     """Return each line of the page's shell blocks, and each piece of code in its text."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
     return [*blocks.splitlines(), *re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_folders_are_mounted_in_a_way_that_selinux_allows(file: Path) -> None:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     sources = re.findall(r"source: ([^,\s]+)", text)
 
     assert re.findall(r"[\"\s]\.{1,2}/[^\s,\"]*:/", text) == []  # the short syntax
@@ -147,7 +147,7 @@ def test_the_exporter_runs_the_program_of_its_folder_and_shares_a_socket_with_th
 
     assert (REPOSITORY / folder["source"] / Path(program).relative_to(folder["target"])).is_file()
     assert socket == f"gateway-log:{Path(path).parent}"
-    assert f"unix:{path}," in (FOLDER / "metrics.conf").read_text()
+    assert f"unix:{path}," in (FOLDER / "metrics.conf").read_text(encoding="utf-8")
     assert exporter["command"] == []  # not that of the image
 
 
@@ -172,7 +172,7 @@ def test_the_overlay_for_gpus_has_an_image_of_its_own() -> None:
 )
 def test_the_port_that_is_published_and_checked_is_the_one_on_which_the_gateway_listens(file: str, listen: str) -> None:
     gateway = PARSED[file]["services"]["gateway"]
-    (port,) = re.findall(r"^listen (\d+)", (FOLDER / listen / "listen.conf").read_text(), re.MULTILINE)
+    (port,) = re.findall(r"^listen (\d+)", (FOLDER / listen / "listen.conf").read_text(encoding="utf-8"), re.MULTILINE)
 
     assert [published.rpartition(":")[2] for published in gateway["ports"]] == [port]
     assert gateway["healthcheck"]["test"][-1].endswith(f"://127.0.0.1:{port}/.alive")
@@ -232,7 +232,7 @@ def test_prometheus_bounds_its_disk() -> None:
 
 
 def test_the_table_lists_the_variables_of_compose() -> None:
-    used = {name for file in FILES for name in re.findall(r"(?<!\$)\$\{?(\w+)", file.read_text())}
+    used = {name for file in FILES for name in re.findall(r"(?<!\$)\$\{?(\w+)", file.read_text(encoding="utf-8"))}
     table = re.findall(r"^\| `([A-Z_]+)` \|", OPERATIONS.partition("\n## The gateway")[0], re.MULTILINE)
 
     assert {*table} - {"COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME"} == used
@@ -265,5 +265,9 @@ def test_no_printed_command_recreates_all_replicas_at_once(page: Path) -> None:
 
 
 def test_the_pages_say_which_compose_is_needed() -> None:
-    for text in ((REPOSITORY / "README.md").read_text(), OPERATIONS, FILES[-1].read_text()):
+    for text in (
+        (REPOSITORY / "README.md").read_text(encoding="utf-8"),
+        OPERATIONS,
+        FILES[-1].read_text(encoding="utf-8"),
+    ):
         assert "2.30" in text  # the first version with `format: raw`

@@ -139,12 +139,12 @@ class Providers(Strict):
 
 @pytest.fixture(params=DASHBOARDS, ids=lambda file: file.name)
 def dashboard(request: pytest.FixtureRequest) -> Dashboard:
-    return Dashboard.model_validate_json(request.param.read_text())
+    return Dashboard.model_validate_json(request.param.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def sources() -> list[ProvisionedSource]:
-    files = [ProvisionedSources.model_validate(yaml.safe_load(file.read_text())) for file in SOURCES]
+    files = [ProvisionedSources.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in SOURCES]
     return [source for file in files for source in file.datasources]
 
 
@@ -186,19 +186,21 @@ def test_the_data_sources_of_panels_and_exemplars_are_provisioned(
 
 
 def test_the_data_sources_are_services_of_compose(sources: list[ProvisionedSource]) -> None:
-    services = re.findall(r"^  ([a-z-]+):$", (REPOSITORY / "docker-compose.yml").read_text(), re.MULTILINE)
+    services = re.findall(
+        r"^  ([a-z-]+):$", (REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
     assert {source.url.host for source in sources} <= {*services}
 
 
 def test_the_dashboards_are_mounted_where_grafana_looks_for_them() -> None:
     files = sorted(GRAFANA.glob("provisioning/dashboards/*.yml"))
-    compose = (REPOSITORY / "docker-compose.yml").read_text()
+    compose = (REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8")
     (home,) = re.findall(r"GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH: (\S+)", compose)
     paths = [
         Path(provider.options.path)
         for file in files
-        for provider in Providers.model_validate(yaml.safe_load(file.read_text())).providers
+        for provider in Providers.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).providers
     ]
 
     assert [
@@ -219,7 +221,7 @@ def test_the_dashboards_are_mounted_where_grafana_looks_for_them() -> None:
     ],
 )
 def test_a_misspelt_field_is_noticed(correct: str, wrong: str) -> None:
-    text = DASHBOARDS[0].read_text()
+    text = DASHBOARDS[0].read_text(encoding="utf-8")
     assert correct in text
 
     with pytest.raises(ValidationError):

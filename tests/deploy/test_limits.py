@@ -114,7 +114,7 @@ def test_refused_requests_do_not_fill_the_log(plain: Gateway) -> None:
 
     assert passed(answers) < number - 100
     assert wiped < (passed(answers) + 0.02 * number) * LINE_BYTES
-    assert (plain.folder / "error.log").read_text() == ""
+    assert (plain.folder / "error.log").read_text(encoding="utf-8") == ""
 
 
 def test_health_checks_do_not_fill_the_log(plain: Gateway) -> None:
@@ -138,7 +138,7 @@ def test_what_is_refused_before_the_rate_does_not_fill_the_logs_either(plain: Ga
             assert connection.recv(9) == b"HTTP/1.1 "
 
     assert len(plain.lines()) - before < 0.02 * number
-    assert (plain.folder / "error.log").read_text() == ""
+    assert (plain.folder / "error.log").read_text(encoding="utf-8") == ""
 
 
 @pytest.mark.parametrize(("path", "bound"), [("/predict", 20), ("/model", 100)])
@@ -166,7 +166,7 @@ def test_thousands_of_unfinished_requests_keep_nobody_out(plain: Gateway) -> Non
             statuses = [client.post("/predict", content=b"clip").status_code for _ in range(BURST)]
 
         assert set(statuses) == {200}
-        assert "worker_connections" not in (plain.folder / "error.log").read_text()
+        assert "worker_connections" not in (plain.folder / "error.log").read_text(encoding="utf-8")
 
 
 def test_the_gateways_memory_is_enough_for_all_its_connections(secure: Gateway) -> None:
@@ -180,6 +180,8 @@ def test_the_gateways_memory_is_enough_for_all_its_connections(secure: Gateway) 
             connection.sendall(b"GET /.alive HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n" + lines)
             assert connection.recv(9) == b"HTTP/1.1 "
         needed = (secure.memory() - before) / number * all_of_them
-    (limit,) = re.findall(r"^  gateway:\n(?: {4}.*\n)*? {4}mem_limit: (\d+)g\b", COMPOSE_FILE.read_text(), re.MULTILINE)
+    (limit,) = re.findall(
+        r"^  gateway:\n(?: {4}.*\n)*? {4}mem_limit: (\d+)g\b", COMPOSE_FILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
     assert 0.5 * 2**30 < needed < 0.8 * int(limit) * 2**30  # the kernel's buffers for sockets count as well

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
 ALERTMANAGER = REPOSITORY / "deploy" / "alertmanager.example.yml"
 RULES = [*sorted(PROMETHEUS.glob("rules/*.yml")), *sorted(PROMETHEUS.glob("gpu/*.yml"))]
-ALERTS = re.findall(r"- alert: (\w+)", "".join(file.read_text() for file in RULES))
+ALERTS = re.findall(r"- alert: (\w+)", "".join(file.read_text(encoding="utf-8") for file in RULES))
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ def evaluate(
         "promql_expr_test": expectations,
     }
     file.write_text(
-        json.dumps({"rule_files": [str(rule) for rule in RULES], "evaluation_interval": interval, "tests": [test]})
+        json.dumps({"rule_files": [str(rule) for rule in RULES], "evaluation_interval": interval, "tests": [test]}),
+        encoding="utf-8",
     )
     accepted(promtool, "test", "rules", file)
 
@@ -355,4 +356,4 @@ def test_alertmanager_accepts_the_example_of_its_configuration(amtool: str) -> N
 
 
 def test_the_example_for_alertmanager_names_alerts_that_exist() -> None:
-    assert {*re.findall(r"Limelight\w+", ALERTMANAGER.read_text())} <= {*ALERTS}
+    assert {*re.findall(r"Limelight\w+", ALERTMANAGER.read_text(encoding="utf-8"))} <= {*ALERTS}

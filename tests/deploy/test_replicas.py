@@ -189,7 +189,9 @@ def test_new_files_are_read_at_a_reload(replicas: Fleet, tmp_path: Path) -> None
     replicas.add()
     with gateway(tmp_path, replicas) as made, made.client() as client:
         file = made.folder / "gateway" / "nginx.conf"
-        (made.folder / "new.conf").write_text(file.read_text().replace("return 200;", "return 204;"))
+        (made.folder / "new.conf").write_text(
+            file.read_text(encoding="utf-8").replace("return 200;", "return 204;"), encoding="utf-8"
+        )
         (made.folder / "new.conf").replace(file)  # as git does
         assert client.get("/.alive").status_code == 200
         subprocess.run([*made.command, "-s", "reload"], check=True)

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     shutil.copy(REPOSITORY / "deploy/rolling-update.sh", tmp_path / "deploy")
     (tmp_path / "replicas").mkdir()
     (tmp_path / "replicas/old").touch()
-    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").write_text(DOCKER, encoding="utf-8")
     (tmp_path / "docker").chmod(0o755)
     return tmp_path
 
@@ -91,4 +91,4 @@ def test_ctrl_c_lets_the_old_replica_finish_its_requests(folder: Path, update: "
 
     assert (update.returncode, replicas(folder)) == (130, ["new"])
     # A second signal during the first stop would end the replica at once.
-    assert (folder / "stops").read_text() == "stopping\nstopped\n" * 2
+    assert (folder / "stops").read_text(encoding="utf-8") == "stopping\nstopped\n" * 2

@@ -20,10 +20,10 @@ from tests.e2e.process import running
 from tests.processes import until
 
 DEPLOY = REPOSITORY / "deploy"
-RULES = "".join(file.read_text() for file in sorted(DEPLOY.glob("prometheus/[rg]*/*.yml")))
+RULES = "".join(file.read_text(encoding="utf-8") for file in sorted(DEPLOY.glob("prometheus/[rg]*/*.yml")))
 RECORDED = re.findall(r"- record: (\S+)", RULES)
-DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "limelight.json").read_text())
-CONFIGURATION = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "limelight.json").read_text(encoding="utf-8"))
+CONFIGURATION = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NOT_SERIES = {"limelight_bundles"}  # a volume
 GROUPING = re.compile(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -55,7 +55,7 @@ def read(text: str) -> Series:
 
 def of_the_gateway() -> Series:
     """Return what nginx answers on its port for Prometheus; Docker tests ask nginx itself."""
-    (text,) = re.findall(r"return 200 '([^']*)'", (DEPLOY / "gateway" / "metrics.conf").read_text())
+    (text,) = re.findall(r"return 200 '([^']*)'", (DEPLOY / "gateway" / "metrics.conf").read_text(encoding="utf-8"))
     return read(re.sub(r"\$\w+", "0", text))
 
 
@@ -77,7 +77,7 @@ def of_a_server(bundle: Path, folder: Path, clip: bytes) -> Series:
 def of_prometheus(folder: Path) -> Series:
     if shutil.which("prometheus") is None:
         pytest.skip("needs prometheus (Debian: prometheus)")
-    (folder / "prometheus.yml").write_text(f"rule_files: ['{DEPLOY}/prometheus/rules/*.yml']")
+    (folder / "prometheus.yml").write_text(f"rule_files: ['{DEPLOY}/prometheus/rules/*.yml']", encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     process = subprocess.Popen(
@@ -154,7 +154,7 @@ def test_prometheus_keeps_those_of_its_own_series_that_are_used() -> None:
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_a_page_names_series_that_exist(series: Series, page: Path) -> None:
-    for name, labels in re.findall(r"`(limelight[_:][\w:]+)(?:\{([\w,]+)\})?", page.read_text()):
+    for name, labels in re.findall(r"`(limelight[_:][\w:]+)(?:\{([\w,]+)\})?", page.read_text(encoding="utf-8")):
         if name not in NOT_SERIES and name not in RECORDED:
             (found, *_) = {name, f"{name}_count", f"{name}_total"} & series.keys() or [None]
             assert found, name

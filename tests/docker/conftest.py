@@ -56,6 +56,6 @@ def fleet(engine: None, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def base_bytes(engine: None) -> int:
     """Size in bytes of the base image."""
-    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
     tag = dockerfile.partition("ARG PYTHON=")[2].split()[0]
     return int(docker("image", "inspect", "--format", "{{.Size}}", f"python:{tag}"))

@@ -21,7 +21,7 @@ def project(engine: None, tmp_path: Path) -> Path:
 
 def services(project: Path, **variables: str) -> dict[str, Any]:
     """Return Compose's services, with ``variables`` in ``.env``."""
-    (project / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    (project / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()), encoding="utf-8")
     environment = {name: os.environ[name] for name in ("PATH", "HOME")}
     command = ["docker", "compose", "--profile", "*", "config", "--format", "json"]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
@@ -32,7 +32,7 @@ def services(project: Path, **variables: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("key", ["$ecretKey123", "abc$d", "${HOME}", "a#b c", "$$", "'quoted'"])
 def test_a_key_reaches_the_service_as_it_was_written(project: Path, key: str) -> None:
-    (project / "limelight.env").write_text(f"LIMELIGHT_API_KEYS={key}\n")
+    (project / "limelight.env").write_text(f"LIMELIGHT_API_KEYS={key}\n", encoding="utf-8")
     replica = services(project)["limelight"]
 
     assert replica["environment"]["LIMELIGHT_API_KEYS"] == key.replace("$", "$$")  # as `config` writes a `$`
@@ -58,9 +58,9 @@ def test_grafana_knows_the_address_at_which_the_gateway_serves_it(project: Path)
 
 
 def test_each_service_of_the_documented_file_has_a_gpu_of_its_own(project: Path) -> None:
-    pages = (REPOSITORY / "docs/operations.md").read_text()
+    pages = (REPOSITORY / "docs/operations.md").read_text(encoding="utf-8")
     (printed,) = re.findall(r"^```yaml\n(services:.*?)^```", pages, re.MULTILINE | re.DOTALL)
-    (project / "docker-compose.gpu1.yml").write_text(printed)
+    (project / "docker-compose.gpu1.yml").write_text(printed, encoding="utf-8")
     found = services(project, COMPOSE_FILE="docker-compose.yml:docker-compose.gpu.yml:docker-compose.gpu1.yml")
 
     first, second = found["limelight"], found["limelight-gpu1"]
@@ -73,9 +73,9 @@ def test_each_service_of_the_documented_file_has_a_gpu_of_its_own(project: Path)
 
 
 def test_an_overlay_is_added_to_those_in_use(project: Path) -> None:
-    pages = (REPOSITORY / "docs/operations.md").read_text()
+    pages = (REPOSITORY / "docs/operations.md").read_text(encoding="utf-8")
     lines = re.findall(r"^echo '(COMPOSE_(?:FILE|PROFILES)=.*)' >>\.env", pages, re.MULTILINE)
-    (project / ".env").write_text("\n".join(lines))
+    (project / ".env").write_text("\n".join(lines), encoding="utf-8")
     command = ["docker", "compose", "config", "--services"]
     found = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout.split()
 

@@ -106,7 +106,7 @@ def test_the_image_is_small_and_labelled(fleet: Stack, base_bytes: int) -> None:
 
 def test_the_sandbox_stops_hostile_code_inside_docker_too(fleet: Stack) -> None:
     replica = fleet.containers("limelight")[0]
-    code = (REPOSITORY / "tests/service/isolation/hostile.py").read_text()
+    code = (REPOSITORY / "tests/service/isolation/hostile.py").read_text(encoding="utf-8")
     folder = "/tmp/tests/service/isolation"
     docker("exec", "-i", replica, "sh", "-c", f"mkdir -p {folder} && cat >{folder}/hostile.py", given=code)
     acts = FILES | DESCRIPTORS | NETWORK | PROCESSES

@@ -61,9 +61,9 @@ def test_a_real_clip_is_classified_after_the_first_up(stack: Stack, jumping: byt
 def test_ones_own_head_is_served_until_the_shipped_one_is_asked_for(stack: Stack, jumping: bytes) -> None:
     head = stack.folder / "runs" / "head"
     shutil.copytree(REPOSITORY / "model_export" / "pretrained", head)
-    facts = json.loads((head / "head.json").read_text())
+    facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
     renamed = {"name": "mine", "labels": [f"my {label}" for label in facts["labels"]]}
-    (head / "head.json").write_text(json.dumps(facts | renamed))
+    (head / "head.json").write_text(json.dumps(facts | renamed), encoding="utf-8")
     export = ("export", "--output", "/bundles/limelight-1", "--force")
 
     with one_client(stack, jumping) as statuses:

@@ -115,7 +115,7 @@ def test_an_update_that_fails_leaves_the_old_replicas_serving(
     three: Stack, clip: bytes, setting: str, patience: str, said: str
 ) -> None:
     before = three.containers("limelight")
-    (three.folder / "limelight.env").write_text(f"{setting}\n")
+    (three.folder / "limelight.env").write_text(f"{setting}\n", encoding="utf-8")
     try:
         with load(three, clip) as requests:
             done = subprocess.run(
@@ -167,7 +167,7 @@ def test_the_gateway_answers_503_if_there_is_no_replica(three: Stack, clip: byte
 
 
 def test_every_panel_of_the_dashboard_shows_data(three: Stack, clip: bytes) -> None:
-    dashboard = json.loads((three.folder / "deploy/grafana/dashboards/limelight.json").read_text())
+    dashboard = json.loads((three.folder / "deploy/grafana/dashboards/limelight.json").read_text(encoding="utf-8"))
     queries = {
         target["expr"].replace("$__rate_interval", "1m")
         for panel in dashboard["panels"]

@@ -169,7 +169,9 @@ def test_a_paused_replica_costs_one_request_a_wait(fleet: Stack) -> None:
 
 def test_new_files_are_read_by_the_command_that_operations_md_has(fleet: Stack) -> None:
     file = fleet.folder / "deploy/gateway/nginx.conf"
-    (fleet.folder / "new.conf").write_text(file.read_text().replace("return 200;", "return 204;"))
+    (fleet.folder / "new.conf").write_text(
+        file.read_text(encoding="utf-8").replace("return 200;", "return 204;"), encoding="utf-8"
+    )
     (fleet.folder / "new.conf").replace(file)  # as git does
     with fleet.client() as client:
         assert client.get("/.alive").status_code == 200

@@ -66,8 +66,10 @@ class Command:
 
 def commands() -> list[Command]:
     """Return the commands of the pages in their order; those in the text only if no block has them, and once."""
-    deployment = (REPOSITORY / "README.md").read_text().partition("\n## Deployment\n")[2].partition("\n## ")[0]
-    pages = deployment + (REPOSITORY / "docs/operations.md").read_text()
+    deployment = (
+        (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("\n## Deployment\n")[2].partition("\n## ")[0]
+    )
+    pages = deployment + (REPOSITORY / "docs/operations.md").read_text(encoding="utf-8")
     found = re.findall(r"^```sh\n(.*?)^```|(?<!`)`((?:docker|deploy/)[^`]* [^`]*)`", pages, re.MULTILINE | re.DOTALL)
     known = [*MENTIONED, *(block for block, _ in found)]
     result = []
@@ -100,7 +102,7 @@ class Client:
 
     def _file(self, name: str) -> str:
         file = self.folder / name
-        return file.read_text() if file.exists() else ""
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return httpx.get(self.url + path, headers=headers, verify=False, trust_env=False, timeout=60)
@@ -192,15 +194,18 @@ def walk(engine: None, tiny_bundle: Path, tmp_path: Path, webhook: "Webhook") ->
     tiny_bundle.parent.chmod(0o755)  # containers run as other users
     tmp_path.chmod(0o755)
     folder, port = clone(tmp_path), free_port()
-    (folder / "deploy/prometheus/rules/test.yml").write_text(ALERT)
+    (folder / "deploy/prometheus/rules/test.yml").write_text(ALERT, encoding="utf-8")
     receivers = folder / "deploy/alertmanager.example.yml"
-    receivers.write_text(receivers.read_text().replace("https://alerts.example/limelight", webhook.url))
+    receivers.write_text(
+        receivers.read_text(encoding="utf-8").replace("https://alerts.example/limelight", webhook.url), encoding="utf-8"
+    )
     for made in ("bundle", "runs/head", "videos"):  # stand in for the reader's bundle, head and clips
         shutil.copytree(tiny_bundle, folder / made)
     overlays = ":".join(["docker-compose.yml", *(f"tests/docker/compose.{name}.yml" for name in ("test", "pages"))])
     (folder / ".env").write_text(
         f"COMPOSE_PROJECT_NAME={PROJECT}\nCOMPOSE_FILE={overlays}\nGATEWAY_PORT={port}\nLIMELIGHT_TAG={NAME}\n"
-        f"TINY_BUNDLE={tiny_bundle}\n"
+        f"TINY_BUNDLE={tiny_bundle}\n",
+        encoding="utf-8",
     )
     substitutions = {
         "limelight-alone": f"{PROJECT}-alone",
@@ -234,7 +239,7 @@ def clone(folder: Path) -> Path:
     git(upstream, "commit", "-q", "-m", "Release")
     git(folder, "clone", "-q", str(upstream), "clone")
     for file in (upstream / "deploy/gateway/nginx.conf", upstream / "deploy/prometheus/prometheus.yml"):
-        file.write_text(f"# next release\n{file.read_text()}")
+        file.write_text(f"# next release\n{file.read_text(encoding='utf-8')}", encoding="utf-8")
     git(upstream, "commit", "-q", "-a", "-m", "Next release")
     return folder / "clone"
 
@@ -338,7 +343,9 @@ def test_every_command_of_the_pages_works_and_loses_no_request(walk: Walk, webho
 
 
 def test_every_command_of_the_pages_is_found() -> None:
-    pages = "".join(page.read_text() for page in (REPOSITORY / "README.md", REPOSITORY / "docs/operations.md"))
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (REPOSITORY / "README.md", REPOSITORY / "docs/operations.md")
+    )
     languages = {*re.findall(r"^```(\w*)$", pages, re.MULTILINE)}
     programs = {command.printed.split()[0] for command in commands() if command.first_line not in NOT_RUN}
 

@@ -43,11 +43,11 @@ class Server:
 
     def lines(self) -> list[dict[str, object]]:
         """Return the lines of its log. Raises ``ValueError`` if one is not JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
 
     def access_line(self, request_id: str) -> dict[str, object]:
         """Wait for the access line of a request, which is written after its answer has been sent."""
-        until(lambda: f'"{request_id}"' in self.log.read_text())
+        until(lambda: f'"{request_id}"' in self.log.read_text(encoding="utf-8"))
         (line,) = (line for line in self.lines() if line.get("request_id") == request_id)
         return line
 
@@ -105,7 +105,7 @@ def starting(
     command = command or [sys.executable, "-m", program]
     command = [*wrapper, *command, "serve", "--bundle", str(bundle), "--port", "0"]
     environment = os.environ | {f"LIMELIGHT_{name}": value for name, value in settings.items()} | dict(variables)
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder
         )
@@ -125,4 +125,4 @@ def _wait_for(message: str, server: Server) -> None:
         if any(line["message"] == message for line in server.lines()):
             return
         time.sleep(0.02)
-    pytest.fail(f"the server did not log {message!r}:\n{server.log.read_text()}")
+    pytest.fail(f"the server did not log {message!r}:\n{server.log.read_text(encoding='utf-8')}")

@@ -54,7 +54,9 @@ def limelight(*arguments: object, **settings: object) -> subprocess.CompletedPro
 
 def health_check(**settings: object) -> subprocess.CompletedProcess[str]:
     """Run the health check of the image in a container with these settings."""
-    found = re.search(r'^HEALTHCHECK .*\\\n +CMD (\["python", .*\])$', DOCKERFILE.read_text(), re.MULTILINE)
+    found = re.search(
+        r'^HEALTHCHECK .*\\\n +CMD (\["python", .*\])$', DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found
     _, *arguments = json.loads(found[1])
     environment = os.environ | {f"LIMELIGHT_{name}": str(value) for name, value in settings.items()}

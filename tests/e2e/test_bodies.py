@@ -42,13 +42,15 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 def processor_s(server: Server) -> float:
     """Return the processor time that the server itself has taken."""
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(server: Server, what: str = "VmRSS") -> float:
     """Return the memory that the server itself takes, or by ``VmHWM`` has taken at most."""
-    found = re.search(rf"^{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found
     return int(found[1]) / 1000
 

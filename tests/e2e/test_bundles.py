@@ -134,7 +134,7 @@ class TestReplacedWhileLoading:
         return bundle
 
     def reloads(self, server: Server) -> int:
-        return server.log.read_text().count('"bundle reloaded"')
+        return server.log.read_text(encoding="utf-8").count('"bundle reloaded"')
 
 
 @pytest.fixture(scope="module")

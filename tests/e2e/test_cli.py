@@ -78,7 +78,7 @@ class TestServe:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None, why: str
     ) -> None:
         if content is not None:
-            (tmp_path / "keys").write_text(content)
+            (tmp_path / "keys").write_text(content, encoding="utf-8")
         monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", "keys")
         ended = limelight("serve", "--port", 0)
 
@@ -90,7 +90,7 @@ class TestServe:
     def test_it_logs_how_many_keys_there_are_and_variables_that_are_composes(
         self, start: Callable[..., Server], tmp_path: Path
     ) -> None:
-        (tmp_path / "keys").write_text("first-7f3a\nsecond-9c1d\n")
+        (tmp_path / "keys").write_text("first-7f3a\nsecond-9c1d\n", encoding="utf-8")
         server = start(API_KEYS_FILE=str(tmp_path / "keys"), MEMORY="4g")
         keys = ("first-7f3a", "second-9c1d", "first-7f3a,second-9c1d")
         statuses = [
@@ -101,7 +101,7 @@ class TestServe:
         assert told(server) == ("API keys: 2", 2)
         (warning,) = (str(line["message"]) for line in server.lines() if line["level"] == "warning")
         assert warning.startswith("LIMELIGHT_MEMORY is a variable of Compose")
-        assert "7f3a" not in server.log.read_text()
+        assert "7f3a" not in server.log.read_text(encoding="utf-8")
 
     def test_it_logs_that_it_is_open_to_everybody(self, server: Server) -> None:
         assert told(server) == ("API keys: none: open to everybody", 0)
@@ -236,7 +236,7 @@ class TestPredict:
     def test_a_bad_clip_is_named_and_the_others_are_answered(
         self, server: Server, clip_file: Path, tmp_path: Path
     ) -> None:
-        (tmp_path / "notes.txt").write_text("no video " * 100)
+        (tmp_path / "notes.txt").write_text("no video " * 100, encoding="utf-8")
         ended = limelight("predict", "none.mp4", "notes.txt", clip_file, "--url", server.url)
 
         unreadable, refused = ended.stderr.splitlines()
@@ -247,7 +247,7 @@ class TestPredict:
         assert str(clip_file) in ended.stdout
 
     def test_with_a_bundle_a_bad_clip_is_named_too(self, tiny_bundle: Path, tmp_path: Path) -> None:
-        (tmp_path / "notes.txt").write_text("no video " * 100)
+        (tmp_path / "notes.txt").write_text("no video " * 100, encoding="utf-8")
         ended = limelight("predict", "notes.txt", "--bundle", tiny_bundle)
 
         assert ended.exit_code == 2
@@ -330,7 +330,7 @@ class TestDemo:
     def test_it_sends_a_key_of_a_file_that_is_named_relatively(
         self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
     ) -> None:
-        (tmp_path / "keys").write_text("demo-7f3a\n")
+        (tmp_path / "keys").write_text("demo-7f3a\n", encoding="utf-8")
         monkeypatch.setenv("LIMELIGHT_API_KEYS_FILE", "keys")
         ended = limelight("demo", "--bundle", tiny_bundle)
 
@@ -344,7 +344,7 @@ class TestDemo:
         assert not (tmp_path / "demo.png").exists()
 
     def test_a_file_that_is_not_a_video_leaves_no_overlay(self, tiny_bundle: Path, tmp_path: Path) -> None:
-        (tmp_path / "notes.txt").write_text("no video " * 100)
+        (tmp_path / "notes.txt").write_text("no video " * 100, encoding="utf-8")
         ended = limelight("demo", "notes.txt", "--bundle", tiny_bundle)
 
         assert ended.exit_code == 2

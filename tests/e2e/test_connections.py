@@ -148,7 +148,7 @@ class TestUpgrades:
     @pytest.mark.skipif(shutil.which("java") is None, reason="needs java")
     def test_javas_http_client_offers_http_2(self, server: Server, clip: bytes, tmp_path: Path) -> None:
         (tmp_path / "clip.mp4").write_bytes(clip)
-        (tmp_path / "Post.java").write_text(JAVA)
+        (tmp_path / "Post.java").write_text(JAVA, encoding="utf-8")
         command = ["java", f"{tmp_path}/Post.java", f"{server.url}/predict", f"{tmp_path}/clip.mp4", KEY]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
 
@@ -385,7 +385,10 @@ def waits_for_reader(server: Server, client: socket.socket) -> bool:
     """Return whether the kernel takes no more of the server's answers to the client."""
 
     def unread() -> int:
-        rows = [line.split() for line in Path(f"/proc/{server.process.pid}/net/tcp").read_text().splitlines()[1:]]
+        rows = [
+            line.split()
+            for line in Path(f"/proc/{server.process.pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
+        ]
         (queued,) = (row[4].partition(":")[0] for row in rows if row[2].endswith(f":{client.getsockname()[1]:04X}"))
         return int(queued, 16)
 
@@ -429,5 +432,5 @@ class TestEndlessFraming:
 
 def peak_memory(server: Server) -> int:
     """Return the most memory that the server has used, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]

@@ -212,7 +212,7 @@ class TestPlantedModules:
         for home in (folder, folder / "planted"):
             (home / "service").mkdir(parents=True)
             for name in ("av.py", "numpy.py", "sitecustomize.py", "json.py", "service/__init__.py"):
-                (home / name).write_text(program)
+                (home / name).write_text(program, encoding="utf-8")
         return trace
 
     @pytest.mark.parametrize("command", ["predict", "demo"])

@@ -54,7 +54,7 @@ def clip_file(tmp_path: Path, clip: bytes) -> Path:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     file = tmp_path / "notes.mp4"
-    file.write_text("no video " * 100)
+    file.write_text("no video " * 100, encoding="utf-8")
     return file
 
 
@@ -290,7 +290,7 @@ class TestFolderExample:
 
     @staticmethod
     def rows(folder: Path) -> list[dict[str, str]]:
-        with (folder / "results.csv").open(newline="") as file:
+        with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
 

@@ -54,7 +54,9 @@ def answers(shared: Path) -> dict[str, dict[str, Any]]:
     path = shared / "faults" / "index.json"
     if not path.is_file():
         pytest.skip(f"needs real clips: {path}")
-    return {entry["file"]: entry | IN_WORDS.get(entry["file"], {}) for entry in json.loads(path.read_text())}
+    return {
+        entry["file"]: entry | IN_WORDS.get(entry["file"], {}) for entry in json.loads(path.read_text(encoding="utf-8"))
+    }
 
 
 def test_every_file_of_the_list_is_tried(answers: dict[str, dict[str, Any]]) -> None:

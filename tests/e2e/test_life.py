@@ -203,7 +203,7 @@ class TestShutdownWhileLoading:
 
             assert server.process.wait(QUICK_S) == 1
             until(lambda: not still_there(children))
-            assert "Traceback" not in server.log.read_text()
+            assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
     def test_sighup_while_loading_loads_the_bundle_again_afterwards(self, bundle: Path, tmp_path: Path) -> None:
         with loading(bundle, tmp_path / "log.jsonl") as server:
@@ -255,7 +255,7 @@ def test_the_metrics_say_whether_the_last_reload_succeeded_and_when(tmp_path: Pa
 
         for name, content in (("manifest.json", "{}"), ("model.fp32.onnx", "damaged")):
             write_tiny_bundle(bundle)
-            (bundle / name).write_text(content)
+            (bundle / name).write_text(content, encoding="utf-8")
             server.process.send_signal(signal.SIGHUP)
             until(lambda: not last_reload(server)[0])
             assert last_reload(server) == (False, loaded_at)
@@ -275,7 +275,7 @@ def last_reload(server: Server) -> tuple[bool, float]:
 def test_reloading_the_bundle_under_load_loses_no_request(tmp_path: Path, clip: bytes) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", version="1")
     with running(bundle, tmp_path / "log.jsonl", {}) as server, load(server, clip) as answers:
-        (bundle / "manifest.json").write_text("{}")
+        (bundle / "manifest.json").write_text("{}", encoding="utf-8")
         server.process.send_signal(signal.SIGHUP)
         until(lambda: any("reload failed" in str(line["message"]) for line in server.lines()))
         after_bad_one = predict(server, clip)

@@ -93,7 +93,7 @@ def watch(command: Sequence[object], home: Path, wrapper: Sequence[str] = ()) ->
         pytest.skip("this kernel lacks tracing for this user")
     run(command, home, (*strace, *wrapper))
     contacted, opened, written = set[str](), set[str](), set[str]()
-    for line in trace.read_text(errors="replace").splitlines():
+    for line in trace.read_text(errors="replace", encoding="utf-8").splitlines():
         contacted |= set(re.findall(r'(?:inet_addr\(|inet_pton\(AF_INET6, )"([^"]+)"', line))
         if found := re.search(r'(?:open|openat|creat|mkdir|mkdirat)\((?:\w+, )?"([^"]*)"', line):
             opened.add(found[1])

@@ -73,8 +73,8 @@ SPELLINGS = {
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"name": NAME}))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"name": NAME}), encoding="utf-8")
     return folder
 
 

@@ -35,4 +35,4 @@ def test_a_server_that_requires_the_sandbox_ends(tiny_bundle: Path, tmp_path: Pa
     with starting(tiny_bundle, tmp_path / "log.jsonl", settings, wrapper=wrapper) as server:
         assert server.process.wait(PATIENCE_S) == 2
 
-    assert f"LIMELIGHT_REQUIRE_SANDBOX is set, but this system lacks {layer};" in server.log.read_text()
+    assert f"LIMELIGHT_REQUIRE_SANDBOX is set, but this system lacks {layer};" in server.log.read_text(encoding="utf-8")

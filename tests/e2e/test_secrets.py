@@ -130,14 +130,14 @@ def test_neither_log_nor_answers_hold_the_keys_or_what_clients_send_as_keys(
         server.access_line(client.get("/none").headers["X-Request-ID"])
 
     assert statuses == [200, 200, 401, 401]
-    assert "secret" not in server.log.read_text()
+    assert "secret" not in server.log.read_text(encoding="utf-8")
     assert [answer.url for answer in answers if "secret" in f"{answer.headers} {answer.text}"] == []
 
 
 def memory_holds(pid: int, secret: bytes) -> bool:
     """Return whether a process has a secret in its memory, which includes its arguments and its environment."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
             places, rights, *_, name = line.split(maxsplit=5)
             begin, end = (int(place, 16) for place in places.split("-"))
             if "r" in rights and not name.startswith("[v"):  # the kernel's own

@@ -122,7 +122,7 @@ class TestObservability:
         client.get("/%7B%22%C2%9B2J%C2%85%E2%80%A8%ED%A0%80", headers={"X-Request-ID": "injected"})
 
         assert str(server.access_line("injected")["path"]).startswith('/{"\x9b2J\x85\u2028')
-        assert server.log.read_text().isascii()
+        assert server.log.read_text(encoding="utf-8").isascii()
 
     def test_the_openapi_document_lists_the_endpoints(self, client: httpx.Client) -> None:
         paths = client.get("/openapi.json").json()["paths"]
@@ -208,7 +208,9 @@ class TestFailedStart:
     def test_a_manifest_of_another_schema_is_reported(self, tmp_path: Path) -> None:
         bundle = write_tiny_bundle(tmp_path / "bundle")
         manifest = bundle / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
+        manifest.write_text(
+            manifest.read_text(encoding="utf-8").replace('"schema": 1', '"schema": 2'), encoding="utf-8"
+        )
 
         assert f"limelight: {manifest} has schema 2" in self.startup_error(bundle)
 

@@ -36,7 +36,7 @@ def start(tiny_bundle: Path, tmp_path: Path) -> Iterator[Start]:
 
 def memory_mb(server: Server) -> float:
     """Return the largest memory that the server has taken so far."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
     found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     assert found
     return int(found[1]) / 1000
@@ -114,7 +114,7 @@ def test_no_client_can_write_long_lines_into_the_log(start: Start) -> None:
             assert client.answer().status in {200, 400, 404, 405, 415}
     until(lambda: len(server.lines()) >= before + len(requests))
 
-    longest = max(server.log.read_text().splitlines()[before:], key=len)
+    longest = max(server.log.read_text(encoding="utf-8").splitlines()[before:], key=len)
     assert len(longest) < 1024, longest
     assert LONGEST_ADDRESS in longest
 

@@ -391,7 +391,7 @@ class TestATerminal:
         with terminal(tiny_bundle, tmp_path, "nohup") as screen:
             screen.close()
             screen.process.send_signal(signal.SIGHUP)
-            until(lambda: '"bundle reloaded"' in log.read_text())
+            until(lambda: '"bundle reloaded"' in log.read_text(encoding="utf-8"))
 
             assert is_ready(tmp_path / "socket")
 

@@ -346,7 +346,8 @@ def prometheus(port: int, folder: Path) -> Iterator[str]:
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
         f"rule_files: ['{REPOSITORY}/deploy/prometheus/rules/*.yml']\n"
-        f"scrape_configs: [{{job_name: limelight, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
+        f"scrape_configs: [{{job_name: limelight, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n",
+        encoding="utf-8",
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -385,7 +386,9 @@ class TestCollectorTrouble:
                 collector.paths.clear()
                 httpx.post(f"{server.url}/predict", content=clip, trust_env=False)
                 until(lambda: collector.paths, 20)
-            resident_kb = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[0])
+            resident_kb = int(
+                re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8"))[0]
+            )
 
         assert resident_kb < 1_000_000
 

@@ -124,7 +124,7 @@ def report(evaluated: Path) -> Any:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not valid JSON")
 
-    return json.loads((evaluated / "report.json").read_text(), parse_constant=refuse)
+    return json.loads((evaluated / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_clips_of_groups_that_were_not_trained_on_are_classified_correctly(repor
 
 
 def test_the_report_has_the_form_of_table_3(evaluated: Path) -> None:
-    report = (evaluated / "report.md").read_text()
+    report = (evaluated / "report.md").read_text(encoding="utf-8")
     assert "## 2 grouped folds (in the form of the paper's Table 3), %" in report
     assert "| method | accuracy | average precision | average recall |" in report
     for method in ("attention (content)", "logistic regression", "plain LSTM"):
@@ -176,7 +176,7 @@ def test_the_report_has_the_form_of_table_3(evaluated: Path) -> None:
 def test_the_report_counts_and_names_the_clips_that_were_left_out(evaluated: Path, report: Any) -> None:
     assert report["data"]["undecodable"] == [DAMAGED]
     assert (report["data"]["clips"], report["data"]["classes"], report["data"]["groups"]) == (CLIP_COUNT, 3, 12)
-    assert f"Undecodable: `{DAMAGED}`." in (evaluated / "report.md").read_text()
+    assert f"Undecodable: `{DAMAGED}`." in (evaluated / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_report_has_the_sections_on_attention(report: Any) -> None:
@@ -189,7 +189,7 @@ def test_cached_features_are_not_computed_again(report: Any) -> None:
 
 
 def test_the_head_records_its_training_clips_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:
-    facts = json.loads((head / "head.json").read_text())
+    facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
     assert facts["labels"] == ["jumping_jacks", "squats", "waving"]
     assert (facts["training"]["clips"], facts["training"]["undecodable_clips"]) == (CLIP_COUNT, 1)
     measured = report["experiments"][0]["methods"][0]["accuracy"]["value"]
@@ -197,7 +197,7 @@ def test_the_head_records_its_training_clips_and_the_accuracy_of_its_recipe(head
 
 
 def test_training_writes_a_log_and_a_plot(head: Path) -> None:
-    lines = (head / "run" / "seed-0.csv").read_text().splitlines()
+    lines = (head / "run" / "seed-0.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + EPOCHS
     assert (head / "run" / "seed-0.png").read_bytes().startswith(b"\x89PNG")
 

@@ -168,7 +168,7 @@ def plain(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPath
 def apart(libraries: Environment, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with Limelight in a folder of its own."""
     environment = new_environment(tmp_path_factory.mktemp("apart") / "venv")
-    (environment.packages / "libraries.pth").write_text(f"{libraries.packages}\n")
+    (environment.packages / "libraries.pth").write_text(f"{libraries.packages}\n", encoding="utf-8")
     environment.install("--no-deps", wheel)
     return environment
 
@@ -180,7 +180,9 @@ def fresh(apart: Environment, tmp_path: Path) -> Environment:
     shutil.copytree(apart.path, environment.path, symlinks=True)
     for program in ("limelight", "limelight-model"):
         script = environment.path / "bin" / program
-        script.write_text(script.read_text().replace(str(apart.path), str(environment.path)))
+        script.write_text(
+            script.read_text(encoding="utf-8").replace(str(apart.path), str(environment.path)), encoding="utf-8"
+        )
     return environment
 
 
@@ -221,7 +223,9 @@ def test_the_sdist_builds_the_same_wheel_and_holds_what_its_pages_link_to(wheel:
 
     assert build("wheel", source, tmp_path / "wheel").read_bytes() == wheel.read_bytes()
     for page in [*source.glob("*.md"), *source.glob("docs/**/*.md")]:
-        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL))
+        targets = re.findall(
+            r"\]\((?!https?:|#)([^)#]+)", re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        )
 
         assert [target for target in targets if not (page.parent / target).exists()] == [], page
 
@@ -269,14 +273,16 @@ class TestAnotherPackageOfTheSameName:
     ) -> None:
         other = tmp_path / "other" / file.format(package)
         other.parent.mkdir(parents=True)
-        other.write_text("raise SystemExit('the other package ran')\n")
+        other.write_text("raise SystemExit('the other package ran')\n", encoding="utf-8")
         ended = fresh.run(f"{program} --version", tmp_path, PYTHONPATH=str(tmp_path / "other"))
 
         assert_refused(ended, program, str(other))
 
     def test_in_the_current_folder_does_no_harm(self, fresh: Environment, tmp_path: Path, tiny_bundle: Path) -> None:
         (tmp_path / "service").mkdir()
-        (tmp_path / "service" / "__init__.py").write_text("raise SystemExit('the other package ran')\n")
+        (tmp_path / "service" / "__init__.py").write_text(
+            "raise SystemExit('the other package ran')\n", encoding="utf-8"
+        )
 
         assert fresh.run(f"limelight doctor --bundle {tiny_bundle}", tmp_path).returncode == 0
 
@@ -284,7 +290,7 @@ class TestAnotherPackageOfTheSameName:
         self, fresh: Environment, tmp_path: Path, tiny_bundle: Path, clip: bytes
     ) -> None:
         (tmp_path / "clip.mp4").write_bytes(clip)
-        (tmp_path / "service.py").write_text("raise SystemExit('the other package ran')\n")
+        (tmp_path / "service.py").write_text("raise SystemExit('the other package ran')\n", encoding="utf-8")
         command = f"python -I {fresh.path}/bin/limelight predict clip.mp4 --bundle {tiny_bundle}"
         ended = fresh.run(command, tmp_path, PYTHONPATH=str(tmp_path))
 
@@ -293,7 +299,7 @@ class TestAnotherPackageOfTheSameName:
     def test_that_a_pth_file_loads_is_named(self, fresh: Environment, tmp_path: Path) -> None:
         """As setuptools writes them for namespace packages."""
         line = "import sys, types; sys.modules.setdefault('service', types.ModuleType('service'))\n"
-        (fresh.packages / "other-nspkg.pth").write_text(line)
+        (fresh.packages / "other-nspkg.pth").write_text(line, encoding="utf-8")
         ended = fresh.run("limelight --version", tmp_path)
 
         assert_refused(ended, "limelight", str(fresh.packages), ".pth")
@@ -330,7 +336,7 @@ class TestAnotherPackageOfTheSameName:
         assert fresh.run("limelight --version", tmp_path).returncode == 0
 
     def test_lists_of_files_that_cannot_be_read_do_no_harm(self, fresh: Environment, tmp_path: Path) -> None:
-        with (fresh.packages / "service" / "settings.py").open("a") as file:
+        with (fresh.packages / "service" / "settings.py").open("a", encoding="utf-8") as file:
             file.write("# changed\n")
         (record,) = fresh.packages.glob("limelight-*/RECORD")
         record.write_bytes(record.read_bytes() + b"\n\xff\n")
@@ -339,7 +345,7 @@ class TestAnotherPackageOfTheSameName:
         assert fresh.run("limelight --version", tmp_path).returncode == 0
 
     def test_a_file_that_was_changed_by_hand_is_accepted(self, fresh: Environment, tmp_path: Path) -> None:
-        with (fresh.packages / "service" / "settings.py").open("a") as file:
+        with (fresh.packages / "service" / "settings.py").open("a", encoding="utf-8") as file:
             file.write("# changed\n")
 
         assert fresh.run("limelight --version", tmp_path).returncode == 0
@@ -389,7 +395,7 @@ class TestWithoutDocker:
         programs.mkdir()
         (programs / "python3").symlink_to(sys._base_executable)  # type: ignore[attr-defined]
         for name in ("systemctl", "curl"):
-            (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n')
+            (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/told\n', encoding="utf-8")
             (programs / name).chmod(0o755)
         (root / "etc/systemd/system").mkdir(parents=True)
         script = re.sub(r"(?<![\w.])/(etc|opt|srv)/", rf"{root}/\1/", "\n".join(["umask 077", *self.blocks()]))
@@ -405,7 +411,9 @@ class TestWithoutDocker:
 
         settings = self.unit()
         command = settings["ExecStart"][0].replace("/opt/", f"{root}/opt/").removesuffix(" serve")
-        secrets = dict(line.split("=") for line in (root / "etc/limelight/limelight.env").read_text().splitlines())
+        secrets = dict(
+            line.split("=") for line in (root / "etc/limelight/limelight.env").read_text(encoding="utf-8").splitlines()
+        )
         bundle = Path(str(root) + settings["Environment"][0].removeprefix("LIMELIGHT_BUNDLE="))
         assert bundle.resolve().name == "bundle-2"
         variables = secrets | {"PYTHONPATH": ""}
@@ -418,7 +426,7 @@ class TestWithoutDocker:
             assert (without.status_code, answer.status_code) == (401, 200)
             server.process.terminate()
             assert server.process.wait(PATIENCE_S) == 0
-        told = (tmp_path / "told").read_text()
+        told = (tmp_path / "told").read_text(encoding="utf-8")
         assert "systemctl enable --now limelight@8000" in told
         assert "systemctl reload limelight@8000 limelight@8001" in told
 
@@ -426,7 +434,10 @@ class TestWithoutDocker:
         if not shutil.which("systemd-analyze"):
             pytest.skip("needs systemd-analyze")
         unit = tmp_path / "limelight@8000.service"
-        unit.write_text(self.UNIT.read_text().replace("/opt/limelight/current/bin/limelight", "/bin/true"))
+        unit.write_text(
+            self.UNIT.read_text(encoding="utf-8").replace("/opt/limelight/current/bin/limelight", "/bin/true"),
+            encoding="utf-8",
+        )
         ended = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
 
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -445,18 +456,18 @@ class TestWithoutDocker:
         assert {"ProcSubset", "MemoryDenyWriteExecute", "PrivateNetwork"}.isdisjoint(unit)
 
     def test_the_page_names_the_current_version(self) -> None:
-        version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+        version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
         assert {*re.findall(r"\d+\.\d+\.\d+(?=[-/ ]|$)", "\n".join(self.blocks()))} == {version}
 
     def blocks(self) -> list[str]:
         """Return the page's commands, but those that need TensorFlow and minutes."""
-        blocks = re.findall(r"^```sh\n(.*?)^```", self.PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r"^```sh\n(.*?)^```", self.PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         return [block for block in blocks if "requirements/export.txt" not in block]
 
     def unit(self) -> dict[str, list[str]]:
         """Return the unit's settings with their values."""
         found: dict[str, list[str]] = {}
-        for name, value in re.findall(r"^(\w+)=(.*)$", self.UNIT.read_text(), re.MULTILINE):
+        for name, value in re.findall(r"^(\w+)=(.*)$", self.UNIT.read_text(encoding="utf-8"), re.MULTILINE):
             found.setdefault(name, []).append(value)
         return found

@@ -31,6 +31,6 @@ class CachedClips:
         for name in names:
             path = self.videos / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name)
+            path.write_text(name, encoding="utf-8")
             np.save(cache.path_of(name.encode()), np.zeros((40, 7, 7, 6), np.float16))
         return Selection(self.videos)

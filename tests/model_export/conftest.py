@@ -55,6 +55,7 @@ def narrow_head(
     from model_export.head import HeadFacts, save_head
     from model_export.network.classifier import build_head
     from model_export.quantize import quantize
+    from model_export.revisions import CURRENT
 
     facts = HeadFacts(
         name="narrow",
@@ -63,6 +64,7 @@ def narrow_head(
         channels=NARROW[-1],
         labels=("JumpingJack", "PullUps", "Surfing"),
         encoder_sha256="0" * 64,
+        revisions=CURRENT,
         training={"data": "none"},
     )
     keras.utils.set_random_seed(1)

@@ -1,5 +1,7 @@
 """The output and exit codes of ``limelight-model``. The commands are tested as functions elsewhere."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from model_export.cli import app
+from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
 
 
@@ -94,6 +97,26 @@ def test_a_class_that_is_named_twice_is_one_sentence(cached: CachedClips, comman
     assert_one_sentence(result, "a class is named twice (squats, Squats)", "keep one")
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("value", [-1, 2**31])
+def test_a_seed_that_no_library_takes_is_a_usage_error(tmp_path: Path, command: str, value: int) -> None:
+    result = run(command, "--videos", tmp_path, "--seed", value)
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert "--seed" in result.stderr
+
+
+def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) -> None:
+    """Names of files are bytes; some are no characters in the locale's encoding."""
+    selection = cached.add("squats/a.mp4", "waving/a.mp4")
+    (cached.videos / os.fsdecode(b"squats/caf\xe9.mp4")).touch()
+    for command in ("features", "train", "evaluate"):
+        result = run(command, "--videos", selection.videos, "--weights", cached.weights)
+        assert_one_sentence(result, "squats/caf\\udce9.mp4", "rename the file")
+    assert_one_sentence(
+        run("train", "--videos", selection.videos, "--name", os.fsdecode(b"caf\xe9")), "--name", "'caf\\udce9'"
+    )
+
+
 def test_features_reports_its_output_folder(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
     result = run("features", "--videos", cached.videos, "--output", cached.features, "--weights", cached.weights)
@@ -105,6 +128,38 @@ def test_evaluate_refuses_the_number_of_a_split_that_does_not_exist(tmp_path: Pa
     result = run("evaluate", "--videos", tmp_path, "--split", 4, "--split-files", tmp_path)
     assert result.exit_code == 2
     assert "--split" in result.stderr
+
+
+def in_ascii(program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a program where the locale's encoding has no characters but those of ASCII."""
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, env=ascii_only, cwd=REPOSITORY, check=False)
+
+
+def test_what_the_encoding_of_the_terminal_lacks_is_printed_as_question_marks() -> None:
+    found = in_ascii("from limelight_start import limelight_model; limelight_model()", "train", "--help")
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"attends to 7?7" in found.stdout
+
+
+def test_heads_are_written_and_read_in_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    """In ISO-8859-1 a label would be read as other characters, in ASCII not at all."""
+    program = r"""
+import sys
+from pathlib import Path
+from model_export.head import HeadFacts, load_head, save_head
+from model_export.network.classifier import build_head
+from model_export.revisions import CURRENT
+
+facts = HeadFacts(name="n", version="1", channels=2, labels=("Caf\xe9", "\u8dd1\u6b65"), encoder_sha256="0",
+                  revisions=CURRENT, training={"data": "\xfcben"})
+save_head(Path(sys.argv[1]), facts, build_head(2, facts))
+assert load_head(Path(sys.argv[1])).facts == facts
+"""
+    found = in_ascii(program, str(tmp_path / "head"))
+    assert found.returncode == 0, found.stderr.decode()
+    assert json.loads((tmp_path / "head" / "head.json").read_bytes())["labels"] == ["Café", "跑步"]
 
 
 def test_help_imports_neither_tensorflow_nor_other_slow_libraries() -> None:

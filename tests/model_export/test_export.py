@@ -30,7 +30,7 @@ def test_the_bundle_is_complete_and_described_by_its_manifest(narrow_bundle: Pat
     assert manifest.labels == ["JumpingJack", "PullUps", "Surfing"]
     assert set(manifest.precisions) == {"fp32", "fp16", "int8"}
     assert manifest.training["readout"] == "last"
-    assert json.loads((narrow_bundle / "manifest.json").read_text())["schema"] == 1
+    assert json.loads((narrow_bundle / "manifest.json").read_text(encoding="utf-8"))["schema"] == 1
 
 
 @pytest.mark.parametrize("precision", ("fp32", "fp16", "int8"))
@@ -176,7 +176,7 @@ def test_a_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_pat
     ("damage", "message"),
     (
         (lambda path: (path / "head.json").unlink(), r"head.json cannot be read"),
-        (lambda path: (path / "head.json").write_text("{}"), r"head.json is not valid"),
+        (lambda path: (path / "head.json").write_text("{}", encoding="utf-8"), r"head.json is not valid"),
         (lambda path: (path / "head.weights.h5").write_bytes(b"zero"), r"head.weights.h5 does not hold"),
         (lambda path: (path / "head.weights.h5").unlink(), r"head.weights.h5 does not hold"),
     ),

@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
-from model_export.errors import TrainingError
+from model_export.errors import FeatureError, TrainingError
 from model_export.fitting import FittedHead, LogLine, _Trained, epoch_line, fit_head, predict_probabilities
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
@@ -227,7 +228,7 @@ def test_checkpoints_of_other_clips_are_refused(examples: Examples, run: Path) -
     clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match="belong to another set of features"):
         fit_head(clips[1:], 3, PLAIN, QUICK, run=run)
-    (run / "recipe.json").write_text("{")
+    (run / "recipe.json").write_text("{", encoding="utf-8")
     with pytest.raises(TrainingError, match="is damaged; remove"):
         fit_head(clips, 3, PLAIN, QUICK, run=run)
 
@@ -238,12 +239,72 @@ def test_a_class_with_one_group_cannot_be_held_out(examples: Examples, tmp_path:
     fit_head(examples(groups=1), 3, PLAIN, QUICK, run=tmp_path / "run")  # the remedy is open
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(examples: Examples, tmp_path: Path) -> None:
-    clips = list(examples(groups=2))
-    clips[0] = replace(clips[0], features=tmp_path / "nan.npy")
-    np.save(clips[0].features, np.full((40, 7, 7, CHANNELS), np.nan, np.float16))
+def test_a_loss_that_is_not_finite_ends_the_run(examples: Examples) -> None:
     with pytest.raises(TrainingError, match="the loss is nan after epoch 1"):
-        fit_head(clips, 3, PLAIN, QUICK)
+        fit_head(examples(groups=2), 3, PLAIN, quick(learning_rate=1e38, schedule="constant"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (3e38, "the weights are not finite after epoch 1; lower --learning-rate"),
+        (1e38, "the trained head computes values that are not finite; lower --learning-rate"),
+    ],
+)
+def test_a_head_that_its_last_step_ruined_is_an_error(
+    examples: Examples, tmp_path: Path, rate: float, message: str
+) -> None:
+    """The loss is that of the weights before the step, and finite. Weights can be finite and still too large."""
+    with pytest.raises(TrainingError, match=f"^{message}$"):
+        fit_head(
+            examples(2, 1), 3, PLAIN, quick(epochs=1, learning_rate=rate, schedule="constant"), run=tmp_path / "run"
+        )
+
+
+def ruin_the_weights(run: Path) -> None:
+    with h5py.File(run / "seed-0.weights.h5", "r+") as file:
+        file["layers/dense/vars/0"][:] = np.nan
+
+
+def cut_the_weights(run: Path) -> None:
+    (run / "seed-0.weights.h5").write_bytes((run / "seed-0.weights.h5").read_bytes()[:5000])
+
+
+def cut_the_log(run: Path) -> None:
+    (run / "seed-0.csv").write_bytes((run / "seed-0.csv").read_bytes()[:60])
+
+
+def empty_the_log(run: Path) -> None:
+    (run / "seed-0.csv").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (ruin_the_weights, "holds weights that are not finite; remove it, and lower --learning-rate"),
+        (cut_the_weights, "is damaged; remove them, and run again"),
+        (cut_the_log, "is damaged; remove them, and run again"),
+        (empty_the_log, "is damaged; remove them, and run again"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(
+    examples: Examples, run: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(run)
+    with pytest.raises(TrainingError, match=rf"^{run}/seed-0\.\w+.*{message}$"):
+        fit_head(examples(groups=2, per_group=1), 3, PLAIN, QUICK, run=run)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00junk"])
+def test_features_that_are_damaged_while_a_head_is_trained_are_named(
+    examples: Examples, tmp_path: Path, content: bytes
+) -> None:
+    """TensorFlow's own error, with tracebacks of its threads, does not reach the user."""
+    clips = list(examples(groups=2))
+    clips[-1] = replace(clips[-1], features=tmp_path / "damaged.npy")
+    clips[-1].features.write_bytes(content)
+    with pytest.raises(FeatureError, match=f"^{tmp_path / 'damaged.npy'} is damaged; remove it"):
+        fit_head(clips, 3, PLAIN, quick(epochs=1, batch_size=2))
 
 
 def test_an_epoch_is_reported_in_one_line() -> None:

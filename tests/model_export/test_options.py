@@ -17,7 +17,7 @@ class Colour(BaseModel):
     hue: Literal["red", "blue"] = Field("red", description="Hue of the paint.")
     shares: tuple[int, ...] = Field((1,), description="Shares to mix.")
     finish: tuple[Literal["matt", "gloss"], ...] = Field(("matt",), description="Finishes to try.")
-    opacity: float = Field(0.5, ge=0, le=1, description="Opacity of the paint.")
+    opacity: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Opacity of the paint.")
     dry: bool = Field(True, description="Let it dry.")
     stir: bool = Field(False, description="Stir first.")
     batch: int = 7
@@ -72,7 +72,9 @@ def test_help_has_the_descriptions_and_no_option_for_a_field_without_one() -> No
         assert part not in text
 
 
-@pytest.mark.parametrize("arguments", [("--hue", "green"), ("--opacity", "2"), ("--finish", "rough")])
+@pytest.mark.parametrize(
+    "arguments", [("--hue", "green"), ("--opacity", "2"), ("--opacity", "nan"), ("--finish", "rough")]
+)
 def test_values_that_a_field_does_not_take_are_refused(arguments: tuple[str, str]) -> None:
     result = invoke("here", *arguments)
     assert result.exit_code == 2

@@ -57,7 +57,7 @@ def wait(tell: Tell) -> None:
 
 
 def resident_kib(process: str = "self") -> int:
-    status = Path(f"/proc/{process}/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return int(status.partition("VmRSS:")[2].split()[0])
 
 

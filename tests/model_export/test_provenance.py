@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 from typer.testing import CliRunner, Result
 
-from model_export import export, head, provenance
+from model_export import export, head
 from model_export.cli import app
 from service.model.bundle import SCHEMA_VERSION, load_bundle, read_manifest
 from tests.conftest import REPOSITORY
@@ -44,7 +44,6 @@ def ship(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
     def ship(folder: Path) -> None:
         monkeypatch.setattr(head, "PRETRAINED", folder)
-        monkeypatch.setattr(provenance, "PRETRAINED", folder)
 
     return ship
 
@@ -66,14 +65,14 @@ def altered(folder: Path, copy: Path, **facts: object) -> Path:
     """Copy a head and change its facts."""
     shutil.copytree(folder, copy)
     file = copy / "head.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | facts), encoding="utf-8")
     return copy
 
 
 def edit(bundle: Path, **fields: object) -> None:
     """Change a bundle's manifest by hand."""
     file = bundle / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 
 def name_of(bundle: Path) -> str:
@@ -177,7 +176,7 @@ def test_measured_agreement_does_not_make_a_shipped_bundle_somebodys_own(
     run: Export, shipped: Path, ship: Callable[[Path], None], output: Path, tmp_path: Path
 ) -> None:
     run()
-    manifest = json.loads((output / "manifest.json").read_text())
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     for entry in manifest["precisions"].values():
         entry["agreement"] = {"top1": 1, "n": 9, "low": 0.7, "high": 1, "max_abs_difference": 0.1, "device": "here"}
     edit(output, precisions=manifest["precisions"])
@@ -199,7 +198,7 @@ def test_a_bundle_that_an_earlier_version_made_from_somebodys_own_head_is_kept(
     if isinstance(own, dict):
         edit(output, **own)
     else:  # of other weights with the facts of the shipped head, so that an export did not copy its agreement
-        precisions = json.loads((output / "manifest.json").read_text())["precisions"]
+        precisions = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["precisions"]
         edit(output, precisions={p: {"file": e["file"], "sha256": e["sha256"]} for p, e in precisions.items()})
 
     assert "is kept" in run().stdout
@@ -208,8 +207,8 @@ def test_a_bundle_that_an_earlier_version_made_from_somebodys_own_head_is_kept(
 def write_as_before_records(output: Path) -> None:
     """Write what a version that recorded no head made of the head 0.3.0, but for the network."""
     write_tiny_bundle(output)
-    precisions = json.loads((output / "manifest.json").read_text())["precisions"]
-    recorded = json.loads((head.PRETRAINED / "agreement.json").read_text())["precisions"]
+    precisions = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["precisions"]
+    recorded = json.loads((head.PRETRAINED / "agreement.json").read_text(encoding="utf-8"))["precisions"]
     facts = head.load_head(head.PRETRAINED).facts
     edit(
         output,
@@ -223,7 +222,7 @@ def write_as_before_records(output: Path) -> None:
 
 
 def cut_the_manifest(bundle: Path) -> None:
-    (bundle / "manifest.json").write_text("{")
+    (bundle / "manifest.json").write_text("{", encoding="utf-8")
 
 
 def change_the_schema(bundle: Path) -> None:
@@ -298,11 +297,15 @@ def test_the_shipped_bundle_of_an_earlier_image_is_not_mentioned(run: Export, sh
 def test_readers_of_schema_1_know_every_field_of_a_new_manifest(run: Export, shipped: Path, output: Path) -> None:
     run()
     known = {"schema", "name", "version", "variant", "labels", "frame_count", "image_size", "sampling", "resize"}
-    assert set(json.loads((output / "manifest.json").read_text())) == known | {"precisions", "training", "built_from"}
+    assert set(json.loads((output / "manifest.json").read_text(encoding="utf-8"))) == known | {
+        "precisions",
+        "training",
+        "built_from",
+    }
 
 
 def test_the_images_name_the_schema_in_the_bundles_folder() -> None:
     folder = f"/bundles/limelight-{SCHEMA_VERSION}"
-    lines = (REPOSITORY / "Dockerfile").read_text().splitlines()
+    lines = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8").splitlines()
     assert f'CMD ["export", "--output", "{folder}"]' in lines
     assert any(line.startswith("ENV ") and line.endswith(f" LIMELIGHT_BUNDLE={folder}") for line in lines)

@@ -43,7 +43,7 @@ def test_a_class_with_nothing_to_hold_out_is_named(cached: CachedClips) -> None:
 def test_checkpoints_of_another_variant_are_refused(cached: CachedClips) -> None:
     recipe = cached.folder / "head" / "run" / "recipe.json"
     recipe.parent.mkdir(parents=True)
-    recipe.write_text(json.dumps(settings(HeadSpec(variant="base"), Recipe())))
+    recipe.write_text(json.dumps(settings(HeadSpec(variant="base"), Recipe())), encoding="utf-8")
     with pytest.raises(
         TrainingError,
         match=rf"the checkpoints in {recipe.parent} belong to another .*variant; remove the folder, .*--output",
@@ -52,7 +52,9 @@ def test_checkpoints_of_another_variant_are_refused(cached: CachedClips) -> None
 
 
 def test_an_evaluation_of_another_recipe_is_refused_before_any_work(cached: CachedClips, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text('{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}')
+    (tmp_path / "report.json").write_text(
+        '{"experiments": [{"methods": [{"recipe": "variant=base"}]}]}', encoding="utf-8"
+    )
     with pytest.raises(
         ReportError, match="has no head of this recipe and these classes; run `limelight-model evaluate`"
     ):

@@ -107,7 +107,7 @@ def test_results_of_another_bundle_are_ignored(
 ) -> None:
     log = tmp_path / "log"
     list(check_clips(load_bundle(narrow_bundle), ["fp32"], [("a", partial(expected, rendered_frames[0]))], log))
-    log.write_text(log.read_text().replace('"sha256": "', '"sha256": "0'))
+    log.write_text(log.read_text(encoding="utf-8").replace('"sha256": "', '"sha256": "0'), encoding="utf-8")
     asked = []
 
     def ask() -> tuple[Frames, Outputs]:
@@ -124,5 +124,5 @@ def test_recorded_agreement_is_valid_only_for_the_weights_it_was_measured_on(nar
     measured = agreement([check(True)] * 10)
     head.record_agreement({"int8": measured})
     assert head.agreement() == {"int8": measured}
-    head.calibration.write_text("other ranges")
+    head.calibration.write_text("other ranges", encoding="utf-8")
     assert head.agreement() == {}

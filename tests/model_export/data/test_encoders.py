@@ -1,6 +1,7 @@
 """Every library computes the same cuboids; which one runs depends on the machine and on the features' type."""
 
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from model_export.data.encoders import bfloat16_encoder, choose_encoder, keras_encoder, winograd_encoder
+from model_export.data import encoders
+from model_export.data.encoders import (
+    bfloat16_encoder,
+    fastest_engine,
+    keras_encoder,
+    load_encoder,
+    winograd_encoder,
+)
+from model_export.errors import FeatureError
+from model_export.network.spec import Engine
 from model_export.network.vgg19 import build_encoder
 
 needs_mnn = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN has no wheel for this processor")
@@ -37,19 +47,25 @@ def encoder(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def plain_cpu(tmp_path: Path) -> Path:
-    """Linux' description of a processor without AMX."""
-    cpuinfo = tmp_path / "plain"
-    cpuinfo.write_text("processor : 0\nflags : fpu sse2 avx2 fma\n")
-    return cpuinfo
+def cpu(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes Linux' description of a processor with these flags."""
+
+    def describe(flags: str) -> Path:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor : 0\nflags : fpu {flags}\n", encoding="utf-8")
+        return cpuinfo
+
+    return describe
 
 
 @pytest.fixture
-def amx_cpu(tmp_path: Path) -> Path:
-    """Linux' description of a processor with AMX."""
-    cpuinfo = tmp_path / "amx"
-    cpuinfo.write_text("processor : 0\nflags : fpu avx512f amx_bf16 amx_tile\n")
-    return cpuinfo
+def plain_cpu(cpu: Callable[[str], Path]) -> Path:
+    return cpu("sse2 avx2 fma")
+
+
+@pytest.fixture
+def amx_cpu(cpu: Callable[[str], Path]) -> Path:
+    return cpu("avx512f amx_bf16 amx_tile")
 
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,40 +120,51 @@ def test_mnn_prints_nothing(
 
 
 @needs_mnn
-def test_float16_features_come_from_mnn_on_a_plain_cpu(
-    narrow_encoder: Any, plain_cpu: Path, monkeypatch: pytest.MonkeyPatch
+def test_float16_features_come_from_mnn_on_a_plain_cpu(plain_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch)
+    assert fastest_engine("float16", plain_cpu) == "MNN"
+
+
+@pytest.mark.parametrize("flags", ["avx512f amx_bf16 amx_tile", "avx512f avx512_bf16"])
+def test_float16_features_come_from_bfloat16_on_a_cpu_with_instructions_for_it(
+    cpu: Callable[[str], Path], flags: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
-    assert choose_encoder(narrow_encoder, "float16", plain_cpu).name == "MNN"
+    assert fastest_engine("float16", cpu(flags)) == "TensorFlow in bfloat16"
 
 
-def test_float16_features_come_from_bfloat16_on_a_cpu_with_amx(
-    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_features_come_from_tensorflow(amx_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_gpu(monkeypatch)
-    assert choose_encoder(narrow_encoder, "float16", amx_cpu).name == "TensorFlow in bfloat16"
+    assert fastest_engine("float32", amx_cpu) == "TensorFlow"
 
 
-def test_float32_features_come_from_tensorflow(
-    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    no_gpu(monkeypatch)
-    assert choose_encoder(narrow_encoder, "float32", amx_cpu).name == "TensorFlow"
-
-
-def test_features_come_from_tensorflow_on_a_gpu(
-    narrow_encoder: Any, amx_cpu: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_come_from_tensorflow_on_a_gpu(amx_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"] if kind == "GPU" else [])
-    assert choose_encoder(narrow_encoder, "float16", amx_cpu).name == "TensorFlow"
+    assert fastest_engine("float16", amx_cpu) == "TensorFlow"
 
 
-def test_features_come_from_tensorflow_if_mnn_is_missing(
-    narrow_encoder: Any, frames: npt.NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_come_from_tensorflow_if_mnn_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``/proc/cpuinfo`` may be missing as well."""
     no_gpu(monkeypatch)
     monkeypatch.setitem(sys.modules, "MNN", None)  # importing it raises ImportError
-    encode = choose_encoder(narrow_encoder, "float16", tmp_path / "not there")
-    assert encode.name == "TensorFlow"
+    assert fastest_engine("float16", tmp_path / "not there") == "TensorFlow"
+
+
+@pytest.mark.parametrize("engine", ["TensorFlow", "TensorFlow in bfloat16", pytest.param("MNN", marks=needs_mnn)])
+def test_an_encoder_runs_on_the_engine_that_is_asked_for(
+    engine: Engine, narrow_encoder: Any, frames: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's features come from one engine, whatever is fastest on the machine."""
+    monkeypatch.setattr(encoders, "build_encoder", lambda weights: narrow_encoder)
+    encode = load_encoder(Path("vgg19.h5"), engine)
+    assert encode.name == engine
     assert encode(frames[:2]).shape == (2, 7, 7, 8)
+
+
+def test_an_engine_that_is_missing_is_one_sentence(narrow_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "build_encoder", lambda weights: narrow_encoder)
+    monkeypatch.setitem(sys.modules, "MNN", None)
+    with pytest.raises(
+        FeatureError, match=r"^MNN, which .*, does not load \(.*\); install it, or choose another folder"
+    ):
+        load_encoder(Path("vgg19.h5"), "MNN")

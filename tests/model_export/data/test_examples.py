@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pytest
 
 from model_export.data.examples import Example
+from model_export.errors import FeatureError
 
 
 def example(features: Path, flipped: Path | None = None) -> Example:
@@ -38,13 +39,43 @@ def test_reading_features_does_not_use_the_python_parser(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("kept", (0, 60, 4000))
-def test_a_truncated_file_of_features_is_an_error(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_of_features_is_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.zeros((40, 7, 7, 6), np.float16))
     path.write_bytes(path.read_bytes()[:kept])
 
-    with pytest.raises(ValueError, match=r"a\.npy|reshape|buffer size"):
+    with pytest.raises(FeatureError, match=f"^{path} is damaged; remove it"):
         example(path).read()
+
+
+@pytest.mark.parametrize(
+    "other",
+    (np.zeros((39, 7, 7, 6), np.float16), np.zeros((40, 7, 7), np.float16), np.zeros((40, 7, 7, 6)), np.float16(0)),
+    ids=("frames", "axes", "type", "scalar"),
+)
+def test_a_file_of_another_array_is_named(tmp_path: Path, other: npt.NDArray[np.floating]) -> None:
+    np.save(tmp_path / "a.npy", other)
+    with pytest.raises(FeatureError, match=f"^{tmp_path / 'a.npy'} is damaged; remove it"):
+        example(tmp_path / "a.npy").read()
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+def test_features_that_are_no_numbers_are_an_error(tmp_path: Path, value: float) -> None:
+    features = np.zeros((40, 7, 7, 6), np.float16)
+    features[39, 6, 6, 5] = value
+    np.save(tmp_path / "a.npy", features)
+    with pytest.raises(
+        FeatureError, match=f"^{tmp_path / 'a.npy'} holds values that are not finite numbers; remove it"
+    ):
+        example(tmp_path / "a.npy").load()
+
+
+def test_features_that_are_gone_or_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FeatureError, match=f"^{tmp_path / 'a.npy'} is gone; run the command again"):
+        example(tmp_path / "a.npy").read()
+    (tmp_path / "a.npy").mkdir()
+    with pytest.raises(FeatureError, match=rf"^{tmp_path / 'a.npy'} cannot be read \(Is a directory\); remove it"):
+        example(tmp_path / "a.npy").read()
 
 
 def test_features_of_the_mirrored_view_have_to_exist(tmp_path: Path) -> None:

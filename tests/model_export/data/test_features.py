@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from model_export.data.encoders import FrameEncoder, keras_encoder
@@ -95,9 +96,12 @@ def test_feature_files_are_named_by_everything_that_made_them(
 
     names = [name("one", "sha"), name("of another VGG19", "sha 2"), name("float32", "sha", "float32")]
     assert name("same", "sha") == names[0]
-    monkeypatch.setattr("model_export.data.features.SAMPLING_REVISION", 99)
-    names.append(name("of other frames", "sha"))
-    assert len(set(names)) == 4
+    names += [name(engine, "sha", "float16", engine) for engine in ("TensorFlow in bfloat16", "MNN")]
+    for revision in ("SAMPLING_REVISION", "RESIZE_REVISION", "ENCODER_REVISION"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"model_export.data.features.{revision}", 99)
+            names.append(name(f"of another {revision}", "sha"))
+    assert len(set(names)) == 8
 
 
 def test_an_interruption_leaves_no_partial_features(
@@ -159,6 +163,27 @@ def test_features_of_another_shape_or_type_are_computed_again(
         assert cache.get(clip, lambda: encoder).read_bytes() == whole
 
 
+def test_features_that_cannot_be_read_are_named(clip: Path, encoder: FrameEncoder, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "sha")
+    path = cache.get(clip, lambda: encoder)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FeatureError, match=rf"^{path} cannot be read \(Is a directory\); remove it"):
+        cache.get(clip, no_encoder)
+
+
+def test_features_that_are_no_numbers_are_not_stored(clip: Path, tmp_path: Path) -> None:
+    def overflowing(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return np.full((len(frames), 7, 7, 8), 7e4, np.float32)
+
+    cache = FeatureCache(tmp_path, "sha", "float16")
+    with pytest.raises(
+        FeatureError, match=rf"^the features of {clip} are not finite numbers in float16; remove the clip"
+    ):
+        cache.get(clip, lambda: overflowing)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+
+
 def test_a_clip_that_cannot_be_decoded_is_a_clip_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
@@ -171,6 +196,11 @@ def test_a_folder_keeps_the_type_that_it_was_created_with(tmp_path: Path) -> Non
     assert FeatureCache(tmp_path, "sha", "float16").dtype == "float32"
 
 
+def test_a_folder_keeps_the_engine_that_it_was_created_with(tmp_path: Path) -> None:
+    FeatureCache(tmp_path, "sha", "float16", "MNN")
+    assert FeatureCache(tmp_path, "sha", "float16", "TensorFlow in bfloat16").engine == "MNN"
+
+
 def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     FeatureCache(tmp_path, "sha of one VGG19")
     with pytest.raises(FeatureError, match=r"another encoder_sha256; choose another folder, or remove it$"):
@@ -179,12 +209,19 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fact", "value"),
-    [("sampling", "every-tenth"), ("sampling_revision", 1), ("resize", "crop"), ("frame_count", 16), ("colour", "BGR")],
+    [
+        ("sampling", "every-tenth"),
+        ("sampling_revision", 1),
+        ("resize", "crop"),
+        ("frame_count", 16),
+        ("colour", "BGR"),
+        ("encoder_revision", 0),
+    ],
 )
 def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: object) -> None:
     FeatureCache(tmp_path, "sha")
-    facts = json.loads((tmp_path / "cache.json").read_text())
-    (tmp_path / "cache.json").write_text(json.dumps({**facts, fact: value}))
+    facts = json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))
+    (tmp_path / "cache.json").write_text(json.dumps({**facts, fact: value}), encoding="utf-8")
     with pytest.raises(FeatureError, match=f"^{tmp_path} holds features of another {fact}; choose another folder"):
         FeatureCache(tmp_path, "sha")
 
@@ -192,16 +229,26 @@ def test_features_of_another_rule_are_refused(tmp_path: Path, fact: str, value: 
 def test_features_from_before_the_sampling_rule_was_revised_are_refused(tmp_path: Path) -> None:
     """Their ``cache.json`` has no revision."""
     FeatureCache(tmp_path, "sha")
-    facts = json.loads((tmp_path / "cache.json").read_text())
+    facts = json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))
     del facts["sampling_revision"]
-    (tmp_path / "cache.json").write_text(json.dumps(facts))
+    (tmp_path / "cache.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(FeatureError, match="another sampling_revision; choose another folder"):
         FeatureCache(tmp_path, "sha")
 
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", b"{", b"\xff", b"[]", b"7", b"{}", b'{"dtype": "bfloat16"}'],
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"dtype": "bfloat16", "engine": "MNN"}',
+        b'{"dtype": "float16"}',  # of a version that did not write the engine
+        b'{"dtype": "float16", "engine": "Caffe"}',
+    ],
     ids=lambda content: content.decode("latin"),
 )
 def test_a_damaged_description_is_refused(tmp_path: Path, damaged: bytes) -> None:

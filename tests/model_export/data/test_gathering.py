@@ -8,9 +8,12 @@ import pytest
 
 from model_export.data import gathering
 from model_export.data.encoders import FrameEncoder
+from model_export.data.features import FeatureCache
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, FeatureError
+from model_export.network.spec import Engine
 from model_export.rendering.figure import render_clip
+from service.model.bundle import file_sha256
 from tests.model_export.cached_clips import CachedClips
 from tests.model_export.reporting import Recording
 
@@ -23,7 +26,7 @@ def test_cached_features_become_examples(cached: CachedClips) -> None:
     cached.add("squats/v_squats_g01_c01.mp4", "waving/a.mp4")
     reporter = Recording()
     found = gather(cached, reporter=reporter)
-    assert (found.labels, found.encoder_name) == (("squats", "waving"), None)
+    assert (found.labels, found.engine, found.dtype) == (("squats", "waving"), "TensorFlow", "float16")
     assert [(e.name, e.label, e.group) for e in found.examples] == [
         ("squats/v_squats_g01_c01.mp4", 0, "v_squats_g01"),
         ("waving/a.mp4", 1, "waving/a"),
@@ -36,18 +39,53 @@ def test_missing_features_are_encoded_and_undecodable_clips_are_left_out(
 ) -> None:
     cached.add("waving/a.mp4")
     (cached.videos / "waving" / "b.mp4").write_bytes(render_clip("waving", frames=45, width=96, height=96).data)
-    (cached.videos / "waving" / "c.mp4").write_text("not a video")
-    encoder = FrameEncoder("Fake", lambda frames: np.ones((len(frames), 7, 7, 6), np.float32))
-    monkeypatch.setattr(gathering, "load_encoder", lambda weights, dtype: encoder)
+    (cached.videos / "waving" / "c.mp4").write_text("not a video", encoding="utf-8")
+    encoder = FrameEncoder("TensorFlow", lambda frames: np.ones((len(frames), 7, 7, 6), np.float32))
+    monkeypatch.setattr(gathering, "load_encoder", lambda weights, engine: encoder)
     reporter = Recording()
     found = gather(cached, flip=True, reporter=reporter)
-    assert found.encoder_name == "Fake"
     # a.mp4 is cached, but its mirrored view is not, and it cannot be decoded either.
     assert [(e.name, e.flipped is not None) for e in found.examples] == [("waving/b.mp4", True)]
     assert [clip.name for clip in found.undecodable] == ["waving/a.mp4", "waving/c.mp4"]
     assert [clip.name for clip in found.decodable] == ["waving/b.mp4"]
     assert [row[0] for row in reporter.rows] == [str(cached.videos / "waving" / name) for name in ("a.mp4", "c.mp4")]
-    assert "features computed by Fake" in reporter.lines[-1]
+    assert "features computed by TensorFlow" in reporter.lines[-1]
+
+
+def test_a_folder_keeps_its_engine_on_a_machine_where_another_one_is_faster(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines round differently, so that features of two would not be comparable."""
+    asked = []
+
+    def load(weights: Path, engine: Engine) -> FrameEncoder:
+        asked.append(engine)
+        return FrameEncoder(engine, lambda frames: np.ones((len(frames), 7, 7, 6), np.float32))
+
+    monkeypatch.setattr(gathering, "load_encoder", load)
+    clip = cached.videos / "waving" / "b.mp4"
+    reporter = Recording()
+    for fastest, seed in (("MNN", 0), ("TensorFlow in bfloat16", 1)):
+        monkeypatch.setattr(gathering, "fastest_engine", lambda dtype, fastest=fastest: fastest)
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        clip.write_bytes(render_clip("waving", frames=45, width=96, height=96, seed=seed).data)
+        found = gather(cached, reporter=reporter)
+        assert found.engine == "MNN"
+    assert asked == ["MNN", "MNN"]
+    first, second = (line for line in reporter.lines if "runs on" in line)
+    assert first == "VGG19 runs on MNN"
+    assert second == (
+        f"VGG19 runs on MNN, which computed the features in {cached.features} so far; TensorFlow in bfloat16 is faster "
+        "here, and needs another folder"
+    )
+
+
+def test_a_file_of_another_number_of_channels_is_named(cached: CachedClips) -> None:
+    cached.add("squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+    odd = FeatureCache(cached.features, file_sha256(cached.weights)).path_of(b"squats/b.mp4")
+    np.save(odd, np.zeros((40, 7, 7, 5), np.float16))
+    with pytest.raises(FeatureError, match=rf"^{odd} holds features of another number of channels .*; remove it"):
+        gather(cached)
 
 
 def test_a_selection_is_limited_to_classes_and_a_number_of_clips(cached: CachedClips) -> None:
@@ -60,7 +98,7 @@ def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
     (cached.videos / "waving").mkdir()
     for name in ("a.mp4", "b.mp4"):
-        (cached.videos / "waving" / name).write_text(f"{name} is no video")
+        (cached.videos / "waving" / name).write_text(f"{name} is no video", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"waving: none of its clips can be decoded \(.*\); replace them or remove"):
         gather(cached)
 
@@ -69,7 +107,7 @@ def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
 def test_features_of_another_encoder_or_other_frames_are_refused(cached: CachedClips, fact: str) -> None:
     cached.add("squats/a.mp4", "waving/a.mp4")
     origin = cached.features / "cache.json"
-    origin.write_text(json.dumps({**json.loads(origin.read_text()), fact: "another"}))
+    origin.write_text(json.dumps({**json.loads(origin.read_text(encoding="utf-8")), fact: "another"}), encoding="utf-8")
     with pytest.raises(
         FeatureError, match=f"{cached.features} holds features of another {fact}; choose another folder"
     ):

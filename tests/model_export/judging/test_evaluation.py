@@ -145,11 +145,11 @@ class TestRefusals:
         folder = tmp_path / "lists"
         folder.mkdir()
         for name, text in lists.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         with pytest.raises(DatasetError, match=rf"{folder}.*{complaint}"):
             self.evaluate(cached, "squats/a.mp4", split=(1,), split_files=folder)
 
     def test_a_split_of_another_data_set_is_refused(self, cached: CachedClips, tmp_path: Path) -> None:
-        (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2")
+        (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2", encoding="utf-8")
         with pytest.raises(FoldError, match="none of the clips is on the split's training side"):
             self.evaluate(cached, "squats/a.mp4", "waving/a.mp4", split=(1,), split_files=tmp_path)

@@ -50,7 +50,7 @@ def test_the_confusion_matrix_shows_predictions_in_columns(tmp_path: Path) -> No
 
 def history(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "seed-0.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -31,14 +31,14 @@ GROUPED = Experiment("2 grouped folds", "grouped", (ATTENTION, BASELINE))
 
 
 def write(folder: Path, *experiments: Experiment, data: DataFacts = DATA, sections: Sequence[Section] = ()) -> str:
-    return write_report(folder, RUN, data, experiments, sections).read_text()
+    return write_report(folder, RUN, data, experiments, sections).read_text(encoding="utf-8")
 
 
 def strict(path: Path) -> Any:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    return json.loads(path.read_text(), parse_constant=refuse)
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def row(text: str, first: str) -> list[str]:
@@ -167,7 +167,7 @@ class TestReadAccuracy:
             {"name": name, "clips": clips, "methods": [method("seed=0", value, deviation), method("seed=1", 0.1, 0.1)]}
             for name, clips, value, deviation in (("4 grouped folds", 24, 0.912345, 0.02), ("split 1", 8, 0.8, None))
         ]
-        (tmp_path / "report.json").write_text(json.dumps({"experiments": experiments}))
+        (tmp_path / "report.json").write_text(json.dumps({"experiments": experiments}), encoding="utf-8")
         return tmp_path
 
     def test_accuracy_of_the_recipe_is_read_by_protocol(self, report: Path) -> None:
@@ -192,6 +192,6 @@ class TestReadAccuracy:
     @pytest.mark.parametrize("text", [None, "[]", '{"experiments": ['])
     def test_a_missing_or_damaged_report_is_named(self, tmp_path: Path, text: str | None) -> None:
         if text is not None:
-            (tmp_path / "report.json").write_text(text)
+            (tmp_path / "report.json").write_text(text, encoding="utf-8")
         with pytest.raises(ReportError, match=rf"^{tmp_path}/report.json cannot be read .*`limelight-model evaluate`$"):
             read_accuracy(tmp_path, "seed=0", ("squats", "waving"))

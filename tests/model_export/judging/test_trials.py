@@ -65,7 +65,7 @@ class MemoryRecording(Recording):
     def say(self, line: str) -> None:
         super().say(line)
         if line.endswith("finished"):
-            status = Path("/proc/self/status").read_text()
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
             self.resident.append(int(status.partition("VmRSS:")[2].split()[0]))
 
 

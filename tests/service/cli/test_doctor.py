@@ -258,7 +258,7 @@ class TestSettings:
         assert found.found == "no conflicts"
 
     def test_the_variables_of_compose_are_those_of_its_files(self) -> None:
-        texts = [file.read_text() for file in REPOSITORY.glob("docker-compose*.yml")]
+        texts = [file.read_text(encoding="utf-8") for file in REPOSITORY.glob("docker-compose*.yml")]
         used = {name for text in texts for name in re.findall(r"(?<!\$)\$\{?([A-Z_]+)", text)}
 
         assert used

@@ -70,7 +70,7 @@ def test_streams_that_are_closed_stay_unusable_and_no_other_file_gets_their_numb
 
     assert ended.returncode == 0
     expected = [["/dev/null", True, False, number, mode] for number, mode in enumerate("rww")]
-    assert json.loads(facts.read_text()) == expected
+    assert json.loads(facts.read_text(encoding="utf-8")) == expected
 
 
 def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

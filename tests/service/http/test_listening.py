@@ -161,11 +161,11 @@ class TestUnixSocket:
             assert path.is_socket()
 
     def test_a_file_that_is_not_a_socket_is_kept(self, path: Path) -> None:
-        path.write_text("precious")
+        path.write_text("precious", encoding="utf-8")
         with pytest.raises(ListenError):
             Listeners(Endpoint("", 8000, path))
 
-        assert path.read_text() == "precious"
+        assert path.read_text(encoding="utf-8") == "precious"
 
     def test_the_file_of_a_successor_is_kept(self, path: Path) -> None:
         with closing(Listeners(Endpoint("", 0, path))):

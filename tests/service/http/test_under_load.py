@@ -365,7 +365,7 @@ class TestReload:
         bundle = write_tiny_bundle(tmp_path)
         async with serving(brake, Settings(bundle=bundle, device="cpu")) as (app, client):
             brake.released.set()
-            (bundle / "manifest.json").write_text("{}")
+            (bundle / "manifest.json").write_text("{}", encoding="utf-8")
             await app.state.serving.reload(app.state.serving.pipeline)
             answer = await client.post("/predict", content=clip)
 

@@ -102,7 +102,7 @@ async def test_the_kernel_shows_a_decoder_in_the_sandbox(start_hostile: Callable
     await asyncio.to_thread(until, lambda: any(kernel.status(pid)["Seccomp"] == "2" for pid in decoders(os.getpid())))
     (decoder,) = decoders(os.getpid())
     status, limits = kernel.status(decoder), kernel.limits(decoder)
-    oom_score_adj = Path(f"/proc/{decoder}/oom_score_adj").read_text()
+    oom_score_adj = Path(f"/proc/{decoder}/oom_score_adj").read_text(encoding="utf-8")
     hanging.cancel()
 
     none = "0000000000000000"

@@ -104,7 +104,7 @@ def numbers_of_headers(machine: str) -> Iterator[dict[str, int]]:
     """Yield the numbers of the kernel's own headers, if they are installed."""
     for path in (Path("/usr/include", name) for name in HEADERS[machine]):
         if path.exists():
-            lines = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", path.read_text(), re.MULTILINE)
+            lines = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             yield {name: int(number) for name, number in lines}
 
 

@@ -67,9 +67,9 @@ def refusal(read: Callable[[Path], object], bundle: Path, *, names: str) -> str:
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.mark.parametrize("variant", ["attention", "base"])
@@ -139,7 +139,7 @@ class TestManifest:
         assert "more than 16777216 bytes" in refusal(load_bundle, bundle, names=MANIFEST)
 
     def test_a_later_schema_is_refused_for_its_number_even_if_other_fields_differ(self, bundle: Path) -> None:
-        (bundle / MANIFEST).write_text('{"schema": 2, "models": []}')
+        (bundle / MANIFEST).write_text('{"schema": 2, "models": []}', encoding="utf-8")
 
         assert "has schema 2" in refusal(load_bundle, bundle, names=MANIFEST)
 
@@ -316,7 +316,7 @@ class TestWriteManifest:
         assert [file.name for file in folder.iterdir()] == [MANIFEST]
 
     def test_the_schema_version_is_called_schema_in_json(self, bundle: Path) -> None:
-        manifest = json.loads((bundle / MANIFEST).read_text())
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
 
         assert manifest["schema"] == 1
         assert "schema_version" not in manifest

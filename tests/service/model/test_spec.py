@@ -43,7 +43,7 @@ class TestPrecision:
     )
     def test_vnni_is_found_in_the_processor_flags(self, tmp_path: Path, flags: str, answer: bool) -> None:
         cpuinfo = tmp_path / "cpuinfo"
-        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} rdpid\nbugs\t\t: none\n")
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} rdpid\nbugs\t\t: none\n", encoding="utf-8")
 
         assert has_vnni(cpuinfo) is answer
 

@@ -4,7 +4,6 @@ import io
 import struct
 from collections.abc import Callable, Sequence
 
-import av
 import av.logging
 import numpy as np
 import PIL.Image

@@ -205,7 +205,7 @@ def assert_unsupported(data: bytes, *words: str) -> None:
 
 class TestPolicy:
     def test_the_lists_are_those_of_the_documentation(self) -> None:
-        containers, codecs = re.findall(r"^\|---.*\n((?:\|.*\n)+)", DOCUMENT.read_text(), re.MULTILINE)
+        containers, codecs = re.findall(r"^\|---.*\n((?:\|.*\n)+)", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
 
         assert re.findall(r"^\| `(.+)` \| (.+) \|$", containers, re.MULTILINE) == list(DEMUXERS.items())
         assert re.findall(r"^\| `(.+)` \| `(.+)` \| (.+) \|$", codecs, re.MULTILINE) == [
@@ -244,7 +244,7 @@ class TestRefusals:
         clip.write_bytes(numbered_clip(50, container="mpegts"))
         for named in (clip.name, str(clip), clip.as_uri(), "http://127.0.0.1:9/segment.ts"):
             path = tmp_path / name
-            path.write_text(playlist(named))
+            path.write_text(playlist(named), encoding="utf-8")
             with path.open("rb") as file:  # PyAV tells FFmpeg the name of an open file
                 for source in (path.read_bytes(), path, file):
                     with pytest.raises(UnsupportedMedia):

@@ -10,7 +10,7 @@ from model_export.errors import DatasetError
 
 def write(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 

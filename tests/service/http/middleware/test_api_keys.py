@@ -240,7 +240,7 @@ class TestFile:
 
     def test_the_file_may_be_a_link_as_kubernetes_makes_them(self, tmp_path: Path) -> None:
         (tmp_path / "..data").mkdir()
-        (tmp_path / "..data" / "keys").write_text("one\n")
+        (tmp_path / "..data" / "keys").write_text("one\n", encoding="utf-8")
         (tmp_path / "keys").symlink_to("..data/keys")
 
         (key,) = Settings(api_keys_file=tmp_path / "keys").api_keys
@@ -307,7 +307,7 @@ class TestFile:
     def test_keys_in_the_variable_and_in_a_file_are_refused(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keys: str
     ) -> None:
-        (tmp_path / "keys").write_text("s3cret")
+        (tmp_path / "keys").write_text("s3cret", encoding="utf-8")
         monkeypatch.setenv("LIMELIGHT_API_KEYS", keys)
 
         assert "LIMELIGHT_API_KEYS is set, too" in self.refused(monkeypatch, str(tmp_path / "keys"))
