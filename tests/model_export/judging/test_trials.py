@@ -70,6 +70,7 @@ class MemoryRecording(Recording):
 
 
 def networks() -> int:
+    gc.collect()
     return sum(isinstance(found, keras.Model) for found in gc.get_objects())
 
 
