@@ -107,6 +107,10 @@ def test_without_held_out_clips_all_epochs_are_trained(examples: Examples) -> No
     assert result.holdout_accuracy is None
     assert [line["epoch"] for line in lines] == [1, 2]
     assert "val_loss" not in lines[0]
+    assert [line["loss"] for line in lines] == pytest.approx([0.961185, 0.592165], rel=1e-3), (
+        "the same settings make another head, and kept checkpoints and predictions would be mixed with it: raise "
+        "FITTING_REVISION in model_export/recipe.py, and store these losses here"
+    )
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(examples: Examples) -> None:
