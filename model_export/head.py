@@ -33,7 +33,7 @@ class HeadFacts(HeadSpec):
         version: Its version.
         labels: Class names, in index order.
         encoder_sha256: SHA-256 of the VGG19 weights that it was trained with.
-        revisions: The code that it was trained with.
+        revisions: Revisions of the code that it was trained with.
         training: How it was trained, for people; copied into the manifest.
     """
 

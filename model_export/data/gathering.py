@@ -125,9 +125,10 @@ def gather_features(
 
     @cache
     def load() -> FrameEncoder:
-        faster = fastest_engine(cached.dtype)
-        why = f" computed the features in {cache_folder} so far; {faster} is faster here, and needs another folder"
-        reporter.say(f"VGG19 runs on {cached.engine}" + (f", which{why}" if faster != cached.engine else ""))
+        why = ""
+        if (faster := fastest_engine(cached.dtype)) != cached.engine:
+            why = f", which the features in {cache_folder} come from; {faster} is faster here, and needs another folder"
+        reporter.say(f"VGG19 runs on {cached.engine}{why}")
         return load_encoder(weights, cached.engine)
 
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)

@@ -115,7 +115,7 @@ def evaluated(folder: Path, videos: Path, vgg19: Path, features: str) -> Path:
     output = folder / "evaluation"
     source = ("--videos", videos, "--features", folder / "features", "--weights", vgg19)
     scope = ("--k-fold", 2, "--variant", "attention", "--actor-clips", 3)
-    limelight_model("evaluate", *source, *scope, *RECIPE, "--output", output)
+    assert "features already cached" in limelight_model("evaluate", *source, *scope, *RECIPE, "--output", output)
     return output
 
 
@@ -184,8 +184,11 @@ def test_the_report_has_the_sections_on_attention(report: Any) -> None:
     assert titles == ["deletion of cells", "rendered actor", "maps"]
 
 
-def test_cached_features_are_not_computed_again(report: Any) -> None:
-    assert report["run"]["settings"]["features"] == "cached by an earlier run"
+def test_report_and_head_name_what_computed_their_features(folder: Path, head: Path, report: Any) -> None:
+    made_by = json.loads((folder / "features" / "cache.json").read_text(encoding="utf-8"))
+    facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
+    assert report["run"]["settings"]["features"] == f"{made_by['engine']}, {made_by['dtype']}"
+    assert facts["training"]["features"] == {"engine": made_by["engine"], "dtype": made_by["dtype"]}
 
 
 def test_the_head_records_its_training_clips_and_the_accuracy_of_its_recipe(head: Path, report: Any) -> None:

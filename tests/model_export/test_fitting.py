@@ -113,6 +113,15 @@ def test_without_held_out_clips_all_epochs_are_trained_at_rates_that_fall_along_
     assert rates == pytest.approx([1.5e-3 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)])
 
 
+def test_the_same_settings_make_the_head_that_they_made_before(examples: Examples) -> None:
+    lines: list[LogLine] = []
+    fit_head(examples(groups=2), 3, PLAIN, QUICK, tell=lambda phase, line: lines.append(line))
+    assert [line["loss"] for line in lines] == pytest.approx([0.961185, 0.592165], rel=1e-3), (
+        "the same settings make another head, and kept checkpoints and predictions would be mixed with it: raise "
+        "FITTING_REVISION in model_export/recipe.py, and store these losses here"
+    )
+
+
 def test_training_stops_when_the_held_out_loss_no_longer_falls(examples: Examples) -> None:
     phases: list[str] = []
     rates: list[float] = []

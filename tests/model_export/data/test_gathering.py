@@ -75,8 +75,8 @@ def test_a_folder_keeps_its_engine_on_a_machine_where_another_one_is_faster(
     first, second = (line for line in reporter.lines if "runs on" in line)
     assert first == "VGG19 runs on MNN"
     assert second == (
-        f"VGG19 runs on MNN, which computed the features in {cached.features} so far; TensorFlow in bfloat16 is faster "
-        "here, and needs another folder"
+        f"VGG19 runs on MNN, which the features in {cached.features} come from; TensorFlow in bfloat16 is faster here, "
+        "and needs another folder"
     )
 
 

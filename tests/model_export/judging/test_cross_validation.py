@@ -163,3 +163,12 @@ class TestResumption:
         np.save(path, np.zeros((2, 3)))
         with pytest.raises(EvaluationError, match=rf"^{path} holds predictions of shape \(2, 3\)"):
             self.run(tmp_path)
+
+    def test_a_file_of_predictions_that_are_no_numbers_is_named(self, tmp_path: Path) -> None:
+        self.run(tmp_path)
+        path = next(tmp_path.iterdir())
+        np.save(path, np.full_like(np.load(path), np.nan))
+        with pytest.raises(
+            EvaluationError, match=rf"^{path} holds predictions that are not finite numbers; remove it$"
+        ):
+            self.run(tmp_path)
