@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
+from model_export.data.duplicates import Joined, join_equal
 from model_export.data.encoders import FrameEncoder, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
@@ -16,6 +17,9 @@ from model_export.reporter import SILENT, Reporter
 from service.errors import ClipError
 from service.model.bundle import file_sha256
 
+# Number of joined groups that are listed.
+LISTED = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -24,7 +28,8 @@ class Selection:
     Attributes:
         videos: Folder of class folders.
         classes: Only these classes; ``None``: all.
-        count: At most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
+        count: At most this many clips of each class, spread over its groups by name (see ``clips_per_class``);
+            ``None``: all.
     """
 
     videos: Path
@@ -56,8 +61,9 @@ class FeatureSet:
     Attributes:
         videos: Folder that the clips came from.
         labels: Class names, in index order.
-        clips: All selected clips.
-        examples: The clips that could be decoded, in the same order.
+        clips: All selected clips, with their groups by name.
+        examples: The clips that could be decoded, in the same order, with their groups after those of equal clips were
+            joined (see ``join_equal``): all training, folds, hold-outs and figures use these.
         undecodable: The other clips, with the reason.
         encoder_name: Library that encoded the clips; ``None`` if all features were cached.
     """
@@ -85,7 +91,7 @@ def gather_features(
     least_classes: int = 1,
     reporter: Reporter = SILENT,
 ) -> FeatureSet:
-    """Compute the VGG19 features of the selected clips that are not cached yet.
+    """Compute the VGG19 features of the selected clips that are not cached yet, and join the groups of equal clips.
 
     Args:
         selection: Which clips.
@@ -94,7 +100,7 @@ def gather_features(
         flip: Also compute features of the mirrored clips.
         dtype: Type to store features in; a folder that holds features already keeps its own.
         least_classes: Number of classes that are needed.
-        reporter: Receives progress and the clips that were left out.
+        reporter: Receives progress, the clips that were left out and the groups that were joined.
 
     Raises:
         DatasetError: There are too few classes, or no clip of a class can be decoded.
@@ -140,4 +146,23 @@ def gather_features(
     reporter.say(
         f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
     )
+    examples, joined = join_equal(examples)
+    _report_joined(joined, reporter)
     return FeatureSet(selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, name)
+
+
+def _report_joined(joined: Sequence[Joined], reporter: Reporter) -> None:
+    """Report the groups that were joined, and equal clips in different classes."""
+    if not joined:
+        return
+    before = sum(len(one.groups) for one in joined)
+    reporter.say(f"{before} groups were joined into {len(joined)}, because clips of them are equal")
+    rows = [(", ".join(clips), one.name) for one in joined for clips in one.clips]
+    more = [(f"and {len(rows) - LISTED} more", "")] if len(rows) > LISTED else []
+    reporter.table(("equal clips", "group"), rows[:LISTED] + more)
+    across = [clips for one in joined for clips in one.clips if len({name.split("/")[0] for name in clips}) > 1]
+    if across:
+        reporter.say(
+            f"{len(across)} of these sets of equal clips are in several classes, such as {' and '.join(across[0])}; no "
+            "network can tell them apart, so leave each clip in one class"
+        )

@@ -14,7 +14,7 @@ class LabelledClip:
     Attributes:
         path: Video file.
         label: The class, which is the name of its folder.
-        group: Source video; clips of one group must never be on both sides of an evaluation.
+        group: Source video, by the clip's name (see ``group_of``).
     """
 
     path: Path
