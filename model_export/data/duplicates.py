@@ -13,21 +13,23 @@ from model_export.data.examples import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """Groups that became one, because clips of them are equal.
+class EqualClips:
+    """Clips with the same content, which are in several groups or classes.
 
     Attributes:
-        name: Name of the group: the first of the joined names, in alphabetical order.
-        groups: The names that were joined, sorted.
-        clips: The equal clips, in sets of ``class/file``, sorted.
+        names: The clips, as ``class/file``, sorted.
+        groups: Their groups before joining, sorted.
+        group: Their group after joining: the first of all groups that were joined into it, in alphabetical order.
+        classes: Number of their classes.
     """
 
-    name: str
+    names: tuple[str, ...]
     groups: tuple[str, ...]
-    clips: tuple[tuple[str, ...], ...]
+    group: str
+    classes: int
 
 
-def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[Joined]]:
+def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[EqualClips]]:
     """Join the groups of clips with equal features.
 
     Features are equal if the bytes of the files are (see ``FeatureCache``), or if the decoded frames are, as after
@@ -36,7 +38,7 @@ def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[Joined]
     throughout are equal.
 
     Returns:
-        The examples in their order, each with the name of its group after joining; and what was joined.
+        The examples in their order, each with the name of its group after joining; and the clips that are equal.
 
     Raises:
         OSError: Features cannot be read.
@@ -44,19 +46,24 @@ def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[Joined]
     """
     contents = _contents([example.features for example in examples])
     numbers = linked((example.group, contents[example.features]) for example in examples)
-    groups: defaultdict[int, set[str]] = defaultdict(set)
-    equal: defaultdict[str, list[Example]] = defaultdict(list)
+    joined: defaultdict[int, set[str]] = defaultdict(set)
+    alike: defaultdict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        groups[numbers[example.group]].add(example.group)
-        equal[contents[example.features]].append(example)
-    joined = []
-    for number, names in groups.items():
-        if len(names) > 1:
-            sets = [same for same in equal.values() if numbers[same[0].group] == number]
-            clips = sorted(tuple(sorted(e.name for e in same)) for same in sets if len({e.group for e in same}) > 1)
-            joined.append(Joined(min(names), tuple(sorted(names)), tuple(clips)))
-    named = [replace(example, group=min(groups[numbers[example.group]])) for example in examples]
-    return named, sorted(joined, key=lambda one: one.name)
+        joined[numbers[example.group]].add(example.group)
+        alike[contents[example.features]].append(example)
+    first = {number: min(groups) for number, groups in joined.items()}
+    equal = [
+        EqualClips(
+            names=tuple(sorted(example.name for example in same)),
+            groups=tuple(sorted({example.group for example in same})),
+            group=first[numbers[same[0].group]],
+            classes=len({example.label for example in same}),
+        )
+        for same in alike.values()
+        if len({(example.group, example.label) for example in same}) > 1
+    ]
+    named = [replace(example, group=first[numbers[example.group]]) for example in examples]
+    return named, sorted(equal, key=lambda one: one.names)
 
 
 def _contents(files: Sequence[Path]) -> dict[Path, str]:

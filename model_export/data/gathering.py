@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
-from model_export.data.duplicates import Joined, join_equal
+from model_export.data.duplicates import EqualClips, join_equal
 from model_export.data.encoders import FrameEncoder, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
@@ -17,7 +17,7 @@ from model_export.reporter import SILENT, Reporter
 from service.errors import ClipError
 from service.model.bundle import file_sha256
 
-# Number of joined groups that are listed.
+# Number of sets of equal clips that are listed.
 LISTED = 20
 
 
@@ -146,23 +146,22 @@ def gather_features(
     reporter.say(
         f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
     )
-    examples, joined = join_equal(examples)
-    _report_joined(joined, reporter)
+    examples, equal = join_equal(examples)
+    _report_equal(equal, reporter)
     return FeatureSet(selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, name)
 
 
-def _report_joined(joined: Sequence[Joined], reporter: Reporter) -> None:
+def _report_equal(equal: Sequence[EqualClips], reporter: Reporter) -> None:
     """Report the groups that were joined, and equal clips in different classes."""
-    if not joined:
-        return
-    before = sum(len(one.groups) for one in joined)
-    reporter.say(f"{before} groups were joined into {len(joined)}, because clips of them are equal")
-    rows = [(", ".join(clips), one.name) for one in joined for clips in one.clips]
+    joined = [one for one in equal if len(one.groups) > 1]
+    if joined:
+        before, after = {group for one in joined for group in one.groups}, {one.group for one in joined}
+        reporter.say(f"{len(before)} groups were joined into {len(after)}, because clips of them are equal")
+    if across := [one for one in equal if one.classes > 1]:
+        reporter.say(
+            f"{len(across)} sets of equal clips are in several classes, such as {' and '.join(across[0].names)}; no "
+            "network can tell them apart, so keep each clip in one class only"
+        )
+    rows = [(", ".join(one.names), one.group) for one in equal]
     more = [(f"and {len(rows) - LISTED} more", "")] if len(rows) > LISTED else []
     reporter.table(("equal clips", "group"), rows[:LISTED] + more)
-    across = [clips for one in joined for clips in one.clips if len({name.split("/")[0] for name in clips}) > 1]
-    if across:
-        reporter.say(
-            f"{len(across)} of these sets of equal clips are in several classes, such as {' and '.join(across[0])}; no "
-            "network can tell them apart, so leave each clip in one class"
-        )

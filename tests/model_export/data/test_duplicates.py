@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.data.duplicates import Joined, join_equal
+from model_export.data.duplicates import EqualClips, join_equal
 from model_export.data.examples import Example
 
 RANDOM = np.random.default_rng(0)
@@ -36,16 +36,22 @@ def test_one_video_in_two_containers_is_one_group(tmp_path: Path) -> None:
         store(tmp_path, "b.avi", "squats/b", clip()),
         store(tmp_path, "c.mp4", "squats/c", video, label=1),
     ]
-    named, joined = join_equal(examples)
+    named, equal = join_equal(examples)
     assert [example.group for example in named] == ["squats/a", "squats/b", "squats/a"]
     assert [(e.name, e.label, e.features) for e in named] == [(e.name, e.label, e.features) for e in examples]
-    assert joined == [Joined("squats/a", ("squats/a", "squats/c"), (("squats/a.avi", "squats/c.mp4"),))]
+    assert equal == [EqualClips(("squats/a.avi", "squats/c.mp4"), ("squats/a", "squats/c"), "squats/a", classes=2)]
 
 
 def test_equal_clips_of_one_group_are_not_worth_telling(tmp_path: Path) -> None:
     video = clip()
     examples = [store(tmp_path, name, "g", video) for name in ("a", "b")]
     assert join_equal(examples) == (examples, [])
+
+
+def test_equal_clips_of_one_group_in_two_classes_are_told(tmp_path: Path) -> None:
+    video = clip()
+    examples = [store(tmp_path, name, "g", video, label) for label, name in enumerate("ab")]
+    assert join_equal(examples) == (examples, [EqualClips(("squats/a", "squats/b"), ("g",), "g", classes=2)])
 
 
 def test_a_black_beginning_and_a_single_other_value_keep_clips_apart(tmp_path: Path) -> None:
@@ -83,9 +89,9 @@ def test_joining_is_transitive_and_does_not_depend_on_the_order(
     shuffled = list(range(len(clips)))
     random.shuffle(shuffled)
     for order in (range(len(clips)), shuffled):
-        named, joined = join_equal([examples[i] for i in order])
+        named, equal = join_equal([examples[i] for i in order])
         assert [example.group for example in named] == [f"g{expected[i]}" for i in order]
-        assert {one.name for one in joined} == {
+        assert {one.group for one in equal} == {
             f"g{name}"
             for name in expected
             if len({g for (g, _), e in zip(clips, expected, strict=True) if e == name}) > 1
