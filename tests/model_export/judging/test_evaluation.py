@@ -53,10 +53,27 @@ class TestProtocols:
         assert groups(data, fold.test) == {"v_squats_g01", "v_waving_g01"}
 
         facts = data_facts(data, [protocol])
-        assert (facts.name, facts.clips, facts.classes, facts.groups) == ("gym", 8, 2, 4)
+        assert (facts.name, facts.clips, facts.classes, facts.groups) == ("gym", 7, 2, 4), "without the extra clip"
         assert facts.extra == ("squats/v_squats_g01_c01.mp4",)
         assert facts.undecodable == ("waving/v_waving_g03_c01.mp4",)
         assert facts.missing == ("waving/v_waving_g04_c01",), "a damaged clip is not missing"
+
+    def test_clips_that_no_split_uses_are_not_counted_as_used(
+        self, data: FeatureSet, clips: list[LabelledClip]
+    ) -> None:
+        def split(*unused: str) -> Split:
+            sides = {(c.label, c.path.stem): Side.TRAIN if "g02" in c.group else Side.TEST for c in clips}
+            return Split("split", sides | dict.fromkeys([("waving", stem) for stem in unused], Side.UNUSED))
+
+        group = ["v_waving_g01_c01", "v_waving_g01_c02"]
+        first, second = split(*group), split(group[0], "v_waving_g02_c01")
+        facts = data_facts(data, [split_protocol(data, first)])
+        assert (facts.clips, facts.groups) == (6, 3)
+        assert facts.unused == ("waving/v_waving_g01_c01.mp4", "waving/v_waving_g01_c02.mp4")
+        facts = data_facts(data, [split_protocol(data, first), split_protocol(data, second)])
+        assert (facts.clips, facts.groups, facts.unused) == (7, 4, ("waving/v_waving_g01_c01.mp4",))
+        facts = data_facts(data, [fold_protocol(data, "grouped", 2, seed=0)])
+        assert (facts.clips, facts.groups, facts.unused) == (8, 4, ())
 
     def test_a_split_of_other_clips_is_refused(self, data: FeatureSet) -> None:
         split = Split("split 1", {("diving", "a"): Side.TRAIN, ("diving", "b"): Side.TEST})
