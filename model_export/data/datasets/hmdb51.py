@@ -71,7 +71,8 @@ def _film(title: str) -> str:
 def read_split(folder: Path, number: int) -> Split:
     """Read official 70/30 split ``number`` (1 to 3) from ``<class>_test_splitN.txt``.
 
-    The split keeps a video on one side within a class, but not across classes.
+    The split keeps the clips of one file on one side within a class, but not across classes, and films are cut into
+    several files.
 
     Raises:
         DatasetError: There is no such file, a line is malformed, or a clip is listed twice.

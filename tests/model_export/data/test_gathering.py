@@ -102,8 +102,8 @@ class TestEqualClips:
         assert reporter.lines[-2:] == [
             "2 groups were joined into 1, because clips of them are equal",
             (
-                "1 sets of equal clips are in several classes, such as squats/v_squats_g01_c02.mp4 and "
-                "waving/renamed.mp4; no network can tell them apart, so keep each clip in one class only"
+                "equal clips are in several classes (1 times, first squats/v_squats_g01_c02.mp4 and "
+                "waving/renamed.mp4); no network can tell them apart, so keep each clip in one class only"
             ),
         ]
         assert reporter.rows == [("squats/v_squats_g01_c02.mp4, waving/renamed.mp4", "v_squats_g01")]
