@@ -1,6 +1,7 @@
 """Dealing groups to sides, such as folds, where groups and classes overlap."""
 
 import hashlib
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ def linked(pairs: Iterable[tuple[T, Hashable]]) -> dict[T, int]:
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
     """Return names in an order that depends on the seed and on each name, not on the order given or on other names."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f"{seed} {name}")).digest())
 
 
 def deal(

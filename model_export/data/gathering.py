@@ -159,8 +159,8 @@ def _report_equal(equal: Sequence[EqualClips], reporter: Reporter) -> None:
         reporter.say(f"{len(before)} groups were joined into {len(after)}, because clips of them are equal")
     if across := [one for one in equal if one.classes > 1]:
         reporter.say(
-            f"equal clips are in several classes ({len(across)} times, first {' and '.join(across[0].names)}); no network "
-            "can tell them apart, so keep each clip in one class only"
+            f"equal clips are in several classes ({len(across)} times, first {' and '.join(across[0].names)}); no "
+            "network can tell them apart, so keep each clip in one class only"
         )
     rows = [(", ".join(one.names), one.group) for one in equal]
     more = [(f"and {len(rows) - LISTED} more", "")] if len(rows) > LISTED else []

@@ -231,6 +231,10 @@ class TestHoldingOut:
         choices = {tuple(clip.name for clip in hold_out_groups(clips, 0.25, seed)[1]) for seed in range(10)}
         assert len(choices) == 10
 
+    def test_names_may_be_of_any_bytes(self) -> None:
+        clips = [replace(clip, group=f"{clip.group}\udce9") for clip in examples([1] * 4, [1] * 4)]
+        assert len(hold_out_groups(clips, 0.25)[1]) == 2
+
     def test_a_class_with_one_group_is_refused(self) -> None:
         with pytest.raises(FoldError, match=r"^Diving has one source video to train on"):
             hold_out_groups(examples([5], [1] * 9, [1] * 9), 0.25)
