@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
-from model_export.data.gathering import FeatureSet
+from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, FoldError
+from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.evaluation import data_facts, evaluate, fold_protocol, split_protocol
 from model_export.judging.plan import EvaluationPlan
 from model_export.network.spec import HeadSpec
@@ -79,6 +81,30 @@ class TestProtocols:
         split = Split("split 1", {("diving", "a"): Side.TRAIN, ("diving", "b"): Side.TEST})
         with pytest.raises(FoldError, match="give the split lists of this data set"):
             split_protocol(data, split)
+
+
+def test_clips_of_a_film_that_an_official_split_trains_on_are_counted(cached: CachedClips) -> None:
+    sides = {
+        ("run", "RETURN_OF_THE_KING_run_f_cm_np1_ba_med_0"): Side.TRAIN,
+        ("walk", "The_Matrix_1_walk_f_cm_np1_ba_med_0"): Side.TRAIN,
+        ("run", "Return_of_the_King_13_run_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "Return_of_the_King_2_walk_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "The_Matrix_Revolutions_1_walk_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "copied_walk_f_cm_np1_ba_med_0"): Side.TEST,
+    }
+    cached.add(*(f"{label}/{stem}.avi" for label, stem in list(sides)[:-1]))
+    copy = cached.videos / "walk" / "copied_walk_f_cm_np1_ba_med_0.avi"
+    copy.write_text("walk/The_Matrix_1_walk_f_cm_np1_ba_med_0.avi")
+    data = gather_features(Selection(cached.videos), cached.weights, cached.features)
+    constant = Contender("constant", lambda train, test: np.full((len(test), 2), 0.5), "")
+    (found,) = cross_validate(
+        data.examples, split_protocol(data, Split("split 1", sides)).folds, [constant], data.labels
+    )
+    assert {name for name, leaked in zip(found.names, found.leaked, strict=True) if leaked} == {
+        "run/Return_of_the_King_13_run_f_cm_np1_ba_med_0.avi",
+        "walk/Return_of_the_King_2_walk_f_cm_np1_ba_med_0.avi",
+        "walk/copied_walk_f_cm_np1_ba_med_0.avi",
+    }
 
 
 def groups(data: FeatureSet, indices: Sequence[int]) -> set[str]:
