@@ -27,7 +27,8 @@ class Example:
     Attributes:
         features: ``.npy`` file of the cuboids X_t, float16 or float32 ``(40, 7, 7, channels)``.
         label: Index of the class.
-        group: Source video; clips of one group must never be on both sides of an evaluation.
+        group: Source video, by the clip's name and, after ``join_equal``, by its content; clips of one group must never
+            be on both sides of an evaluation.
         name: ``class/file``, for reports.
         flipped: ``.npy`` file of the clip mirrored left to right, if it was encoded.
     """

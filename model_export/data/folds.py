@@ -1,7 +1,7 @@
 """Dividing examples into parts to train on and parts to test: folds, official splits, held-out groups."""
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from model_export.data.dealing import deal, linked, shuffled
 from model_export.data.examples import Example
 from model_export.errors import FoldError
 
@@ -24,10 +25,11 @@ class Fold:
 def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fold, ...]:
     """Deal clips to ``k`` folds, stratified by class, with all clips of a group in the same one.
 
-    Each clip is tested once.
+    Each clip is tested once, by a network that was trained on other clips of its class.
 
     Raises:
-        FoldError: A class has fewer than ``k`` groups.
+        FoldError: A class has fewer than ``k`` groups, or groups are in several classes in such a way that some fold
+            would have nothing to test, or a class nothing to train on.
     """
     name, videos = _scarcest(examples, lambda example: example.group)
     if videos < k:
@@ -35,8 +37,22 @@ def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[F
             f"{name} has too few source videos ({videos}) for {k} folds; lower --k-fold, add clips of other videos or "
             "leave the class out"
         )
-    labels, groups = [example.label for example in examples], [example.group for example in examples]
-    return _folds(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups))
+    classes = _classes(examples)
+    # By class first, so that the folds do not depend on how classes are spelled in the names of groups.
+    order = {group: i for i, group in enumerate(sorted(classes, key=lambda group: (min(classes[group]), group)))}
+    labels, groups = [example.label for example in examples], [order[example.group] for example in examples]
+    folds = _folds(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups))
+    if all(fold.test and _labels(examples, fold.test) <= _labels(examples, fold.train) for fold in folds):
+        return folds
+    sizes = _sizes(classes)
+    sides = deal(classes, {label: [size / k] * k for label, size in sizes.items()}, 0, seed)
+    if sides is None:
+        raise FoldError(
+            f"there are no {k} folds that each leave clips of every class to train on, because videos are in several "
+            "classes; change --k-fold, add clips of other videos or leave a class out"
+        )
+    on = [sides[example.group] for example in examples]
+    return tuple(_parts(on, side) for side in range(k))
 
 
 def random_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fold, ...]:
@@ -83,12 +99,14 @@ def split_fold(examples: Sequence[Example], train: Collection[str], test: Collec
 
 
 def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """Split examples into those to train on and about ``share`` of each class's groups to choose the epoch by.
+    """Split examples into those to train on and a share of each class's groups to choose the epoch by.
 
-    If a class has too few groups for that share, more are held out.
+    Of n groups, ``round(share * n)`` are held out, at least one and at most all but one, whatever other classes have.
+    Only where groups are in several classes, a class may get a few more or fewer, so that each class keeps one and has
+    one held out. The choice depends on the seed and the names of the groups, not on the order of the examples.
 
     Raises:
-        FoldError: A class has clips of one group only.
+        FoldError: A class has clips of one group only, or no choice leaves each class groups on both sides.
     """
     name, groups = _scarcest(examples, lambda example: example.group)
     if groups < 2:
@@ -96,8 +114,52 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
             f"{name} has one source video to train on, so none can be held out; add clips of other videos or leave the "
             "class out"
         )
-    fold = grouped_folds(examples, max(2, min(round(1 / share), groups)), seed)[0]
-    return [examples[i] for i in fold.train], [examples[i] for i in fold.test]
+    classes = _classes(examples)
+    held: set[str] = set()
+    component = linked((group, label) for group, labels in classes.items() for label in labels)
+    for number in set(component.values()):
+        part = {group: labels for group, labels in classes.items() if component[group] == number}
+        out = {label: min(max(round(share * size), 1), size - 1) for label, size in _sizes(part).items()}
+        if len(out) == 1:
+            held.update(shuffled(part, seed)[: sum(out.values())])
+            continue
+        sides = deal(part, {label: (_sizes(part)[label] - n, n) for label, n in out.items()}, 1, seed)
+        if sides is None:
+            name = next(_class_name(example) for example in examples if example.group in part)
+            raise FoldError(
+                f"no source videos of {name} can be held out, because it shares them with other classes, which need "
+                "them to train on; add clips of other videos or leave a class out"
+            )
+        held.update(group for group, side in sides.items() if side == 1)
+    return (
+        [example for example in examples if example.group not in held],
+        [example for example in examples if example.group in held],
+    )
+
+
+def _classes(examples: Iterable[Example]) -> dict[str, set[int]]:
+    """Return the classes of each group."""
+    classes: defaultdict[str, set[int]] = defaultdict(set)
+    for example in examples:
+        classes[example.group].add(example.label)
+    return classes
+
+
+def _sizes(classes: Mapping[str, Set[int]]) -> Counter[int]:
+    """Count the groups of each class."""
+    return Counter(label for labels in classes.values() for label in labels)
+
+
+def _labels(examples: Sequence[Example], indices: Iterable[int]) -> set[int]:
+    return {examples[i].label for i in indices}
+
+
+def _parts(on: Sequence[int], side: int) -> Fold:
+    """Return the fold that tests the examples on one side."""
+    return Fold(
+        train=tuple(i for i, other in enumerate(on) if other != side),
+        test=tuple(i for i, other in enumerate(on) if other == side),
+    )
 
 
 def _folds(indices: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> tuple[Fold, ...]:

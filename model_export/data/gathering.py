@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
+from model_export.data.duplicates import EqualClips, join_equal
 from model_export.data.encoders import FrameEncoder, fastest_engine, load_encoder
 from model_export.data.examples import Example
 from model_export.data.features import FeatureCache, View
@@ -17,6 +18,9 @@ from model_export.reporter import SILENT, Reporter
 from service.errors import ClipError
 from service.model.bundle import file_sha256
 
+# Number of sets of equal clips that are listed.
+LISTED = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -25,7 +29,8 @@ class Selection:
     Attributes:
         videos: Folder of class folders.
         classes: Only these classes; ``None``: all.
-        count: At most this many clips of each class, spread over its groups (see ``clips_per_class``); ``None``: all.
+        count: At most this many clips of each class, spread over its groups by name (see ``clips_per_class``);
+            ``None``: all.
     """
 
     videos: Path
@@ -67,8 +72,9 @@ class FeatureSet:
     Attributes:
         videos: Folder that the clips came from.
         labels: Class names, in index order.
-        clips: All selected clips.
-        examples: The clips that could be decoded, in the same order.
+        clips: All selected clips, with their groups by name.
+        examples: The clips that could be decoded, in the same order, with their groups after those of equal clips were
+            joined (see ``join_equal``): all training, folds, hold-outs and figures use these.
         undecodable: The other clips, with the reason.
         engine: What computed the features.
         dtype: Type in which they are stored.
@@ -98,7 +104,7 @@ def gather_features(
     least_classes: int = 1,
     reporter: Reporter = SILENT,
 ) -> FeatureSet:
-    """Compute the VGG19 features of the selected clips that are not cached yet.
+    """Compute the VGG19 features of the selected clips that are not cached yet, and join the groups of equal clips.
 
     Args:
         selection: Which clips.
@@ -107,7 +113,7 @@ def gather_features(
         flip: Also compute features of the mirrored clips.
         dtype: Type to store features in; a folder that holds features already keeps its own, and its engine.
         least_classes: Number of classes that are needed.
-        reporter: Receives progress and the clips that were left out.
+        reporter: Receives progress, the clips that were left out and the groups that were joined.
 
     Raises:
         DatasetError: There are too few classes, or no clip of a class can be decoded.
@@ -163,9 +169,27 @@ def gather_features(
     reporter.say(
         f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
     )
+    examples, equal = join_equal(examples)
+    _report_equal(equal, reporter)
     return FeatureSet(
         selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, cached.engine, cached.dtype
     )
+
+
+def _report_equal(equal: Sequence[EqualClips], reporter: Reporter) -> None:
+    """Report the groups that were joined, and equal clips in different classes."""
+    joined = [one for one in equal if len(one.groups) > 1]
+    if joined:
+        before, after = {group for one in joined for group in one.groups}, {one.group for one in joined}
+        reporter.say(f"{len(before)} groups were joined into {len(after)}, because clips of them are equal")
+    if across := [one for one in equal if one.classes > 1]:
+        reporter.say(
+            f"equal clips are in several classes ({len(across)} times, first {' and '.join(across[0].names)}); no "
+            "network can tell them apart, so keep each clip in one class only"
+        )
+    rows = [(", ".join(one.names), one.group) for one in equal]
+    more = [(f"and {len(rows) - LISTED} more", "")] if len(rows) > LISTED else []
+    reporter.table(("equal clips", "group"), rows[:LISTED] + more)
 
 
 def _check_channels(examples: Sequence[Example]) -> None:

@@ -167,15 +167,19 @@ def split_protocol(data: FeatureSet, split: Split) -> EvaluationProtocol:
 
 
 def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> DataFacts:
-    """Summarise for the report which clips were evaluated and which were left out."""
+    """Summarise for the report which clips were trained on or tested under any protocol, and which were left out."""
     parts = [protocol.partition for protocol in protocols if protocol.partition]
+    extra = {clip.name for part in parts for clip in part.extra}
+    used = {i for protocol in protocols for fold in protocol.folds for i in (*fold.train, *fold.test)}
+    idle = {example.name for i, example in enumerate(data.examples) if i not in used}
     return DataFacts(
         name=data.videos.name,
-        clips=len(data.examples),
+        clips=len(used),
         classes=len(data.labels),
-        groups=len({example.group for example in data.examples}),
+        groups=len({data.examples[i].group for i in used}),
+        unused=tuple(sorted(idle - extra)),
         missing=tuple(sorted({name for part in parts for name in part.missing})),
-        extra=tuple(sorted({clip.name for part in parts for clip in part.extra})),
+        extra=tuple(sorted(extra)),
         undecodable=tuple(clip.name for clip in data.undecodable),
     )
 

@@ -17,7 +17,7 @@ from model_export.judging.plots import plot_confusion
 from model_export.judging.results import METRICS, Comparison, Figure, Results, compare
 
 ProtocolKind = Literal["grouped", "random", "official"]
-# Number of missing, extra and undecodable clips that are named in Markdown; JSON names all.
+# Number of unused, missing, extra and undecodable clips that are named in Markdown; JSON names all.
 LISTED = 20
 
 MEANING: Mapping[ProtocolKind, str] = {
@@ -56,9 +56,10 @@ class DataFacts:
 
     Attributes:
         name: Name of the data set.
-        clips: Number of clips used.
-        classes: Number of classes used.
-        groups: Number of source videos used.
+        clips: Number of clips that were trained on or tested.
+        classes: Number of classes.
+        groups: Number of source videos of ``clips``.
+        unused: Clips that no split trains on or tests.
         missing: Clips that a split lists and that do not exist.
         extra: Clips that exist and that no split lists.
         undecodable: Clips that could not be decoded.
@@ -68,6 +69,7 @@ class DataFacts:
     clips: int
     classes: int
     groups: int
+    unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     undecodable: tuple[str, ...] = ()
@@ -177,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
-    left_out = {"missing": data.missing, "extra": data.extra, "undecodable": data.undecodable}
+    left_out = {"unused": data.unused, "missing": data.missing, "extra": data.extra, "undecodable": data.undecodable}
     return [
         f"# Evaluation on {data.name}",
         "",

@@ -90,11 +90,11 @@ def test_a_class_that_is_missing_is_one_sentence(cached: CachedClips, command: s
 
 
 @pytest.mark.parametrize("command", ["features", "train", "evaluate"])
-def test_a_class_that_is_named_twice_is_one_sentence(cached: CachedClips, command: str) -> None:
+def test_classes_that_look_equal_are_one_sentence(cached: CachedClips, command: str) -> None:
     cached.add("squats/a.mp4", "waving/a.mp4")
     names = ("--class", "squats", "--class", "waving", "--class", "Squats")
     result = run(command, "--videos", cached.videos, "--weights", cached.weights, *names)
-    assert_one_sentence(result, "a class is named twice (squats, Squats)", "keep one")
+    assert_one_sentence(result, "the classes 'squats' and 'Squats' look equal", "make them one")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

@@ -2,6 +2,7 @@
 
 from model_export.data.datasets.clips import LabelledClip, class_names, clips_per_class
 from model_export.data.datasets.folder import VIDEO_SUFFIXES, find_clips
+from model_export.data.datasets.groups import group_of
 from model_export.data.datasets.official import read_official_split
 from model_export.data.datasets.split import Partition, Side, Split
 
@@ -14,5 +15,6 @@ __all__ = [
     "class_names",
     "clips_per_class",
     "find_clips",
+    "group_of",
     "read_official_split",
 ]

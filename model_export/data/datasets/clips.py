@@ -14,7 +14,7 @@ class LabelledClip:
     Attributes:
         path: Video file.
         label: The class, which is the name of its folder.
-        group: Source video; clips of one group must never be on both sides of an evaluation.
+        group: Source video, by the clip's name (see ``group_of``).
     """
 
     path: Path
@@ -34,6 +34,8 @@ def class_names(clips: Iterable[LabelledClip]) -> list[str]:
 
 def clips_per_class(clips: Iterable[LabelledClip], count: int) -> list[LabelledClip]:
     """Select at most ``count`` clips of each class, taken in turn from each of its groups so that they differ most.
+
+    Groups are those by name: this is done before there are features to compare clips by.
 
     The selection depends on the class's own clips only, and a larger ``count`` includes that of a smaller one, so that
     a larger run reuses the features of a smaller one.

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from model_export.data.datasets import hmdb51, ucf101
 from model_export.data.datasets.clips import LabelledClip
+from model_export.data.datasets.groups import group_of
+from model_export.data.datasets.names import look
 from model_export.errors import DatasetError
 
 VIDEO_SUFFIXES = frozenset(
@@ -34,8 +35,7 @@ VIDEO_SUFFIXES = frozenset(
 def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[LabelledClip]:
     """Find the clips in ``folder/<class>/``, ignoring other files and hidden ones.
 
-    Groups come from the file names: clips named like those of UCF-101 or HMDB-51 are grouped by source video, any other
-    clip is a group of its own.
+    Groups come from the file names alone (see ``group_of``).
 
     Args:
         folder: Holds one folder per class.
@@ -46,7 +46,7 @@ def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[Label
 
     Raises:
         DatasetError: ``folder`` is missing or holds no class folder, or a class has no folder or no clip, or two class
-            names differ only in case.
+            names look equal: they differ only in case, separators, leading zeros or Unicode's forms.
     """
     folders = _class_folders(folder)
     if classes is not None:
@@ -74,9 +74,11 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 def _check_different(names: Iterable[str], where: object) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        key = name.casefold()
+        key = look(name)
         if key in seen:
-            raise DatasetError(f"{where}: a class is named twice ({seen[key]}, {name}); keep one of them")
+            raise DatasetError(
+                f"{where}: the classes {seen[key]!r} and {name!r} look equal; make them one class or rename one"
+            )
         seen[key] = name
 
 
@@ -93,8 +95,4 @@ def _clips_of(label: str, folder: Path) -> list[LabelledClip]:
         raise DatasetError(
             f"{folder} holds no clips ({', '.join(sorted(VIDEO_SUFFIXES))}); add clips or remove the folder"
         )
-    return [LabelledClip(path, label, _group(label, path.stem)) for path in paths]
-
-
-def _group(label: str, stem: str) -> str:
-    return ucf101.group(stem) or hmdb51.group(label, stem) or f"{label}/{stem}"
+    return [LabelledClip(path, label, group_of(label, path.stem)) for path in paths]

@@ -7,20 +7,25 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from model_export.data.datasets.names import joined, words
 from model_export.data.datasets.split import Line, Side, Split, read_lines
 
-CLIP_NAME = re.compile(r"(?P<video>v_.+_g\d+)_c\d+", re.IGNORECASE)
+CLIP_NAME = re.compile(r"(?:v )?(?P<video>.*?)\b ?g (?P<number>\d+) c \d+\b")  # in ``words``
 LIST_LINE = re.compile(r"(?P<label>[^/\s]+)/(?P<file>[^/\s]+)(?:\s+(?P<index>\d+))?")
 CLASS_LINE = re.compile(r"(?P<index>\d+)\s+(?P<label>\S+)")
 
 
-def group(stem: str) -> str | None:
-    """Return ``v_<Class>_gNN``, the source video of a clip named ``v_<Class>_gNN_cNN``, or ``None`` for any other name.
+def group(label: str, text: str) -> str | None:
+    """Return ``v_<class>_gNN``, the source video of a clip named ``v_<Class>_gNN_cNN``, or ``None`` for any other name.
 
-    The class is part of it, since the numbers start again in each class.
+    The class in the name is part of it, since the numbers start again in each class.
+
+    Args:
+        label: The clip's class, which is used if the name has none (``g01_c02``).
+        text: The ``words`` of its file name.
     """
-    match = CLIP_NAME.fullmatch(stem)
-    return match["video"] if match else None
+    match = CLIP_NAME.match(text)
+    return f"v_{joined(match['video'] or words(label))}_g{int(match['number']):02}" if match else None
 
 
 def read_split(folder: Path, number: int) -> Split:

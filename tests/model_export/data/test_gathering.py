@@ -120,3 +120,37 @@ def test_one_class_is_refused_if_two_are_needed(cached: CachedClips, tmp_path: P
         DatasetError, match="squats is the only class, and training needs at least two; add clips of another"
     ):
         gather(cached, least_classes=2)
+
+
+class TestEqualClips:
+    def test_copies_are_one_group_and_are_told(self, cached: CachedClips) -> None:
+        cached.add("squats/v_squats_g01_c01.mp4", "squats/v_squats_g01_c02.mp4", "waving/a.mp4", "waving/b.mp4")
+        copy = cached.videos / "waving" / "renamed.mp4"
+        copy.write_bytes((cached.videos / "squats" / "v_squats_g01_c02.mp4").read_bytes())
+        reporter = Recording()
+        found = gather(cached, reporter=reporter)
+        assert [clip.group for clip in found.clips if clip.path == copy] == ["waving/renamed"], "by its name"
+        assert {e.name: e.group for e in found.examples} == {
+            "squats/v_squats_g01_c01.mp4": "v_squats_g01",
+            "squats/v_squats_g01_c02.mp4": "v_squats_g01",
+            "waving/a.mp4": "waving/a",
+            "waving/b.mp4": "waving/b",
+            "waving/renamed.mp4": "v_squats_g01",
+        }
+        assert reporter.lines[-2:] == [
+            "2 groups were joined into 1, because clips of them are equal",
+            (
+                "equal clips are in several classes (1 times, first squats/v_squats_g01_c02.mp4 and "
+                "waving/renamed.mp4); no network can tell them apart, so keep each clip in one class only"
+            ),
+        ]
+        assert reporter.rows == [("squats/v_squats_g01_c02.mp4, waving/renamed.mp4", "v_squats_g01")]
+
+    def test_long_lists_are_cut_off(self, cached: CachedClips) -> None:
+        for number in range(22):
+            cached.add(f"squats/{number}.mp4")
+            (cached.videos / "squats" / f"copy of {number}.mp4").write_text(f"squats/{number}.mp4")
+        reporter = Recording()
+        gather(cached, reporter=reporter)
+        assert reporter.lines[-1] == "44 groups were joined into 22, because clips of them are equal"
+        assert (len(reporter.rows), reporter.rows[-1]) == (21, ("and 2 more", ""))

@@ -9,8 +9,9 @@ import pytest
 
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
-from model_export.data.gathering import FeatureSet
+from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, FoldError
+from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.evaluation import data_facts, evaluate, fold_protocol, split_protocol
 from model_export.judging.plan import EvaluationPlan
 from model_export.network.spec import HeadSpec
@@ -54,15 +55,56 @@ class TestProtocols:
         assert groups(data, fold.test) == {"v_squats_g01", "v_waving_g01"}
 
         facts = data_facts(data, [protocol])
-        assert (facts.name, facts.clips, facts.classes, facts.groups) == ("gym", 8, 2, 4)
+        assert (facts.name, facts.clips, facts.classes, facts.groups) == ("gym", 7, 2, 4), "without the extra clip"
         assert facts.extra == ("squats/v_squats_g01_c01.mp4",)
         assert facts.undecodable == ("waving/v_waving_g03_c01.mp4",)
         assert facts.missing == ("waving/v_waving_g04_c01",), "a damaged clip is not missing"
+
+    def test_clips_that_no_split_uses_are_not_counted_as_used(
+        self, data: FeatureSet, clips: list[LabelledClip]
+    ) -> None:
+        def split(*unused: str) -> Split:
+            sides = {(c.label, c.path.stem): Side.TRAIN if "g02" in c.group else Side.TEST for c in clips}
+            return Split("split", sides | dict.fromkeys([("waving", stem) for stem in unused], Side.UNUSED))
+
+        group = ["v_waving_g01_c01", "v_waving_g01_c02"]
+        first, second = split(*group), split(group[0], "v_waving_g02_c01")
+        facts = data_facts(data, [split_protocol(data, first)])
+        assert (facts.clips, facts.groups) == (6, 3)
+        assert facts.unused == ("waving/v_waving_g01_c01.mp4", "waving/v_waving_g01_c02.mp4")
+        facts = data_facts(data, [split_protocol(data, first), split_protocol(data, second)])
+        assert (facts.clips, facts.groups, facts.unused) == (7, 4, ("waving/v_waving_g01_c01.mp4",))
+        facts = data_facts(data, [fold_protocol(data, "grouped", 2, seed=0)])
+        assert (facts.clips, facts.groups, facts.unused) == (8, 4, ())
 
     def test_a_split_of_other_clips_is_refused(self, data: FeatureSet) -> None:
         split = Split("split 1", {("diving", "a"): Side.TRAIN, ("diving", "b"): Side.TEST})
         with pytest.raises(FoldError, match="give the split lists of this data set"):
             split_protocol(data, split)
+
+
+def test_clips_of_a_film_that_an_official_split_trains_on_are_counted(cached: CachedClips) -> None:
+    sides = {
+        ("run", "RETURN_OF_THE_KING_run_f_cm_np1_ba_med_0"): Side.TRAIN,
+        ("walk", "The_Matrix_1_walk_f_cm_np1_ba_med_0"): Side.TRAIN,
+        ("run", "Return_of_the_King_13_run_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "Return_of_the_King_2_walk_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "The_Matrix_Revolutions_1_walk_f_cm_np1_ba_med_0"): Side.TEST,
+        ("walk", "copied_walk_f_cm_np1_ba_med_0"): Side.TEST,
+    }
+    cached.add(*(f"{label}/{stem}.avi" for label, stem in list(sides)[:-1]))
+    copy = cached.videos / "walk" / "copied_walk_f_cm_np1_ba_med_0.avi"
+    copy.write_text("walk/The_Matrix_1_walk_f_cm_np1_ba_med_0.avi")
+    data = gather_features(Selection(cached.videos), cached.weights, cached.features)
+    constant = Contender("constant", lambda train, test: np.full((len(test), 2), 0.5), "")
+    (found,) = cross_validate(
+        data.examples, split_protocol(data, Split("split 1", sides)).folds, [constant], data.labels
+    )
+    assert {name for name, leaked in zip(found.names, found.leaked, strict=True) if leaked} == {
+        "run/Return_of_the_King_13_run_f_cm_np1_ba_med_0.avi",
+        "walk/Return_of_the_King_2_walk_f_cm_np1_ba_med_0.avi",
+        "walk/copied_walk_f_cm_np1_ba_med_0.avi",
+    }
 
 
 def groups(data: FeatureSet, indices: Sequence[int]) -> set[str]:

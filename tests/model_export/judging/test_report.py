@@ -111,9 +111,12 @@ def test_the_report_says_that_nothing_was_confused(tmp_path: Path) -> None:
 
 def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
     extra = tuple(f"PullUps/extra-{i}.avi" for i in range(25))
-    data = replace(DATA, missing=("PullUps/gone",), extra=extra, undecodable=("PullUps/broken.avi",))
+    data = replace(
+        DATA, unused=("PullUps/idle.avi",), missing=("PullUps/gone",), extra=extra, undecodable=("PullUps/broken.avi",)
+    )
     text = write(tmp_path, GROUPED, data=data)
-    assert row(text, "8") == ["8", "2", "4", "1", "25", "1"]
+    assert row(text, "8") == ["8", "2", "4", "1", "1", "25", "1"]
+    assert "Unused: `PullUps/idle.avi`." in text
     assert "Missing: `PullUps/gone`." in text
     assert "Undecodable: `PullUps/broken.avi`." in text
     assert "`PullUps/extra-19.avi` and 5 more, in `report.json`." in text

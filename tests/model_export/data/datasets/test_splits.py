@@ -89,16 +89,6 @@ class TestUcf101:
         assert Counter(split.sides.values()) == {Side.TRAIN: train, Side.TEST: test}
         assert len({label for label, _ in split.sides}) == 101
 
-    def test_official_lists_keep_a_video_on_one_side(self, shared: Path) -> None:
-        for number in (1, 2, 3):
-            sides = ucf101.read_split(shared / "splits" / "ucfTrainTestlist", number).sides
-            train, test = (
-                {ucf101.group(stem) for (_, stem), at in sides.items() if at is side}
-                for side in (Side.TRAIN, Side.TEST)
-            )
-            assert None not in train | test
-            assert train.isdisjoint(test)
-
     def test_the_available_clips_are_on_the_training_side_of_split_1(self, shared: Path) -> None:
         clips = find_clips(shared / "clips" / "ucf101")
         division = ucf101.read_split(shared / "splits" / "ucfTrainTestlist", 1).divide(clips)
@@ -136,16 +126,6 @@ class TestHmdb51:
         assert len(labels) == 51
         assert {counts[label, Side.TRAIN] for label in labels} == {70}
         assert {counts[label, Side.TEST] for label in labels} == {30}
-
-    def test_official_lists_keep_a_video_on_one_side_of_a_class(self, shared: Path) -> None:
-        for number in (1, 2, 3):
-            sides = hmdb51.read_split(shared / "splits" / "hmdb51", number).sides
-            train, test = (
-                {(label, hmdb51.group(label, stem)) for (label, stem), at in sides.items() if at is side}
-                for side in (Side.TRAIN, Side.TEST)
-            )
-            assert None not in {video for _, video in train | test}
-            assert train.isdisjoint(test)
 
 
 class TestDivide:
