@@ -45,7 +45,7 @@ def test_agreement_is_recorded_only_for_the_bytes_that_were_compared(tmp_path: P
     record_agreement({"int8": measured}, checked)
     assert [entry.agreement for entry in read_manifest(tmp_path).precisions.values()] == [None, measured]
 
-    write_tiny_bundle(tmp_path, version="2", precisions=["fp32", "int8"], int8_top1=None, seed=1)
+    write_tiny_bundle(tmp_path, version="2", precisions=["fp32", "int8"], int8_agreement=None, seed=1)
     record_agreement({"int8": measured}, checked)
     newer = load_bundle(tmp_path).manifest
     assert newer.version == "2"
