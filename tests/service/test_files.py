@@ -1,6 +1,8 @@
 """Locks, and replacing a folder: nothing is lost, whenever the file system or the process fails."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -88,13 +90,13 @@ def test_a_file_system_that_refuses_to_exchange_gets_two_renames(
     new: Path, target: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object) -> int:
-        files.ctypes.set_errno(code)
+        ctypes.set_errno(code)
         return -1
 
     class Library:
         renameat2 = staticmethod(refuse)
 
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: Library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Library)
 
     replace_folder(new, target)
 
@@ -170,22 +172,32 @@ def test_one_holder_at_a_time_has_the_lock(target: Path, path: str) -> None:
         pass
 
 
-def test_a_folder_that_is_replaced_while_its_lock_is_awaited_is_locked_anew(new: Path, target: Path) -> None:
-    entered: list[str] = []
+def test_a_folder_that_is_replaced_while_its_lock_is_awaited_is_locked_anew(
+    new: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, flock = threading.Event(), fcntl.flock
+    excluded: list[bool] = []
+
+    def tell_and_lock(*arguments: int) -> None:
+        waits.set()
+        flock(*arguments)
 
     def wait() -> None:
         with locked(target):
-            entered.append(content(target))
-            with pytest.raises(BlockingIOError), locked(target, wait=False):
-                pass
+            try:
+                with locked(target, wait=False):
+                    excluded.append(False)
+            except BlockingIOError:
+                excluded.append(True)
 
     with locked(target):
+        monkeypatch.setattr(fcntl, "flock", tell_and_lock)
         waiting = threading.Thread(target=wait)
         waiting.start()
+        waits.wait()
         replace_folder(new, target)
-        assert not entered
     waiting.join()
-    assert entered == ["new content"]
+    assert excluded == [True]
 
 
 def test_without_locks_the_body_still_runs_unless_the_lock_is_asked_for(
@@ -194,7 +206,7 @@ def test_without_locks_the_body_still_runs_unless_the_lock_is_asked_for(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(target):
         pass
     with pytest.raises(OSError, match="No locks available"), locked(target, wait=False):
