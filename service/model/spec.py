@@ -122,7 +122,7 @@ def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Return whether the processor multiplies and adds 8-bit integers in one instruction, which makes int8 fast."""
     try:
-        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+        flags = next(line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
         return False
     return not VNNI_FLAGS.isdisjoint(flags.split())
