@@ -96,7 +96,7 @@ class Agreement(_Strict):
         if self.top1 < LEAST_AGREEMENT:
             return f"agrees on only {self.top1:.1%} of the clips, less than the required {LEAST_AGREEMENT:.0%}"
         if self.n < LEAST_CLIPS:
-            return f"was compared on {self.n} clips, fewer than the required {LEAST_CLIPS}; verify with more clips"
+            return f"was compared on fewer clips than the required {LEAST_CLIPS} ({self.n}); verify with more clips"
         if self.low < LEAST_AGREEMENT:
             return (
                 f"agrees on {self.top1:.1%} of {self.n} clips, but the lower bound of the 95 % interval is "
