@@ -7,6 +7,7 @@
     + FoldError
   x FeatureError
   x HeadError
+    + OutputsError
   x TrainingError
   x ProcessError
   x ExportError
@@ -44,6 +45,10 @@ class FeatureError(LimelightModelError):
 
 class HeadError(LimelightModelError):
     """A trained head cannot be loaded, or does not belong to the bundle."""
+
+
+class OutputsError(HeadError):
+    """A bundle's network returns other arrays than its head."""
 
 
 class TrainingError(LimelightModelError):

@@ -4,14 +4,16 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -20,22 +22,23 @@ import tensorflow as tf
 import tf2onnx
 
 import model_export
-from model_export.data.encoders import keras_encoder
 from model_export.errors import ExportError, OwnBundleError
 from model_export.head import TrainedHead
-from model_export.network.arrays import all_values, largest_difference, predictor
+from model_export.network.arrays import predictor
+from model_export.network.float16 import crafted_frame, measured_encoder
 from model_export.network.spec import FRAME_COUNT, IMAGE_SIZE
 from model_export.network.vgg19 import build_encoder
 from model_export.provenance import can_be_made_again, with_record
-from model_export.quantize import quantize
+from model_export.quantize import QUANTIZER_REVISION, quantize
 from model_export.rendering.figure import render_clip
 from model_export.reporter import SILENT, Reporter
-from model_export.verify import OnnxNetwork
+from model_export.verify import OnnxNetwork, Outcome, compare
 from service.errors import BundleError
+from service.files import OLD, locked, recover_folder, replace_folder
 from service.model.bundle import (
     MANIFEST,
+    Agreement,
     Manifest,
-    Outputs,
     Precision,
     VariantFile,
     file_sha256,
@@ -48,11 +51,61 @@ from service.video.decoder import decode_clip
 OPSET = 17
 # Largest difference from Keras in any probability or attention value of a correct fp32 export.
 TOLERANCE = 1e-4
+# A difference on the rendered clips this many times the largest one recorded on real clips contradicts the record.
+CONTRADICTION = 2.0
+CRAFTED = "a crafted frame"
 # The three files and the largest intermediate file together, with room to spare.
 DISK_BYTES = 400 * 2**20
 
+_LOCK = "lock"
+_MOUNTED = (
+    "{output} is a mount point, which cannot be replaced as a whole; choose a folder inside it, such as --output "
+    "{output}/bundle"
+)
+
 Filters: TypeAlias = tuple[int, ...] | None
 """VGG19's channels by block; ``None``: those of the weights file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCheck:
+    """How the files of a bundle compare with Keras on the rendered clips.
+
+    Attributes:
+        results: Of each precision that the bundle gets, the worst outcome and the largest difference.
+        activations: Largest activation of each of VGG19's convolutions in float32, by what was shown.
+        overflows: The layer that overflows first in float16, by what was shown.
+    """
+
+    results: dict[Precision, tuple[Outcome, float]]
+    activations: dict[str, dict[str, float]] = field(default_factory=dict)
+    overflows: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the check for the manifest."""
+        return {
+            "clips": "2 rendered",
+            "outcome": {precision: outcome for precision, (outcome, _) in self.results.items()},
+            "max_abs_difference": {precision: float(f"{found:.3g}") for precision, (_, found) in self.results.items()},
+            "largest_activation": {
+                shown: {layer: float(f"{found:.4g}") for layer, found in layers.items()}
+                for shown, layers in self.activations.items()
+            },
+            "float16_overflow": self.overflows,
+        }
+
+
+def contradiction(check: dict[str, Any], precision: Precision, agreement: Agreement) -> str | None:
+    """Say how the facts of an export's check contradict recorded agreement, if they do."""
+    if check.get("outcome", {}).get(precision) == "disagrees":
+        return "it names another class than Keras on a rendered clip"
+    difference = check.get("max_abs_difference", {}).get(precision, 0.0)
+    if difference > CONTRADICTION * agreement.max_abs_difference:
+        return (
+            f"it differs by {difference:.1e} on a rendered clip, more than {CONTRADICTION:g} times the recorded "
+            f"{agreement.max_abs_difference:.1e}"
+        )
+    return None
 
 
 def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
@@ -123,8 +176,9 @@ def export_bundle(
     Args:
         head: Trained head, with its calibration ranges.
         weights: VGG19's weights file; ``None`` for random weights, in tests.
-        output: The bundle's folder. A bundle that can be made again is replaced once the new one is complete, and a
-            folder whose manifest cannot be read is renamed.
+        output: The bundle's folder, or a link to it, which is kept. A bundle that can be made again is replaced once
+            the new one is complete, and a folder whose manifest cannot be read is renamed. What an export that was
+            killed left behind is put back or removed.
         filters: VGG19's channels by block if there is no weights file; narrower in tests.
         force: Write the bundle whatever ``output`` was made from, and even if it is up to date.
         reporter: Receives progress.
@@ -140,22 +194,41 @@ def export_bundle(
     if warning := head.check_revisions():
         reporter.say(warning)
     built_from = _fingerprint(head, weights, filters)
+    output = _follow_links(output)
+    _recover(output, reporter)
     _check_output(output)
     if not force:
         if _is_current(output, built_from):
-            _refresh_agreement(output, head)
+            _refresh_agreement(output, head, built_from, reporter)
             return False
         _check_ownership(output, head)
     if not head.calibration.exists():
         raise ExportError(f"{head.calibration} is missing, and int8 needs it; train the head again")
     with _fresh_folder(output) as folder:
         _write_models(head, weights, filters, folder, reporter)
-        differences = _check(head, weights, filters, folder, reporter)
-        write_manifest(folder, with_record(_manifest(head, folder, built_from, differences), head))
-        if not force:
-            _check_ownership(output, head)  # again: it took minutes
-            _set_aside(output, reporter)
+        check = _check(head, weights, filters, folder, reporter)
+        write_manifest(folder, with_record(_manifest(head, folder, built_from, check, reporter), head))
+        with _locked_if_there(output):
+            if not force:
+                _check_ownership(output, head)  # again: it took minutes
+                _set_aside(output, reporter)
+            replace_folder(folder, output)
     return True
+
+
+def _follow_links(output: Path) -> Path:
+    """Return the folder that a link leads to, for it to be replaced and not the link."""
+    resolved = Path(os.path.realpath(output))
+    return output if resolved == output.absolute() else resolved
+
+
+@contextmanager
+def _locked_if_there(output: Path) -> Iterator[None]:
+    if not output.exists():
+        yield
+        return
+    with locked(output):
+        yield
 
 
 def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> str:
@@ -222,42 +295,88 @@ def _is_current(output: Path, built_from: str) -> bool:
         return False
 
 
-def _refresh_agreement(output: Path, head: TrainedHead) -> None:
-    """Copy agreement that was measured after the bundle was written into its manifest."""
-    manifest = read_manifest(output)
-    measured = head.agreement()
-    precisions = {
-        precision: entry.model_copy(update={"agreement": measured.get(precision, entry.agreement)})
-        for precision, entry in manifest.precisions.items()
-    }
-    if precisions != manifest.precisions:
-        write_manifest(output, manifest.model_copy(update={"precisions": precisions}))
+def _refresh_agreement(output: Path, head: TrainedHead, built_from: str, reporter: Reporter) -> None:
+    """Add agreement that was recorded after the bundle was written; what was measured on its own files stays."""
+    with locked(output):
+        manifest = read_manifest(output)
+        if manifest.built_from != built_from:  # it has just been replaced
+            return
+        missing = [precision for precision, entry in manifest.precisions.items() if entry.agreement is None]
+        recorded = _trusted_agreement(head, missing, manifest.training.get("export_check", {}), reporter)
+        if recorded:
+            updated = {p: manifest.precisions[p].model_copy(update={"agreement": recorded[p]}) for p in recorded}
+            write_manifest(output, manifest.model_copy(update={"precisions": {**manifest.precisions, **updated}}))
+
+
+def _trusted_agreement(
+    head: TrainedHead, precisions: Iterable[Precision], check: dict[str, Any], reporter: Reporter
+) -> dict[Precision, Agreement]:
+    """Return the recorded agreement of precisions, without what an export's check contradicts."""
+    recorded = head.agreement(QUANTIZER_REVISION)
+    trusted: dict[Precision, Agreement] = {}
+    for precision in precisions:
+        if (agreement := recorded.get(precision)) is None:
+            continue
+        if why := contradiction(check, precision, agreement):
+            reporter.say(
+                f"the recorded agreement of {precision} is left out, because {why}; measure it with "
+                "`limelight-model verify`"
+            )
+        else:
+            trusted[precision] = agreement
+    return trusted
 
 
 @contextmanager
 def _fresh_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``output`` if the block succeeds and is removed otherwise."""
+    """Yield an empty folder to write into, beside ``output``, which is removed afterwards with what is left in it."""
     parent = output.absolute().parent
+    if output.is_mount():
+        raise ExportError(_MOUNTED.format(output=output))
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(parent).free) < DISK_BYTES:
             raise OSError(errno.ENOSPC, f"only {free >> 20} MiB are free")
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{output.name}-") as name:
-            folder = Path(name) / "new"
-            folder.mkdir()
-            yield folder
-            if output.exists():
-                output.rename(Path(name) / "old")
-            folder.rename(output)
+        work = Path(tempfile.mkdtemp(dir=parent, prefix=f".{output.name}-"))
+        try:
+            (work / _LOCK).touch()
+            with locked(work / _LOCK):  # until the process ends: ``_recover`` leaves the folder alone
+                folder = work / "new"
+                folder.mkdir()
+                yield folder
+        finally:
+            _clear(work, output)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(
                 f"{output} was not written because the disk is full ({error.strerror}); free {DISK_BYTES >> 20} MiB "
                 "or choose another --output"
             ) from error
+        if error.errno == errno.EBUSY:
+            raise ExportError(_MOUNTED.format(output=output)) from error
         raise ExportError(
             f"{output} was not written ({error}); correct the cause, or choose another --output"
         ) from error
+
+
+def _recover(output: Path, reporter: Reporter) -> None:
+    """Put back what an export that was killed took away, and remove what it left."""
+    leftover = re.compile(re.escape(f".{output.name}-") + "[a-z0-9_]{8}")  # see ``tempfile.mkdtemp``
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        return
+    for work in sorted(path for path in parent.iterdir() if leftover.fullmatch(path.name)):
+        # Not that of an export that runs, which holds its lock.
+        with suppress(OSError), locked(work / _LOCK, wait=False):
+            if recover_folder(work, output):
+                reporter.say(f"{output} is as it was before an export that was interrupted")
+            _clear(work, output)
+
+
+def _clear(work: Path, output: Path) -> None:
+    """Remove a folder of work, unless it holds the only copy of the bundle."""
+    if output.exists() or not (work / OLD).exists():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter) -> None:
@@ -284,44 +403,62 @@ def _file_name(precision: str) -> str:
     return f"model.{precision}.onnx"
 
 
-def _check(
-    head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter
-) -> dict[Precision, float]:
-    """Measure the largest difference of each precision from Keras on two rendered clips."""
-    clips = [
-        decode_clip(render_clip(action, seed=seed).data).frames
+def _check(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter) -> ExportCheck:
+    """Compare each precision with Keras on two rendered clips, and see whether VGG19 overflows in float16.
+
+    On a CPU the fp16 file runs in float32. It is therefore compared on one clip only, to see that it is complete; what
+    a GPU makes of both clips is computed in Keras. The fp16 file is removed if values overflow on a rendered clip.
+    """
+    clips = {
+        action: decode_clip(render_clip(action, seed=seed).data).frames
         for seed, action in enumerate(("jumping_jacks", "waving"))
-    ]
+    }
     reporter.say("checking: Keras")
-    encode = keras_encoder(build_seeded_encoder(weights, "float32", filters))
+    encoder = build_seeded_encoder(weights, "float32", filters)
     predict = predictor(head.build())
-    expected = [predict(encode(frames)[np.newaxis]) for frames in clips]
-    differences: dict[Precision, float] = {}
+    shown = {**clips, CRAFTED: crafted_frame()[np.newaxis]}
+    exact, rounded = (
+        {name: encode(frames) for name, frames in shown.items()}
+        for encode in (measured_encoder(encoder), measured_encoder(encoder, float16=True))
+    )
+    expected = {name: predict(exact[name].cuboids[np.newaxis]) for name in clips}
+    overflows = {name: layer for name, found in rounded.items() if (layer := found.overflow)}
+    for name, layer in overflows.items():
+        reporter.say(f"checking: float16 overflows in {layer} for {name}")
+    results: dict[Precision, tuple[Outcome, float]] = {}
     for precision in ("fp32", "fp16", "int8"):
         network = OnnxNetwork(folder / _file_name(precision))
-        outputs = [network(frames[np.newaxis]) for frames in clips]
-        difference = max(map(largest_difference, outputs, expected))
-        reporter.say(f"checking: {precision} differs from Keras by at most {difference:.1e}")
-        _judge(precision, outputs, difference, folder)
-        differences[precision] = difference
-    return differences
+        names = list(clips)[:1] if precision == "fp16" else list(clips)
+        compared = [compare(name, network(clips[name][np.newaxis]), expected[name]) for name in names]
+        if precision == "fp16":
+            if overflows.keys() & clips.keys():
+                (folder / _file_name(precision)).unlink()
+                reporter.say("the bundle gets no fp16 file, because float16 overflows on ordinary clips")
+                continue
+            compared += [compare(name, predict(rounded[name].cuboids[np.newaxis]), expected[name]) for name in clips]
+        results[precision] = _judge(precision, compared)
+        reporter.say(f"checking: {precision} differs from Keras by at most {results[precision][1]:.1e}")
+    return ExportCheck(results, {name: found.peaks for name, found in exact.items()}, overflows)
 
 
-def _judge(precision: Precision, outputs: list[Outputs], difference: float, folder: Path) -> None:
+def _judge(precision: Precision, compared: list[tuple[Outcome, float | None]]) -> tuple[Outcome, float]:
+    """Return the worst outcome and the largest difference."""
     file = _file_name(precision)
-    if not all(np.isfinite(all_values(output)).all() for output in outputs):
+    differences = [difference for _, difference in compared if difference is not None]
+    if len(differences) < len(compared):
         raise ExportError(
             f"{file} computes values that are not finite, so no bundle was written; this is a bug, please report it"
         )
-    if precision == "fp32" and difference > TOLERANCE:
+    if precision == "fp32" and max(differences) > TOLERANCE:
         raise ExportError(
-            f"{file} differs from Keras by {difference:.1e}, more than {TOLERANCE:g}, so no bundle was written; this "
-            "is a bug, please report it"
+            f"{file} differs from Keras by {max(differences):.1e}, more than {TOLERANCE:g}, so no bundle was written; "
+            "this is a bug, please report it"
         )
+    return ("agrees" if all(outcome == "agrees" for outcome, _ in compared) else "disagrees"), max(differences)
 
 
-def _manifest(head: TrainedHead, folder: Path, built_from: str, differences: dict[Precision, float]) -> Manifest:
-    agreement = head.agreement()
+def _manifest(head: TrainedHead, folder: Path, built_from: str, check: ExportCheck, reporter: Reporter) -> Manifest:
+    agreement = _trusted_agreement(head, check.results, check.facts(), reporter)
     facts = head.facts
     return Manifest(
         name=facts.name,
@@ -336,17 +473,14 @@ def _manifest(head: TrainedHead, folder: Path, built_from: str, differences: dic
                 sha256=file_sha256(folder / _file_name(precision)),
                 agreement=agreement.get(precision),
             )
-            for precision in differences
+            for precision in check.results
         },
         training={
             **facts.training,
             "revisions": facts.revisions.model_dump(),
             "attention_scores": facts.attention_scores,
             "readout": facts.readout,
-            "export_check": {
-                "clips": "2 rendered",
-                "max_abs_difference": {precision: float(f"{found:.3g}") for precision, found in differences.items()},
-            },
+            "export_check": check.facts(),
         },
         built_from=built_from,
     )

@@ -7,19 +7,18 @@
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from model_export.errors import HeadError
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.revisions import CURRENT, Revisions
-from service.files import write_atomically
+from service.files import locked, write_atomically
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -43,6 +42,20 @@ class HeadFacts(HeadSpec):
     encoder_sha256: str
     revisions: Revisions
     training: dict[str, Any]
+
+
+class AgreementRecord(BaseModel):
+    """The content of ``agreement.json``.
+
+    Attributes:
+        head_sha256: ``TrainedHead.sha256`` of the head that was measured.
+        quantizer: Revision of the quantizer; earlier versions did not record the first one.
+        precisions: The agreement by precision.
+    """
+
+    head_sha256: str
+    quantizer: int = 1
+    precisions: dict[Precision, Agreement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +122,47 @@ class TrainedHead:
         features = ", on features in a new folder" if found.keys() - {"network"} else ""
         raise HeadError(f"{self.path} was trained with {other}; train the head again{features}")
 
-    def agreement(self) -> dict[Precision, Agreement]:
-        """Return the recorded agreement by precision; empty if it was not measured on these weights."""
+    def agreement(self, quantizer: int) -> dict[Precision, Agreement]:
+        """Return the recorded agreement by precision; empty if it is of other weights, ranges or another quantizer.
+
+        Args:
+            quantizer: Revision of the quantizer.
+
+        Raises:
+            HeadError: ``agreement.json`` is not valid.
+        """
+        file = self.path / "agreement.json"
         try:
-            record = json.loads((self.path / "agreement.json").read_text(encoding="utf-8"))
+            record = AgreementRecord.model_validate_json(file.read_bytes())
         except FileNotFoundError:
             return {}
-        if record["head_sha256"] != self.sha256():
-            return {}
-        return {precision: Agreement.model_validate(found) for precision, found in record["precisions"].items()}
+        except ValidationError as error:
+            raise HeadError(
+                f"{file} is not valid ({_first_line(error)}); remove it, and measure with `limelight-model verify "
+                "--record`"
+            ) from error
+        measured_here = (record.head_sha256, record.quantizer) == (self.sha256(), quantizer)
+        return record.precisions if measured_here else {}
 
-    def record_agreement(self, agreement: dict[Precision, Agreement]) -> None:
-        """Save measured agreement beside the weights that it was measured on."""
-        merged = {**self.agreement(), **agreement}
-        record = {
-            "head_sha256": self.sha256(),
-            "precisions": {precision: found.model_dump() for precision, found in merged.items()},
-        }
-        text = json.dumps(record, indent=2) + "\n"
-        write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
+    def record_agreement(self, agreement: dict[Precision, Agreement], quantizer: int, head_sha256: str) -> None:
+        """Save measured agreement beside the weights that it was measured on.
+
+        Args:
+            agreement: The agreement by precision; that of other precisions is kept.
+            quantizer: Revision of the quantizer that it was measured with.
+            head_sha256: ``sha256()`` when the measurement began.
+
+        Raises:
+            HeadError: The head has changed since.
+            OSError: ``agreement.json`` cannot be written.
+        """
+        with locked(self.path):
+            if self.sha256() != head_sha256:
+                raise HeadError(f"{self.path} changed while it was verified; export it and verify again")
+            merged = {**self.agreement(quantizer), **agreement}
+            record = AgreementRecord(head_sha256=head_sha256, quantizer=quantizer, precisions=merged)
+            text = record.model_dump_json(indent=2, exclude_none=True) + "\n"
+            write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def load_head(path: Path) -> TrainedHead:

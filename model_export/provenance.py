@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model_export.errors import HeadError
 from model_export.head import TrainedHead
+from model_export.quantize import QUANTIZER_REVISION
 from service.errors import BundleError
 from service.model.bundle import SCHEMA_VERSION, Manifest, read_manifest
 
@@ -28,6 +30,7 @@ def with_record(manifest: Manifest, head: TrainedHead) -> Manifest:
     """
     record = {
         "head_sha256": head.identity(),
+        "quantizer": QUANTIZER_REVISION,
         "shipped": head.is_shipped(),
         "seal": _seal(manifest),
     }
@@ -39,8 +42,36 @@ def can_be_made_again(manifest: Manifest, head: TrainedHead) -> bool:
     match manifest.training.get(RECORD):
         case {"head_sha256": identity, "shipped": shipped, "seal": seal}:
             return seal == _seal(manifest) and (shipped is True or identity == head.identity())
-    agreement = {p: entry.agreement and entry.agreement.model_dump() for p, entry in manifest.precisions.items()}
+    agreement = {
+        p: entry.agreement and entry.agreement.model_dump(exclude_none=True) for p, entry in manifest.precisions.items()
+    }
     return _digest(_facts(manifest), agreement) in UNRECORDED
+
+
+def check_made_from(bundle: Path, manifest: Manifest, head: TrainedHead) -> None:
+    """Refuse a bundle that is not known to have been made from ``head``, by its facts, weights and calibration ranges.
+
+    Raises:
+        HeadError: It was made from another head, was edited, or does not say what it was made from.
+    """
+    match manifest.training.get(RECORD):
+        case {"head_sha256": str(identity), "seal": str(seal)}:
+            if identity != head.identity():
+                raise HeadError(
+                    f"{bundle} was not made from the head in {head.path}, or from its earlier content; name its head "
+                    "with --head, or export the bundle again"
+                )
+            if seal != _seal(manifest):
+                raise HeadError(
+                    f"{bundle} was edited after it was exported; export it again from the head in {head.path}"
+                )
+            # Revision 1 was not recorded.
+            if manifest.training[RECORD].get("quantizer", 1) != QUANTIZER_REVISION:
+                raise HeadError(f"{bundle} was quantized in another way than this version does; export it again")
+        case _:
+            raise HeadError(
+                f"{bundle} does not record which head it was made from; export it again from the head in {head.path}"
+            )
 
 
 def own_bundle_of_earlier_versions(output: Path, head: TrainedHead) -> Path | None:

@@ -10,6 +10,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from model_export.network.arrays import Frames
 
+# Raise it with every change of what ``quantize`` writes: agreement that was measured before is then not used any more.
+QUANTIZER_REVISION = 1
+
 
 class _Clips(CalibrationDataReader):
     """Feeds clips, one at a time, to ONNX Runtime's calibration."""

@@ -1,15 +1,20 @@
 """The command ``verify``: compares the precisions of a bundle with the Keras network that it was made from."""
 
 import json
+import math
+import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import onnxruntime
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
@@ -20,9 +25,12 @@ from model_export.errors import DatasetError, FeatureError, HeadError
 from model_export.head import TrainedHead
 from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
 from model_export.network.vgg19 import build_encoder
+from model_export.provenance import check_made_from
+from model_export.quantize import QUANTIZER_REVISION
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
 from service.errors import ClipError
+from service.files import locked
 from service.model.bundle import (
     Agreement,
     Bundle,
@@ -59,14 +67,44 @@ class OnnxNetwork:
         return as_outputs(dict(zip(self.names, found, strict=True)))
 
 
+Outcome = Literal["agrees", "disagrees", "not finite"]
+"""Whether a precision predicts Keras' class. Values that are not finite are a disagreement with a word of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A clip to compare.
+
+    Attributes:
+        name: Its name, for people.
+        group: Its source video.
+        sha256: SHA-256 of its content.
+        reference: Returns its frames and what Keras computes.
+    """
+
+    name: str
+    group: str
+    sha256: str
+    reference: Reference
+
+
 @dataclass(frozen=True, slots=True)
 class ClipCheck:
-    """One clip through one precision: whether it predicts Keras' class, and the largest difference."""
+    """One clip through one precision.
+
+    Attributes:
+        clip: The clip's name.
+        group: Its source video.
+        precision: The precision.
+        outcome: Whether it predicts Keras' class.
+        max_abs_difference: Largest difference from Keras in any output; ``None`` if an output is not finite.
+    """
 
     clip: str
+    group: str
     precision: Precision
-    agrees: bool
-    max_abs_difference: float
+    outcome: Outcome
+    max_abs_difference: float | None
 
 
 def verify_bundle(
@@ -103,45 +141,47 @@ def verify_bundle(
         OSError: A file cannot be read or written.
     """
     checked = load_bundle(bundle)
-    if list(head.facts.labels) != checked.manifest.labels:
-        raise HeadError(f"{bundle} was not made from the head in {head.path}; name its head with --head")
+    check_made_from(bundle, checked.manifest, head)
+    head_sha256 = head.sha256()
     if warning := head.check_revisions():
         reporter.say(warning)
     clips = selection.clips()
     chosen = list(precisions) or list(checked.manifest.precisions)
     vgg19 = fetch_weights(weights, reporter=reporter)
     expected = _keras_reference(head, vgg19, features)
-    references = [(clip.name, partial(expected, clip)) for clip in clips]
+    subjects = [Subject(clip.name, clip.group, file_sha256(clip.path), partial(expected, clip)) for clip in clips]
     log.parent.mkdir(parents=True, exist_ok=True)
-    checking = check_clips(checked, chosen, references, log)
+    checking = check_clips(checked, head_sha256, chosen, subjects, log)
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
-    measured = {precision: agreement(c for c in checks if c.precision == precision) for precision in chosen}
-    record_agreement(measured, checked)
+    measured = {precision: agreement([c for c in checks if c.precision == precision]) for precision in chosen}
+    if not record_agreement(measured, checked):
+        reporter.say(f"{bundle} was replaced meanwhile; verify it again to write the agreement into its manifest")
     if record:
-        head.record_agreement(measured)
+        head.record_agreement(measured, QUANTIZER_REVISION, head_sha256)
     return measured
 
 
-def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> None:
+def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> bool:
     """Write the agreement of files into the manifest of their bundle, unless they have been replaced meanwhile.
 
     Args:
         measured: The agreement by precision.
         checked: The bundle whose files were compared.
 
+    Returns:
+        Whether all of it was written.
+
     Raises:
         BundleError: The manifest cannot be read any more.
         OSError: The manifest cannot be written.
     """
-    manifest, files = read_manifest(checked.path), checked.manifest.precisions
-    updated = {
-        precision: entry.model_copy(update={"agreement": measured[precision]})
-        if precision in measured and entry.sha256 == files[precision].sha256
-        else entry
-        for precision, entry in manifest.precisions.items()
-    }
-    write_manifest(checked.path, manifest.model_copy(update={"precisions": updated}))
+    with locked(checked.path):
+        manifest, files = read_manifest(checked.path), checked.manifest.precisions
+        same = {p for p in measured.keys() & manifest.precisions if manifest.precisions[p].sha256 == files[p].sha256}
+        updated = {p: manifest.precisions[p].model_copy(update={"agreement": measured[p]}) for p in same}
+        write_manifest(checked.path, manifest.model_copy(update={"precisions": {**manifest.precisions, **updated}}))
+    return same == measured.keys()
 
 
 def _keras_reference(
@@ -169,62 +209,132 @@ def _keras_reference(
 
 
 def check_clips(
-    bundle: Bundle, precisions: Iterable[Precision], clips: Iterable[tuple[str, Reference]], log: Path
+    bundle: Bundle, head_sha256: str, precisions: Iterable[Precision], subjects: Iterable[Subject], log: Path
 ) -> Iterator[ClipCheck]:
     """Run clips through a bundle's precisions and compare each with Keras.
 
     Args:
         bundle: The bundle.
+        head_sha256: ``TrainedHead.sha256`` of its head.
         precisions: Which of its precisions.
-        clips: Name and reference of each clip.
-        log: File with one JSON object per line; checks of this bundle that it holds are not repeated.
+        subjects: The clips.
+        log: File with one JSON object per line. Checks that it holds of the same head, quantizer, device and content
+            of a clip are not repeated, also if the head was exported again: the bytes of an export differ from one
+            time and processor to the next, its numbers by rounding only. Several processes may write to it at once.
+
+    Raises:
+        HeadError: Keras computes values that are not finite, or the bundle's network returns other arrays.
     """
-    done = _read_log(log, bundle)
+    done = _read_log(log)
     networks = {precision: OnnxNetwork(bundle.read_model(precision)) for precision in precisions}
-    with log.open("a", encoding="utf-8") as file:
-        for name, reference in clips:
-            yield from (done[name, p] for p in networks if (name, p) in done)
-            missing = [p for p in networks if (name, p) not in done]
-            if not missing:
-                continue
-            frames, expected = reference()
-            for precision in missing:
-                check = _check(name, precision, networks[precision](frames[np.newaxis]), expected)
-                sha256 = bundle.manifest.precisions[precision].sha256
-                file.write(json.dumps({"sha256": sha256, **asdict(check)}) + "\n")
-                file.flush()
-                yield check
+    for subject in subjects:
+        keys = {
+            precision: {
+                "head": head_sha256,
+                "quantizer": QUANTIZER_REVISION,
+                "device": _device(precision),
+                "content": subject.sha256,
+                "precision": precision,
+            }
+            for precision in networks
+        }
+        frames, expected = None, None
+        for precision, network in networks.items():
+            found = done.get(json.dumps(keys[precision]))
+            if found is None:
+                if frames is None or expected is None:
+                    frames, expected = subject.reference()
+                found = compare(subject.name, network(frames[np.newaxis]), expected)
+                outcome, difference = found
+                line = keys[precision] | {"clip": subject.name, "outcome": outcome, "max_abs_difference": difference}
+                _append(log, json.dumps(line))
+            yield ClipCheck(subject.name, subject.group, precision, *found)
 
 
-def _read_log(log: Path, bundle: Bundle) -> dict[tuple[str, Precision], ClipCheck]:
-    if not log.exists():
-        return {}
-    current = {entry.sha256 for entry in bundle.manifest.precisions.values()}
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    kept = [ClipCheck(**line) for line in lines if line.pop("sha256") in current]
-    return {(check.clip, check.precision): check for check in kept}
+def compare(clip: str, found: Outputs, expected: Outputs) -> tuple[Outcome, float | None]:
+    """Compare the outputs of a precision for one clip with Keras'.
 
+    Returns:
+        Whether it predicts Keras' class, and the largest difference; ``None`` if an output is not finite.
 
-def _check(name: str, precision: Precision, found: Outputs, expected: Outputs) -> ClipCheck:
-    predicted = int(found.probabilities[0].argmax())
+    Raises:
+        HeadError: Keras' outputs are not finite, or of other shapes.
+    """
+    if not expected.finite:
+        raise HeadError(f"the head computes values that are not finite in Keras for {clip}; train the head again")
+    difference = largest_difference(found, expected)
+    if not found.finite:
+        return "not finite", None
     probabilities = expected.probabilities[0]
-    agrees = probabilities.max() - probabilities[predicted] < TIE
-    return ClipCheck(name, precision, bool(agrees), largest_difference(found, expected))
+    lead = probabilities.max() - probabilities[int(found.probabilities[0].argmax())]
+    return "agrees" if lead < TIE else "disagrees", difference
 
 
-def agreement(checks: Iterable[ClipCheck]) -> Agreement:
-    """Compute the top-1 agreement of one precision with its 95 % Wilson score interval."""
-    seen = list(checks)
-    agreeing = sum(check.agrees for check in seen)
-    interval = binomtest(agreeing, len(seen)).proportion_ci(0.95, method="wilson")
+def _read_log(log: Path) -> dict[str, tuple[Outcome, float | None]]:
+    """Read the results by their keys; lines of earlier versions and lines that were cut off are passed over."""
+    found: dict[str, tuple[Outcome, float | None]] = {}
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            line = json.loads(text)
+            outcome, difference, _ = (line.pop(name) for name in ("outcome", "max_abs_difference", "clip"))
+            if outcome in get_args(Outcome):
+                found[json.dumps(line)] = outcome, difference
+    return found
+
+
+def _append(log: Path, line: str) -> None:
+    """Append a line, after a new line if the last one was cut off."""
+    log.touch()
+    with locked(log), log.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * cut + line + "\n").encode())
+
+
+def agreement(checks: Sequence[ClipCheck]) -> Agreement:
+    """Compute the top-1 agreement of one precision with its 95 % Wilson score interval.
+
+    Clips of one source video are not independent. The interval counts them as if they were one clip: its number of
+    trials is Kish's effective sample size with a correlation of 1 within a video.
+    """
+    count = Counter(check.outcome for check in checks)
+    top1 = count["agrees"] / len(checks)
+    low, high = wilson(top1, effective_size(Counter(check.group for check in checks).values()))
     return Agreement(
-        top1=agreeing / len(seen),
-        n=len(seen),
-        low=float(interval.low),
-        high=float(interval.high),
-        max_abs_difference=max(check.max_abs_difference for check in seen),
-        device=f"CPUExecutionProvider on {_processor()}, ONNX Runtime {onnxruntime.__version__}",
+        top1=top1,
+        n=len(checks),
+        low=low,
+        high=high,
+        max_abs_difference=max((c.max_abs_difference for c in checks if c.max_abs_difference is not None), default=0.0),
+        device=_device(checks[0].precision),
+        not_finite=count["not finite"] or None,
     )
+
+
+def effective_size(sizes: Iterable[int]) -> float:
+    """Return the effective number of clips in groups of these sizes, whose clips all behave alike.
+
+    It is the number of groups if they are of one size, and less otherwise (Kish, Survey Sampling, 1965, section 11.7).
+    """
+    found = np.array([*sizes], float)
+    return float(found.sum() ** 2 / (found**2).sum())
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of ``n`` trials (Wilson, JASA 22, 1927, page 209)."""
+    z2 = float(norm.ppf(0.975)) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    spread = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # Rounding must not exclude the share itself.
+    return max(0.0, min(centre - spread, share)), min(1.0, max(centre + spread, share))
+
+
+@cache
+def _device(precision: Precision) -> str:
+    # ONNX Runtime has no float16 kernels for these operators on a CPU: it widens the file's weights.
+    widened = ", computing in float32" if precision == "fp16" else ""
+    return f"CPUExecutionProvider on {_processor()}, ONNX Runtime {onnxruntime.__version__}{widened}"
 
 
 def _processor() -> str:

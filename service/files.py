@@ -1,11 +1,24 @@
 """Opens files without waiting, and writes them so that an interruption leaves the old or the new one, never a part."""
 
+import ctypes
+import errno
+import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+
+# linux/fcntl.h and linux/fs.h
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+OLD = "old"
+# What a kernel, a C library or a file system without exchange answers.
+NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
+# What a file system without locks answers, and NFS for a folder.
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -38,3 +51,98 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part = Path(folder) / path.name
         write(part)
         part.replace(path)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder, which one process holds at a time, while the body of ``with`` runs.
+
+    Read, change and write inside the body, so that no other process changes the same file in between. The lock ends
+    with the process. If the folder is replaced while this waits, it takes the lock of the new one.
+
+    Args:
+        path: A file or folder that this user can read.
+        wait: Whether to wait for another process that holds the lock. If so, the body runs without a lock on file
+            systems that have none.
+
+    Raises:
+        OSError: The path is missing or cannot be read, or ``wait`` is false and the lock is not to be had.
+    """
+    while True:
+        descriptor = _open_to_lock(path)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if not wait or error.errno not in NO_LOCKS:
+                    raise
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int:
+    """Open a file for writing if that is allowed, since NFS locks no other; a folder can only be read."""
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDWR | flags)
+    except OSError:
+        return os.open(path, os.O_RDONLY | flags)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder ``new`` in the place of ``target``, and what was there, if anything, in the place of ``new``.
+
+    Where the file system can exchange two folders, ``target`` exists at every moment. Elsewhere it is missing for an
+    instant; if the process is killed then, ``recover_folder`` puts the old content back.
+
+    Args:
+        new: The new content, in a folder of its own on the same file system. The old content remains in that folder,
+            for the caller to remove.
+        target: Folder to replace or create, reached through no symbolic link.
+
+    Raises:
+        OSError: The folder was not replaced; ``target`` is as it was, or ``recover_folder`` makes it so.
+    """
+    old = new.with_name(OLD)
+    with suppress(FileNotFoundError):  # ``target`` does not exist, or it vanished meanwhile
+        if _exchange(new, target):
+            return
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        recover_folder(new.parent, target)
+        raise
+
+
+def recover_folder(folder: Path, target: Path) -> bool:
+    """Put back what an interrupted ``replace_folder`` took away, and return whether there was something.
+
+    Args:
+        folder: The folder that holds ``new``.
+        target: The folder that was to be replaced.
+
+    Raises:
+        OSError: It cannot be put back; it remains in ``folder``.
+    """
+    old = folder / OLD
+    if target.exists() or not old.exists():
+        return False
+    old.rename(target)
+    return True
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; return whether the system can do that."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # another system than Linux, or another C library than glibc
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
+        return True
+    if (code := ctypes.get_errno()) in NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(a), None, str(b))

@@ -233,8 +233,8 @@ class Settings(BaseSettings):
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto",
-        description="`auto` is fp16 on CUDA, int8 on CPUs with VNNI if it agrees with Keras on 98 % of the clips, "
-        "else fp32. Set another one to compare.",
+        description="`auto` is fp16 on CUDA, int8 on CPUs with VNNI if it is known to agree with Keras on 98 % of "
+        "the clips or more, else fp32. Set another one to compare.",
     )
     batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=MOST_BATCH), WrapValidator(_check_batch_size)], ...] | None,

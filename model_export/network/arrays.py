@@ -1,11 +1,13 @@
 """The arrays that go into the network and come out of it."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from model_export.errors import OutputsError
 from service.model.bundle import Outputs
 
 Frames = npt.NDArray[np.uint8]
@@ -27,15 +29,26 @@ def as_outputs(named: Mapping[str, npt.ArrayLike]) -> Outputs:
     return Outputs(np.asarray(named["probabilities"]), None if attention is None else np.asarray(attention))
 
 
-def all_values(outputs: Outputs) -> npt.NDArray[np.float32]:
-    """Return all probabilities and attention values as one flat array."""
-    parts = [outputs.probabilities] if outputs.attention is None else [outputs.probabilities, outputs.attention]
-    return np.concatenate([part.ravel() for part in parts])
-
-
 def largest_difference(found: Outputs, expected: Outputs) -> float:
-    """Return the largest absolute difference in any probability or attention value."""
-    return float(np.abs(all_values(found) - all_values(expected)).max())
+    """Return the largest absolute difference in any probability or attention value, infinity if one is not finite.
+
+    Raises:
+        OutputsError: One side has no attention maps, or arrays differ in shape.
+    """
+    parts, expected_parts = _arrays(found), _arrays(expected)
+    shapes, expected_shapes = ([part.shape for part in side] for side in (parts, expected_parts))
+    if shapes != expected_shapes:
+        raise OutputsError(
+            f"a network returns arrays of shapes {shapes}, and its head in Keras {expected_shapes}; export the bundle "
+            "again from its own head"
+        )
+    if not (found.finite and expected.finite):
+        return math.inf
+    return max(float(np.abs(a - b).max()) for a, b in zip(parts, expected_parts, strict=True))
+
+
+def _arrays(outputs: Outputs) -> list[npt.NDArray[np.float32]]:
+    return [part for part in (outputs.probabilities, outputs.attention) if part is not None]
 
 
 Predict = Callable[[Cuboids], Outputs]

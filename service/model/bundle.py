@@ -24,6 +24,11 @@ GRID = 7  # cells on each side of an attention map: VGG19 halves 224 pixels five
 Precision = Literal["fp32", "fp16", "int8"]
 Variant = Literal["attention", "base"]
 
+# What ``auto`` requires of int8: the least lower bound of its agreement with Keras, and the fewest clips. 189 source
+# videos without a disagreement reach the bound.
+LEAST_AGREEMENT = 0.98
+LEAST_CLIPS = 100
+
 _REMEDY = "export it again with `limelight-model export`"
 
 
@@ -56,7 +61,7 @@ class Outputs:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Agreement(_Strict):
@@ -66,10 +71,13 @@ class Agreement(_Strict):
         top1: Share of the clips for which both name the same class. Ties, where Keras' two best classes are within
             2e-4 of each other, do not count as disagreement.
         n: Number of clips compared.
-        low: Lower bound of ``top1`` with 95 % confidence (Wilson score interval).
+        low: Lower bound of ``top1`` with 95 % confidence (Wilson score interval of the effective number of clips, which
+            counts clips of one source video about once).
         high: Upper bound of ``top1``.
-        max_abs_difference: Largest absolute difference of any output.
+        max_abs_difference: Largest absolute difference of any output, over the clips whose outputs are finite.
         device: Where the precision ran.
+        not_finite: Number of clips, among those that disagree, for which an output was infinite or NaN. ``None``, and
+            left out of the manifest, if there are none: earlier versions do not know the field.
     """
 
     top1: float = Field(ge=0, le=1)
@@ -78,6 +86,31 @@ class Agreement(_Strict):
     high: float = Field(ge=0, le=1)
     max_abs_difference: float = Field(ge=0)
     device: str
+    not_finite: int | None = Field(default=None, ge=1)
+
+    @property
+    def shortfall(self) -> str | None:
+        """What is missing for the service to choose the precision by itself, as a predicate, and what to do."""
+        if self.not_finite:
+            return f"computes values that are not finite for {self.not_finite} of {self.n} clips"
+        if self.top1 < LEAST_AGREEMENT:
+            return f"agrees on only {self.top1:.1%} of the clips, less than the required {LEAST_AGREEMENT:.0%}"
+        if self.n < LEAST_CLIPS:
+            return f"was compared on fewer clips than the required {LEAST_CLIPS} ({self.n}); verify with more clips"
+        if self.low < LEAST_AGREEMENT:
+            return (
+                f"agrees on {self.top1:.1%} of {self.n} clips, but the lower bound of the 95 % interval is "
+                f"{self.low:.1%}, less than the required {LEAST_AGREEMENT:.0%}; verify with more clips, of more videos"
+            )
+        return None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.low <= self.top1 <= self.high:
+            raise ValueError(f"top1 {self.top1:g} is not between low {self.low:g} and high {self.high:g}")
+        if (self.not_finite or 0) > round((1 - self.top1) * self.n):
+            raise ValueError(f"{self.not_finite} clips are not finite, but fewer disagree")
+        return self
 
 
 class VariantFile(_Strict):
@@ -144,6 +177,16 @@ class Manifest(_Strict):
         if self.variant == "attention":
             shapes["attention"] = (self.frame_count, GRID, GRID)
         return shapes
+
+    @property
+    def int8_shortfall(self) -> str | None:
+        """Why ``auto`` does not choose the int8 file on a CPU, and what to do; ``None`` if it is known to agree."""
+        if "int8" not in self.precisions:
+            return "the bundle has no int8 file"
+        agreement = self.precisions["int8"].agreement
+        if agreement is None:
+            return "the manifest does not record how well int8 agrees; `limelight-model verify` measures it"
+        return agreement.shortfall and f"int8 {agreement.shortfall}"
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:

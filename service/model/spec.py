@@ -17,8 +17,6 @@ ConvSearch = Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"]
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})  # in /proc/cpuinfo
-# Smallest share of clips for which int8 must name the same class as Keras to be chosen.
-INT8_AGREEMENT = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,8 @@ def choose_batch_sizes(asked: Sequence[int] | None, *, on_cuda: bool) -> tuple[i
 def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[Precision, str]:
     """Return the precision that ``auto`` stands for, and the reason.
 
-    It is fp16 on CUDA. On CPU it is int8 if the processor has VNNI and int8 agrees with Keras, else fp32.
+    It is fp16 on CUDA. On CPU it is int8 if the processor has VNNI and int8 is known to agree with Keras (see
+    ``Manifest.int8_shortfall``), else fp32.
     """
     if on_cuda:
         return (
@@ -113,19 +112,11 @@ def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[
             if "fp16" in manifest.precisions
             else ("fp32", "the bundle has no fp16 file")
         )
-    if "int8" not in manifest.precisions:
-        return "fp32", "the bundle has no int8 file"
-    if not vnni:
+    if "int8" in manifest.precisions and not vnni:
         return "fp32", "this processor has no VNNI; set LIMELIGHT_PRECISION=int8 to use int8 anyway"
-    agreement = manifest.precisions["int8"].agreement
-    if agreement is None:
-        return "fp32", "the manifest does not record how well int8 agrees; `limelight-model verify` measures it"
-    if agreement.top1 < INT8_AGREEMENT:
-        return (
-            "fp32",
-            f"int8 agrees on only {agreement.top1:.1%} of the clips, less than the required {INT8_AGREEMENT:.0%}",
-        )
-    return "int8", f"this processor has VNNI and int8 agrees on {agreement.top1:.1%} of {agreement.n} clips"
+    if shortfall := manifest.int8_shortfall:
+        return "fp32", shortfall
+    return "int8", "this processor has VNNI and int8 is known to agree with Keras"
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

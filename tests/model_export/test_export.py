@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,17 @@ from model_export import export
 from model_export.data.encoders import keras_encoder
 from model_export.errors import ExportError, HeadError
 from model_export.export import export_bundle
-from model_export.head import load_head
-from model_export.network.arrays import largest_difference, predictor
-from model_export.verify import OnnxNetwork
+from model_export.head import TrainedHead, load_head
+from model_export.network.arrays import Frames, largest_difference, predictor
+from model_export.network.float16 import Measured, measured_encoder
+from model_export.quantize import QUANTIZER_REVISION
+from model_export.reporter import Reporter
+from model_export.verify import OnnxNetwork, record_agreement
+from service import files
+from service.files import locked
 from service.model.bundle import Agreement, load_bundle
 from tests.model_export.conftest import NARROW
+from tests.model_export.reporting import Recording
 
 
 def operators(path: Path) -> Counter[str]:
@@ -97,18 +104,208 @@ def test_a_bundle_that_is_up_to_date_is_not_written_again(narrow_head: Path, nar
     assert (narrow_bundle / "manifest.json").stat() == before
 
 
-def test_agreement_measured_later_is_added_to_a_bundle_that_is_up_to_date(
-    narrow_head: Path, narrow_bundle: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def exported(narrow_head: Path, narrow_bundle: Path, tmp_path: Path) -> tuple[TrainedHead, Path]:
+    """A head and its bundle, to change."""
     shutil.copytree(narrow_head, tmp_path / "head")
-    shutil.copytree(narrow_bundle, tmp_path / "bundle")
-    head = load_head(tmp_path / "head")
-    measured = Agreement(top1=1.0, n=9, low=0.7, high=1.0, max_abs_difference=0.1, device="here")
-    head.record_agreement({"int8": measured})
-    assert not export_bundle(head, None, tmp_path / "bundle", filters=NARROW)
-    precisions = load_bundle(tmp_path / "bundle").manifest.precisions
-    assert precisions["int8"].agreement == measured
-    assert precisions["fp32"].agreement is None
+    return load_head(tmp_path / "head"), Path(shutil.copytree(narrow_bundle, tmp_path / "bundle"))
+
+
+def measured(n: int = 9, difference: float = 0.1) -> Agreement:
+    return Agreement(top1=1.0, n=n, low=0.7, high=1.0, max_abs_difference=difference, device="here")
+
+
+def record(head: TrainedHead, agreement: Agreement, quantizer: int = QUANTIZER_REVISION) -> None:
+    head.record_agreement({"int8": agreement}, quantizer, head.sha256())
+
+
+def recorded(bundle: Path) -> Agreement | None:
+    return load_bundle(bundle).manifest.precisions["int8"].agreement
+
+
+def test_agreement_measured_later_is_added_to_a_bundle_that_is_up_to_date(exported: tuple[TrainedHead, Path]) -> None:
+    head, bundle = exported
+    record(head, measured())
+    assert not export_bundle(head, None, bundle, filters=NARROW)
+    assert recorded(bundle) == measured()
+    assert load_bundle(bundle).manifest.precisions["fp32"].agreement is None
+
+
+def test_agreement_measured_on_the_bundle_itself_is_kept(exported: tuple[TrainedHead, Path]) -> None:
+    head, bundle = exported
+    record_agreement({"int8": measured(n=500)}, load_bundle(bundle))
+    record(head, measured(n=9))
+    assert not export_bundle(head, None, bundle, filters=NARROW)
+    assert recorded(bundle) == measured(n=500)
+
+
+@pytest.mark.usefixtures("quick_export", "quick_check")
+@pytest.mark.parametrize("force", [False, True], ids=("a bundle that is up to date", "a new bundle"))
+def test_agreement_of_another_quantizer_is_not_used(exported: tuple[TrainedHead, Path], force: bool) -> None:
+    head, bundle = exported
+    record(head, measured(), QUANTIZER_REVISION - 1)
+    assert export_bundle(head, None, bundle, filters=NARROW, force=force) is force
+    assert recorded(bundle) is None
+
+
+@pytest.mark.usefixtures("quick_export", "quick_check")
+@pytest.mark.parametrize("difference", [0.024, 0.026])
+def test_agreement_is_left_out_if_the_rendered_clips_differ_by_much_more(
+    exported: tuple[TrainedHead, Path], difference: float
+) -> None:
+    head, bundle = exported
+    record(head, measured(difference=difference))
+    for force in (True, False):  # a new bundle, and one that is up to date
+        reporter = Recording()
+        assert export_bundle(head, None, bundle, filters=NARROW, force=force, reporter=reporter) is force
+        said = "recorded agreement of int8 is left out, because it differs by 5.0e-02" in str(reporter.lines)
+        assert said is (difference < 0.025)
+        assert recorded(bundle) == (None if said else measured(difference=difference))
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_agreement_is_left_out_if_a_ruined_file_names_another_class(
+    exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, bundle = exported
+    record(head, measured())
+    write_models = export._write_models
+
+    def ruin(head: TrainedHead, weights: None, filters: export.Filters, folder: Path, reporter: Reporter) -> None:
+        write_models(head, weights, filters, folder, reporter)
+        model = onnx.load(folder / "model.int8.onnx")
+        (softmax,) = (node for node in model.graph.node if "probabilities" in node.output)
+        softmax.output[0] = "ruined"
+        model.graph.node.append(onnx.helper.make_node("Sub", ["one", "ruined"], ["probabilities"]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"))
+        onnx.save(model, folder / "model.int8.onnx")
+
+    monkeypatch.setattr(export, "_write_models", ruin)
+    reporter = Recording()
+    assert export_bundle(head, None, bundle, filters=NARROW, force=True, reporter=reporter)
+    assert recorded(bundle) is None
+    assert "left out, because it names another class than Keras on a rendered clip" in str(reporter.lines)
+
+
+@pytest.mark.usefixtures("quick_export")
+@pytest.mark.parametrize("ordinary", [True, False], ids=("ordinary clips", "the crafted frame only"))
+def test_an_overflow_in_float16_is_stated_and_costs_the_fp16_file_only_on_ordinary_clips(
+    narrow_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary: bool
+) -> None:
+    def overflowing(encoder: object, *, float16: bool = False) -> Callable[[Frames], Measured]:
+        measured = measured_encoder(encoder)
+
+        def encode(frames: Frames) -> Measured:
+            found = measured(frames)
+            if float16 and (len(frames) == 40) is ordinary:
+                return Measured(found.cuboids * np.nan, found.peaks | {"block4_conv1": np.inf})
+            return found
+
+        return encode
+
+    monkeypatch.setattr(export, "measured_encoder", overflowing)
+    reporter = Recording()
+    assert export_bundle(load_head(narrow_head), None, tmp_path / "bundle", filters=NARROW, reporter=reporter)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    check = manifest.training["export_check"]
+    shown = ["jumping_jacks", "waving"] if ordinary else ["a crafted frame"]
+    assert check["float16_overflow"] == dict.fromkeys(shown, "block4_conv1")
+    assert all(f"checking: float16 overflows in block4_conv1 for {name}" in reporter.lines for name in shown)
+    assert ("fp16" in manifest.precisions) is (tmp_path / "bundle" / "model.fp16.onnx").exists() is not ordinary
+    assert ("fp16 file" in str(reporter.lines)) is ordinary
+
+
+def test_the_manifest_states_the_largest_activation_of_each_layer(narrow_bundle: Path) -> None:
+    check = load_bundle(narrow_bundle).manifest.training["export_check"]
+    assert list(check["largest_activation"]) == ["jumping_jacks", "waving", "a crafted frame"]
+    assert all(len(layers) == 16 and min(layers.values()) >= 0 for layers in check["largest_activation"].values())
+    assert check["float16_overflow"] == {}
+    assert check["outcome"].keys() == {"fp32", "fp16", "int8"}
+
+
+@pytest.mark.usefixtures("quick_export", "quick_check")
+def test_a_bundle_that_is_a_link_stays_one(exported: tuple[TrainedHead, Path], tmp_path: Path) -> None:
+    head, bundle = exported
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "current"
+    link.symlink_to(bundle)
+    (bundle / "model.int8.onnx").write_bytes(b"no model")
+    assert export_bundle(head, None, link, filters=NARROW)
+    assert link.readlink() == bundle
+    load_bundle(bundle)
+    assert [path.name for path in (tmp_path / "links").iterdir()] == ["current"]
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "head", "links"}
+
+
+@pytest.mark.usefixtures("quick_export", "quick_check")
+def test_a_link_to_a_folder_that_does_not_exist_is_filled(narrow_head: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(tmp_path / "versions" / "1")
+    assert export_bundle(load_head(narrow_head), None, tmp_path / "current", filters=NARROW)
+    assert (tmp_path / "current").is_symlink()
+    load_bundle(tmp_path / "versions" / "1")
+
+
+@pytest.mark.usefixtures("quick_export", "quick_check")
+@pytest.mark.parametrize("fails", ["new", "new old"], ids=("the second rename", "and putting the old one back"))
+def test_neither_bundle_is_lost_if_renaming_fails(
+    exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    head, bundle = exported
+    before = (bundle / "manifest.json").read_bytes()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name in fails.split():
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_exchange", lambda a, b: False)
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(ExportError, match=r"was not written .*Input/output error"):
+            export_bundle(head, None, bundle, filters=NARROW, force=True)
+    reporter = Recording()
+    assert not export_bundle(head, None, bundle, filters=NARROW, reporter=reporter)
+    assert ("is as it was before" in str(reporter.lines)) is (fails == "new old")
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "head"}
+
+
+def test_the_bundle_is_put_back_after_an_export_that_was_killed_between_the_renames(
+    exported: tuple[TrainedHead, Path],
+) -> None:
+    head, bundle = exported
+    work = bundle.parent / ".bundle-a1b2c3_d"
+    (work / "new").mkdir(parents=True)
+    (work / "lock").touch()
+    bundle.rename(work / "old")
+    assert not export_bundle(head, None, bundle, filters=NARROW)
+    load_bundle(bundle)
+    assert not work.exists()
+
+
+def test_the_work_of_an_export_that_runs_and_folders_of_others_are_left_alone(
+    exported: tuple[TrainedHead, Path],
+) -> None:
+    head, bundle = exported
+    running = bundle.parent / ".bundle-a1b2c3_d"
+    for folder in (running, bundle.parent / ".bundle-other-a1b2c3_d", bundle.parent / ".bundle-12345678"):
+        (folder / "new").mkdir(parents=True)
+    (running / "lock").touch()
+    with locked(running / "lock"):
+        assert not export_bundle(head, None, bundle, filters=NARROW)
+    assert len(list(bundle.parent.glob(".bundle-*/new"))) == 3
+
+
+def test_a_mount_point_is_refused_before_any_work(
+    exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, bundle = exported
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == bundle)
+    with pytest.raises(
+        ExportError, match=r"is a mount point, .* choose a folder inside it, such as --output .*/bundle"
+    ):
+        export_bundle(head, None, bundle, filters=NARROW, force=True)
 
 
 @pytest.mark.usefixtures("quick_export")

@@ -11,9 +11,12 @@ from typer.testing import CliRunner, Result
 
 from model_export import export, head
 from model_export.cli import app
+from model_export.export import ExportCheck
 from service.model.bundle import SCHEMA_VERSION, load_bundle, read_manifest
 from tests.conftest import REPOSITORY
 from tests.tiny_bundle import write_tiny_bundle
+
+AGREES = ExportCheck({"fp32": ("agrees", 0.0), "fp16": ("agrees", 0.0), "int8": ("agrees", 0.0)})
 
 
 class Export(Protocol):
@@ -28,9 +31,7 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(quick_export: None, vgg19: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
-    monkeypatch.setattr(export, "_check", lambda *_: {"fp32": 0.0, "fp16": 0.0, "int8": 0.0})
-
+def run(quick_export: None, quick_check: None, vgg19: Path, output: Path) -> Export:
     def run(*options: object) -> Result:
         arguments = ["export", "--output", output, "--weights", vgg19, *options]
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -270,9 +271,9 @@ def test_a_damaged_bundle_of_somebodys_own_head_is_neither_replaced_nor_passed_o
 def test_an_own_bundle_that_arrives_while_the_shipped_one_is_exported_is_kept(
     run: Export, shipped: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(*_: object) -> dict[str, float]:
+    def check(*_: object) -> ExportCheck:
         write_tiny_bundle(output)
-        return {"fp32": 0.0, "fp16": 0.0, "int8": 0.0}
+        return AGREES
 
     monkeypatch.setattr(export, "_check", check)
     assert "is kept" in run().stdout

@@ -195,6 +195,31 @@ class TestManifest:
 
         assert f"precisions.int8.agreement.{field}" in refusal(load_bundle, bundle, names=MANIFEST)
 
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"low": 0.95, "top1": 0.9}, "top1 0.9 is not between low 0.95 and high 1"),
+            ({"top1": 0.99, "high": 0.985}, "top1 0.99 is not between"),
+            ({"top1": 1.0, "not_finite": 1}, "1 clips are not finite, but fewer disagree"),
+            ({"top1": 0.99, "not_finite": 0}, "not_finite"),
+            ({"max_abs_difference": float("inf")}, "max_abs_difference"),
+            ({"max_abs_difference": float("nan")}, "max_abs_difference"),
+        ],
+    )
+    def test_an_agreement_that_contradicts_itself_is_refused(
+        self, bundle: Path, change: dict[str, float], complaint: str
+    ) -> None:
+        edit(bundle, lambda manifest: manifest["precisions"]["int8"]["agreement"].update(change))
+
+        assert complaint in refusal(load_bundle, bundle, names=MANIFEST)
+
+    def test_earlier_versions_know_every_field_of_an_agreement_without_values_that_are_not_finite(
+        self, bundle: Path
+    ) -> None:
+        agreement = json.loads((bundle / MANIFEST).read_text())["precisions"]["int8"]["agreement"]
+
+        assert set(agreement) == {"top1", "n", "low", "high", "max_abs_difference", "device"}
+
 
 class TestModelFiles:
     def test_a_bundle_stays_the_same_if_the_link_to_it_is_replaced(self, bundle: Path, tmp_path: Path) -> None:
@@ -273,21 +298,28 @@ class TestModelFiles:
 
 
 texts = st.text(min_size=1, max_size=20)
-fractions = st.floats(0, 1)
-agreements = st.builds(
-    Agreement,
-    top1=fractions,
-    n=st.integers(1, 10**6),
-    low=fractions,
-    high=fractions,
-    max_abs_difference=st.floats(0, 10),
-    device=texts,
-)
+
+
+@st.composite
+def agreements(draw: st.DrawFn) -> Agreement:
+    low, top1, high = sorted(draw(st.tuples(*[st.floats(0, 1)] * 3)))
+    n = draw(st.integers(1, 10**6))
+    return Agreement(
+        top1=top1,
+        n=n,
+        low=low,
+        high=high,
+        max_abs_difference=draw(st.floats(0, 10)),
+        device=draw(texts),
+        not_finite=draw(st.none() | st.integers(1, disagreeing)) if (disagreeing := round((1 - top1) * n)) else None,
+    )
+
+
 variant_files = st.builds(
     VariantFile,
     file=st.from_regex(r"[a-z0-9]+\.onnx", fullmatch=True),
     sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
-    agreement=st.none() | agreements,
+    agreement=st.none() | agreements(),
 )
 facts = st.dictionaries(texts, texts | st.integers() | st.booleans() | st.lists(st.integers(), max_size=3), max_size=3)
 manifests = st.builds(

@@ -1,11 +1,14 @@
 """The choice of device, precision and options for ONNX Runtime, tested without a GPU."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.model.bundle import Bundle, load_bundle
+from service.model.bundle import Agreement, Bundle, load_bundle
 from service.model.spec import CUDA, CudaOptions, SessionSpec, choose_batch_sizes, choose_precision, has_vnni
+from tests.conftest import REPOSITORY
 from tests.tiny_bundle import write_tiny_bundle
 
 
@@ -27,11 +30,44 @@ class TestPrecision:
         assert precision == "fp32"
         assert "VNNI" in reason
 
-    @pytest.mark.parametrize(("top1", "chosen"), [(0.98, "int8"), (0.979, "fp32"), (None, "fp32")])
-    def test_int8_needs_recorded_agreement_of_98_percent(self, tmp_path: Path, top1: float | None, chosen: str) -> None:
-        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_top1=top1)).manifest
+    # The bounds are those of Wilson's interval (scipy.stats.binomtest) for n clips, and for 60 videos.
+    @pytest.mark.parametrize(
+        ("found", "chosen", "why"),
+        [
+            ({"top1": 1.0, "n": 189, "low": 0.98008}, "int8", "known to agree"),
+            ({"top1": 1.0, "n": 188, "low": 0.97998}, "fp32", "verify with more clips"),
+            ({"top1": 1.0, "n": 1, "low": 0.20655}, "fp32", "compared on fewer clips than the required 100 (1)"),
+            ({"top1": 1.0, "n": 600, "low": 0.93983}, "fp32", "of more videos"),
+            ({"top1": 0.985, "n": 1000, "low": 0.97540}, "fp32", "lower bound of the 95 % interval is 97.5%"),
+            ({"top1": 0.97, "n": 1000, "low": 0.95753}, "fp32", "agrees on only 97.0% of the clips"),
+            ({"top1": 0.999, "n": 1000, "low": 0.99435, "not_finite": 1}, "fp32", "not finite for 1 of 1000 clips"),
+        ],
+    )
+    def test_int8_needs_a_lower_bound_of_98_percent_over_enough_clips(
+        self, tmp_path: Path, found: dict[str, Any], chosen: str, why: str
+    ) -> None:
+        agreement = Agreement(high=1.0, max_abs_difference=0.1, device="test", **found)
+        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_agreement=agreement)).manifest
 
-        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == chosen
+        precision, reason = choose_precision(manifest, on_cuda=False, vnni=True)
+
+        assert precision == chosen
+        assert why in reason
+
+    def test_int8_needs_recorded_agreement(self, tmp_path: Path) -> None:
+        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_agreement=None)).manifest
+
+        precision, reason = choose_precision(manifest, on_cuda=False, vnni=True)
+
+        assert precision == "fp32"
+        assert "`limelight-model verify` measures it" in reason
+
+    def test_int8_of_the_shipped_head_is_chosen(self, tmp_path: Path) -> None:
+        recorded = json.loads((REPOSITORY / "model_export/pretrained/agreement.json").read_text())
+        agreement = Agreement.model_validate(recorded["precisions"]["int8"])
+        manifest = load_bundle(write_tiny_bundle(tmp_path, int8_agreement=agreement)).manifest
+
+        assert choose_precision(manifest, on_cuda=False, vnni=True)[0] == "int8"
 
     def test_a_bundle_without_int8_is_served_in_fp32(self, tmp_path: Path) -> None:
         manifest = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32"])).manifest
