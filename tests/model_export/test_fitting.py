@@ -216,7 +216,7 @@ def test_an_interrupted_run_leads_to_the_same_head_and_logs_every_epoch(examples
     assert_same(whole, resumed)
     assert ("seed-0", 1) not in done, "what was trained is not trained again"
     assert resumed.holdout_accuracy == whole.holdout_accuracy
-    header, *epochs = (tmp_path / "run" / "seed-0-holdout.csv").read_text().splitlines()
+    header, *epochs = (tmp_path / "run" / "seed-0-holdout.csv").read_text(encoding="utf-8").splitlines()
     assert header == "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy"
     assert len(epochs) == 4
 

@@ -132,7 +132,7 @@ def test_the_other_process_ends_quietly_with_this_one(tmp_path: Path, end: signa
     command = [sys.executable, "-uc", code]
     errors = tmp_path / "errors"
     with (
-        errors.open("w") as stderr,
+        errors.open("w", encoding="utf-8") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True) as started,
     ):
         assert started.stdout is not None
@@ -144,4 +144,4 @@ def test_the_other_process_ends_quietly_with_this_one(tmp_path: Path, end: signa
             started.send_signal(end)
         assert started.wait(30) == (130 if end == signal.SIGINT else -end)
         until(lambda: not Path(f"/proc/{child}").exists())
-    assert errors.read_text() == ""
+    assert errors.read_text(encoding="utf-8") == ""

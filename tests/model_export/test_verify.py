@@ -278,9 +278,9 @@ class TestLog:
             writing = threading.Thread(target=verify._append, args=(log, "line"))
             writing.start()
             writing.join(0.2)
-            assert log.read_text() == ""
+            assert log.read_text(encoding="utf-8") == ""
         writing.join()
-        assert log.read_text() == "line\n"
+        assert log.read_text(encoding="utf-8") == "line\n"
 
 
 class TestRecordedAgreement:
@@ -294,7 +294,7 @@ class TestRecordedAgreement:
         head.record_agreement({"int8": measured}, 1, head.sha256())
         assert head.agreement(1) == {"int8": measured}
         assert head.agreement(2) == {}
-        head.calibration.write_text("other ranges")
+        head.calibration.write_text("other ranges", encoding="utf-8")
         assert head.agreement(1) == {}
 
     def test_a_record_of_another_quantizer_is_replaced_as_a_whole(self, head: TrainedHead) -> None:
@@ -307,13 +307,13 @@ class TestRecordedAgreement:
 
     def test_it_is_not_recorded_for_a_head_that_was_trained_again_meanwhile(self, head: TrainedHead) -> None:
         measured_on = head.sha256()
-        head.calibration.write_text("other ranges")
+        head.calibration.write_text("other ranges", encoding="utf-8")
         with pytest.raises(HeadError, match="changed while it was verified; export it and verify again"):
             head.record_agreement({"int8": agreement([check("agrees")])}, 1, measured_on)
         assert not (head.path / "agreement.json").exists()
 
     def test_a_damaged_record_is_one_sentence(self, head: TrainedHead) -> None:
-        (head.path / "agreement.json").write_text('{"head_sha256": ')
+        (head.path / "agreement.json").write_text('{"head_sha256": ', encoding="utf-8")
         with pytest.raises(HeadError, match=r"agreement.json is not valid .*; remove it, and measure") as error:
             head.agreement(1)
         assert "\n" not in str(error.value)
@@ -343,7 +343,7 @@ class TestBundlesHead:
         self, bundle: Path, narrow_head: Path, tmp_path: Path
     ) -> None:
         other = Path(shutil.copytree(narrow_head, tmp_path / "other"))
-        (other / "calibration.json").write_text("other ranges")
+        (other / "calibration.json").write_text("other ranges", encoding="utf-8")
         assert "was not made from the head in" in self.refusal(bundle, other)
 
     def test_a_bundle_without_a_record_is_refused_with_the_remedy(self, bundle: Path, narrow_head: Path) -> None:

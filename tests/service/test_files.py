@@ -49,12 +49,12 @@ def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def folder(path: Path, text: str) -> Path:
     path.mkdir()
-    (path / "file").write_text(text)
+    (path / "file").write_text(text, encoding="utf-8")
     return path
 
 
 def content(path: Path) -> str:
-    return (path / "file").read_text()
+    return (path / "file").read_text(encoding="utf-8")
 
 
 def fail_rename(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path], bool]) -> None:

@@ -149,7 +149,7 @@ class TestEqualClips:
     def test_long_lists_are_cut_off(self, cached: CachedClips) -> None:
         for number in range(22):
             cached.add(f"squats/{number}.mp4")
-            (cached.videos / "squats" / f"copy of {number}.mp4").write_text(f"squats/{number}.mp4")
+            (cached.videos / "squats" / f"copy of {number}.mp4").write_text(f"squats/{number}.mp4", encoding="utf-8")
         reporter = Recording()
         gather(cached, reporter=reporter)
         assert reporter.lines[-1] == "44 groups were joined into 22, because clips of them are equal"

@@ -94,7 +94,7 @@ def test_clips_of_a_film_that_an_official_split_trains_on_are_counted(cached: Ca
     }
     cached.add(*(f"{label}/{stem}.avi" for label, stem in list(sides)[:-1]))
     copy = cached.videos / "walk" / "copied_walk_f_cm_np1_ba_med_0.avi"
-    copy.write_text("walk/The_Matrix_1_walk_f_cm_np1_ba_med_0.avi")
+    copy.write_text("walk/The_Matrix_1_walk_f_cm_np1_ba_med_0.avi", encoding="utf-8")
     data = gather_features(Selection(cached.videos), cached.weights, cached.features)
     constant = Contender("constant", lambda train, test: np.full((len(test), 2), 0.5), "")
     (found,) = cross_validate(
@@ -136,7 +136,9 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
     assert trained == [
         name for name in ("attention (content)", "base", "plain LSTM, 0.25 held out") for _ in range(plan.k_fold)
     ]
-    (settings,) = [line for line in found.report.read_text().splitlines() if line.startswith("- plain LSTM:")]
+    (settings,) = [
+        line for line in found.report.read_text(encoding="utf-8").splitlines() if line.startswith("- plain LSTM:")
+    ]
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
 

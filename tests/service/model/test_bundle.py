@@ -216,7 +216,7 @@ class TestManifest:
     def test_earlier_versions_know_every_field_of_an_agreement_without_values_that_are_not_finite(
         self, bundle: Path
     ) -> None:
-        agreement = json.loads((bundle / MANIFEST).read_text())["precisions"]["int8"]["agreement"]
+        agreement = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["precisions"]["int8"]["agreement"]
 
         assert set(agreement) == {"top1", "n", "low", "high", "max_abs_difference", "device"}
 

@@ -63,7 +63,7 @@ class TestPrecision:
         assert "`limelight-model verify` measures it" in reason
 
     def test_int8_of_the_shipped_head_is_chosen(self, tmp_path: Path) -> None:
-        recorded = json.loads((REPOSITORY / "model_export/pretrained/agreement.json").read_text())
+        recorded = json.loads((REPOSITORY / "model_export/pretrained/agreement.json").read_text(encoding="utf-8"))
         agreement = Agreement.model_validate(recorded["precisions"]["int8"])
         manifest = load_bundle(write_tiny_bundle(tmp_path, int8_agreement=agreement)).manifest
 
