@@ -59,11 +59,11 @@ class Deletion:
 
     def drop(self, choice: Choice) -> Estimate:
         """Estimate the mean drop over clips."""
-        return mean_over_groups(self.drops[choice], self.groups)
+        return mean_over_groups(self.drops[choice], self.groups, least=-1, most=1)
 
     def gap(self, control: Choice = "random") -> Estimate:
         """Estimate attended − control, paired over clips; it is above 0 if the network uses what it attends to."""
-        return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups)
+        return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups, least=-1, most=1)
 
     @property
     def verdict(self) -> str:
@@ -95,7 +95,7 @@ class Deletion:
         unit = "source videos" if self.groups else "clips"
         setting = (
             f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell "
-            f"({len(self.drops['attended'])} clips{sources}; 95 % bootstrap intervals over {unit}). *Random*: cells "
+            f"({len(self.drops['attended'])} clips{sources}; 95 % intervals over {unit}). *Random*: cells "
             "that come and go as the attended ones do. *Moved elsewhere*: the attended cells moved together, the same "
             "way in all frames, so that they are also as compact as attention."
         )
