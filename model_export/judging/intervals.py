@@ -47,40 +47,42 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Jackknife:
-    """A figure and what each video contributes to it.
+    """Figures and what each video contributes to them.
 
     Attributes:
-        value: The figure over all videos.
-        deviations: Pseudo-value of each video − the figure, ``(videos,)``.
+        value: The figures over all videos, float64 ``(...)``.
+        deviations: Pseudo-value of each video − the figure, float64 ``(..., videos)``.
         least: Lower end of the scale, or the smallest value that was seen.
         most: Upper end of the scale, or the largest value that was seen.
     """
 
-    value: float
+    value: Floats
     deviations: Floats
     least: float
     most: float
 
-    def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval; it may reach beyond ``least`` and ``most``."""
-        centre, error, freedom = self._moments()
-        reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    def interval(self) -> tuple[Floats, Floats]:
+        """Return the ends of the 95 % intervals, each ``(...)``; they may lie beyond ``least`` and ``most``."""
+        centre, error = self._moments()
+        reach = stdtrit(self.deviations.shape[-1] + 1, (1 + CONFIDENCE) / 2) * error
         return centre - reach, centre + reach
 
-    def p_value(self) -> float:
-        """Return the two-sided p-value of the hypothesis that the figure is 0.
+    def p_value(self) -> Floats:
+        """Return the two-sided p-values ``(...)`` of the hypothesis that the figure is 0.
 
-        It is below 0.05 exactly if the interval does not contain 0.
+        A p-value is below 0.05 exactly if the interval does not contain 0.
         """
-        centre, error, freedom = self._moments()
-        return float(2 * stdtr(freedom, -abs(centre) / error))
+        centre, error = self._moments()
+        p_value: Floats = 2 * stdtr(self.deviations.shape[-1] + 1, -np.abs(centre) / error)
+        return p_value
 
-    def _moments(self) -> tuple[float, float, int]:
-        """Compute mean and standard error of the pseudo-values, with those at the ends, and the degrees of freedom."""
-        centre = (len(self.deviations) * self.value + self.least + self.most) / (len(self.deviations) + 2)
-        pseudo = np.append(self.value + self.deviations, [self.least, self.most])
-        freedom = len(pseudo) - 1
-        return centre, math.sqrt(((pseudo - centre) ** 2).sum() / freedom / len(pseudo)), freedom
+    def _moments(self) -> tuple[Floats, Floats]:
+        """Compute mean and standard error of the pseudo-values, with the two at the ends, each ``(...)``."""
+        videos = self.deviations.shape[-1]
+        centre = (videos * self.value + self.least + self.most) / (videos + 2)
+        squares = ((self.deviations + (self.value - centre)[..., np.newaxis]) ** 2).sum(axis=-1)
+        squares = squares + (self.least - centre) ** 2 + (self.most - centre) ** 2
+        return centre, np.sqrt(squares / (videos + 1) / (videos + 2))
 
 
 def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -92,7 +94,7 @@ def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64]:
 def jackknife_mean(values: npt.ArrayLike, groups: Sequence[str], least: float, most: float) -> Jackknife:
     """Leave each group out of the mean over clips; the scale is from ``least`` to ``most``."""
     values, member_of = np.asarray(values, np.float64), group_indices(groups)
-    value, clips = float(values.mean()), np.bincount(member_of)
+    value, clips = np.asarray(values.mean()), np.bincount(member_of)
     without = (values.sum() - np.bincount(member_of, values)) / np.maximum(len(values) - clips, 1)
     return Jackknife(value, (len(clips) - 1) * (value - without), least, most)
 
@@ -128,4 +130,4 @@ def mean_over_groups(
         return Estimate(float(values.mean()), least, most)
     found = jackknife_mean(values, names, *ends)
     low, high = found.interval()
-    return Estimate(found.value, max(low, least), min(high, most))
+    return Estimate(float(found.value), max(float(low), least), min(float(high), most))

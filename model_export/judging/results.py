@@ -113,13 +113,11 @@ class Results:
         values = _metrics(total)
         deviations = (groups - 1) * (values - _metrics(total - counts))
         deviations[1:] *= math.sqrt(groups / max(1, groups - len(np.unique(self.truth))))
-
-        def figure(value: float, deviations: Floats, folds: Floats) -> Figure:
-            low, high = Jackknife(value, deviations, 0, 1).interval()
-            deviation = float(folds.std(ddof=1)) if len(folds) > 1 else None
-            return Figure(value, max(0.0, low), min(1.0, high), float(folds.mean()), deviation)
-
-        return dict(zip(METRICS, map(figure, map(float, values[:, 0]), deviations, self.per_fold), strict=True))
+        ends = np.clip(Jackknife(values[:, 0], deviations, 0, 1).interval(), 0, 1)
+        folds = self.per_fold
+        spread = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(METRICS)
+        columns = (values[:, 0].tolist(), *ends.tolist(), folds.mean(axis=1).tolist(), spread)
+        return dict(zip(METRICS, map(Figure, *columns), strict=True))
 
     def per_class(self) -> list[ClassFigures]:
         """Compute the figures of each class that has clips, in index order."""
@@ -197,15 +195,13 @@ def compare(first: Results, others: Sequence[Results]) -> list[Comparison]:
     """
     gains = [_gain(first, other) for other in others]
     found = [jackknife_mean(gain, first.groups, -1, 1) for gain in gains]
-    p_values = [one.p_value() for one in found]
+    p_values = [float(one.p_value()) for one in found]
     comparisons = []
     for other, gain, one, p, p_holm in zip(others, gains, found, p_values, holm(p_values), strict=True):
-        low, high = one.interval()
+        low, high = np.clip(one.interval(), -1, 1).tolist()
         only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
-        bounds = max(-1, low), min(1, high)
-        comparisons.append(
-            Comparison(first.contender, other.contender, one.value, *bounds, only_first, only_second, p, p_holm)
-        )
+        names = first.contender, other.contender
+        comparisons.append(Comparison(*names, float(one.value), low, high, only_first, only_second, p, p_holm))
     return comparisons
 
 
