@@ -4,7 +4,8 @@ Each experiment draws videos of one to seven clips from a population whose figur
 the difference of two, or the mean of real values. Clips of one video are alike by a given correlation. A method covers
 if its interval contains the population's figure. For each kind of figure and number of videos, the table shows the
 lowest coverage of all settings, and the mean width over them; what covers 93 % is in bold. The last column divides the
-width of the report's intervals by that of the narrowest method in bold. The table goes to standard output.
+width of the report's intervals by that of the narrowest method in bold. A second table shows how often methods that are
+equally good have p < 0.05. Both go to standard output.
 
 ``previous`` is the percentile bootstrap that the report used before; ``t`` is Student's t of the jackknife;
 ``Wilson`` and ``Clopper-Pearson`` count as many clips as their variance is worth (E. L. Korn and B. I. Graubard,
@@ -117,6 +118,12 @@ def main() -> None:
         cells = [_cell(*summary[name]) if name in summary else "–" for name in methods]
         ratio = summary["report"][1] / narrowest
         print(f"| {kind} | {videos} | {len(settings)} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
+    print("\nMethods that are equally good: share of experiments with p < 0.05, the largest of 12 settings.\n")
+    print("| videos | report | McNemar |\n|---:|---:|---:|")
+    for videos in VIDEOS:
+        pairs = [(share, alike) for share in (0.01, 0.03, 0.1, 0.3) for alike in (0, 0.5, 1)]
+        errors = np.array([_false_alarms(rng, videos, *pair, options.experiments) for pair in pairs])
+        print(f"| {videos} | {' | '.join(f'{100 * error:.1f} %' for error in errors.max(axis=0))} |", flush=True)
 
 
 def _cell(coverage: float, width: float) -> str:
@@ -139,6 +146,9 @@ def _rows(rng: np.random.Generator) -> Iterator[tuple[str, int, list[Callable[[i
     for name, quantile in RATIOS.items():
         for videos in (12, 24):
             yield f"{name}, clips", videos, [partial(_measured, rng, videos, quantile, None)]
+    for videos in VIDEOS:
+        extreme = [partial(_measured, rng, videos, quantile, 1) for quantile in DROPS.values()]
+        yield "drop, gap; all clips of a video equal", videos, extreme
 
 
 # --- simulations --------------------------------------------------------------------------------------------------
@@ -230,6 +240,19 @@ def _measured(
     ]
     ends = np.array([[one.low, one.high] for one in found]).T
     return Sample(parts, _ratio, float(table.mean()), (ends[0], ends[1]))
+
+
+def _false_alarms(
+    rng: np.random.Generator, videos: int, gain: float, alike: float, experiments: int
+) -> tuple[float, float]:
+    """Compare equally good methods; return how often p < 0.05, by the report and by McNemar's exact test."""
+    exist, numbers = _clips(experiments, videos, rng), _mixed(experiments, videos, alike, rng)
+    first, second = exist & (numbers < gain), exist & (numbers >= 1 - gain)
+    parts = np.stack([first.sum(axis=2) - second.sum(axis=2), exist.sum(axis=2)], axis=2).astype(np.float64)
+    found = Jackknife(*_pseudo_values(parts, _ratio), -1, 1).p_value()
+    fewer = np.minimum(first.sum(axis=(1, 2)), second.sum(axis=(1, 2)))
+    mcnemar = 2 * special.bdtr(fewer, (first | second).sum(axis=(1, 2)), 0.5)
+    return float((found < 0.05).mean()), float((mcnemar < 0.05).mean())
 
 
 # --- methods ------------------------------------------------------------------------------------------------------
