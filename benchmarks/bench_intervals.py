@@ -147,8 +147,8 @@ def _rows(rng: np.random.Generator) -> Iterator[tuple[str, int, list[Callable[[i
         for videos in (12, 24):
             yield f"{name}, clips", videos, [partial(_measured, rng, videos, quantile, None)]
     for videos in VIDEOS:
-        extreme = [partial(_measured, rng, videos, quantile, 1) for quantile in DROPS.values()]
-        yield "drop, gap; all clips of a video equal", videos, extreme
+        equal = "drop, gap; all clips of a video equal"
+        yield equal, videos, [partial(_measured, rng, videos, quantile, 1) for quantile in DROPS.values()]
 
 
 # --- simulations --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from sklearn.metrics import precision_score, recall_score
 
@@ -125,6 +126,21 @@ class TestIntervals:
         figure = hundred.figures()["precision"]
         assert figure.low < figure.value - 0.02
         assert figure.value + 0.02 < figure.high
+
+    def test_intervals_of_macro_figures_are_the_jackknifes(self) -> None:
+        """Figures by scikit-learn without each of nine videos; three classes leave six of nine degrees of freedom."""
+        truth, predicted = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2] * 2), np.array([0, 1, 0, 1, 1, 1, 2, 0, 2] * 2)
+        predicted[1] = 0
+        groups = np.arange(9).repeat(2)
+        truth, predicted = truth[np.argsort(truth, kind="stable")], predicted[np.argsort(truth, kind="stable")]
+        figures = results(truth.tolist(), predicted.tolist(), [str(i) for i in groups]).figures()
+        for figure, score in ((figures["precision"], precision_score), (figures["recall"], recall_score)):
+            value = score(truth, predicted, average="macro")
+            without = [score(truth[groups != g], predicted[groups != g], average="macro") for g in range(9)]
+            pseudo = np.append(value + 8 * (value - np.array(without)) * np.sqrt(9 / 6), [0, 1])
+            centre = (9 * value + 1) / 11
+            reach = student.ppf(0.975, 10) * np.sqrt(((pseudo - centre) ** 2).sum() / 10 / 11)
+            assert (figure.low, figure.high) == pytest.approx((centre - reach, min(1, centre + reach)))
 
     def test_the_interval_of_a_perfect_contender_has_a_width(self) -> None:
         """Twelve of twelve: the exact binomial interval begins at 0.025 ** (1 / 12) = 0.735."""
