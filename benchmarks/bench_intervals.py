@@ -114,10 +114,10 @@ def main() -> None:
         summary = {
             name: (min(c for c, _ in rows), float(np.mean([w for _, w in rows]))) for name, rows in found.items()
         }
-        narrowest = min((width for coverage, width in summary.values() if coverage >= ENOUGH), default=np.nan)
+        narrowest = min((width for coverage, width in summary.values() if coverage >= ENOUGH), default=None)
         cells = [_cell(*summary[name]) if name in summary else "–" for name in methods]
-        ratio = summary["report"][1] / narrowest
-        print(f"| {kind} | {videos} | {len(settings)} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
+        ratio = f"{summary['report'][1] / narrowest:.2f}" if narrowest else "–"
+        print(f"| {kind} | {videos} | {len(settings)} | {' | '.join(cells)} | {ratio} |", flush=True)
     print("\nMethods that are equally good: share of experiments with p < 0.05, the largest of 12 settings.\n")
     print("| videos | report | McNemar |\n|---:|---:|---:|")
     for videos in VIDEOS:
