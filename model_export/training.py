@@ -30,8 +30,9 @@ HOLDOUT_PROTOCOL = (
     "clips for as many epochs. The epoch is chosen on the same clips, so that the figure is a little optimistic"
 )
 ACCURACY_PROTOCOL = (
-    "of heads trained by the same recipe on the other folds; the head itself is trained on all clips. value, low, "
-    "high: over all clips, with the 95 % interval by bootstrap over source videos; mean, deviation: over the folds"
+    "of heads trained by the same recipe on the other folds or on the training side of the split; the head itself is "
+    "trained on all clips. value, low, high: over all tested clips, with the 95 % interval over their source videos; "
+    "mean_of_folds, deviation_of_folds: over the folds"
 )
 
 

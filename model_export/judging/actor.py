@@ -147,7 +147,7 @@ class ActorRatio:
             ("ceiling: all attention on the cell deepest in the box", f"{mean_over_groups(self.ceilings):.2f}"),
         ]
         setting = (
-            f"{len(self.names)} clips rendered with a moving actor whose box is known in every frame (95 % bootstrap "
+            f"{len(self.names)} clips rendered with a moving actor whose box is known in every frame (95 % "
             "intervals over clips)."
         )
         return [setting, "", *markdown_table(("maps", "attention inside the box ÷ the box's share of the area"), rows)]

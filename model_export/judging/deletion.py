@@ -100,11 +100,11 @@ class Deletion:
 
     def drop(self, choice: Choice) -> Estimate:
         """Estimate the mean drop over clips."""
-        return mean_over_groups(self.drops[choice], self.groups)
+        return mean_over_groups(self.drops[choice], self.groups, least=-1, most=1)
 
     def gap(self, control: Choice = "moved") -> Estimate:
         """Estimate attended − control, paired over clips; it is above 0 if the network uses what it attends to."""
-        return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups)
+        return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups, least=-1, most=1)
 
     @property
     def verdict(self) -> Verdict:

@@ -24,7 +24,7 @@ class EvaluationPlan(BaseModel):
     folds: tuple[FoldKind, ...] = Field(
         ("grouped",),
         description="`grouped` keeps all clips of a source video in one fold; `random` does not, so that its figures "
-        "are too good. Repeat the option to compare both.",
+        "are too good and not stated as a head's. Repeat the option to compare both.",
     )
     split: tuple[Annotated[int, Field(ge=1, le=3)], ...] = Field(
         (), description="Use this official split of UCF-101 or HMDB-51 instead of folds; repeat the option for several."

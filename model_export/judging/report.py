@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from model_export.errors import ReportError
-from model_export.judging.intervals import RESAMPLES
 from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
-from model_export.judging.results import METRICS, Comparison, Figure, Results, compare
+from model_export.judging.results import METRICS, Figure, Results, compare
 
 ProtocolKind = Literal["grouped", "random", "official"]
+COLUMNS = ("accuracy", "average precision", "average recall")
 # Number of unused, missing, extra and undecodable clips that are named in Markdown; JSON names all.
 LISTED = 20
 
@@ -27,6 +27,11 @@ MEANING: Mapping[ProtocolKind, str] = {
     "These figures are too good; they are given because figures are often measured this way.",
     "official": "Training and test sides are those of the data set's authors.",
 }
+CHOOSING = (
+    "The more recipes are compared on the same folds, the better the best one looks by chance. Choose a recipe on "
+    "folds, then report it once on clips that no choice has seen, such as the test side of an official split "
+    "(`--split`)."
+)
 PROTOCOLS = (
     "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from "
     "testing it on videos that it was trained on."
@@ -145,9 +150,10 @@ def _experiment_facts(experiment: Experiment) -> dict[str, Any]:
         "kind": experiment.kind,
         "folds": first.per_fold.shape[1],
         "clips": len(first.names),
+        "videos": len(set(first.groups)),
         "clips_with_video_in_training": int(first.leaked.sum()),
         "methods": [_result_facts(result) for result in experiment.results],
-        "comparisons": [asdict(comparison) for comparison in _comparisons(experiment)],
+        "comparisons": [asdict(comparison) for comparison in compare(first, experiment.results[1:])],
     }
 
 
@@ -206,7 +212,7 @@ def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
     if len(experiments) < 2:
         return []
     accuracies = [
-        {result.contender: result.figures()["accuracy"].mean for result in experiment.results}
+        {result.contender: _value(result.figures()["accuracy"]) for result in experiment.results}
         for experiment in experiments
     ]
     methods = dict.fromkeys(method for column in accuracies for method in column)
@@ -216,13 +222,10 @@ def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
         "",
         *markdown_table(
             ("method", *(experiment.name for experiment in experiments)),
-            [
-                [method, *(_percent(column[method]) if method in column else "–" for column in accuracies)]
-                for method in methods
-            ],
+            [[method, *(column.get(method, "–") for column in accuracies)] for method in methods],
         ),
         "",
-        PROTOCOLS,
+        f"Over all clips, with the 95 % interval over source videos in brackets. {PROTOCOLS}",
     ]
 
 
@@ -230,6 +233,7 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
     first = experiment.results[0]
     leaked = f"{first.leaked.sum()} of {len(first.leaked)}"
     table = "Table 4" if experiment.kind == "official" else "Table 3"
+    many = first.per_fold.shape[1] > 1
     return [
         "",
         f"## {experiment.name} (in the form of the paper's {table}), %",
@@ -237,11 +241,12 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         f"{MEANING[experiment.kind]} Clips tested after training on other clips of their video: {leaked}.",
         "",
         *markdown_table(
-            ("method", "accuracy", "average precision", "average recall"),
-            [[result.contender, *map(_cell, result.figures().values())] for result in experiment.results],
+            ("method", *COLUMNS, *(f"{column}, folds" for column in COLUMNS if many)),
+            [[result.contender, *_cells(result, many)] for result in experiment.results],
         ),
         "",
         _explanation(first),
+        *(["", CHOOSING] if experiment.kind != "official" else []),
         *_comparison_lines(experiment),
         "",
         f"### {first.contender}: classes",
@@ -265,32 +270,37 @@ def _confused_lines(result: Results) -> list[str]:
 
 
 def _explanation(result: Results) -> str:
-    many = result.per_fold.shape[1] > 1
+    folds = " Under *folds*: their mean ± sample deviation." if result.per_fold.shape[1] > 1 else ""
     return (
-        "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). "
-        + ("Mean ± sample deviation over the folds; in brackets, over all clips at once, " if many else "In brackets: ")
-        + f"the 95 % interval by bootstrap over source videos ({RESAMPLES:,} resamples). It covers what other videos "
-        "of these classes could change, not what another training could."
+        "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). Each figure is "
+        "over all clips at once. In brackets is its 95 % interval, which rests on leaving out each of "
+        f"{len(set(result.groups))} source videos once (jackknife; Student's t after adding one video at each end of "
+        "the scale). It covers what other videos of these classes could change, not what another training could."
+        f"{folds}"
     )
 
 
 def _comparison_lines(experiment: Experiment) -> list[str]:
-    comparisons = _comparisons(experiment)
-    if not comparisons:
+    first, *others = experiment.results
+    if not others:
         return []
-    first = experiment.results[0].contender
+    number, videos = len(others), len(set(first.groups))
+    basis = (
+        f"Interval and p rest on {videos} source videos, by the same rule as above. Each interval is that of one "
+        f"difference alone; p allows for {number} comparison{'s' * (number > 1)} (Holm's method)."
+    )
     return [
         "",
-        f"### {first} against the others, on the same clips",
+        f"### {first.contender} against the others, on the same clips",
         "",
         *markdown_table(
             (
                 "compared with",
                 "accuracy, points",
                 "95 % interval",
-                f"only {first} correct",
+                f"only {first.contender} correct",
                 "only the other correct",
-                "McNemar p",
+                "p",
             ),
             [
                 [
@@ -299,13 +309,13 @@ def _comparison_lines(experiment: Experiment) -> list[str]:
                     f"{100 * c.low:+.1f} to {100 * c.high:+.1f}",
                     str(c.only_first),
                     str(c.only_second),
-                    f"{c.p:.3f}" if c.p >= 0.001 else "< 0.001",
+                    f"{c.p_holm:.3f}" if c.p_holm >= 0.001 else "< 0.001",
                 ]
-                for c in comparisons
+                for c in compare(first, others)
             ],
         ),
         "",
-        "McNemar's test assumes that clips are independent, which those of one video are not; the interval does not.",
+        basis,
     ]
 
 
@@ -315,14 +325,19 @@ def _recipe_lines(experiments: Sequence[Experiment]) -> list[str]:
     return ["", "## Settings of the methods", "", *recipes]
 
 
-def _comparisons(experiment: Experiment) -> list[Comparison]:
-    first, *others = experiment.results
-    return [compare(first, other) for other in others]
+def _cells(result: Results, many: bool) -> list[str]:
+    """Return each figure with its interval and, if there are several folds, mean and deviation over them."""
+    figures = result.figures().values()
+    return [*map(_value, figures), *(_folds(figure) for figure in figures if many)]
 
 
-def _cell(figure: Figure) -> str:
-    mean = _percent(figure.mean) + (f" ± {_percent(figure.deviation)}" if figure.deviation is not None else "")
-    return f"{mean} ({_percent(figure.low)}–{_percent(figure.high)})"
+def _value(figure: Figure) -> str:
+    return f"{_percent(figure.value)} ({_percent(figure.low)}–{_percent(figure.high)})"
+
+
+def _folds(figure: Figure) -> str:
+    deviation = f" ± {_percent(figure.deviation_of_folds)}" if figure.deviation_of_folds is not None else ""
+    return f"{_percent(figure.mean_of_folds)}{deviation}"
 
 
 def _percent(share: float) -> str:
@@ -335,32 +350,44 @@ def _percent(share: float) -> str:
 def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[str, Any]:
     """Read the accuracy that an evaluation found for a recipe and classes, by experiment.
 
+    Random folds are left out: they test clips of videos that were trained on.
+
     Args:
         directory: Folder of the report.
         recipe: Every setting in one line, as ``describe`` returns it.
         labels: Names of the classes.
 
     Raises:
-        ReportError: The report cannot be read, or has no head of this recipe and these classes.
+        ReportError: The report cannot be read, or has no head of this recipe and these classes, or only on random
+            folds.
     """
     report = directory / "report.json"
     try:
-        found = json.loads(report.read_text(encoding="utf-8"))
-        accuracy = {
-            experiment["name"]: {"clips": experiment["clips"], **_rounded(method["accuracy"])}
-            for experiment in found["experiments"]
+        found = [
+            (experiment, method["accuracy"])
+            for experiment in json.loads(report.read_text(encoding="utf-8"))["experiments"]
             for method in experiment["methods"]
             if method["recipe"] == recipe and method["labels"] == list(labels)
+        ]
+        accuracy = {
+            experiment["name"]: {
+                "clips": experiment["clips"],
+                "videos": experiment["videos"],
+                **{name: None if value is None else round(value, 4) for name, value in figure.items()},
+            }
+            for experiment, figure in found
+            if experiment["kind"] != "random"
         }
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{report} cannot be read ({error}); make it with `limelight-model evaluate`") from error
-    if not accuracy:
+    if not found:
         raise ReportError(
             f"{report} has no head of this recipe and these classes; run `limelight-model evaluate` with the same "
             "options"
         )
+    if not accuracy:
+        raise ReportError(
+            f"{report} has only random folds, whose accuracy is too good to be stated as a head's; run "
+            "`limelight-model evaluate` with `--folds grouped` or `--split`"
+        )
     return accuracy
-
-
-def _rounded(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: None if value is None else round(value, 4) for name, value in figures.items()}

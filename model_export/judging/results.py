@@ -1,13 +1,14 @@
 """How well contenders name clips that they were not trained on: figures, intervals and comparisons."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
-from model_export.judging.intervals import Floats, group_indices, interval, resample_groups, resample_means
+from model_export.judging.intervals import Floats, Jackknife, group_indices, jackknife_mean
 from model_export.network.arrays import Probabilities
 
 Metric = Literal["accuracy", "precision", "recall"]
@@ -20,17 +21,17 @@ class Figure:
 
     Attributes:
         value: The metric over all clips at once.
-        low: Lower end of its 95 % interval, by bootstrap over groups.
+        low: Lower end of the 95 % interval of ``value``, over groups.
         high: Upper end of the interval.
-        mean: Mean over the folds, as in the paper's Table 3.
-        deviation: Sample standard deviation (n − 1) over the folds; ``None`` for a single fold.
+        mean_of_folds: Mean over the folds, as in the paper's Table 3. The interval is not its own.
+        deviation_of_folds: Sample standard deviation (n − 1) over the folds; ``None`` for a single fold.
     """
 
     value: float
     low: float
     high: float
-    mean: float
-    deviation: float | None
+    mean_of_folds: float
+    deviation_of_folds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +101,23 @@ class Results:
         """Accuracy, macro precision and macro recall of each fold, float64 ``(3, folds)``."""
         return _metrics(self._counts(self.folds))
 
-    def figures(self, seed: int = 0) -> dict[Metric, Figure]:
+    def figures(self) -> dict[Metric, Figure]:
         """Compute accuracy (eq 11, as correct / total), macro precision (eq 12) and macro recall (eq 13).
 
-        Macro figures weigh all classes that have clips equally; the precision of a class never predicted is 0.
+        Macro figures weigh all classes that have clips equally; the precision of a class never predicted is 0. As means
+        of one figure for each class, they leave ``G − C`` degrees of freedom of ``G`` groups in ``C`` classes: the
+        deviations of the groups are multiplied by √(G / (G − C)).
         """
-        cluster = group_indices(self.groups)
-        resamples = _metrics(resample_groups(int(cluster.max()) + 1, seed) @ self._counts(cluster))
-        values = _metrics(self._counts(np.zeros_like(self.folds)))[:, 0]
-
-        def figure(value: float, resampled: Floats, folds: Floats) -> Figure:
-            deviation = float(folds.std(ddof=1)) if len(folds) > 1 else None
-            return Figure(float(value), *interval(value, resampled, 0, 1), float(folds.mean()), deviation)
-
-        return dict(zip(METRICS, map(figure, values, resamples, self.per_fold), strict=True))
+        counts = self._counts(group_indices(self.groups))
+        total, groups = counts.sum(axis=1, keepdims=True), counts.shape[1]
+        values = _metrics(total)
+        deviations = (groups - 1) * (values - _metrics(total - counts))
+        deviations[1:] *= math.sqrt(groups / max(1, groups - len(np.unique(self.truth))))
+        ends = np.clip(Jackknife(values[:, 0], deviations, 0, 1).interval(), 0, 1)
+        folds = self.per_fold
+        spread = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(METRICS)
+        columns = (values[:, 0].tolist(), *ends.tolist(), folds.mean(axis=1).tolist(), spread)
+        return dict(zip(METRICS, map(Figure, *columns), strict=True))
 
     def per_class(self) -> list[ClassFigures]:
         """Compute the figures of each class that has clips, in index order."""
@@ -149,11 +153,11 @@ class Results:
 def _metrics(counts: Floats) -> Floats:
     """Compute accuracy, macro precision and macro recall ``(3, n)`` from counts ``(3, n, classes)``."""
     hits, named, actual = counts
-    present = (actual > 0).sum(axis=1)
+    present = np.maximum((actual > 0).sum(axis=1), 1)
     # A class without clips has no hits either, so it adds nothing to the sums.
     precision = (hits / np.maximum(named, 1)).sum(axis=1) / present
     recall = (hits / np.maximum(actual, 1)).sum(axis=1) / present
-    return np.stack([hits.sum(axis=1) / actual.sum(axis=1), precision, recall])
+    return np.stack([hits.sum(axis=1) / np.maximum(actual.sum(axis=1), 1), precision, recall])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +168,12 @@ class Comparison:
         first: Name of the first contender.
         second: Name of the second contender.
         difference: Accuracy of the first minus that of the second, as a fraction.
-        low: Lower end of the difference's 95 % interval, by bootstrap over groups.
+        low: Lower end of the difference's 95 % interval, over groups.
         high: Upper end of the interval.
         only_first: Number of clips that only the first predicted correctly.
         only_second: Number of clips that only the second predicted correctly.
-        p: P-value of the exact two-sided McNemar test. It assumes independent clips, which those of one video are not,
-            and is therefore too small; the interval is not affected.
+        p: Two-sided p-value of this comparison alone, over groups: below 0.05 if the interval does not contain 0.
+        p_holm: P-value that allows for all comparisons that were made with it.
     """
 
     first: str
@@ -180,28 +184,39 @@ class Comparison:
     only_first: int
     only_second: int
     p: float
+    p_holm: float
 
 
-def compare(first: Results, second: Results, seed: int = 0) -> Comparison:
-    """Compare two contenders clip by clip.
+def compare(first: Results, others: Sequence[Results]) -> list[Comparison]:
+    """Compare a contender with others, clip by clip.
 
     Raises:
         ValueError: They were not tested on the same clips in the same folds.
     """
+    gains = [_gain(first, other) for other in others]
+    found = [jackknife_mean(gain, first.groups, -1, 1) for gain in gains]
+    p_values = [float(one.p_value()) for one in found]
+    comparisons = []
+    for other, gain, one, p, p_holm in zip(others, gains, found, p_values, holm(p_values), strict=True):
+        low, high = np.clip(one.interval(), -1, 1).tolist()
+        only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
+        names = first.contender, other.contender
+        comparisons.append(Comparison(*names, float(one.value), low, high, only_first, only_second, p, p_holm))
+    return comparisons
+
+
+def _gain(first: Results, second: Results) -> npt.NDArray[np.int64]:
+    """Compute 1 for each clip that only the first named correctly, −1 for each that only the second did, else 0."""
     if first.names != second.names or not np.array_equal(first.folds, second.folds):
         raise ValueError(f"{first.contender} and {second.contender} were not tested on the same folds")
-    gain = first.correct.astype(np.int64) - second.correct
-    difference = float(gain.mean())
-    low, high = interval(difference, resample_means(gain, first.groups, seed), -1, 1)
-    only_first, only_second = int((gain > 0).sum()), int((gain < 0).sum())
-    p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return Comparison(
-        first.contender,
-        second.contender,
-        difference,
-        low,
-        high,
-        only_first,
-        only_second,
-        float(p),
-    )
+    gain: npt.NDArray[np.int64] = first.correct.astype(np.int64) - second.correct
+    return gain
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (S. Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(p) for p in adjusted]

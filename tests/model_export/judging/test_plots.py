@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib import rc_context
 from PIL import Image
 
 from model_export.errors import ReportError
@@ -46,6 +48,29 @@ def test_the_confusion_matrix_shows_predictions_in_columns(tmp_path: Path) -> No
     blue = (pixels(path)[..., 2] - pixels(path)[..., 0]) > 40
     rows, columns = np.nonzero(blue)
     assert columns.max() - columns.min() < 0.7 * (rows.max() - rows.min()), "a column two cells high"
+
+
+def test_shades_are_shares_of_the_classs_own_clips(tmp_path: Path) -> None:
+    """Half of each class is confused, of six clips and of two: all four cells have one shade."""
+    path = tmp_path / "confusion.png"
+    unequal = replace(results("x", [0, 0, 0, 1, 1, 1, 0, 1]), truth=np.array([0, 0, 0, 0, 0, 0, 1, 1]))
+    plot_confusion(unequal, path)
+    found = pixels(path)
+    shades, counts = np.unique(found[found.min(axis=2) < 250], axis=0, return_counts=True)
+    rows, columns = np.nonzero((found == shades[counts.argmax()]).all(axis=2))
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert abs(height - width) <= 2, "the shade is in both rows and in both columns"
+    assert len(rows) > 0.9 * height * width, "of which it leaves only the numbers"
+
+
+def test_cells_hold_their_numbers_and_names_are_no_formulas(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.svg"
+    named = replace(results("x", [0, 0, 1, 0, 0, 1, 1, 1]), labels=("a $x$ b", "PullUps"))
+    with rc_context({"svg.fonttype": "none"}):
+        plot_confusion(named, path)
+    texts = [element.text for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("a $x$ b") == texts.count("PullUps") == 2, "rows and columns"
+    assert sorted(text for text in texts if text and text.isdigit()) == ["1", "1", "3", "3"]
 
 
 def history(tmp_path: Path, text: str) -> Path:

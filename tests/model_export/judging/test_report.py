@@ -12,7 +12,7 @@ import pytest
 
 from model_export.errors import ReportError
 from model_export.judging.report import DataFacts, Experiment, RunFacts, Section, read_accuracy, write_report
-from model_export.judging.results import compare
+from model_export.judging.results import Results, compare
 from tests.model_export.judging.eight_clips import results
 
 RUN = RunFacts(
@@ -50,13 +50,33 @@ def row(text: str, first: str) -> list[str]:
 
 def test_folds_are_reported_in_the_form_of_table_3(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
-    assert "| method | accuracy | average precision | average recall |" in text
-    accuracy, precision, recall = row(text, "attention")[1:]
-    assert accuracy.startswith("87.5 ± 17.7 (")
-    assert precision.startswith("91.7 ± 11.8 ("), "of (1 + 1) / 2 and (2/3 + 1) / 2"
-    assert recall.startswith("87.5 ± 17.7 (")
-    assert row(text, "plain LSTM")[2].startswith("25.0 ± 0.0 ("), "a class that is never named has precision 0"
+    columns = ("accuracy", "average precision", "average recall")
+    assert row(text, "method")[1:] == [*columns, *(f"{column}, folds" for column in columns)]
+    assert row(text, "attention")[4:] == ["87.5 ± 17.7", "91.7 ± 11.8", "87.5 ± 17.7"], "(1 + 1) / 2 and (2/3 + 1) / 2"
+    assert row(text, "plain LSTM")[5] == "25.0 ± 0.0", "a class that is never named has precision 0"
     assert "the paper's Table 3" in text
+
+
+def test_the_interval_stands_with_the_figure_that_it_belongs_to(tmp_path: Path) -> None:
+    """The mean over folds of unequal size is another figure: here 5 of 6 and 0 of 2, but 5 of 8 over all clips."""
+    unequal = results("attention", [0, 0, 1, 1, 0, 1, 0, 0], folds=[0] * 6 + [1] * 2)
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", (unequal,)))
+    accuracy = unequal.figures()["accuracy"]
+    assert row(text, "attention")[1] == f"62.5 ({100 * accuracy.low:.1f}–{100 * accuracy.high:.1f})"
+    assert row(text, "attention")[4] == "41.7 ± 58.9"
+    found = strict(tmp_path / "report.json")["experiments"][0]["methods"][0]["accuracy"]
+    assert found["value"] == 0.625
+    assert found["mean_of_folds"] == pytest.approx(5 / 12)
+    assert set(found) == {"value", "low", "high", "mean_of_folds", "deviation_of_folds"}
+
+
+def test_the_report_says_what_its_intervals_rest_on_and_warns_of_choosing(tmp_path: Path) -> None:
+    text = write(tmp_path, GROUPED)
+    assert "rests on leaving out each of 4 source videos once" in text
+    assert "Interval and p rest on 4 source videos" in text
+    assert "p allows for 1 comparison (Holm's method)." in text
+    assert "Choose a recipe on folds, then report it once on clips that no choice has seen" in text
+    assert strict(tmp_path / "report.json")["experiments"][0]["videos"] == 4
 
 
 def test_an_official_split_is_reported_in_the_form_of_table_4(tmp_path: Path) -> None:
@@ -71,8 +91,13 @@ def test_accuracy_of_grouped_and_random_folds_is_compared(tmp_path: Path) -> Non
     leaking = replace(results("attention", [0, 0, 1, 1, 0, 0, 1, 1]), leaked=np.array([True] * 6 + [False] * 2))
     text = write(tmp_path, GROUPED, Experiment("2 random folds", "random", (leaking,)))
     assert row(text, "method")[1:] == ["2 grouped folds", "2 random folds"]
-    assert row(text, "attention") == ["attention", "87.5", "100.0"]
-    assert row(text, "plain LSTM") == ["plain LSTM", "50.0", "–"]
+    accuracies = [
+        (value, *interval.split("–")) for value, interval in (cell.split(" (") for cell in row(text, "attention")[1:])
+    ]
+    assert [value for value, *_ in accuracies] == ["87.5", "100.0"]
+    assert all(float(low) < float(value) <= float(high.strip(")")) for value, low, high in accuracies)
+    assert row(text, "plain LSTM")[1].startswith("50.0 (")
+    assert row(text, "plain LSTM")[2] == "–"
     assert "on other clips of their video: 0 of 8" in text
     assert "on other clips of their video: 6 of 8" in text
     assert (tmp_path / "confusion.png").exists()
@@ -80,13 +105,38 @@ def test_accuracy_of_grouped_and_random_folds_is_compared(tmp_path: Path) -> Non
 
 
 def test_the_first_method_is_compared_with_the_others(tmp_path: Path) -> None:
-    against, difference, interval, only_first, only_second, p = row(
-        write(tmp_path, GROUPED).split("against the others")[1], "plain LSTM"
-    )
+    text = write(tmp_path, GROUPED).split("### attention against the others")[1]
+    assert row(text, "compared with")[3:] == ["only attention correct", "only the other correct", "p"]
+    against, difference, interval, only_first, only_second, p = row(text, "plain LSTM")
     assert (against, difference, only_first, only_second) == ("plain LSTM", "+37.5", "3", "0")
-    assert p == "0.250", "two-sided: three of three"
-    found = compare(ATTENTION, BASELINE)
+    (found,) = compare(ATTENTION, [BASELINE])
     assert interval == f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    assert p == f"{found.p:.3f}"
+
+
+def test_p_values_are_adjusted_and_small_ones_are_only_bounded(tmp_path: Path) -> None:
+    """A hundred videos, of which the first method names all; the others none, and all but eight."""
+
+    def of_a_hundred(name: str, wrong: int) -> Results:
+        names = tuple(map(str, range(100)))
+        return replace(
+            results(name, [0] * 8),
+            names=names,
+            groups=names,
+            truth=np.zeros(100, np.int64),
+            probabilities=np.eye(2)[[1] * wrong + [0] * (100 - wrong)],
+            folds=np.zeros(100, np.int64),
+            leaked=np.zeros(100, bool),
+        )
+
+    methods = (of_a_hundred("all", 0), of_a_hundred("none", 100), of_a_hundred("most", 5), of_a_hundred("many", 6))
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", methods)).split("### all against the others")[1]
+    assert row(text, "none")[-1] == "< 0.001"
+    most, many = (compare(methods[0], [other])[0].p for other in methods[2:])
+    assert 0.01 < many < most < 0.1
+    assert row(text, "many")[-1] == f"{2 * many:.3f}", "the second smallest of three is doubled"
+    assert row(text, "most")[-1] == f"{max(2 * many, most):.3f}", "and none gets below a smaller one"
+    assert "p allows for 3 comparisons" in text
 
 
 def test_the_report_says_how_its_figures_were_obtained(tmp_path: Path) -> None:
@@ -145,7 +195,9 @@ def test_json_has_the_figures_of_the_report(tmp_path: Path) -> None:
     assert attention["per_fold"]["accuracy"] == [1, 0.75]
     assert attention["confusion"] == [[4, 0], [1, 3]]
     assert attention["confused_pairs"] == [{"truth": "Surf|ing", "predicted": "PullUps", "clips": 1}]
-    assert experiment["comparisons"][0]["only_first"] == 3
+    comparison = experiment["comparisons"][0]
+    assert comparison["only_first"] == 3
+    assert comparison["p"] == comparison["p_holm"] == pytest.approx(compare(ATTENTION, [BASELINE])[0].p)
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
@@ -163,12 +215,28 @@ class TestReadAccuracy:
         """The parts of ``report.json`` that are read: two recipes under two protocols."""
 
         def method(recipe: str, value: float, deviation: float | None) -> dict[str, object]:
-            accuracy = {"value": value, "low": 0.5, "high": 1.0, "mean": value, "deviation": deviation}
+            accuracy = {
+                "value": value,
+                "low": 0.5,
+                "high": 1.0,
+                "mean_of_folds": value + 0.01,
+                "deviation_of_folds": deviation,
+            }
             return {"name": "attention", "recipe": recipe, "labels": ["squats", "waving"], "accuracy": accuracy}
 
         experiments = [
-            {"name": name, "clips": clips, "methods": [method("seed=0", value, deviation), method("seed=1", 0.1, 0.1)]}
-            for name, clips, value, deviation in (("4 grouped folds", 24, 0.912345, 0.02), ("split 1", 8, 0.8, None))
+            {
+                "name": name,
+                "kind": kind,
+                "clips": clips,
+                "videos": 8,
+                "methods": [method("seed=0", value, deviation), method("seed=1", 0.1, 0.1)],
+            }
+            for name, kind, clips, value, deviation in (
+                ("4 grouped folds", "grouped", 24, 0.912345, 0.02),
+                ("4 random folds", "random", 24, 0.99, 0.01),
+                ("split 1", "official", 8, 0.8, None),
+            )
         ]
         (tmp_path / "report.json").write_text(json.dumps({"experiments": experiments}), encoding="utf-8")
         return tmp_path
@@ -177,13 +245,24 @@ class TestReadAccuracy:
         facts = read_accuracy(report, "seed=0", ("squats", "waving"))
         assert facts["4 grouped folds"] == {
             "clips": 24,
+            "videos": 8,
             "value": 0.9123,
             "low": 0.5,
             "high": 1.0,
-            "mean": 0.9123,
-            "deviation": 0.02,
+            "mean_of_folds": 0.9223,
+            "deviation_of_folds": 0.02,
         }
-        assert facts["split 1"]["deviation"] is None
+        assert facts["split 1"]["deviation_of_folds"] is None
+
+    def test_random_folds_are_not_stated_as_a_heads_accuracy(self, report: Path) -> None:
+        assert list(read_accuracy(report, "seed=0", ("squats", "waving"))) == ["4 grouped folds", "split 1"]
+        path = report / "report.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({"experiments": [found["experiments"][1]]}), encoding="utf-8")
+        with pytest.raises(
+            ReportError, match=r"has only random folds, .* run `limelight-model evaluate` with `--folds"
+        ):
+            read_accuracy(report, "seed=0", ("squats", "waving"))
 
     @pytest.mark.parametrize(("recipe", "labels"), [("seed=2", ("squats", "waving")), ("seed=0", ("squats", "diving"))])
     def test_a_report_of_another_recipe_or_other_classes_is_refused(

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 from sklearn.metrics import precision_score, recall_score
 
-from model_export.judging.results import ClassFigures, Comparison, ConfusedPair, Results, compare
+from model_export.judging.results import ClassFigures, ConfusedPair, Results, compare, holm
 from tests.model_export.examples import LABELS
 
 
@@ -54,11 +56,11 @@ class TestFigures:
         # Accuracy 1/1 in the first fold and 1/3 in the second.
         accuracy = results((0, 0, 0, 1), (0, 0, 1, 0), folds=(0, 1, 1, 1)).figures()["accuracy"]
         assert accuracy.value == pytest.approx(2 / 4)
-        assert accuracy.mean == pytest.approx(2 / 3)
-        assert accuracy.deviation == pytest.approx(np.sqrt(2) / 3), "of a sample: divided by n − 1"
+        assert accuracy.mean_of_folds == pytest.approx(2 / 3)
+        assert accuracy.deviation_of_folds == pytest.approx(np.sqrt(2) / 3), "of a sample: divided by n − 1"
 
     def test_one_fold_has_no_deviation(self) -> None:
-        assert results((0, 1), (0, 1)).figures()["accuracy"].deviation is None
+        assert results((0, 1), (0, 1)).figures()["accuracy"].deviation_of_folds is None
 
     def test_precision_and_recall_are_given_per_class(self) -> None:
         assert results(self.truth, self.predicted).per_class() == [
@@ -113,8 +115,8 @@ class TestIntervals:
         half = 1.96 * np.sqrt(value * (1 - value) / 100)
         assert [value - low, high - value] == pytest.approx([half, half], rel=0.2)
 
-    def test_intervals_of_precision_are_not_biased_by_resamples_that_lack_groups(self) -> None:
-        """Of a hundred classes of four clips, nearly every resample has a lower macro precision than the clips."""
+    def test_intervals_of_precision_contain_it_with_many_small_classes(self) -> None:
+        """A hundred classes of four clips each."""
         random = np.random.default_rng(0)
         truth = np.arange(100).repeat(4)
         predicted = np.where(random.random(400) < 0.6, truth, random.integers(0, 100, 400))
@@ -125,13 +127,55 @@ class TestIntervals:
         assert figure.low < figure.value - 0.02
         assert figure.value + 0.02 < figure.high
 
-    def test_interval_of_a_perfect_contender_is_a_point(self) -> None:
-        figure = results([0, 1, 2] * 5, [0, 1, 2] * 5).figures()["accuracy"]
-        assert (figure.low, figure.high) == (1, 1)
+    def test_intervals_of_macro_figures_are_the_jackknifes(self) -> None:
+        """Figures by scikit-learn without each of nine videos; three classes leave six of nine degrees of freedom."""
+        truth, predicted = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2] * 2), np.array([0, 1, 0, 1, 1, 1, 2, 0, 2] * 2)
+        predicted[1] = 0
+        groups = np.arange(9).repeat(2)
+        truth, predicted = truth[np.argsort(truth, kind="stable")], predicted[np.argsort(truth, kind="stable")]
+        figures = results(truth.tolist(), predicted.tolist(), [str(i) for i in groups]).figures()
+        for figure, score in ((figures["precision"], precision_score), (figures["recall"], recall_score)):
+            value = score(truth, predicted, average="macro")
+            without = [score(truth[groups != g], predicted[groups != g], average="macro") for g in range(9)]
+            pseudo = np.append(value + 8 * (value - np.array(without)) * np.sqrt(9 / 6), [0, 1])
+            centre = (9 * value + 1) / 11
+            reach = student.ppf(0.975, 10) * np.sqrt(((pseudo - centre) ** 2).sum() / 10 / 11)
+            assert (figure.low, figure.high) == pytest.approx((centre - reach, min(1, centre + reach)))
 
-    def test_the_seed_determines_the_interval(self) -> None:
-        found = results([0, 1, 2, 0] * 20, [0, 1, 1, 0] * 20)
-        assert found.figures(3) == found.figures(3) != found.figures(4)
+    def test_the_interval_of_a_perfect_contender_has_a_width(self) -> None:
+        """Twelve of twelve: the exact binomial interval begins at 0.025 ** (1 / 12) = 0.735."""
+        figures = results([0, 1, 2] * 4, [0, 1, 2] * 4).figures()
+        for figure in figures.values():
+            assert figure.high == 1
+            assert figure.low == pytest.approx(0.025 ** (1 / 12), abs=0.06)
+
+    def test_intervals_hold_for_few_videos_of_high_accuracy(self) -> None:
+        """Accuracy, macro precision and macro recall are 0.97 by construction: a video is right or wrong as a whole."""
+        assert_covered(videos=12, accuracy=0.97)
+
+    def test_intervals_hold_for_forty_videos(self) -> None:
+        assert_covered(videos=40, accuracy=0.9)
+
+    def test_figures_of_a_single_video_have_an_interval(self) -> None:
+        figure = results([0, 0], [0, 1], ["a", "a"]).figures()["accuracy"]
+        assert (figure.low, figure.high) == (0, 1)
+
+
+def assert_covered(videos: int, accuracy: float, experiments: int = 500) -> None:
+    """The intervals contain the true figures in 93 % of simulated experiments, and are not simply wide."""
+    random = np.random.default_rng(1)
+    covered, widths = np.zeros(3), np.zeros(3)
+    for _ in range(experiments):
+        cuts = random.integers(1, 8, videos)
+        truth = np.arange(videos) % 3
+        right = random.random(videos) < accuracy
+        predicted = np.where(right, truth, (truth + random.integers(1, 3, videos)) % 3)
+        groups = [str(video) for video in np.arange(videos).repeat(cuts)]
+        found = results(truth.repeat(cuts).tolist(), predicted.repeat(cuts).tolist(), groups).figures().values()
+        covered += [figure.low <= accuracy <= figure.high for figure in found]
+        widths += [figure.high - figure.low for figure in found]
+    assert (covered >= 0.93 * experiments).all(), covered / experiments
+    assert (widths <= 0.31 * experiments).all(), widths / experiments
 
 
 class TestComparison:
@@ -139,35 +183,64 @@ class TestComparison:
         # Of ten clips, the first alone is right on seven, the second alone on one.
         first = results([0] * 10, [0] * 8 + [1] * 2)
         second = results([0] * 10, [1] * 7 + [0] * 2 + [1])
-        found = compare(first, second)
+        (found,) = compare(first, [second])
         assert (found.only_first, found.only_second) == (7, 1)
         assert found.difference == pytest.approx(0.6)
-        assert found.p == pytest.approx(2 * (1 + 8) / 2**8), "two-sided binomial: one or none of eight"
-        assert 0 < found.low < found.difference < found.high <= 1
+        values = [1] * 7 + [-1] + [0] * 2 + [-1, 1]
+        assert found.p == found.p_holm == pytest.approx(ttest_1samp(values, 0).pvalue), "with one video at each end"
+        assert found.low == pytest.approx(ttest_1samp(values, 0).confidence_interval().low)
+        assert found.high == 1, "no accuracy is more than 1 better"
 
-    def test_a_contender_compared_with_itself_differs_by_exactly_zero(self) -> None:
-        """Both are right on the same clips, so the difference is certain even if the accuracies are not."""
+    def test_a_contender_compared_with_itself_does_not_differ(self) -> None:
+        """On ten clips, which say little of others."""
         same = results([0] * 10, [0] * 5 + [1] * 5)
-        assert compare(same, same) == Comparison("some", "some", 0, 0, 0, 0, 0, 1)
+        (found,) = compare(same, [same])
+        assert (found.difference, found.only_first, found.only_second, found.p) == (0, 0, 0, 1)
+        assert -found.low == found.high > 0.2
+
+    @pytest.mark.parametrize("videos", [12, 40])
+    def test_equal_methods_rarely_differ(self, videos: int) -> None:
+        """Each method alone is right on a tenth of the videos, whole videos at a time: p < 0.05 is an error of 5 %."""
+        random = np.random.default_rng(2)
+        errors = 0
+        for _ in range(500):
+            cuts = random.integers(1, 8, videos)
+            case, groups = random.random(videos).repeat(cuts), [str(i) for i in np.arange(videos).repeat(cuts)]
+            first, second = (
+                results([0] * len(groups), np.where(wrong, 1, 0).tolist(), groups) for wrong in (case < 0.1, case > 0.9)
+            )
+            (found,) = compare(first, [second])
+            errors += found.p < 0.05
+            assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+        assert errors <= 0.07 * 500
+
+    def test_p_values_allow_for_the_number_of_comparisons(self) -> None:
+        """By hand: the smallest of three is tripled, the next doubled, and none gets below a smaller one."""
+        assert holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
+        assert holm([0.6, 0.7]) == [1, 1]
+        assert holm([]) == []
+        first, second = results([0] * 10, [0] * 8 + [1] * 2), results([0] * 10, [1] * 7 + [0] * 2 + [1])
+        alone, twice = compare(first, [second])[0], compare(first, [second, first])[0]
+        assert (twice.p, twice.p_holm) == (alone.p, 2 * alone.p)
 
     def test_the_reversed_comparison_is_the_negative(self) -> None:
         first, second = results([0] * 20, [0] * 15 + [1] * 5), results([0] * 20, [0] * 9 + [1] * 11)
-        there, back = compare(first, second), compare(second, first)
+        (there,), (back,) = compare(first, [second]), compare(second, [first])
         mirrored = [-there.difference, -there.high, -there.low]
         assert [back.difference, back.low, back.high] == pytest.approx(mirrored)
 
-    def test_comparisons_resample_groups_not_clips(self) -> None:
-        truth, right, wrong = [0] * 64, [0] * 64, [1] * 64
-        mixed = [0] * 32 + [1] * 32
-        apart = compare(results(truth, right), results(truth, mixed))
+    def test_comparisons_rest_on_groups_not_on_clips(self) -> None:
+        truth, right, mixed = [0] * 64, [0] * 64, [0] * 32 + [1] * 32
+        (apart,) = compare(results(truth, right), [results(truth, mixed)])
         groups = [str(i // 16) for i in range(64)]
-        together = compare(results(truth, right, groups), results(truth, mixed, groups))
+        (together,) = compare(results(truth, right, groups), [results(truth, mixed, groups)])
         assert together.high - together.low > 3 * (apart.high - apart.low)
-        assert compare(results(truth, right), results(truth, wrong)).low == 1
+        assert apart.p < 0.001
+        assert together.p > 0.1
 
     @pytest.mark.parametrize(
         "other", [results([0, 1], [0, 1], folds=[0, 1]), replace(results([0, 1], [0, 1]), names=("a", "b"))]
     )
     def test_results_of_other_clips_or_folds_are_refused(self, other: Results) -> None:
         with pytest.raises(ValueError, match="not tested on the same folds"):
-            compare(results([0, 1], [0, 1]), other)
+            compare(results([0, 1], [0, 1]), [other])
