@@ -171,7 +171,8 @@ class TestMethods:
         rng = np.random.default_rng(seed)
         together = np.repeat(rng.random(40) < 0.5, 3)
         drawn = [np.where(together, np.repeat(rng.random(40), 3), rng.random(120)) < share for share in accuracies]
-        return compare(self.results("first", drawn[0]), self.results("second", drawn[1]))
+        (found,) = compare(self.results("first", drawn[0]), [self.results("second", drawn[1])])
+        return found
 
     def test_equal_methods_are_told_apart_as_rarely_as_promised(self) -> None:
         found = [self.compared((0.8, 0.8), seed) for seed in range(400)]
