@@ -107,7 +107,7 @@ def mean_over_groups(
     The two added pseudo-values are the smallest and the largest value of any clip, because the ends of the scale are
     too far away if most values are small. If all clips have the same value, the ends of the scale are added; without
     ends, nothing is known then, and the interval has none either. With fewer than 40 videos, the interval is too narrow
-    if a large value is rare and the clips of a video are all alike.
+    if large values are rare and the clips of a video are all alike.
 
     Args:
         values: One value per clip, ``(clips,)``.
