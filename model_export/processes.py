@@ -3,8 +3,8 @@
 TensorFlow keeps the memory of each network that it trained until the process ends: 280 MB for each ``base`` head, also
 after every reference is gone and the session was cleared.
 
-The process is a new Python, and not forked from one that imported TensorFlow, which would save three seconds: CUDA and
-TensorFlow's threads do not survive a fork.
+The process is a new Python. Forking one that has imported TensorFlow would save the three seconds of the import, but
+neither CUDA nor TensorFlow's threads survive a fork.
 """
 
 import multiprocessing
