@@ -147,7 +147,16 @@ class Deletion:
             "Negative control, the same head without the weights that read the context: no choice of cells changed a "
             f"probability by more than {self.control.max():.1e}."
         )
-        return [setting, "", *table, "", control, "", SENTENCES[self.verdict]]
+        return [setting, "", *table, "", control, "", f"{SENTENCES[self.verdict]} {self._weight()}"]
+
+    def _weight(self) -> str:
+        """Say how much of the answer passes through attention at all, whatever it attends to."""
+        by_attention, by_others = (float(self.drops[choice].mean()) for choice in ("all", "all_in_others"))
+        larger = "by the other paths" if by_others > by_attention else "through attention"
+        return (
+            f"Without anything that attention reads, the probability drops by {by_attention:.3f}; without anything that "
+            f"moves in what the other paths read, by {by_others:.3f}: most of the answer comes {larger}."
+        )
 
     def _group_count(self) -> int:
         return len(set(self.groups)) if self.groups is not None else len(self.drops["attended"])

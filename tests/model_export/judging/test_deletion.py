@@ -33,6 +33,7 @@ def test_attention_on_what_the_network_uses_gives_a_gap_above_zero() -> None:
     assert found.gap("least").low > 0.8
     assert found.drop("all").mean > 0.8
     assert found.verdict == "used"
+    assert found.markdown()[-1].endswith("most of the answer comes through attention.")
 
 
 def test_attention_without_effect_gains_nothing_from_what_other_paths_read() -> None:
@@ -43,6 +44,7 @@ def test_attention_without_effect_gains_nothing_from_what_other_paths_read() -> 
     assert found.drop("attended_in_others").mean > 0.8
     assert found.drop("all_in_others").mean > 0.8
     assert found.verdict == "no effect"
+    assert found.markdown()[-1].endswith("most of the answer comes by the other paths.")
 
 
 def test_what_attention_reads_gains_nothing_for_the_other_paths() -> None:
