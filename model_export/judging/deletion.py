@@ -154,8 +154,8 @@ class Deletion:
         by_attention, by_others = (float(self.drops[choice].mean()) for choice in ("all", "all_in_others"))
         larger = "by the other paths" if by_others > by_attention else "through attention"
         return (
-            f"Without anything that attention reads, the probability drops by {by_attention:.3f}; without anything that "
-            f"moves in what the other paths read, by {by_others:.3f}: most of the answer comes {larger}."
+            f"Without anything that attention reads, the probability drops by {by_attention:.3f}; without anything "
+            f"that moves in what the other paths read, by {by_others:.3f}: most of the answer comes {larger}."
         )
 
     def _group_count(self) -> int:
