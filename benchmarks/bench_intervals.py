@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy import special
 from scipy.stats import beta
 
+from model_export.judging.actor import ratios_of_other_clips
 from model_export.judging.intervals import Jackknife, mean_over_groups
 
 Floats = npt.NDArray[np.float64]
@@ -62,8 +63,9 @@ DROPS: Mapping[str, Callable[[Floats], Floats]] = {
 }
 RATIOS: Mapping[str, Callable[[Floats], Floats]] = {
     "ratio": lambda u: 2 * np.exp(0.4 * special.ndtri(np.clip(u, 1e-6, 1 - 1e-6))),
-    "own − blind": lambda u: 0.8 + 0.8 * special.ndtri(np.clip(u, 1e-6, 1 - 1e-6)),
 }
+# How often a rendered actor stands in each of the seven columns.
+COLUMNS = np.array([1, 4, 10, 20, 10, 4, 1]) / 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ def _rows(rng: np.random.Generator) -> Iterator[tuple[str, int, list[Callable[[i
     for name, quantile in RATIOS.items():
         for videos in (12, 24):
             yield f"{name}, clips", videos, [partial(_measured, rng, videos, quantile, None)]
+    for clips in (12, 24):
+        yield "own − blind, clips", clips, [partial(_followed, rng, clips, share) for share in (0.1, 0.3, 0.6)]
     for videos in VIDEOS:
         equal = "drop, gap; all clips of a video equal"
         yield equal, videos, [partial(_measured, rng, videos, quantile, 1) for quantile in DROPS.values()]
@@ -240,6 +244,20 @@ def _measured(
     ]
     ends = np.array([[one.low, one.high] for one in found]).T
     return Sample(parts, _ratio, float(table.mean()), (ends[0], ends[1]))
+
+
+def _followed(rng: np.random.Generator, clips: int, share: float, experiments: int) -> Sample:
+    """Attend to the actor's column by a share that differs between clips, and to all columns by the rest."""
+    columns = rng.choice(len(COLUMNS), (experiments, clips), p=COLUMNS)
+    shares = np.clip(share + 0.1 * rng.normal(size=columns.shape), 0, 1)
+    same = columns[:, :, np.newaxis] == columns[:, np.newaxis, :]
+    ratios = len(COLUMNS) * same * shares[:, np.newaxis, :] + (1 - shares)[:, np.newaxis, :]
+    values = np.stack([one.diagonal() - ratios_of_other_clips(one) for one in ratios])
+    found = [mean_over_groups(one) for one in values]
+    ends = np.array([[one.low, one.high] for one in found]).T
+    mean = float(np.clip(share + 0.1 * special.ndtri((np.arange(100_000) + 0.5) / 100_000), 0, 1).mean())
+    true = len(COLUMNS) * mean * (1 - float((COLUMNS**2).sum()))
+    return Sample(np.stack([values, np.ones_like(values)], axis=2), _ratio, true, (ends[0], ends[1]))
 
 
 def _false_alarms(

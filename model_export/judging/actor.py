@@ -103,9 +103,11 @@ class ActorRatio:
     Attributes:
         names: Names of the clips.
         ratios: Ratios of each clip's own maps, ``(clips,)``.
-        blind: Ratios of the mean of the other clips' maps, step by step. Some places hold an actor more often than
-            others, so that a map that is the same for every clip may score above 1; only what ``ratios`` exceeds this
-            by comes from looking at the clip.
+        blind: Ratios of the other clips' maps, step by step, as pseudo-values of leaving out each clip once, whose mean
+            is the mean ratio. Some places hold an actor more often than others, so that a map that is the same for
+            every clip may score above 1; only what ``ratios`` exceeds this by comes from looking at the clip. A clip
+            takes part in every other clip's ratio, so those are not independent; its pseudo-value has all that it
+            contributes, by its actor and by its maps.
         ceilings: Ratios of the best possible map, with all attention on the cell that lies deepest in the box. If that
             cell is completely inside, this is 1 divided by the box's share of the area; a slim box may contain no whole
             cell.
@@ -148,7 +150,7 @@ class ActorRatio:
         ]
         setting = (
             f"{len(self.names)} clips rendered with a moving actor whose box is known in every frame (95 % "
-            "intervals over clips)."
+            "intervals over clips, of this one head)."
         )
         return [setting, "", *markdown_table(("maps", "attention inside the box ÷ the box's share of the area"), rows)]
 
@@ -160,18 +162,31 @@ def actor_ratio(predict: Predict, clips: Iterable[ActorClip]) -> ActorRatio:
     the area.
 
     Raises:
-        ValueError: There are fewer than two clips, or the head has no attention.
+        ValueError: There are fewer than three clips, or the head has no attention.
     """
     clips = list(clips)
-    if len(clips) < 2:
-        raise ValueError(f"the rendered actor needs at least two clips, got {len(clips)}")
+    if len(clips) < 3:
+        raise ValueError(f"the rendered actor needs at least three clips, got {len(clips)}")
     maps = np.stack([*attention_maps(predict, (clip.features for clip in clips))]).astype(np.float64)
     shares = np.stack([clip.shares for clip in clips])
-    others = (maps.sum(axis=0) - maps) / (len(clips) - 1)
     area = shares.mean(axis=(2, 3)).sum(axis=1)
+    ratios = np.tensordot(shares, maps, ((1, 2, 3), (1, 2, 3))) / area[:, np.newaxis]  # by actor and by maps
     return ActorRatio(
         names=tuple(clip.name for clip in clips),
-        ratios=(maps * shares).sum(axis=(1, 2, 3)) / area,
-        blind=(others * shares).sum(axis=(1, 2, 3)) / area,
+        ratios=ratios.diagonal(),
+        blind=ratios_of_other_clips(ratios),
         ceilings=shares.max(axis=(2, 3)).sum(axis=1) / area,
     )
+
+
+def ratios_of_other_clips(ratios: Floats) -> Floats:
+    """Compute the clips' pseudo-values ``(clips,)`` of the mean ratio of all actors by other clips' maps.
+
+    Args:
+        ratios: Ratio of each actor ``(clips,)`` by the maps of each clip, ``(clips, clips)``.
+    """
+    clips = len(ratios)
+    others = ratios - np.diag(ratios.diagonal())
+    contributed = others.sum(axis=0) + others.sum(axis=1)
+    pseudo: Floats = contributed / (clips - 2) - others.sum() / ((clips - 1) * (clips - 2))
+    return pseudo

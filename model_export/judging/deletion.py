@@ -3,6 +3,9 @@
 Attention explains a prediction only if taking away the attended cells hurts more than taking away others. Cells are
 taken away from attention's own path alone. A head reads the same cuboids by other paths too, for its initial state and
 for motion: cells replaced there as well would credit attention with the work of motion.
+
+That is not enough. A head that averages all cells alike loses more without important cells than without others, and a
+map that is all but uniform may happen to be highest there. So the head must also lose if its maps are made uniform.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +38,7 @@ From what attention reads, for scores and context:
 - ``turned``: the attended cells after turning or mirroring the grid, the same way in every frame. They are exactly as
   compact as attention, and as far from the middle, where most of the action is; only the place differs.
 - ``least``: the least attended cells.
-- ``all``: all 49 cells, which is all that attention can contribute.
+- ``all``: all 49 cells, which leaves attention nothing but the clip's mean cell.
 
 From what all other paths read:
 
@@ -59,17 +62,21 @@ SYMMETRIES = 7  # of the square, besides leaving it as it is
 
 # Largest change of a probability by rounding: batches of different sizes are summed in different orders.
 ROUNDING = 1e-4
+# Smaller changes of a probability are called no effect.
+NEGLIGIBLE = 1e-3
 
-Verdict = Literal["failed control", "no effect", "used", "unused", "chance"]
+Verdict = Literal["failed control", "no effect", "used", "misplaced", "not shown"]
 
 SENTENCES: dict[Verdict, str] = {
     "failed control": "No verdict: the negative control failed, so this measures something other than attention.",
-    "no effect": "Attention has no effect: the answer is the same without anything that it reads.",
+    "no effect": "The maps have no effect: uniform maps change no probability of a predicted class by "
+    f"{NEGLIGIBLE} or more.",
     "used": "The network uses what it attends to: losing attended cells costs more than losing as many others, whether "
-    "random, moved or turned.",
-    "unused": "The network attends to what it does not use: losing attended cells costs less than losing the same "
-    "cells moved elsewhere.",
-    "chance": "Attention is no better than chance: losing attended cells is not shown to cost more than losing others.",
+    "random, moved or turned, and so does making the maps uniform, by as much as the table says.",
+    "misplaced": "The network attends to cells that it needs less than others: losing them costs less than losing the "
+    "same cells moved elsewhere.",
+    "not shown": "It is not shown that the network uses what it attends to: that takes a drop with uniform maps, and "
+    "gaps to random, moved and turned cells, whose intervals are all above 0.",
 }
 
 
@@ -81,12 +88,14 @@ class Deletion:
         drops: Drop of each clip, ``(clips,)``, for each choice of cells; the mean over the draws of random choices.
         control: Negative control, ``(clips,)``: largest absolute drop by any choice from attention's path of the same
             head without the weights that read the context. Anything but rounding shows a fault of the measurement.
+        uniform: Drop of each clip with uniform maps and all cells in place, ``(clips,)``.
         groups: Source video of each clip; ``None``: every clip is a group of its own.
         cells: Number of cells, of 49, taken away from each frame.
     """
 
     drops: Mapping[Choice, Floats]
     control: Floats
+    uniform: Floats
     groups: tuple[str, ...] | None
     cells: int
 
@@ -96,7 +105,8 @@ class Deletion:
         drops = {choice: np.concatenate([part.drops[choice] for part in parts]) for choice in CHOICES}
         groups = [name for part in parts for name in part.groups or ()]
         control = np.concatenate([part.control for part in parts])
-        return cls(drops, control, tuple(groups) or None, parts[0].cells)
+        uniform = np.concatenate([part.uniform for part in parts])
+        return cls(drops, control, uniform, tuple(groups) or None, parts[0].cells)
 
     def drop(self, choice: Choice) -> Estimate:
         """Estimate the mean drop over clips."""
@@ -106,16 +116,24 @@ class Deletion:
         """Estimate attended − control, paired over clips; it is above 0 if the network uses what it attends to."""
         return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups, least=-1, most=1)
 
+    def drop_if_uniform(self) -> Estimate:
+        """Estimate the mean drop over clips with uniform maps."""
+        return mean_over_groups(self.uniform, self.groups, least=-1, most=1)
+
     @property
     def verdict(self) -> Verdict:
-        """What the measurement shows. ``used`` needs the gap to random, moved and turned cells each to be above 0."""
+        """What the measurement shows.
+
+        ``used`` needs the gaps to random, moved and turned cells and the drop with uniform maps each to be above 0.
+        """
         if self.control.max() > ROUNDING:
             return "failed control"
-        if np.abs(self.drops["all"]).max() <= ROUNDING:
+        if np.abs(self.uniform).max() < NEGLIGIBLE:
             return "no effect"
-        if all(self.gap(control).low > 0 for control in ("random", "moved", "turned")):
+        needed = [self.drop_if_uniform(), *(self.gap(control) for control in ("random", "moved", "turned"))]
+        if all(estimate.low > 0 for estimate in needed):
             return "used"
-        return "unused" if self.gap("moved").high < 0 else "chance"
+        return "misplaced" if self.gap("moved").high < 0 else "not shown"
 
     def as_dict(self) -> dict[str, Any]:
         """Return means over clips with their intervals, for JSON."""
@@ -126,6 +144,7 @@ class Deletion:
             "cells": self.cells,
             **{choice: asdict(self.drop(choice)) for choice in CHOICES},
             **{f"attended_minus_{control}": asdict(self.gap(control)) for control in CONTROLS},
+            "uniform_maps": asdict(self.drop_if_uniform()),
             "negative_control": float(self.control.max()),
         }
 
@@ -133,16 +152,18 @@ class Deletion:
         """Return the lines of the report, without a heading."""
         drops = [(CHOICES[choice], f"{self.drop(choice):z.4f}") for choice in CHOICES]
         gaps = [(f"most attended − {CHOICES[control]}", f"{self.gap(control):z.4f}") for control in CONTROLS]
+        uniform = ("none, but maps are uniform", f"{self.drop_if_uniform():z.4f}")
         sources = f" of {self._group_count()} source videos" if self.groups else ""
         unit = "source videos" if self.groups else "clips"
         setting = (
             f"In each frame {self.cells} of the {CELLS} cells of X_t are set to the clip's mean cell, in what "
             f"attention reads and nowhere else ({len(self.control)} clips{sources}; 95 % intervals over {unit}). "
             "*Random*: cells that come and go as the attended ones do. *Moved elsewhere*, *turned or mirrored*: the "
-            "attended cells together, the same way in all frames. *All* is everything that attention can contribute. "
-            "*Instead*: cells are set in what the other paths read, and attention reads the clip as it is."
+            "attended cells together, the same way in all frames. *All* leaves attention nothing but the clip's mean "
+            "cell. *Instead*: cells are set in what the other paths read, and attention reads the clip as it is."
         )
-        table = markdown_table(("cells taken away", "drop of the predicted class's probability"), drops + gaps)
+        rows = [*drops, uniform, *gaps]
+        table = markdown_table(("cells taken away", "drop of the predicted class's probability"), rows)
         control = (
             "Negative control, the same head without the weights that read the context: no choice of cells changed a "
             f"probability by more than {self.control.max():.1e}."
@@ -165,6 +186,7 @@ class Deletion:
 def deletion(
     predict: PathsPredict,
     without_context: PathsPredict,
+    uniform_maps: PathsPredict,
     clips: Iterable[Cuboids],
     groups: Sequence[str] | None = None,
     *,
@@ -181,6 +203,7 @@ def deletion(
     Args:
         predict: The head; called twice per clip, with 1 and with ``5 + 3 * draws`` clips.
         without_context: The same head without the weights that read the context: the negative control.
+        uniform_maps: The same head with uniform maps.
         clips: Features of each clip, ``(40, 7, 7, channels)``; may be a generator that reads from disk.
         groups: Source video of each clip.
         cells: Number of cells, of 49, to take away from each frame.
@@ -195,20 +218,31 @@ def deletion(
     rng = np.random.default_rng(seed)
     drops: list[dict[Choice, float]] = []
     control: list[float] = []
+    uniform: list[float] = []
     for cuboids in clips:
-        drops.append(_drops(predict, cuboids, cells, draws, rng))
-        found = _drops(without_context, cuboids, cells, 1, rng)
+        clip = cuboids[np.newaxis]
+        whole = predict(clip, clip)
+        drops.append(_drops(predict, whole, cuboids, cells, draws, rng))
+        uniform.append(float(_drop(whole, uniform_maps(clip, clip))[0]))
+        found = _drops(without_context, without_context(clip, clip), cuboids, cells, 1, rng)
         control.append(max(abs(drop) for choice, drop in found.items() if choice not in OTHER_PATHS))
     by_choice = {choice: np.array([clip[choice] for clip in drops]) for choice in CHOICES}
-    return Deletion(by_choice, np.array(control), None if groups is None else tuple(groups), cells)
+    names = None if groups is None else tuple(groups)
+    return Deletion(by_choice, np.array(control), np.array(uniform), names, cells)
+
+
+def _drop(whole: Outputs, without: Outputs) -> Floats:
+    """Compute by how much the probability of the class that is predicted for the whole clip drops, ``(clips,)``."""
+    predicted = int(whole.probabilities[0].argmax())
+    drop: Floats = np.float64(whole.probabilities[0, predicted]) - without.probabilities[:, predicted]
+    return drop
 
 
 def _drops(
-    predict: PathsPredict, cuboids: Cuboids, cells: int, draws: int, rng: np.random.Generator
+    predict: PathsPredict, whole: Outputs, cuboids: Cuboids, cells: int, draws: int, rng: np.random.Generator
 ) -> dict[Choice, float]:
-    """Compute the drop of the predicted class's probability for each choice of cells, averaged over draws."""
+    """Compute the drop for each choice of cells, averaged over draws."""
     clip = cuboids[np.newaxis]
-    whole = predict(clip, clip)
     masks = _masks(attention_of(whole)[0], cells, draws, rng)
     gone = np.concatenate([*masks.values()])
     variants = np.where(gone[..., np.newaxis], cuboids.mean(axis=(0, 1, 2), dtype=np.float64), clip)
@@ -216,8 +250,7 @@ def _drops(
     by_others = np.isin(choices, [*OTHER_PATHS])[:, np.newaxis, np.newaxis, np.newaxis, np.newaxis]
     variants = variants.astype(cuboids.dtype)
     without = predict(np.where(by_others, clip, variants), np.where(by_others, variants, clip))
-    predicted = int(whole.probabilities[0].argmax())
-    drops = np.float64(whole.probabilities[0, predicted]) - without.probabilities[:, predicted]
+    drops = _drop(whole, without)
     return {choice: float(drops[choices == choice].mean()) for choice in masks}
 
 

@@ -1,7 +1,8 @@
 """The command ``evaluate``: trains and tests heads and baselines on the same folds, and judges their attention."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,13 @@ from model_export.errors import DatasetError
 from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
 from model_export.judging.baselines import baselines
 from model_export.judging.cross_validation import cross_validate
-from model_export.judging.deletion import Deletion, deletion
+from model_export.judging.deletion import Deletion, PathsPredict, deletion
 from model_export.judging.maps import attention_maps, map_statistics
 from model_export.judging.plan import EvaluationPlan, FoldKind
 from model_export.judging.report import DataFacts, Experiment, ProtocolKind, RunFacts, Section, write_report
 from model_export.judging.trials import HeadTrials
 from model_export.network.arrays import Cuboids, as_outputs, predictor
-from model_export.network.classifier import separate_paths, without_context
+from model_export.network.classifier import separate_paths, with_uniform_maps, without_context
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, Tell, run_apart
 from model_export.recipe import Recipe
@@ -219,11 +220,15 @@ def delete_cells(head: keras.Model, test: Sequence[Example], seed: int) -> Delet
     def predict(attended: Cuboids, others: Cuboids) -> Outputs:
         return as_outputs(paths.predict_on_batch([attended, others]))
 
-    def control(attended: Cuboids, others: Cuboids) -> Outputs:
-        with without_context(head):
-            return predict(attended, others)
+    def changed(change: Callable[[keras.Model], AbstractContextManager[None]]) -> PathsPredict:
+        def predict_changed(attended: Cuboids, others: Cuboids) -> Outputs:
+            with change(head):
+                return predict(attended, others)
 
-    return deletion(predict, control, (e.load() for e in test), [e.group for e in test], seed=seed)
+        return predict_changed
+
+    heads = predict, changed(without_context), changed(with_uniform_maps)
+    return deletion(*heads, (e.load() for e in test), [e.group for e in test], seed=seed)
 
 
 def _report_partitions(protocols: Sequence[EvaluationProtocol], reporter: Reporter) -> None:

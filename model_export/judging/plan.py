@@ -41,7 +41,7 @@ class EvaluationPlan(BaseModel):
     attention_quality: bool = Field(
         True, description="Also judge the attention: deletion of cells, rendered actor, map statistics."
     )
-    actor_clips: int = Field(24, ge=2, description="Number of clips to render for the rendered actor.")
+    actor_clips: int = Field(24, ge=3, description="Number of clips to render for the rendered actor.")
 
     def specs(self, spec: HeadSpec) -> list[HeadSpec]:
         """Return the network with each variant and, if it has attention, each kind of scores."""

@@ -1,7 +1,7 @@
 """The head: the trained part of the network, from the cuboids X_t to class probabilities (paper, Figs 1 and 6)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -169,18 +169,26 @@ def separate_paths(head: keras.Model) -> keras.Model:
     return keras.Model([attended, others], _mean(answers))
 
 
-@contextmanager
-def without_context(head: keras.Model) -> Iterator[None]:
+def without_context(head: keras.Model) -> AbstractContextManager[None]:
     """Set the weights that read the context to 0 within the ``with`` statement, so that the maps have no effect."""
-    kernels = [member.get_layer("slstm").cell.kernel for member in _members(head)]
-    before = [kernel.numpy() for kernel in kernels]
+    return _zeroed([member.get_layer("slstm").cell.kernel for member in _members(head)])
+
+
+def with_uniform_maps(head: keras.Model) -> AbstractContextManager[None]:
+    """Set the last weights of the scores to 0 within the ``with`` statement, so that all maps are uniform."""
+    return _zeroed([weights for member in _members(head) for weights in member.get_layer("slstm").cell.linear.weights])
+
+
+@contextmanager
+def _zeroed(weights: Sequence[keras.Variable]) -> Iterator[None]:
+    before = [variable.numpy() for variable in weights]
     try:
-        for kernel in kernels:
-            kernel.assign(ops.zeros_like(kernel))
+        for variable in weights:
+            variable.assign(ops.zeros_like(variable))
         yield
     finally:
-        for kernel, values in zip(kernels, before, strict=True):
-            kernel.assign(values)
+        for variable, values in zip(weights, before, strict=True):
+            variable.assign(values)
 
 
 def _members(head: keras.Model) -> list[keras.Model]:

@@ -34,22 +34,22 @@ def network(attention_of: Callable[[Array], Array]) -> Predict:
     return predict
 
 
-def by_attention(predict: Predict) -> tuple[PathsPredict, PathsPredict]:
-    """A head that reads the clip by attention's path only, and its negative control."""
+def by_attention(predict: Predict) -> tuple[PathsPredict, PathsPredict, PathsPredict]:
+    """A head that reads the clip by attention's path only, its negative control, and the same with uniform maps."""
 
-    def control(attended: Array, others: Array) -> Outputs:
+    def ignorant(attended: Array, others: Array) -> Outputs:
         return Outputs(np.full((len(attended), 2), 0.5, np.float32), predict(attended).attention)
 
-    return lambda attended, others: predict(attended), control
+    return lambda attended, others: predict(attended), ignorant, ignorant
 
 
-def by_other_paths(predict: Predict) -> tuple[PathsPredict, PathsPredict]:
+def by_other_paths(predict: Predict) -> tuple[PathsPredict, PathsPredict, PathsPredict]:
     """A head whose maps have no effect, which is its own negative control."""
 
     def head(attended: Array, others: Array) -> Outputs:
         return Outputs(predict(others).probabilities, predict(attended).attention)
 
-    return head, head
+    return head, head, head
 
 
 def on_brightness(cuboids: Array) -> Array:

@@ -55,8 +55,8 @@ def test_what_attention_reads_gains_nothing_for_the_other_paths() -> None:
 
 def test_there_is_no_verdict_if_the_negative_control_fails() -> None:
     """As with a measurement that takes cells away from every path."""
-    predict, _ = by_attention(network(on_brightness))
-    found = deletion(predict, predict, clips(4))
+    predict, _, uniform_maps = by_attention(network(on_brightness))
+    found = deletion(predict, predict, uniform_maps, clips(4))
     assert found.control.min() > 0.8
     assert found.verdict == "failed control"
     assert found.as_dict()["negative_control"] > 0.8
@@ -74,7 +74,7 @@ def test_a_gap_to_random_cells_alone_is_no_evidence() -> None:
     found = deletion(*by_attention(needs_no_hole), clips(20))
     assert found.gap("random").low > 0
     assert found.gap("turned").mean == pytest.approx(0)
-    assert found.verdict == "chance"
+    assert found.verdict == "not shown"
 
 
 def test_losing_random_cells_costs_in_proportion_to_their_number() -> None:
@@ -100,7 +100,7 @@ def test_random_cells_come_and_go_as_the_attended_ones_do() -> None:
 def test_attention_on_what_the_network_ignores_gives_a_gap_below_zero() -> None:
     found = deletion(*by_attention(network(on_darkness)), clips())
     assert found.gap().high < 0
-    assert found.verdict == "unused"
+    assert found.verdict == "misplaced"
 
 
 def test_uniform_attention_is_no_better_than_chance() -> None:
@@ -108,7 +108,7 @@ def test_uniform_attention_is_no_better_than_chance() -> None:
     for control in ("random", "least"):
         assert found.gap(control).mean == pytest.approx(0, abs=0.01)
     assert found.drop("attended").mean > 0.01  # it does hit the telling cell, as often as chance does
-    assert deletion(*by_attention(network(uniform)), clips(), seed=1).verdict == "chance"
+    assert deletion(*by_attention(network(uniform)), clips(), seed=1).verdict == "not shown"
 
 
 def test_constant_attention_to_a_wrong_place_is_no_better_than_chance() -> None:
@@ -129,7 +129,7 @@ def test_constant_attention_to_a_wrong_place_is_no_better_than_chance() -> None:
 def test_deletion_reads_one_clip_at_a_time_and_does_not_change_it() -> None:
     read = 0
     batches: list[tuple[int, int]] = []
-    predict, control = by_attention(network(on_brightness))
+    predict, control, uniform_maps = by_attention(network(on_brightness))
 
     def watched(attended: Array, others: Array) -> Outputs:
         batches.append((read, len(attended)))
@@ -143,7 +143,7 @@ def test_deletion_reads_one_clip_at_a_time_and_does_not_change_it() -> None:
 
     originals = clips(3)
     untouched = [clip.copy() for clip in originals]
-    deletion(watched, control, stream(), draws=5)
+    deletion(watched, control, uniform_maps, stream(), draws=5)
     assert batches == [(1, 1), (1, 20), (2, 1), (2, 20), (3, 1), (3, 20)]
     np.testing.assert_array_equal(originals, untouched)
 
@@ -162,6 +162,7 @@ def test_measurements_of_several_folds_are_joined_clip_by_clip() -> None:
     ]
     pooled = Deletion.pooled(folds)
     np.testing.assert_array_equal(pooled.drops["attended"], deletion(*by_attention(predict), both).drops["attended"])
+    np.testing.assert_array_equal(pooled.uniform, deletion(*by_attention(predict), both).uniform)
     assert pooled.groups == ("a", "a", "b", "c")
     assert pooled.as_dict()["groups"] == 3
     assert "4 clips of 3 source videos" in pooled.markdown()[0]
@@ -182,4 +183,8 @@ def test_most_and_least_attended_cells_must_not_overlap(cells: int) -> None:
 
 
 def test_the_result_can_be_written_as_json_and_markdown() -> None:
-    assert_reportable(deletion(*by_attention(network(on_brightness)), clips(4)))
+    found = deletion(*by_attention(network(on_brightness)), clips(4))
+    assert_reportable(found)
+    assert found.as_dict()["clips"] == 4
+    assert found.as_dict()["uniform_maps"]["mean"] == pytest.approx(found.uniform.mean())
+    assert found.as_dict()["attended_minus_moved"]["mean"] == pytest.approx(found.gap("moved").mean)

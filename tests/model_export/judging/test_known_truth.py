@@ -94,6 +94,7 @@ class TestAttention:
         built = head(looks_at=MARK, reads_context=True, reads_motion=False)
         found = judged(built, clips)
         assert found.verdict == "used"
+        assert found.drop_if_uniform().low > 0.1
         assert found.drop("attended").low > 0.1
         assert found.drop("attended").mean == pytest.approx(found.drop("all").mean, abs=0.1)
         np.testing.assert_allclose(found.drops["all_in_others"], 0, atol=1e-5)
@@ -110,11 +111,17 @@ class TestAttention:
         self, clips: list[Example]
     ) -> None:
         found = judged(head(looks_at=BLANK, reads_context=True, reads_motion=False, sharpness=2), clips)
-        assert found.verdict == "unused"
+        assert found.verdict == "misplaced"
         assert found.drop("attended").mean < 0
 
-    def test_a_head_that_looks_everywhere_does_no_better_than_chance(self, clips: list[Example]) -> None:
-        assert judged(head(looks_at=None, reads_context=True, reads_motion=False), clips).verdict == "chance"
+    def test_maps_that_are_all_but_uniform_have_no_effect_even_if_they_are_highest_where_the_class_is_shown(
+        self, clips: list[Example]
+    ) -> None:
+        """The head averages all cells, so that losing those which show the class costs it much, whatever its maps."""
+        found = judged(head(looks_at=MARK, reads_context=True, reads_motion=False, sharpness=0.001), clips)
+        assert found.gap("random").low > 0.02
+        assert found.gap("turned").low > 0.02
+        assert found.verdict == "no effect"
 
 
 class TestFolds:

@@ -83,4 +83,10 @@ def test_map_statistics_need_two_clips() -> None:
 
 @pytest.mark.parametrize("attention", [on_brightness, uniform])
 def test_the_result_can_be_written_as_json_and_markdown(attention: Any) -> None:
-    assert_reportable(map_statistics(attention_maps(network(attention), clips(4))))
+    found = map_statistics(attention_maps(network(attention), clips(4)))
+    assert_reportable(found)
+    parts = ["against_uniform", "constant", "between_clips", "between_frames", "schedule", "clip_specific"]
+    facts = found.as_dict()
+    assert list(facts) == ["verdict", "entropy_share", "entropy_by_step", "clips", "entropy", *parts]
+    assert facts["clips"] == 4
+    assert facts["entropy"] == pytest.approx(np.mean(facts["entropy_by_step"]))

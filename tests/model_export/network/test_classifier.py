@@ -14,6 +14,7 @@ from model_export.network.classifier import (
     average_heads,
     build_head,
     separate_paths,
+    with_uniform_maps,
     without_context,
 )
 from model_export.network.spec import AttentionScores, HeadSpec, Readout
@@ -300,4 +301,9 @@ def test_the_path_of_attention_is_separate_from_the_others(scores: AttentionScor
         )
     np.testing.assert_array_equal(blind, attended)
     assert (blind != others).any()
+
+    with with_uniform_maps(head):
+        even = paths.predict_on_batch([x, x])
+    np.testing.assert_allclose(even["attention"], 1 / 49, rtol=1e-5)
+    assert (even["probabilities"] != whole["probabilities"]).any()
     np.testing.assert_array_equal(head.predict_on_batch(x)["probabilities"], whole["probabilities"])
