@@ -15,7 +15,7 @@ from model_export.data.encoders import load_encoder
 from model_export.data.examples import Example
 from model_export.data.folds import Fold, grouped_folds, random_folds, split_fold
 from model_export.data.gathering import FeatureSet, Selection, gather_features
-from model_export.errors import DatasetError
+from model_export.errors import DatasetError, EvaluationError
 from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
 from model_export.judging.baselines import baselines
 from model_export.judging.cross_validation import cross_validate
@@ -108,6 +108,9 @@ def evaluate(
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
     ]
+    attentive = [trial for trial in trials if plan.attention_quality and trial.spec.variant == "attention"]
+    if attentive:
+        check_tested(data.examples, protocols[0])
     _report_partitions(protocols, reporter)
     experiments = tuple(
         Experiment(
@@ -127,12 +130,11 @@ def evaluate(
         for protocol in protocols
     )
     sections: list[Section] = []
-    attentive = [trial for trial in trials if trial.spec.variant == "attention"]
-    if plan.attention_quality and attentive:
+    if attentive:
         reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
         actors = list(render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips))
         for trial in attentive:
-            sections += run(partial(attention_sections, trial, data.examples, protocols[0].folds, actors), reporter.say)
+            sections += run(partial(attention_sections, trial, data.examples, protocols[0], actors), reporter.say)
     facts = RunFacts(command, started, recipe.seed, {"features": f"{data.engine}, {data.dtype}"})
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
@@ -185,10 +187,24 @@ def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> Dat
     )
 
 
+def check_tested(examples: Sequence[Example], protocol: EvaluationProtocol) -> None:
+    """Check that attention can be judged on what a protocol tests, before hours of training.
+
+    Raises:
+        EvaluationError: Too few clips are tested.
+    """
+    videos = {examples[i].group for fold in protocol.folds for i in fold.test}
+    if len(videos) < 2 or len(protocol.folds[0].test) < 2:
+        raise EvaluationError(
+            f"attention cannot be judged on {protocol.title}, which tests fewer than two clips or source videos; add "
+            "clips, or judge accuracy alone with --no-attention-quality"
+        )
+
+
 def attention_sections(
     trials: HeadTrials,
     examples: Sequence[Example],
-    folds: Sequence[Fold],
+    protocol: EvaluationProtocol,
     actors: Sequence[ActorClip],
     say: Tell = lambda line: None,
 ) -> list[Section]:
@@ -198,7 +214,7 @@ def attention_sections(
     first fold's head only, since differences between heads are not differences between clips.
     """
     deletions = []
-    for number, fold in enumerate(folds):
+    for number, fold in enumerate(protocol.folds):
         head = trials.head([examples[i] for i in fold.train], say)
         test = [examples[i] for i in fold.test]
         deletions.append(delete_cells(head, test, trials.recipe.seed + number))
@@ -206,9 +222,9 @@ def attention_sections(
             ratio = actor_ratio(predictor(head), actors)
             maps = map_statistics(attention_maps(predictor(head), (e.load() for e in test)))
     parts: list[tuple[str, Any]] = [
-        ("deletion of cells, on clips that the head was not trained on", Deletion.pooled(deletions)),
-        (f"rendered actor, {len(actors)} clips, head of the first fold", ratio),
-        ("maps, head of the first fold on its test clips", maps),
+        (f"deletion of cells, {protocol.title}, on clips that the head was not trained on", Deletion.pooled(deletions)),
+        (f"rendered actor, {len(actors)} clips, {protocol.title}, head of the first fold", ratio),
+        (f"maps, {protocol.title}, head of the first fold on its test clips", maps),
     ]
     return [Section(f"{trials.name}: {title}", part.markdown(), part.as_dict()) for title, part in parts]
 

@@ -32,6 +32,10 @@ CHOOSING = (
     "folds, then report it once on clips that no choice has seen, such as the test side of an official split "
     "(`--split`)."
 )
+CLASSES = (
+    "These figures have no intervals: each rests on the few source videos of its class. The precision of a class that "
+    "is never predicted is 0."
+)
 PROTOCOLS = (
     "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from "
     "testing it on videos that it was trained on."
@@ -252,9 +256,14 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         f"### {first.contender}: classes",
         "",
         *markdown_table(
-            ("class", "clips", "precision", "recall"),
-            [[c.label, str(c.clips), _percent(c.precision), _percent(c.recall)] for c in first.per_class()],
+            ("class", "clips", "source videos", "precision", "recall"),
+            [
+                [c.label, str(c.clips), str(c.videos), _percent(c.precision), _percent(c.recall)]
+                for c in first.per_class()
+            ],
         ),
+        "",
+        CLASSES,
         "",
         f"### {first.contender}: most confused",
         "",

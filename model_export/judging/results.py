@@ -36,12 +36,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """Figures of one class: precision (eq 12; 0 if never predicted), recall (eq 13) and number of clips."""
+    """Figures of one class: precision (eq 12; 0 if never predicted), recall (eq 13), numbers of clips and of groups."""
 
     label: str
     precision: float
     recall: float
     clips: int
+    videos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,10 @@ class Results:
     def per_class(self) -> list[ClassFigures]:
         """Compute the figures of each class that has clips, in index order."""
         hits, named, actual = self._counts(np.zeros_like(self.folds))[:, 0]
+        videos = (self._counts(group_indices(self.groups))[2] > 0).sum(axis=0)
         return [
-            ClassFigures(label, float(hit / max(1, name)), float(hit / clips), int(clips))
-            for label, hit, name, clips in zip(self.labels, hits, named, actual, strict=True)
+            ClassFigures(label, float(hit / max(1, name)), float(hit / clips), int(clips), int(of_class))
+            for label, hit, name, clips, of_class in zip(self.labels, hits, named, actual, videos, strict=True)
             if clips
         ]
 

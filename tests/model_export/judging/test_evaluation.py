@@ -10,7 +10,7 @@ import pytest
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
 from model_export.data.gathering import FeatureSet, Selection, gather_features
-from model_export.errors import DatasetError, FoldError
+from model_export.errors import DatasetError, EvaluationError, FoldError
 from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.evaluation import data_facts, evaluate, fold_protocol, split_protocol
 from model_export.judging.plan import EvaluationPlan
@@ -169,6 +169,14 @@ class TestRefusals:
         names = [f"{label}/{clip}.mp4" for label in LABELS for clip in "ab"]
         with pytest.raises(FoldError, match=r"squats .* \(2\) for 3 folds; lower --k-fold"):
             self.evaluate(cached, *names, folds=("random",), k_fold=3)
+
+    def test_attention_is_not_judged_on_one_source_video(self, cached: CachedClips, tmp_path: Path) -> None:
+        (tmp_path / "squats_test_split1.txt").write_text("a.avi 1\nb.avi 2", encoding="utf-8")
+        (tmp_path / "waving_test_split1.txt").write_text("a.avi 1", encoding="utf-8")
+        with pytest.raises(
+            EvaluationError, match=r"judged on HMDB-51 split 1, .*fewer than two.*--no-attention-quality$"
+        ):
+            self.evaluate(cached, "squats/a.avi", "squats/b.avi", "waving/a.avi", split=(1,), split_files=tmp_path)
 
     def test_a_split_without_its_lists_is_refused(self, cached: CachedClips) -> None:
         with pytest.raises(DatasetError, match=r"--split needs the official split lists; .* --split-files"):

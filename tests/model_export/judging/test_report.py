@@ -147,7 +147,7 @@ def test_the_report_says_how_its_figures_were_obtained(tmp_path: Path) -> None:
 
 def test_classes_confusions_and_picture_are_those_of_the_first_method(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
-    assert row(text, "PullUps") == ["PullUps", "4", "80.0", "100.0"]
+    assert row(text, "PullUps") == ["PullUps", "4", "2", "80.0", "100.0"]
     assert r"| Surf\|ing | PullUps | 1 |" in text, "a bar in a name ends no cell"
     assert "![Confusion matrix of attention](confusion.png)" in text
 

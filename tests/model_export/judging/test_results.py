@@ -64,9 +64,9 @@ class TestFigures:
 
     def test_precision_and_recall_are_given_per_class(self) -> None:
         assert results(self.truth, self.predicted).per_class() == [
-            ClassFigures("Diving", precision=2 / 3, recall=2 / 3, clips=3),
-            ClassFigures("PullUps", precision=1 / 3, recall=1 / 2, clips=2),
-            ClassFigures("Surfing", precision=0, recall=0, clips=1),
+            ClassFigures("Diving", precision=2 / 3, recall=2 / 3, clips=3, videos=3),
+            ClassFigures("PullUps", precision=1 / 3, recall=1 / 2, clips=2, videos=2),
+            ClassFigures("Surfing", precision=0, recall=0, clips=1, videos=1),
         ]
 
     def test_a_class_without_clips_is_not_judged(self) -> None:
