@@ -6,6 +6,7 @@ call without the command line.
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True)
-console = Console()
+# File names and reasons may look like Rich's markup or emoji: ``clip [hd].mp4``, ``:smile:``.
+console = Console(markup=False, emoji=False)
 
 WeightsOption = Annotated[
     Path | None, typer.Option(help="VGG19 weights file (default: the one in Keras' cache, downloaded if missing).")
@@ -77,7 +79,7 @@ class TerminalReporter(Reporter):
 
     def say(self, line: str) -> None:
         """Print one line, which the terminal may wrap."""
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table, if it has rows."""
@@ -259,7 +261,8 @@ def evaluate(
             spec,
             recipe,
             weights=weights,
-            command=" ".join(["limelight-model", *sys.argv[1:]]),
+            # Arguments may have bytes that are no characters.
+            command=shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
             reporter=reporter,
         )
         rows = []

@@ -56,11 +56,12 @@ class Selection:
 
     def _find(self) -> list[LabelledClip]:
         clips = find_clips(self.videos, self.classes)
-        for clip in clips:
-            if clip.name.encode(errors="ignore").decode() != clip.name:  # it could not be written into a report or head
+        # The names are written into reports and heads.
+        for name, path in [(self.videos.name, self.videos), *((clip.name, clip.path) for clip in clips)]:
+            if name.encode(errors="ignore").decode() != name:
                 raise DatasetError(
-                    f"{str(clip.path)!a} has bytes in its name that are no characters in this locale; rename the file "
-                    "or its folder"
+                    f"{str(path)!a} has bytes in its name that are no characters in this locale; rename the file or "
+                    "its folder"
                 )
         return clips
 

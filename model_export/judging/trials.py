@@ -43,7 +43,8 @@ class HeadTrials:
 
     def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
         """Return the head trained on these examples; ``say`` receives a line for each epoch."""
-        identity = json.dumps([self.name, settings(self.spec, self.recipe), [e.features.name for e in examples]])
+        clips = [(e.name, e.label, e.group, e.features.name) for e in examples]
+        identity = json.dumps([self.name, settings(self.spec, self.recipe), clips])
         folder = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
         def tell(phase: str, line: LogLine) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from model_export.cli import app
+from model_export.cli import TerminalReporter, app
+from model_export.errors import EvaluationError
+from model_export.judging import evaluation
 from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
 
@@ -25,6 +27,25 @@ def assert_one_sentence(result: Result, *parts: str) -> None:
     assert len(lines) == 1, result.stderr
     for part in parts:
         assert part in lines[0]
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("clip [hd].mp4", "a[/b].mp4", ":smile:.mp4")
+    TerminalReporter().table(("skipped clip",), [(name,) for name in names])
+    TerminalReporter().say(names[-1])
+    printed = capsys.readouterr().out
+    for name in names:
+        assert name in printed
+    assert printed.count(":smile:") == 2
+
+
+def test_a_report_states_a_command_that_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(*_: object, command: str, **__: object) -> None:
+        raise EvaluationError(command)
+
+    monkeypatch.setattr(evaluation, "evaluate", report)
+    monkeypatch.setattr(sys, "argv", ["limelight-model", "evaluate", "--videos", "my clips", "--output", "caf\udce9"])
+    assert_one_sentence(run(*sys.argv[1:]), "limelight-model evaluate --videos 'my clips' --output 'caf\\udce9'")
 
 
 def test_fetch_weights_prints_the_path(vgg19: Path) -> None:
@@ -115,6 +136,8 @@ def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) 
     assert_one_sentence(
         run("train", "--videos", selection.videos, "--name", os.fsdecode(b"caf\xe9")), "--name", "'caf\\udce9'"
     )
+    other = cached.videos.rename(cached.folder / os.fsdecode(b"vid\xe9os"))
+    assert_one_sentence(run("train", "--videos", other, "--weights", cached.weights), "vid\\udce9os", "rename the file")
 
 
 def test_features_reports_its_output_folder(cached: CachedClips) -> None:

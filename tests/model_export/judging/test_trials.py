@@ -37,6 +37,10 @@ def test_a_head_is_trained_once_for_the_same_clips(examples: list[Example], tmp_
     trials.head(examples[2:], lines.append)
     assert len(lines) == 2, "a head for other clips was not trained"
 
+    renamed = [replace(example, name=f"new-{example.name}", group=f"new-{example.group}") for example in examples[:6]]
+    trials.head(renamed, lines.append)
+    assert len(lines) == 3, "a head for clips of other groups was not trained"
+
 
 def test_a_contender_is_trained_on_the_first_clips_and_predicts_the_second(
     examples: list[Example], tmp_path: Path
