@@ -345,8 +345,8 @@ def verify(
 ) -> None:
     """Measure how often each precision of a bundle agrees with Keras, and write it into the manifest.
 
-    On a CPU the service uses int8 only if the lower bound of its 95 % interval is at least 98 %, over at least 100
-    clips: without a disagreement, that takes clips from 189 source videos. The last line says if it will, or why not.
+    On a CPU the service uses int8 only if the lower bound of its 95 % interval is at least 98 %. That takes clips from
+    189 source videos without a disagreement, and more with some. The last line says if it will, or why not.
     """
     with _one_sentence_errors():
         _start_tensorflow()
@@ -375,7 +375,7 @@ def verify(
                     f"{found.low:.2%} – {found.high:.2%}",
                     str(found.n),
                     str(found.not_finite or 0),
-                    f"{found.max_abs_difference:.1e}",
+                    "–" if found.not_finite == found.n else f"{found.max_abs_difference:.1e}",
                 )
                 for precision, found in measured.items()
             ],

@@ -17,6 +17,7 @@ import onnxruntime
 from scipy.stats import norm
 
 from model_export.data.datasets import LabelledClip
+from model_export.data.dealing import linked
 from model_export.data.encoders import keras_encoder
 from model_export.data.examples import read_features
 from model_export.data.features import OFFLINE_LIMITS, FeatureCache
@@ -28,6 +29,7 @@ from model_export.network.vgg19 import build_encoder
 from model_export.provenance import check_made_from
 from model_export.quantize import QUANTIZER_REVISION
 from model_export.reporter import SILENT, Reporter
+from model_export.revisions import CURRENT
 from model_export.weights import fetch_weights
 from service.errors import ClipError
 from service.files import locked
@@ -77,7 +79,7 @@ class Subject:
 
     Attributes:
         name: Its name, for people.
-        group: Its source video.
+        group: Its source video, the same for all clips of videos that have a clip in common.
         sha256: SHA-256 of its content.
         reference: Returns its frames and what Keras computes.
     """
@@ -149,9 +151,9 @@ def verify_bundle(
     chosen = list(precisions) or list(checked.manifest.precisions)
     vgg19 = fetch_weights(weights, reporter=reporter)
     expected = _keras_reference(head, vgg19, features)
-    subjects = [Subject(clip.name, clip.group, file_sha256(clip.path), partial(expected, clip)) for clip in clips]
+    subjects = subjects_of(clips, expected)
     log.parent.mkdir(parents=True, exist_ok=True)
-    checking = check_clips(checked, head_sha256, chosen, subjects, log)
+    checking = check_clips(checked, chosen, subjects, log)
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
     measured = {precision: agreement([c for c in checks if c.precision == precision]) for precision in chosen}
@@ -208,19 +210,31 @@ def _keras_reference(
     return reference
 
 
+def subjects_of(
+    clips: Sequence[LabelledClip], expected: Callable[[LabelledClip], tuple[Frames, Outputs]]
+) -> list[Subject]:
+    """Return what to compare for clips; copies of one file are of one video, whatever they are called."""
+    contents = [file_sha256(clip.path) for clip in clips]
+    videos = linked((clip.group, content) for clip, content in zip(clips, contents, strict=True))
+    return [
+        Subject(clip.name, str(videos[clip.group]), content, partial(expected, clip))
+        for clip, content in zip(clips, contents, strict=True)
+    ]
+
+
 def check_clips(
-    bundle: Bundle, head_sha256: str, precisions: Iterable[Precision], subjects: Iterable[Subject], log: Path
+    bundle: Bundle, precisions: Iterable[Precision], subjects: Iterable[Subject], log: Path
 ) -> Iterator[ClipCheck]:
     """Run clips through a bundle's precisions and compare each with Keras.
 
     Args:
         bundle: The bundle.
-        head_sha256: ``TrainedHead.sha256`` of its head.
         precisions: Which of its precisions.
         subjects: The clips.
-        log: File with one JSON object per line. Checks that it holds of the same head, quantizer, device and content
-            of a clip are not repeated, also if the head was exported again: the bytes of an export differ from one
-            time and processor to the next, its numbers by rounding only. Several processes may write to it at once.
+        log: File with one JSON object per line. Checks that it holds are not repeated if the bundle was made from the
+            same head by the same code (see ``Manifest.built_from``), and frames, device and content of the clip are the
+            same. Its files may have been written anew: their bytes differ from one time and processor to the next,
+            their numbers by rounding only. Several processes may write to the log at once.
 
     Raises:
         HeadError: Keras computes values that are not finite, or the bundle's network returns other arrays.
@@ -230,8 +244,8 @@ def check_clips(
     for subject in subjects:
         keys = {
             precision: {
-                "head": head_sha256,
-                "quantizer": QUANTIZER_REVISION,
+                "built_from": bundle.manifest.built_from,
+                "revisions": CURRENT.model_dump(),
                 "device": _device(precision),
                 "content": subject.sha256,
                 "precision": precision,

@@ -24,10 +24,10 @@ GRID = 7  # cells on each side of an attention map: VGG19 halves 224 pixels five
 Precision = Literal["fp32", "fp16", "int8"]
 Variant = Literal["attention", "base"]
 
-# What ``auto`` requires of int8: the least lower bound of its agreement with Keras, and the fewest clips. 189 source
-# videos without a disagreement reach the bound.
+# What ``auto`` requires of int8: the least lower bound of its agreement with Keras, and the fewest clips that can reach
+# it, each of another source video and without a disagreement.
 LEAST_AGREEMENT = 0.98
-LEAST_CLIPS = 100
+LEAST_CLIPS = 189
 
 _REMEDY = "export it again with `limelight-model export`"
 
@@ -94,13 +94,16 @@ class Agreement(_Strict):
         if self.not_finite:
             return f"computes values that are not finite for {self.not_finite} of {self.n} clips"
         if self.top1 < LEAST_AGREEMENT:
-            return f"agrees on only {self.top1:.1%} of the clips, less than the required {LEAST_AGREEMENT:.0%}"
+            return f"agrees on only {self.top1:.2%} of the clips, less than the required {LEAST_AGREEMENT:.0%}"
         if self.n < LEAST_CLIPS:
-            return f"was compared on fewer clips than the required {LEAST_CLIPS} ({self.n}); verify with more clips"
+            return (
+                f"was compared on fewer clips than the required {LEAST_CLIPS} ({self.n}); verify with more clips, of "
+                "as many videos"
+            )
         if self.low < LEAST_AGREEMENT:
             return (
-                f"agrees on {self.top1:.1%} of {self.n} clips, but the lower bound of the 95 % interval is "
-                f"{self.low:.1%}, less than the required {LEAST_AGREEMENT:.0%}; verify with more clips, of more videos"
+                f"agrees on {self.top1:.2%} of {self.n} clips, but the lower bound of the 95 % interval is "
+                f"{self.low:.2%}, less than the required {LEAST_AGREEMENT:.0%}; verify with more clips, of more videos"
             )
         return None
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 from scipy.stats import binomtest
 
 from model_export import verify
+from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
 from model_export.data.gathering import Selection
 from model_export.errors import HeadError
 from model_export.head import PRETRAINED, TrainedHead, load_head
 from model_export.network.arrays import Frames, largest_difference, predictor
 from model_export.quantize import QUANTIZER_REVISION
+from model_export.revisions import CURRENT, Revisions
 from model_export.verify import (
     ClipCheck,
     OnnxNetwork,
@@ -31,13 +34,13 @@ from model_export.verify import (
     check_clips,
     compare,
     record_agreement,
+    subjects_of,
     verify_bundle,
 )
 from service.files import locked, replace_folder
 from service.model.bundle import Bundle, Manifest, Outputs, Precision, load_bundle, read_manifest, write_manifest
 from tests.tiny_bundle import write_tiny_bundle
 
-HEAD = "identity of a head"
 NUMBERS = count()
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
@@ -79,6 +82,18 @@ def test_clips_of_one_video_count_once_in_the_interval() -> None:
     fivefold = agreement([check(outcome, group=f"v{i}") for i, outcome in enumerate(outcomes) for _ in range(5)])
     assert (once.n, fivefold.n) == (60, 300)
     assert (fivefold.low, fivefold.high) == pytest.approx((once.low, once.high))
+
+
+def test_copies_of_one_file_are_of_one_video(tmp_path: Path) -> None:
+    files = {"a1": "one", "a2": "two", "b": "two", "c": "three", "d": "one"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    clips = [LabelledClip(tmp_path / name, "Swing", name[0]) for name in files]
+    found = subjects_of(clips, lambda clip: never())
+    assert [one.name for one in found] == [clip.name for clip in clips]
+    video = {one.group for one in found if one.name != clips[3].name}
+    assert len(video) == 1
+    assert found[3].group not in video
 
 
 def test_the_interval_covers_the_truth_when_clips_of_a_video_behave_alike() -> None:
@@ -195,7 +210,7 @@ def test_fp32_agrees_with_keras(
     tmp_path: Path,
 ) -> None:
     clips = [subject(str(i), partial(expected, frames)) for i, frames in enumerate(rendered_frames)]
-    found = list(check_clips(load_bundle(narrow_bundle), HEAD, ["fp32", "int8"], clips, tmp_path / "log"))
+    found = list(check_clips(load_bundle(narrow_bundle), ["fp32", "int8"], clips, tmp_path / "log"))
     assert [(c.clip, c.precision) for c in found] == [("0", "fp32"), ("0", "int8"), ("1", "fp32"), ("1", "int8")]
     assert all(c.outcome == "agrees" and (c.max_abs_difference or 0) < 1e-5 for c in found if c.precision == "fp32")
 
@@ -221,42 +236,50 @@ class TestLog:
         found = OnnxNetwork(bundle.read_model("fp32"))(frames[np.newaxis])
         return lambda: (frames, found)
 
+    def test_results_are_used_for_files_that_were_written_anew_from_the_same_head(
+        self, bundle: Bundle, reference: Reference, tmp_path: Path
+    ) -> None:
+        list(check_clips(bundle, ["fp32"], [subject("a", reference)], tmp_path / "log"))
+        anew = load_bundle(write_tiny_bundle(tmp_path / "anew", seed=1))
+        assert anew.manifest.precisions["fp32"].sha256 != bundle.manifest.precisions["fp32"].sha256
+        assert list(check_clips(anew, ["fp32"], [subject("a", never)], tmp_path / "log"))
+
     def test_an_interrupted_run_continues_where_it_stopped(
         self, bundle: Bundle, reference: Reference, tmp_path: Path
     ) -> None:
         log = tmp_path / "log"
-        before = list(check_clips(bundle, HEAD, ["fp32"], [subject("a", reference)], log))
-        after = list(check_clips(bundle, HEAD, ["fp32"], [subject("a", never), subject("b", reference)], log))
+        before = list(check_clips(bundle, ["fp32"], [subject("a", reference)], log))
+        after = list(check_clips(bundle, ["fp32"], [subject("a", never), subject("b", reference)], log))
         assert after[:1] == before
         assert [(c.clip, c.outcome) for c in after] == [("a", "agrees"), ("b", "agrees")]
 
     def test_a_clip_is_known_by_its_content(self, bundle: Bundle, reference: Reference, tmp_path: Path) -> None:
         log = tmp_path / "log"
-        list(check_clips(bundle, HEAD, ["fp32"], [subject("a", reference, "content")], log))
-        (moved,) = check_clips(bundle, HEAD, ["fp32"], [subject("moved", never, "content")], log)
+        list(check_clips(bundle, ["fp32"], [subject("a", reference, "content")], log))
+        (moved,) = check_clips(bundle, ["fp32"], [subject("moved", never, "content")], log)
         assert (moved.clip, moved.outcome) == ("moved", "agrees")
         with pytest.raises(AssertionError, match="compared twice"):
-            list(check_clips(bundle, HEAD, ["fp32"], [subject("a", never, "other content")], log))
+            list(check_clips(bundle, ["fp32"], [subject("a", never, "other content")], log))
 
-    def test_results_of_another_head_quantizer_file_or_device_are_not_used(
+    def test_results_of_another_export_frames_or_device_are_not_used(
         self, bundle: Bundle, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         log = tmp_path / "log"
-        list(check_clips(bundle, HEAD, ["fp32"], [subject("a", reference)], log))
+        list(check_clips(bundle, ["fp32"], [subject("a", reference)], log))
 
-        def compared_again(used: Bundle = bundle, head: str = HEAD) -> bool:
+        def compared_again(used: Bundle = bundle) -> bool:
             try:
-                list(check_clips(used, head, ["fp32"], [subject("a", never)], log))
+                list(check_clips(used, ["fp32"], [subject("a", never)], log))
             except AssertionError:
                 return True
             return False
 
         assert not compared_again()
-        assert compared_again(head="another")
-        assert compared_again(load_bundle(write_tiny_bundle(tmp_path / "other", seed=1)))
-        with monkeypatch.context() as patch:
-            patch.setattr(verify, "QUANTIZER_REVISION", QUANTIZER_REVISION + 1)
-            assert compared_again()
+        assert compared_again(replace(bundle, manifest=bundle.manifest.model_copy(update={"built_from": "another"})))
+        for revision in Revisions.model_fields:
+            with monkeypatch.context() as patch:
+                patch.setattr(verify, "CURRENT", CURRENT.model_copy(update={revision: 99}))
+                assert compared_again()
         monkeypatch.setattr(verify, "_device", lambda precision: "another processor")
         assert compared_again()
 
@@ -267,8 +290,8 @@ class TestLog:
         earlier = {"sha256": bundle.manifest.precisions["fp32"].sha256, "clip": "a", "precision": "fp32"}
         lines = [json.dumps(earlier | {"agrees": True, "max_abs_difference": 0.0}), "[]", "3", "\udcff", '{"head": "5']
         log.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
-        list(check_clips(bundle, HEAD, ["fp32"], [subject("a", reference)], log))
-        (again,) = check_clips(bundle, HEAD, ["fp32"], [subject("a", never)], log)
+        list(check_clips(bundle, ["fp32"], [subject("a", reference)], log))
+        (again,) = check_clips(bundle, ["fp32"], [subject("a", never)], log)
         assert again.outcome == "agrees"
 
     def test_a_run_waits_for_another_one_that_writes_to_the_log(self, tmp_path: Path) -> None:

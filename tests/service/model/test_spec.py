@@ -35,11 +35,12 @@ class TestPrecision:
         ("found", "chosen", "why"),
         [
             ({"top1": 1.0, "n": 189, "low": 0.98008}, "int8", "known to agree"),
-            ({"top1": 1.0, "n": 188, "low": 0.97998}, "fp32", "verify with more clips"),
-            ({"top1": 1.0, "n": 1, "low": 0.20655}, "fp32", "compared on fewer clips than the required 100 (1)"),
+            ({"top1": 1.0, "n": 188, "low": 0.97998}, "fp32", "fewer clips than the required 189 (188)"),
+            ({"top1": 1.0, "n": 1, "low": 0.20655}, "fp32", "compared on fewer clips than the required 189 (1)"),
             ({"top1": 1.0, "n": 600, "low": 0.93983}, "fp32", "of more videos"),
-            ({"top1": 0.985, "n": 1000, "low": 0.97540}, "fp32", "lower bound of the 95 % interval is 97.5%"),
-            ({"top1": 0.97, "n": 1000, "low": 0.95753}, "fp32", "agrees on only 97.0% of the clips"),
+            ({"top1": 0.985, "n": 1000, "low": 0.97540}, "fp32", "lower bound of the 95 % interval is 97.54%"),
+            ({"top1": 0.97, "n": 1000, "low": 0.95753}, "fp32", "agrees on only 97.00% of the clips"),
+            ({"top1": 48 / 49, "n": 49, "low": 0.89306}, "fp32", "agrees on only 97.96% of the clips"),
             ({"top1": 0.999, "n": 1000, "low": 0.99435, "not_finite": 1}, "fp32", "not finite for 1 of 1000 clips"),
         ],
     )
