@@ -117,7 +117,8 @@ class MapStatistics:
         summary = (
             f"Entropy over {self.clips} clips: {self.entropy.mean():.2f} nats, {self.entropy_share:.1%} of log {CELLS} "
             f"({first:.1%} at the first step, {last:.1%} at the last); a map is as wide as "
-            f"{math.exp(self.entropy.mean()):.1f} of {CELLS} equal cells."
+            f"{math.exp(self.entropy.mean()):.1f} of {CELLS} equal cells. These figures describe one head on these "
+            "clips; they have no intervals."
         )
         table = markdown_table(("how far maps differ (mean divergence)", "nats"), rows)
         return [summary, "", *table, "", self._sentence()]

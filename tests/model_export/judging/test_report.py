@@ -73,6 +73,8 @@ def test_the_interval_stands_with_the_figure_that_it_belongs_to(tmp_path: Path) 
 def test_the_report_says_what_its_intervals_rest_on_and_warns_of_choosing(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
     assert "rests on leaving out each of 4 source videos once" in text
+    assert "naming the most frequent class every time would have an accuracy of 50.0." in text
+    assert "These figures have no intervals: each rests on the few source videos of its class." in text
     assert "Interval and p rest on 4 source videos" in text
     assert "p allows for 1 comparison (Holm's method)." in text
     assert "Choose a recipe on folds, then report it once on clips that no choice has seen" in text
