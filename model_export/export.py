@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -208,7 +208,8 @@ def export_bundle(
         _write_models(head, weights, filters, folder, reporter)
         check = _check(head, weights, filters, folder, reporter)
         write_manifest(folder, with_record(_manifest(head, folder, built_from, check, reporter), head))
-        with _locked_if_there(output):
+        with locked(output.absolute().parent), _locked_if_there(output):
+            _check_output(output)
             if not force:
                 _check_ownership(output, head)  # again: it took minutes
                 _set_aside(output, reporter)
@@ -247,12 +248,15 @@ def _fingerprint(head: TrainedHead, weights: Path | None, filters: Filters) -> s
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder that this user cannot read, or that contains other things than a bundle does."""
+    """Refuse what is no folder, or one that this user cannot read or that contains other things than a bundle does."""
+    other = ExportError(f"{output} exists and is not a bundle; choose another --output or remove it")
+    if output.exists() and not output.is_dir():
+        raise other
     for path, needed in ((output, os.R_OK | os.X_OK), (output / MANIFEST, os.R_OK)):
         if path.exists() and not os.access(path, needed):
             raise ExportError(f"{path} cannot be read; let user {os.getuid()} read it, or choose another --output")
-    if output.exists() and not (output.is_dir() and all(map(_belongs_to_a_bundle, output.iterdir()))):
-        raise ExportError(f"{output} exists and is not a bundle; choose another --output or remove it")
+    if output.exists() and not all(map(_belongs_to_a_bundle, output.iterdir())):
+        raise other
 
 
 def _belongs_to_a_bundle(file: Path) -> bool:
@@ -337,15 +341,15 @@ def _fresh_folder(output: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(parent).free) < DISK_BYTES:
             raise OSError(errno.ENOSPC, f"only {free >> 20} MiB are free")
-        work = Path(tempfile.mkdtemp(dir=parent, prefix=f".{output.name}-"))
-        try:
-            (work / _LOCK).touch()
-            with locked(work / _LOCK):  # until the process ends: ``_recover`` leaves the folder alone
-                folder = work / "new"
-                folder.mkdir()
-                yield folder
-        finally:
-            _clear(work, output)
+        with ExitStack() as stack:
+            with locked(parent):  # ``_recover`` finds no folder that is not locked yet
+                work = Path(tempfile.mkdtemp(dir=parent, prefix=f".{output.name}-"))
+                stack.callback(_clear, work, output)
+                (work / _LOCK).touch()
+                stack.enter_context(locked(work / _LOCK))  # until the process ends: ``_recover`` leaves it alone
+            folder = work / "new"
+            folder.mkdir()
+            yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(
@@ -365,12 +369,13 @@ def _recover(output: Path, reporter: Reporter) -> None:
     parent = output.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
         return
-    for work in sorted(path for path in parent.iterdir() if leftover.fullmatch(path.name)):
-        # Not that of an export that runs, which holds its lock.
-        with suppress(OSError), locked(work / _LOCK, wait=False):
-            if recover_folder(work, output):
-                reporter.say(f"{output} is as it was before an export that was interrupted")
-            _clear(work, output)
+    with locked(parent):
+        for work in sorted(path for path in parent.iterdir() if leftover.fullmatch(path.name)):
+            # Not that of an export that runs, which holds its lock.
+            with suppress(OSError), locked(work / _LOCK, wait=False):
+                if recover_folder(work, output):
+                    reporter.say(f"{output} is as it was before an export that was interrupted")
+                _clear(work, output)
 
 
 def _clear(work: Path, output: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from model_export import export
 from model_export.data.encoders import keras_encoder
 from model_export.errors import ExportError, HeadError
-from model_export.export import export_bundle
+from model_export.export import ExportCheck, _recover, export_bundle
 from model_export.head import TrainedHead, load_head
 from model_export.network.arrays import Frames, largest_difference, predictor
 from model_export.network.float16 import Measured, measured_encoder
@@ -297,6 +298,43 @@ def test_the_work_of_an_export_that_runs_and_folders_of_others_are_left_alone(
     assert len(list(bundle.parent.glob(".bundle-*/new"))) == 3
 
 
+@pytest.mark.usefixtures("quick_export", "quick_check")
+def test_the_work_of_an_export_that_begins_is_left_alone(
+    exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, bundle = exported
+    touch, other = Path.touch, threading.Thread(target=_recover, args=(bundle, Recording()))
+
+    def touch_and_let_another_export_begin(file: Path) -> None:
+        touch(file)
+        if file.name == "lock":
+            other.start()
+            other.join(0.2)
+
+    monkeypatch.setattr(Path, "touch", touch_and_let_another_export_begin)
+    assert export_bundle(head, None, bundle, filters=NARROW, force=True)
+    other.join()
+
+
+@pytest.mark.usefixtures("quick_export")
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_arrives_while_the_bundle_is_exported_is_kept(
+    exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    head, bundle = exported
+    (bundle / "model.int8.onnx").write_bytes(b"no model")
+
+    def check(*_: object) -> ExportCheck:
+        (bundle / "notes.txt").touch()
+        return ExportCheck({"fp32": ("agrees", 0.0)})
+
+    monkeypatch.setattr(export, "_check", check)
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export_bundle(head, None, bundle, filters=NARROW, force=force)
+    assert (bundle / "notes.txt").exists()
+    assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "head"}
+
+
 def test_a_mount_point_is_refused_before_any_work(
     exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,11 +393,13 @@ def test_too_little_disk_space_is_reported_before_any_work(
         export_bundle(load_head(narrow_head), None, tmp_path / "bundle", filters=NARROW)
 
 
-def test_a_folder_that_is_not_a_bundle_is_never_overwritten(narrow_head: Path, tmp_path: Path) -> None:
-    (tmp_path / "holiday.mp4").touch()
-    with pytest.raises(ExportError, match="is not a bundle"):
-        export_bundle(load_head(narrow_head), None, tmp_path, filters=NARROW)
-    assert (tmp_path / "holiday.mp4").exists()
+def test_what_is_not_a_bundle_is_never_overwritten(narrow_head: Path, tmp_path: Path) -> None:
+    video = tmp_path / "holiday.mp4"
+    video.touch()
+    for output in (tmp_path, video):
+        with pytest.raises(ExportError, match="is not a bundle"):
+            export_bundle(load_head(narrow_head), None, output, filters=NARROW)
+    assert video.exists()
 
 
 def test_a_head_without_calibration_ranges_is_refused(narrow_head: Path, tmp_path: Path) -> None:
