@@ -110,15 +110,18 @@ class Deletion:
 
     def drop(self, choice: Choice) -> Estimate:
         """Estimate the mean drop over clips."""
-        return mean_over_groups(self.drops[choice], self.groups, least=-1, most=1)
+        return self._estimate(self.drops[choice])
 
     def gap(self, control: Choice = "moved") -> Estimate:
         """Estimate attended − control, paired over clips; it is above 0 if the network uses what it attends to."""
-        return mean_over_groups(self.drops["attended"] - self.drops[control], self.groups, least=-1, most=1)
+        return self._estimate(self.drops["attended"] - self.drops[control])
 
     def drop_if_uniform(self) -> Estimate:
         """Estimate the mean drop over clips with uniform maps."""
-        return mean_over_groups(self.uniform, self.groups, least=-1, most=1)
+        return self._estimate(self.uniform)
+
+    def _estimate(self, drops: Floats) -> Estimate:
+        return mean_over_groups(drops, self.groups, least=-1, most=1)
 
     @property
     def verdict(self) -> Verdict:
@@ -171,12 +174,18 @@ class Deletion:
         return [setting, "", *table, "", control, "", f"{SENTENCES[self.verdict]} {self._weight()}"]
 
     def _weight(self) -> str:
-        """Say how much of the answer passes through attention at all, whatever it attends to."""
-        by_attention, by_others = (float(self.drops[choice].mean()) for choice in ("all", "all_in_others"))
-        larger = "by the other paths" if by_others > by_attention else "through attention"
+        """Say how much the answer depends on what attention reads, wherever it looks, and on what other paths read."""
+        more = self._estimate(self.drops["all"] - self.drops["all_in_others"])
+        if more.low > 0:
+            larger = "depends more on what attention reads"
+        elif more.high < 0:
+            larger = "depends more on what the other paths read"
+        else:
+            larger = "is not shown to depend more on either"
         return (
-            f"Without anything that attention reads, the probability drops by {by_attention:.3f}; without anything "
-            f"that moves in what the other paths read, by {by_others:.3f}: most of the answer comes {larger}."
+            f"Taking away all cells costs {self.drops['all'].mean():.3f} in what attention reads and "
+            f"{self.drops['all_in_others'].mean():.3f} in what the other paths read, a difference of {more:z.3f}: the "
+            f"answer {larger}."
         )
 
     def _group_count(self) -> int:

@@ -33,7 +33,7 @@ def test_attention_on_what_the_network_uses_gives_a_gap_above_zero() -> None:
     assert found.gap("least").low > 0.8
     assert found.drop("all").mean > 0.8
     assert found.verdict == "used"
-    assert found.markdown()[-1].endswith("most of the answer comes through attention.")
+    assert found.markdown()[-1].endswith("the answer depends more on what attention reads.")
 
 
 def test_attention_without_effect_gains_nothing_from_what_other_paths_read() -> None:
@@ -44,7 +44,14 @@ def test_attention_without_effect_gains_nothing_from_what_other_paths_read() -> 
     assert found.drop("attended_in_others").mean > 0.8
     assert found.drop("all_in_others").mean > 0.8
     assert found.verdict == "no effect"
-    assert found.markdown()[-1].endswith("most of the answer comes by the other paths.")
+    assert found.markdown()[-1].endswith("the answer depends more on what the other paths read.")
+
+
+def test_a_head_that_no_cell_matters_to_depends_on_neither_path_more() -> None:
+    def sure(cuboids: Array) -> Outputs:
+        return Outputs(np.full((len(cuboids), 2), 0.5, np.float32), on_brightness(cuboids))
+
+    assert deletion(*by_other_paths(sure), clips(4)).markdown()[-1].endswith("is not shown to depend more on either.")
 
 
 def test_what_attention_reads_gains_nothing_for_the_other_paths() -> None:
