@@ -56,7 +56,7 @@ class TrainingError(LimelightModelError):
 
 
 class ProcessError(LimelightModelError):
-    """A process that was started for a training ended before it had finished."""
+    """A process that was started to train or judge heads ended before it had finished."""
 
 
 class ExportError(LimelightModelError):

@@ -89,7 +89,7 @@ def fit_head(
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
     keep, hold = _hold_out(examples, recipe)
     if run:
-        _claim(run, examples, settings(spec, recipe))
+        _claim(run, examples, {**settings(spec, recipe), "number of classes": classes})
     apart = how if spec.members > 1 else run_here
     epochs, answers, models = [], [], []
     for seed in range(recipe.seed, recipe.seed + spec.members):

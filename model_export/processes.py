@@ -93,13 +93,13 @@ def _end_explained(child: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        code = child.wait()
+        code, what = child.wait(), "a process that trains or judges heads"
         if code < 0:
             raise ProcessError(
-                f"a training was killed by {signal.Signals(-code).name}, as happens when memory runs out; end other "
+                f"{what} was killed by {signal.Signals(-code).name}, as happens when memory runs out; end other "
                 "programs and run the command again to continue, or lower --batch-size"
             ) from error
-        raise ProcessError(f"a training ended with exit code {code}; run the command again to continue") from error
+        raise ProcessError(f"{what} ended with exit code {code}; run the command again to continue") from error
 
 
 @contextmanager

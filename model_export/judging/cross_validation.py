@@ -57,8 +57,8 @@ def cross_validate(
         contenders: The methods; all get the same folds.
         labels: Names of the classes, in index order.
         kept: Folder to keep predictions in, one file per contender and fold, so that an interrupted run continues where
-            it stopped. Predictions are reused only for the same contender, recipe and clips with feature files of the
-            same names, which identify encoder and frames as well (see ``FeatureCache``).
+            it stopped. Predictions are reused only for the same contender, recipe, number of classes and clips with
+            feature files of the same names, which identify encoder and frames as well (see ``FeatureCache``).
         reporter: Receives the beginning and end of each training.
 
     Returns:
@@ -76,7 +76,7 @@ def cross_validate(
         found = []
         for number, fold in enumerate(folds, 1):
             train, test = [examples[i] for i in fold.train], [examples[i] for i in fold.test]
-            file = kept / _file_name(contender, train, test) if kept else None
+            file = kept / _file_name(contender, len(labels), train, test) if kept else None
 
             def say(event: str, number: int = number) -> None:
                 reporter.say(f"{contender.name}, fold {number}: {event}")
@@ -122,10 +122,10 @@ def _predict(
     return found
 
 
-def _file_name(contender: Contender, train: Sequence[Example], test: Sequence[Example]) -> str:
-    """Return a file name that is unique to the contender, its recipe, and the clips and their features."""
+def _file_name(contender: Contender, classes: int, train: Sequence[Example], test: Sequence[Example]) -> str:
+    """Return a file name that is unique to the contender, its recipe, the classes, and the clips and their features."""
     clips = [[(e.name, e.label, e.group, e.features.name) for e in side] for side in (train, test)]
-    facts = json.dumps([contender.name, contender.recipe, clips])
+    facts = json.dumps([contender.name, contender.recipe, classes, clips])
     readable = re.sub(r"[^a-z0-9]+", "-", contender.name.lower()).strip("-")
     return f"{readable}.{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
 

@@ -44,7 +44,7 @@ class HeadTrials:
     def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
         """Return the head trained on these examples; ``say`` receives a line for each epoch."""
         clips = [(e.name, e.label, e.group, e.features.name) for e in examples]
-        identity = json.dumps([self.name, settings(self.spec, self.recipe), clips])
+        identity = json.dumps([self.name, settings(self.spec, self.recipe), self.classes, clips])
         folder = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
         def tell(phase: str, line: LogLine) -> None:

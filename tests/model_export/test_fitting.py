@@ -233,6 +233,11 @@ def test_checkpoints_of_another_network_or_recipe_are_refused(
         fit_head(clips, 3, spec, recipe, run=run)
 
 
+def test_checkpoints_of_a_head_of_other_classes_are_refused(examples: Examples, run: Path) -> None:
+    with pytest.raises(TrainingError, match="belong to another number of classes; remove"):
+        fit_head(examples(groups=2, per_group=1), 4, PLAIN, QUICK, run=run)
+
+
 def test_checkpoints_of_other_clips_are_refused(examples: Examples, run: Path) -> None:
     clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match="belong to another set of features"):

@@ -144,6 +144,13 @@ class TestResumption:
         with pytest.raises(AssertionError, match="trained again"):
             self.run(tmp_path, **changes)
 
+    def test_predictions_among_fewer_classes_are_not_reused(self, tmp_path: Path) -> None:
+        """As of an official split, after the folder of a class that it does not list was added."""
+        more = replace(self.contender, fit=lambda _, test: np.full((len(test), 4), 0.25))
+        self.run(tmp_path)
+        (found,) = cross_validate(self.clips, self.folds, [more], (*LABELS, "Waving"), kept=tmp_path)
+        assert found.probabilities.shape == (len(self.clips), 4)
+
     def test_predictions_are_reused_after_the_features_folder_was_moved(self, tmp_path: Path) -> None:
         self.run(tmp_path)
         moved = [replace(clip, features="elsewhere" / clip.features) for clip in self.clips]

@@ -3,9 +3,12 @@
 import gc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 from model_export.data.examples import Example
 from model_export.data.folds import Fold, grouped_folds
@@ -37,9 +40,26 @@ def test_a_head_is_trained_once_for_the_same_clips(examples: list[Example], tmp_
     trials.head(examples[2:], lines.append)
     assert len(lines) == 2, "a head for other clips was not trained"
 
-    renamed = [replace(example, name=f"new-{example.name}", group=f"new-{example.group}") for example in examples[:6]]
-    trials.head(renamed, lines.append)
-    assert len(lines) == 3, "a head for clips of other groups was not trained"
+
+def test_heads_of_other_classes_clips_labels_and_groups_are_kept_apart(
+    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def fit_head(*_: Any, run: Path, **__: Any) -> SimpleNamespace:
+        folders.append(run)
+        return SimpleNamespace(model=None)
+
+    monkeypatch.setattr("model_export.judging.trials.fit_head", fit_head)
+    trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path)
+    first, *rest = examples
+    trials.head(examples)
+    replace(trials, classes=3).head(examples)
+    for changed in (replace(first, name="new"), replace(first, label=1), replace(first, group="new")):
+        trials.head([changed, *rest])
+    assert len(set(folders)) == 5
+    trials.head(examples)
+    assert folders[-1] == folders[0]
 
 
 def test_a_contender_is_trained_on_the_first_clips_and_predicts_the_second(
