@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from model_export import verify
 from model_export.data.datasets import LabelledClip
@@ -36,9 +36,19 @@ from model_export.verify import (
     record_agreement,
     subjects_of,
     verify_bundle,
+    wilson,
 )
 from service.files import locked, replace_folder
-from service.model.bundle import Bundle, Manifest, Outputs, Precision, load_bundle, read_manifest, write_manifest
+from service.model.bundle import (
+    LEAST_AGREEMENT,
+    Bundle,
+    Manifest,
+    Outputs,
+    Precision,
+    load_bundle,
+    read_manifest,
+    write_manifest,
+)
 from tests.tiny_bundle import write_tiny_bundle
 
 NUMBERS = count()
@@ -113,6 +123,15 @@ def test_without_a_disagreement_189_videos_are_needed_for_int8() -> None:
         return agreement([check("agrees") for _ in range(videos)]).low
 
     assert low(188) < 0.98 <= low(189)
+
+
+@pytest.mark.parametrize(("disagreeing", "n"), [(0, 189), (1, 280), (2, 361), (3, 437)])
+def test_a_precision_that_agrees_on_98_percent_only_passes_in_at_most_one_of_40_cases(disagreeing: int, n: int) -> None:
+    def low(n: int) -> float:
+        return wilson((n - disagreeing) / n, n)[0]
+
+    assert low(n - 1) < LEAST_AGREEMENT <= low(n)
+    assert 0.02 < binom.cdf(disagreeing, n, 1 - LEAST_AGREEMENT) <= 0.025
 
 
 def test_values_that_are_not_finite_are_a_disagreement_with_a_word_of_its_own() -> None:
