@@ -339,6 +339,12 @@ class TestRecordedAgreement:
         head.calibration.write_text("other ranges", encoding="utf-8")
         assert head.agreement(1) == {}
 
+    def test_it_is_not_valid_for_another_network_with_the_same_weights(self, head: TrainedHead) -> None:
+        head.record_agreement({"int8": agreement([check("agrees")])}, 1, head.sha256())
+        facts = head.facts.model_dump(mode="json") | {"feature_scaling": "none"}
+        (head.path / "head.json").write_text(json.dumps(facts), encoding="utf-8")
+        assert load_head(head.path).agreement(1) == {}
+
     def test_a_record_of_another_quantizer_is_replaced_as_a_whole(self, head: TrainedHead) -> None:
         older, newer = agreement([check("agrees")] * 10), agreement([check("agrees")] * 20)
         head.record_agreement({"fp32": older, "int8": older}, 1, head.sha256())
