@@ -43,17 +43,23 @@ class HeadFacts(HeadSpec):
     revisions: Revisions
     training: dict[str, Any]
 
+    def spec(self) -> HeadSpec:
+        """Return the description of the network alone."""
+        return HeadSpec(**{name: getattr(self, name) for name in HeadSpec.model_fields})
+
 
 class AgreementRecord(BaseModel):
     """The content of ``agreement.json``.
 
     Attributes:
         head_sha256: ``TrainedHead.sha256`` of the head that was measured.
+        spec: Its network; earlier versions did not record it.
         quantizer: Revision of the quantizer; earlier versions did not record the first one.
         precisions: The agreement by precision.
     """
 
     head_sha256: str
+    spec: HeadSpec | None = None
     quantizer: int = 1
     precisions: dict[Precision, Agreement]
 
@@ -87,7 +93,7 @@ class TrainedHead:
         return head
 
     def sha256(self) -> str:
-        """Return the identity of everything that the network's numbers depend on: weights and calibration ranges."""
+        """Return the identity of the files that the network's numbers depend on: weights and calibration ranges."""
         digest = hashlib.sha256((self.path / "head.weights.h5").read_bytes())
         if self.calibration.exists():
             digest.update(self.calibration.read_bytes())
@@ -123,7 +129,7 @@ class TrainedHead:
         raise HeadError(f"{self.path} was trained with {other}; train the head again{features}")
 
     def agreement(self, quantizer: int) -> dict[Precision, Agreement]:
-        """Return the recorded agreement by precision; empty if it is of other weights, ranges or another quantizer.
+        """Return the recorded agreement by precision; empty if it is of another network, other ranges or quantizer.
 
         Args:
             quantizer: Revision of the quantizer.
@@ -142,7 +148,7 @@ class TrainedHead:
                 "--record`"
             ) from error
         measured_here = (record.head_sha256, record.quantizer) == (self.sha256(), quantizer)
-        return record.precisions if measured_here else {}
+        return record.precisions if measured_here and record.spec in (None, self.facts.spec()) else {}
 
     def record_agreement(self, agreement: dict[Precision, Agreement], quantizer: int, head_sha256: str) -> None:
         """Save measured agreement beside the weights that it was measured on.
@@ -160,7 +166,9 @@ class TrainedHead:
             if self.sha256() != head_sha256:
                 raise HeadError(f"{self.path} changed while it was verified; export it and verify again")
             merged = {**self.agreement(quantizer), **agreement}
-            record = AgreementRecord(head_sha256=head_sha256, quantizer=quantizer, precisions=merged)
+            record = AgreementRecord(
+                head_sha256=head_sha256, spec=self.facts.spec(), quantizer=quantizer, precisions=merged
+            )
             text = record.model_dump_json(indent=2, exclude_none=True) + "\n"
             write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
 

@@ -58,8 +58,8 @@ def check_made_from(bundle: Path, manifest: Manifest, head: TrainedHead) -> None
         case {"head_sha256": str(identity), "seal": str(seal)}:
             if identity != head.identity():
                 raise HeadError(
-                    f"{bundle} was not made from the head in {head.path}, or from its earlier content; name its head "
-                    "with --head, or export the bundle again"
+                    f"{bundle} was made from another head than that in {head.path}, or before it changed; name the "
+                    "bundle's head with --head, or export it again"
                 )
             if seal != _seal(manifest):
                 raise HeadError(

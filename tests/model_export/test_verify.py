@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from model_export import verify
 from model_export.data.datasets import LabelledClip
@@ -36,9 +36,19 @@ from model_export.verify import (
     record_agreement,
     subjects_of,
     verify_bundle,
+    wilson,
 )
 from service.files import locked, replace_folder
-from service.model.bundle import Bundle, Manifest, Outputs, Precision, load_bundle, read_manifest, write_manifest
+from service.model.bundle import (
+    LEAST_AGREEMENT,
+    Bundle,
+    Manifest,
+    Outputs,
+    Precision,
+    load_bundle,
+    read_manifest,
+    write_manifest,
+)
 from tests.tiny_bundle import write_tiny_bundle
 
 NUMBERS = count()
@@ -113,6 +123,15 @@ def test_without_a_disagreement_189_videos_are_needed_for_int8() -> None:
         return agreement([check("agrees") for _ in range(videos)]).low
 
     assert low(188) < 0.98 <= low(189)
+
+
+@pytest.mark.parametrize(("disagreeing", "n"), [(0, 189), (1, 280), (2, 361), (3, 437)])
+def test_a_precision_that_agrees_on_98_percent_only_passes_in_at_most_one_of_40_cases(disagreeing: int, n: int) -> None:
+    def low(n: int) -> float:
+        return wilson((n - disagreeing) / n, n)[0]
+
+    assert low(n - 1) < LEAST_AGREEMENT <= low(n)
+    assert 0.02 < binom.cdf(disagreeing, n, 1 - LEAST_AGREEMENT) <= 0.025
 
 
 def test_values_that_are_not_finite_are_a_disagreement_with_a_word_of_its_own() -> None:
@@ -320,6 +339,12 @@ class TestRecordedAgreement:
         head.calibration.write_text("other ranges", encoding="utf-8")
         assert head.agreement(1) == {}
 
+    def test_it_is_not_valid_for_another_network_with_the_same_weights(self, head: TrainedHead) -> None:
+        head.record_agreement({"int8": agreement([check("agrees")])}, 1, head.sha256())
+        facts = head.facts.model_dump(mode="json") | {"feature_scaling": "none"}
+        (head.path / "head.json").write_text(json.dumps(facts), encoding="utf-8")
+        assert load_head(head.path).agreement(1) == {}
+
     def test_a_record_of_another_quantizer_is_replaced_as_a_whole(self, head: TrainedHead) -> None:
         older, newer = agreement([check("agrees")] * 10), agreement([check("agrees")] * 20)
         head.record_agreement({"fp32": older, "int8": older}, 1, head.sha256())
@@ -367,7 +392,7 @@ class TestBundlesHead:
     ) -> None:
         other = Path(shutil.copytree(narrow_head, tmp_path / "other"))
         (other / "calibration.json").write_text("other ranges", encoding="utf-8")
-        assert "was not made from the head in" in self.refusal(bundle, other)
+        assert "was made from another head than that in" in self.refusal(bundle, other)
 
     def test_a_bundle_without_a_record_is_refused_with_the_remedy(self, bundle: Path, narrow_head: Path) -> None:
         self.edit(bundle, made_from=None)
