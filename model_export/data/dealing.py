@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,11 @@ from scipy.sparse import block_array, coo_array, csr_array, eye_array, kron
 from scipy.sparse.csgraph import connected_components
 
 T = TypeVar("T", bound=Hashable)
+
+# Nodes of the search tree. Proving that nothing is closer to the wanted numbers takes minutes where dozens of groups
+# are in dozens of classes, and time would be no limit that gives the same on every machine.
+NODES = 10
+LIMIT_REACHED = 1  # status of ``scipy.optimize.milp``
 
 
 def linked(pairs: Iterable[tuple[T, Hashable]]) -> dict[T, int]:
@@ -35,7 +41,7 @@ def deal(
     """Deal groups to sides so that no side gets all groups of a class, and each side gets a group.
 
     Among all such dealings, an integer program (HiGHS) finds one with the least sum of differences from the wanted
-    numbers. The seed decides between equal ones.
+    numbers, or one close to it where ``NODES`` are not enough. The seed decides between equal ones.
 
     Args:
         classes: The classes of each group's clips.
@@ -61,7 +67,8 @@ def deal(
         (number, difference, target, np.full(len(target), np.inf)),
     ]
     kinds = [sides * len(names), len(target)]
-    found = milp(
+    solve = partial(
+        milp,
         np.repeat([0, 1], kinds),
         integrality=np.repeat([1, 0], kinds),
         bounds=Bounds(0, np.repeat([1, np.inf], kinds)),
@@ -71,6 +78,9 @@ def deal(
             np.concatenate([upper for *_, upper in rows]),
         ),
     )
+    found = solve(options={"node_limit": NODES})
+    if found.x is None and found.status == LIMIT_REACHED:
+        found = solve()
     if found.x is None:
         return None
     on = found.x[: kinds[0]].reshape(sides, len(names)).argmax(axis=0)

@@ -1,4 +1,4 @@
-"""Joining the groups of clips that have the same content: copies of a file, and one video in two containers."""
+"""Joining the groups of clips that have the same content: copies of a file, and videos of the same sampled frames."""
 
 import hashlib
 from collections import defaultdict
@@ -32,10 +32,10 @@ class EqualClips:
 def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[EqualClips]]:
     """Join the groups of clips with equal features.
 
-    Features are equal if the bytes of the files are (see ``FeatureCache``), or if the decoded frames are, as after
-    copying a stream to another container. A clip that was encoded again, cut differently or mirrored is not found. All
-    40 cuboids must be equal, so that clips that share a black or still beginning stay apart; clips that are black
-    throughout are equal.
+    Features are equal if the bytes of the files are (see ``FeatureCache``), or if the sampled frames are, as they can
+    be after copying a stream to another container. A clip that was encoded again, cut differently or mirrored is not
+    found, nor is one in a container that times frames otherwise, so that one of the 40 is another. All 40 cuboids must
+    be equal, so that clips that share a black or still beginning stay apart; clips that are black throughout are equal.
 
     Returns:
         The examples in their order, each with the name of its group after joining; and the clips that are equal.
