@@ -381,7 +381,8 @@ def _recover(output: Path, reporter: Reporter) -> None:
 def _clear(work: Path, output: Path) -> None:
     """Remove a folder of work, unless it holds the only copy of the bundle."""
     if output.exists() or not (work / OLD).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        for bundle in ("new", OLD, ""):  # the lock last: ``_recover`` goes on by it if this is killed
+            shutil.rmtree(work / bundle, ignore_errors=True)
 
 
 def _write_models(head: TrainedHead, weights: Path | None, filters: Filters, folder: Path, reporter: Reporter) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 from model_export import export
 from model_export.data.encoders import keras_encoder
 from model_export.errors import ExportError, HeadError
-from model_export.export import ExportCheck, _recover, export_bundle
+from model_export.export import ExportCheck, _clear, _recover, export_bundle
 from model_export.head import TrainedHead, load_head
 from model_export.network.arrays import Frames, largest_difference, predictor
 from model_export.network.float16 import Measured, measured_encoder
@@ -333,6 +334,23 @@ def test_a_file_that_arrives_while_the_bundle_is_exported_is_kept(
         export_bundle(head, None, bundle, filters=NARROW, force=force)
     assert (bundle / "notes.txt").exists()
     assert {path.name for path in bundle.parent.iterdir()} == {"bundle", "head"}
+
+
+def test_work_is_removed_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, unlink = tmp_path / ".bundle-a1b2c3_d", os.unlink
+    (work / "new").mkdir(parents=True)
+    for file in (work / "lock", work / "new" / "model.fp32.onnx"):
+        file.touch()
+    removed = []
+
+    def note(path: str, **options: int) -> None:
+        removed.append(Path(path).name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", note)
+    _clear(work, tmp_path / "bundle")
+    assert removed == ["model.fp32.onnx", "lock"]
+    assert not work.exists()
 
 
 def test_a_mount_point_is_refused_before_any_work(
