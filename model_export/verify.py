@@ -142,11 +142,11 @@ def verify_bundle(
         BundleError: The bundle cannot be used.
         OSError: A file cannot be read or written.
     """
+    if warning := head.check_revisions():
+        reporter.say(warning)
     checked = load_bundle(bundle)
     check_made_from(bundle, checked.manifest, head)
     head_sha256 = head.sha256()
-    if warning := head.check_revisions():
-        reporter.say(warning)
     clips = selection.clips()
     chosen = list(precisions) or list(checked.manifest.precisions)
     vgg19 = fetch_weights(weights, reporter=reporter)
