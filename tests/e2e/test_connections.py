@@ -389,7 +389,9 @@ def waits_for_reader(server: Server, client: socket.socket) -> bool:
             line.split()
             for line in Path(f"/proc/{server.process.pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
         ]
-        (queued,) = (row[4].partition(":")[0] for row in rows if row[2].endswith(f":{client.getsockname()[1]:04X}"))
+        ends = [f":{port:04X}" for port in (client.getpeername()[1], client.getsockname()[1])]
+        # Another connection may come from the same port to another server.
+        (queued,) = (row[4].partition(":")[0] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1]))
         return int(queued, 16)
 
     before = unread()

@@ -135,7 +135,7 @@ def test_features_are_read_once_for_both_baselines(tmp_path: Path) -> None:
 
 def test_the_lstm_stops_where_held_out_videos_are_predicted_best(tmp_path: Path) -> None:
     """Of labels that nothing predicts, every epoch learns the training clips and nothing else."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(5)
     made = [
         (label, group, 0, random.uniform(0, 1, (40, 7, 7, CHANNELS)).astype(np.float16))
         for label in range(3)
