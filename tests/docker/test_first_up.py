@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from model_export.revisions import CURRENT
 from tests.conftest import REPOSITORY
 from tests.docker.stack import Stack, running
 from tests.processes import until
@@ -62,8 +63,13 @@ def test_ones_own_head_is_served_until_the_shipped_one_is_asked_for(stack: Stack
     head = stack.folder / "runs" / "head"
     shutil.copytree(REPOSITORY / "model_export" / "pretrained", head)
     facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
-    renamed = {"name": "mine", "labels": [f"my {label}" for label in facts["labels"]]}
-    (head / "head.json").write_text(json.dumps(facts | renamed), encoding="utf-8")
+    # Only the shipped head is exported at other revisions.
+    changed = {
+        "name": "mine",
+        "labels": [f"my {label}" for label in facts["labels"]],
+        "revisions": CURRENT.model_dump(),
+    }
+    (head / "head.json").write_text(json.dumps(facts | changed), encoding="utf-8")
     export = ("export", "--output", "/bundles/limelight-1", "--force")
 
     with one_client(stack, jumping) as statuses:
