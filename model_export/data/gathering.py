@@ -86,8 +86,8 @@ class FeatureSet:
     clips: tuple[LabelledClip, ...]
     examples: tuple[Example, ...]
     undecodable: dict[LabelledClip, str]
-    engine: Engine = "TensorFlow"
-    dtype: FeatureDtype = "float16"
+    engine: Engine
+    dtype: FeatureDtype
 
     @property
     def decodable(self) -> list[LabelledClip]:

@@ -30,6 +30,8 @@ def data(clips: list[LabelledClip], examples: list[Example], tmp_path: Path) -> 
         clips=(*clips, damaged),
         examples=tuple(examples),
         undecodable={damaged: "cut off"},
+        engine="MNN",
+        dtype="float16",
     )
 
 
