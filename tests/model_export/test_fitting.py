@@ -15,7 +15,8 @@ import pytest
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
 from model_export.errors import FeatureError, TrainingError
-from model_export.fitting import FittedHead, LogLine, _Trained, epoch_line, fit_head, predict_probabilities
+from model_export.fitting import FittedHead, LogLine, epoch_line, fit_head, predict_probabilities
+from model_export.fitting.member import Trained
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
@@ -192,7 +193,7 @@ def test_members_are_trained_as_asked_and_scored_by_their_mean_answer(examples: 
         first = phase.startswith("seed-0")
         best = np.where(half == first, right, wrong)
         losses = (2.0, 1.0) if first else (1.0, 2.0)
-        return _Trained(untrained, [{"val_loss": loss} for loss in losses], [worst, best] if first else [best, worst])
+        return Trained(untrained, [{"val_loss": loss} for loss in losses], [worst, best] if first else [best, worst])
 
     spec = HeadSpec(feature_scaling="none", members=2)
     result = fit_head(clips, 3, spec, quick(epochs=2, holdout=0.25), how=answer)
