@@ -66,7 +66,8 @@ CountOption = Annotated[
     typer.Option(
         "--clips-per-class",
         min=1,
-        help="Use at most this many clips per class, spread over all groups; lower it for a quick try (default: all).",
+        help="Use at most this many clips per class, spread over all groups by their names; lower it for a quick try "
+        "(default: all).",
     ),
 ]
 HeadOption = Annotated[
@@ -157,17 +158,21 @@ def fetch_weights_command(weights: WeightsOption = None) -> None:
 @app.command()
 def features(
     videos: VideosOption,
-    output: FeaturesOption = Path("features"),
+    features: FeaturesOption = Path("features"),
     classes: ClassOption = None,
     clips_per_class: CountOption = None,
     dtype: Annotated[
-        FeatureDtype,
-        typer.Option(help="Type to store features in: `float16` for training, `float32` for `verify --features`."),
-    ] = "float16",
+        FeatureDtype | None,
+        typer.Option(
+            help="Type to store features in: `float16` for training, `float32` for `verify --features`. A folder holds "
+            "features of one type only (default: the folder's, `float16` for a new one)."
+        ),
+    ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Also compute features of mirrored clips, which `--flip` of `train` needs.")
     ] = False,
     weights: WeightsOption = None,
+    output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Compute the VGG19 features of clips, which `train` and `evaluate` otherwise do first.
 
@@ -178,10 +183,13 @@ def features(
         from model_export.data.gathering import Selection, gather_features
         from model_export.weights import fetch_weights
 
+        if output:
+            reporter.say("--output of this command is called --features now, as everywhere else")
+            features = output
         vgg19 = fetch_weights(weights, reporter=reporter)
         selection = Selection(videos, classes, clips_per_class)
-        data = gather_features(selection, vgg19, output, flip=flip, dtype=dtype, reporter=reporter)
-        reporter.say(f"features of {len(data.examples)} clips: {output}")
+        data = gather_features(selection, vgg19, features, flip=flip, dtype=dtype, reporter=reporter)
+        reporter.say(f"features of {len(data.examples)} clips: {features}")
 
 
 @app.command()
@@ -332,7 +340,8 @@ def verify(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of float32 features (`features --dtype float32`), used instead of running VGG19 in Keras."
+            help="Folder of float32 features (`features --dtype float32`), used instead of running VGG19 in Keras; "
+            "features that are missing are computed and added."
         ),
     ] = None,
     log: Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")] = Path(

@@ -22,8 +22,9 @@ def takes(**values: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..
     """Decorate a Typer command whose parameters of these names take values of these classes.
 
     Each of these parameters is replaced by one option per field, in its place; the command gets the value made from
-    them. Where two classes, or a class and the command itself, have a name in common, the command's own parameter
-    comes first, then the earlier class: the later class keeps its default.
+    the options that were given, which are its ``model_fields_set``. Where two classes, or a class and the command
+    itself, have a name in common, the command's own parameter comes first, then the earlier class: the later class
+    keeps its default.
     """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
@@ -36,11 +37,11 @@ def takes(**values: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..
             options[parameter] = {name: _parameter(name, field) for name, field in fields.items()}
 
         @functools.wraps(command)
-        def called(**given: Any) -> R:
-            made = {
-                parameter: _make(values[parameter], {name: _plain(given.pop(name)) for name in fields})
-                for parameter, fields in options.items()
-            }
+        def called(*, context: typer.Context, **given: Any) -> R:
+            made = {}
+            for parameter, fields in options.items():
+                found = {name: _plain(given.pop(name)) for name in fields}
+                made[parameter] = _make(values[parameter], {n: found[n] for n in found if _is_given(context, n)})
             return command(**given, **made)
 
         flat = [
@@ -48,6 +49,8 @@ def takes(**values: type[BaseModel]) -> Callable[[Callable[..., R]], Callable[..
             for name, own in parameters.items()
             for part in (options[name].values() if name in options else (own,))
         ]
+        # Typer passes it to a parameter of this type.
+        flat.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         called.__signature__ = inspect.signature(command).replace(parameters=flat)  # type: ignore[attr-defined]
         called.__annotations__ = {part.name: part.annotation for part in flat}
         return called
@@ -88,8 +91,15 @@ def _make(model: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
         return model(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
-        raise typer.BadParameter(first["msg"], param_hint=f"--{name}") from error
+        if not first["loc"]:  # a rule of the class about several fields, which names them
+            raise typer.BadParameter(str(first["ctx"]["error"])) from error
+        raise typer.BadParameter(first["msg"], param_hint=f"--{str(first['loc'][0]).replace('_', '-')}") from error
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Check whether an option is on the command line, or in the environment, and not at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _plain(value: Any) -> Any:

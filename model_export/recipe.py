@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_export.network.spec import HeadSpec
 
 # Raised with any change of the head that ``fit_head`` makes of the same clips, network and settings.
-FITTING_REVISION = 2
+FITTING_REVISION = 3
 # Members add to the seed, and the seeds of NumPy, Keras and scikit-learn end at 2**32 - 1.
 LARGEST_SEED = 2**31 - 1
 

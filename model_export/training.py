@@ -9,7 +9,7 @@ from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError
 from model_export.export import convert
-from model_export.fitting import FittedHead, epoch_line, fit_head
+from model_export.fitting import FittedHead, epoch_line, fit_head, hold_out
 from model_export.head import HeadFacts, TrainedHead, save_head
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
@@ -62,7 +62,7 @@ def train_head(
         recipe: How to train it.
         name: Name of the network in manifests and answers.
         version: Its version.
-        evaluation: Folder of an evaluation of the same network, recipe and classes, whose accuracy the head states.
+        evaluation: Folder of an evaluation of the same network, recipe and clips, whose accuracy the head states.
         weights: VGG19's weights file; found or downloaded if not given.
         how: How the trainings of several members are run.
         reporter: Receives progress.
@@ -75,9 +75,19 @@ def train_head(
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
     if (name + version).encode(errors="ignore").decode() != name + version:
         raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
-    accuracy = read_accuracy(evaluation, describe(spec, recipe), selection.labels()) if evaluation else None
+
+    def accuracy(data: FeatureSet) -> dict[str, Any] | None:
+        settings = describe(spec, recipe)
+        return read_accuracy(evaluation, settings, data.labels, data.selected) if evaluation else None
+
+    def check(data: FeatureSet) -> None:
+        accuracy(data)
+        hold_out(data.examples, recipe)
+
     vgg19 = fetch_weights(weights, reporter=reporter)
-    data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
+    data = gather_features(
+        selection, vgg19, features, flip=recipe.flip, least_classes=2, check=check, reporter=reporter
+    )
     run = output / "run"
     fitted = fit_head(
         data.examples,
@@ -99,7 +109,7 @@ def train_head(
         labels=data.labels,
         encoder_sha256=file_sha256(vgg19),
         revisions=CURRENT,
-        training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
+        training=_training_facts(data, settings(spec, recipe), fitted, accuracy(data)),
     )
     head = save_head(output, facts, fitted.model)
     _calibrate(head, vgg19, data, reporter)

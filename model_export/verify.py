@@ -195,8 +195,8 @@ def _keras_reference(
     cached = FeatureCache(features, file_sha256(vgg19), "float32") if features else None
     if cached and cached.dtype != "float32":
         raise FeatureError(
-            f"{features} holds float16 features, whose rounding would count as disagreement; compute float32 features "
-            "with `limelight-model features --dtype float32`"
+            f"{features} holds float16 features, whose rounding would count as disagreement; name a new folder with "
+            f"--features, such as {features}-float32, where `verify` computes float32 ones"
         )
 
     def reference(clip: LabelledClip) -> tuple[Frames, Outputs]:

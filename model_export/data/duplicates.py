@@ -29,6 +29,11 @@ class EqualClips:
     classes: int
 
 
+def join_copies(examples: Sequence[Example]) -> list[Example]:
+    """Join the groups of clips whose files are equal, which needs no features."""
+    return _join(examples, [example.content for example in examples])[0]
+
+
 def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[EqualClips]]:
     """Join the groups of clips with equal features.
 
@@ -45,12 +50,17 @@ def join_equal(examples: Sequence[Example]) -> tuple[list[Example], list[EqualCl
         ValueError: A file of features is damaged.
     """
     contents = _contents([example.features for example in examples])
-    numbers = linked((example.group, contents[example.features]) for example in examples)
+    return _join(examples, [contents[example.features] for example in examples])
+
+
+def _join(examples: Sequence[Example], contents: Sequence[str]) -> tuple[list[Example], list[EqualClips]]:
+    """Join the groups of examples whose ``contents`` are equal."""
+    numbers = linked((example.group, content) for example, content in zip(examples, contents, strict=True))
     joined: defaultdict[int, set[str]] = defaultdict(set)
     alike: defaultdict[str, list[Example]] = defaultdict(list)
-    for example in examples:
+    for example, content in zip(examples, contents, strict=True):
         joined[numbers[example.group]].add(example.group)
-        alike[contents[example.features]].append(example)
+        alike[content].append(example)
     first = {number: min(groups) for number, groups in joined.items()}
     equal = [
         EqualClips(

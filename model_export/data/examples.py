@@ -1,6 +1,13 @@
-"""A clip as training and evaluation see it: cached features, class and source video."""
+"""A clip as training and evaluation see it: cached features, class and source video.
 
+Clips are told apart by their content, never by their names: whatever is drawn, ordered or kept on disk is the same
+after files were renamed, as long as the same clips are in the same classes and groups.
+"""
+
+import hashlib
+import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +38,8 @@ class Example:
             be on both sides of an evaluation.
         name: ``class/file``, for reports.
         flipped: ``.npy`` file of the clip mirrored left to right, if it was encoded.
+        content: SHA-256 of the video file; if it is empty, the name of ``features`` tells clips apart as well, but it
+            depends on the encoder.
     """
 
     features: Path
@@ -38,6 +47,12 @@ class Example:
     group: str
     name: str
     flipped: Path | None = None
+    content: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells clips apart whatever their names are; copies of one file have the same."""
+        return self.content or self.features.name
 
     def load(self, *, flipped: bool = False) -> Cuboids:
         """Return the features as float32 ``(40, 7, 7, channels)``; see ``read`` for arguments and errors."""
@@ -56,6 +71,49 @@ class Example:
         if flipped and self.flipped is None:
             raise ValueError(f"{self.name} has no features of its mirrored view")
         return read_features(self.flipped if flipped and self.flipped else self.features)
+
+
+def in_order(examples: Iterable[Example]) -> list[Example]:
+    """Sort examples by class and content, so that their order does not depend on names.
+
+    Copies of a file are interchangeable: once ``join_equal`` was called, they are in one group.
+    """
+    return sorted(examples, key=lambda example: (example.label, example.identity, example.name))
+
+
+def groups_by_content(examples: Iterable[Example]) -> dict[str, str]:
+    """Return a name of each group that depends on the content of its clips only."""
+    least: dict[str, str] = {}
+    for example in examples:
+        least[example.group] = min(least.get(example.group, example.identity), example.identity)
+    return least
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return a SHA-256 of examples in their order: features, classes, and which of them are in one group.
+
+    Names are not part of it, so that what is kept by it is found again after clips were renamed.
+    """
+    groups = groups_by_content(examples)
+    clips = [(example.features.name, example.label, groups[example.group]) for example in examples]
+    return hashlib.sha256(json.dumps(clips).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSummary:
+    """The clips of one class: their number, and a SHA-256 of their contents and groups."""
+
+    clips: int
+    sha256: str
+
+
+def summarize(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, ClassSummary]:
+    """Summarise clips by class, to compare selections: neither names nor encoders count."""
+    groups, found = groups_by_content(examples), {}
+    for label, name in enumerate(labels):
+        clips = [f"{e.identity} {groups[e.group]}" for e in examples if e.label == label]
+        found[name] = ClassSummary(len(clips), hashlib.sha256("\n".join(sorted(clips)).encode()).hexdigest())
+    return found
 
 
 def read_features(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from model_export.data.dealing import deal, linked, shuffled
-from model_export.data.examples import Example
+from model_export.data.examples import Example, groups_by_content
 from model_export.errors import FoldError
 
 
@@ -37,10 +37,10 @@ def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[F
             f"{name} has too few source videos ({videos}) for {k} folds; lower --k-fold, add clips of other videos or "
             "leave the class out"
         )
-    classes = _classes(examples)
-    # By class first, so that the folds do not depend on how classes are spelled in the names of groups.
+    names = groups_by_content(examples)
+    classes = _classes(examples, names)
     order = {group: i for i, group in enumerate(sorted(classes, key=lambda group: (min(classes[group]), group)))}
-    labels, groups = [example.label for example in examples], [order[example.group] for example in examples]
+    labels, groups = [example.label for example in examples], [order[names[example.group]] for example in examples]
     folds = _folds(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups))
     if all(fold.test and _labels(examples, fold.test) <= _labels(examples, fold.train) for fold in folds):
         return folds
@@ -51,14 +51,15 @@ def grouped_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[F
             f"there are no {k} folds that each leave clips of every class to train on, because videos are in several "
             "classes; change --k-fold, add clips of other videos or leave a class out"
         )
-    on = [sides[example.group] for example in examples]
+    on = [sides[names[example.group]] for example in examples]
     return tuple(_parts(on, side) for side in range(k))
 
 
 def random_folds(examples: Sequence[Example], k: int, seed: int = 0) -> tuple[Fold, ...]:
     """Deal clips to ``k`` folds, stratified by class, regardless of groups.
 
-    Clips of one video are then trained on and tested, so that figures are too good. Each clip is tested once.
+    Clips of one video are then trained on and tested, so that figures are too good. Each clip is tested once. The folds
+    depend on the order of the examples.
 
     Raises:
         FoldError: A class has fewer than ``k`` clips.
@@ -83,11 +84,16 @@ def split_fold(examples: Sequence[Example], train: Collection[str], test: Collec
         train=tuple(i for i, example in enumerate(examples) if example.name in train),
         test=tuple(i for i, example in enumerate(examples) if example.name in test),
     )
+    if not (fold.train or fold.test):
+        raise FoldError(
+            "the split lists none of the clips; give the split lists of this data set with --split-files, or leave "
+            "--split out to use folds"
+        )
     for side, indices in (("training", fold.train), ("test", fold.test)):
         if not indices:
             raise FoldError(
-                f"none of the clips is on the split's {side} side; give the split lists of this data set with "
-                "--split-files"
+                f"none of the clips is on the split's {side} side; add clips of that side, or leave --split out to use "
+                "folds"
             )
     known = {examples[i].label for i in fold.train}
     for i in fold.test:
@@ -103,7 +109,8 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
 
     Of n groups, ``round(share * n)`` are held out, at least one and at most all but one, whatever other classes have.
     Only where groups are in several classes, a class may get a few more or fewer, so that each class keeps one and has
-    one held out. The choice depends on the seed and the names of the groups, not on the order of the examples.
+    one held out. The choice depends on the seed and the content of the groups, not on names or the order of the
+    examples.
 
     Raises:
         FoldError: A class has clips of one group only, or no choice leaves each class groups on both sides.
@@ -114,7 +121,8 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
             f"{name} has one source video to train on, so none can be held out; add clips of other videos or leave the "
             "class out"
         )
-    classes = _classes(examples)
+    names = groups_by_content(examples)
+    classes = _classes(examples, names)
     held: set[str] = set()
     component = linked((group, label) for group, labels in classes.items() for label in labels)
     for number in set(component.values()):
@@ -125,23 +133,23 @@ def hold_out_groups(examples: Sequence[Example], share: float, seed: int = 0) ->
             continue
         sides = deal(part, {label: (_sizes(part)[label] - n, n) for label, n in out.items()}, 1, seed)
         if sides is None:
-            name = next(_class_name(example) for example in examples if example.group in part)
+            name = next(_class_name(example) for example in examples if names[example.group] in part)
             raise FoldError(
                 f"no source videos of {name} can be held out, because it shares them with other classes, which need "
                 "them to train on; add clips of other videos or leave a class out"
             )
         held.update(group for group, side in sides.items() if side == 1)
     return (
-        [example for example in examples if example.group not in held],
-        [example for example in examples if example.group in held],
+        [example for example in examples if names[example.group] not in held],
+        [example for example in examples if names[example.group] in held],
     )
 
 
-def _classes(examples: Iterable[Example]) -> dict[str, set[int]]:
-    """Return the classes of each group."""
+def _classes(examples: Iterable[Example], names: Mapping[str, str]) -> dict[str, set[int]]:
+    """Return the classes of each group, by its name in ``names``."""
     classes: defaultdict[str, set[int]] = defaultdict(set)
     for example in examples:
-        classes[example.group].add(example.label)
+        classes[names[example.group]].add(example.label)
     return classes
 
 
@@ -176,4 +184,4 @@ def _scarcest(examples: Sequence[Example], unit_of: Callable[[Example], str]) ->
 
 
 def _class_name(example: Example) -> str:
-    return str(PurePosixPath(example.name).parent)
+    return PurePosixPath(example.name).parts[0]

@@ -1,16 +1,17 @@
 """From folders of clips to examples: selects clips, computes missing features, sets aside clips that cannot be used."""
 
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips
-from model_export.data.duplicates import EqualClips, join_equal
+from model_export.data.datasets import LabelledClip, class_names, clips_per_class, find_clips, find_left_out
+from model_export.data.duplicates import EqualClips, join_copies, join_equal
 from model_export.data.encoders import FrameEncoder, fastest_engine, load_encoder
-from model_export.data.examples import Example
+from model_export.data.examples import ClassSummary, Example, in_order, summarize
 from model_export.data.features import FeatureCache, View
 from model_export.errors import DatasetError, FeatureError
 from model_export.network.spec import Engine, FeatureDtype
@@ -30,7 +31,7 @@ class Selection:
         videos: Folder of class folders.
         classes: Only these classes; ``None``: all.
         count: At most this many clips of each class, spread over its groups by name (see ``clips_per_class``);
-            ``None``: all.
+            ``None``: all. Other names lead to another choice.
     """
 
     videos: Path
@@ -54,6 +55,10 @@ class Selection:
         clips = self._find()
         return clips_per_class(clips, self.count) if self.count else clips
 
+    def left_out(self) -> dict[str, str]:
+        """Return the reason by name for what may be meant as a clip and is none (see ``find_left_out``)."""
+        return find_left_out(self.videos, self.classes)
+
     def _find(self) -> list[LabelledClip]:
         clips = find_clips(self.videos, self.classes)
         # The names are written into reports and heads.
@@ -74,11 +79,14 @@ class FeatureSet:
         videos: Folder that the clips came from.
         labels: Class names, in index order.
         clips: All selected clips, with their groups by name.
-        examples: The clips that could be decoded, in the same order, with their groups after those of equal clips were
-            joined (see ``join_equal``): all training, folds, hold-outs and figures use these.
+        examples: The clips that could be decoded, in an order that depends on their content only (see ``in_order``),
+            with their groups after those of equal clips were joined (see ``join_equal``): all training, folds,
+            hold-outs and figures use these.
         undecodable: The other clips, with the reason.
         engine: What computed the features.
         dtype: Type in which they are stored.
+        selected: What was selected, by class (see ``summarize``); whether it can be decoded does not count.
+        left_out: What may have been meant as a clip, by name, with the reason (see ``find_left_out``).
     """
 
     videos: Path
@@ -88,11 +96,14 @@ class FeatureSet:
     undecodable: dict[LabelledClip, str]
     engine: Engine
     dtype: FeatureDtype
+    selected: Mapping[str, ClassSummary] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def decodable(self) -> list[LabelledClip]:
-        """The clips of ``examples``."""
-        return [clip for clip in self.clips if clip not in self.undecodable]
+        """The clips of ``examples``, in their order."""
+        clips = {clip.name: clip for clip in self.clips}
+        return [clips[example.name] for example in self.examples]
 
 
 def gather_features(
@@ -101,8 +112,9 @@ def gather_features(
     cache_folder: Path,
     *,
     flip: bool = False,
-    dtype: FeatureDtype = "float16",
+    dtype: FeatureDtype | None = None,
     least_classes: int = 1,
+    check: Callable[[FeatureSet], object] = lambda data: None,
     reporter: Reporter = SILENT,
 ) -> FeatureSet:
     """Compute the VGG19 features of the selected clips that are not cached yet, and join the groups of equal clips.
@@ -112,69 +124,135 @@ def gather_features(
         weights: VGG19's weights file.
         cache_folder: Folder of cached features; created if missing.
         flip: Also compute features of the mirrored clips.
-        dtype: Type to store features in; a folder that holds features already keeps its own, and its engine.
+        dtype: Type that the features have to be stored in; ``None``: that of the folder, or float16 for a new one.
         least_classes: Number of classes that are needed.
+        check: Called with what is known before anything is encoded, which can take hours: all clips that can be read as
+            examples, with the paths that their features will have, and groups by names and equal files. It raises what
+            makes the work useless. What it checks has to be checked again afterwards: clips may turn out to be
+            undecodable, or to have equal frames.
         reporter: Receives progress, the clips that were left out and the groups that were joined.
 
     Raises:
         DatasetError: There are too few classes, or no clip of a class can be decoded.
-        FeatureError: ``cache_folder`` holds features of another encoder or sampling rule or damaged ones, or cannot be
-            written, or the engine of its features is missing.
-        OSError: A clip cannot be read.
+        FeatureError: ``cache_folder`` holds features of another encoder, type or sampling rule or damaged ones, or
+            cannot be written, or the engine of its features is missing.
     """
+    cached = FeatureCache(cache_folder, file_sha256(weights), dtype or "float16", fastest_engine(dtype or "float16"))
+    if dtype not in (None, cached.dtype):
+        raise FeatureError(
+            f"{cache_folder} holds {cached.dtype} features; name another folder with --features for {dtype} ones"
+        )
+    survey = _survey(selection, cached, flip=flip, reporter=reporter)
+    if len(survey.labels) < least_classes:
+        raise DatasetError(
+            f"{selection.videos}: {survey.labels[0]} is the only class, and training needs at least two; add clips of "
+            "another"
+        )
+    check(survey)
+    examples, undecodable = _encode(survey, cached, weights, reporter)
+    data = replace(
+        survey, examples=tuple(examples), undecodable=dict(sorted({**survey.undecodable, **undecodable}.items()))
+    )
+    _check_classes(data)
+    _check_channels(examples)
+    reasons = {**data.left_out, **{clip.name: reason for clip, reason in data.undecodable.items()}}
+    reporter.table(("left out", "reason"), [(str(data.videos / name), reason) for name, reason in reasons.items()])
+    joined, equal = join_equal(examples)
+    _report_equal(equal, reporter)
+    return replace(data, examples=tuple(joined))
+
+
+def _survey(selection: Selection, cached: FeatureCache, *, flip: bool, reporter: Reporter) -> FeatureSet:
+    """Find the clips and read their files, without decoding them; their features need not exist yet."""
     clips = selection.clips()
     labels = class_names(clips)
-    if len(labels) < least_classes:
-        raise DatasetError(
-            f"{selection.videos}: {labels[0]} is the only class, and training needs at least two; add clips of another"
-        )
-    cached = FeatureCache(cache_folder, file_sha256(weights), dtype, fastest_engine(dtype))
+    examples: list[Example] = []
+    unreadable: dict[LabelledClip, str] = {}
+    with reporter.track(clips, "reading clips") as tracked:
+        for clip in tracked:
+            try:
+                data = clip.path.read_bytes()
+            except OSError as error:
+                unreadable[clip] = f"it cannot be read ({error.strerror})"
+                continue
+            plain, flipped = cached.path_of(data), cached.path_of(data, "flipped") if flip else None
+            label, content = labels.index(clip.label), hashlib.sha256(data).hexdigest()
+            examples.append(Example(plain, label, clip.group, clip.name, flipped, content))
+    examples = in_order(join_copies(examples))
+    survey = FeatureSet(
+        selection.videos,
+        tuple(labels),
+        tuple(clips),
+        tuple(examples),
+        unreadable,
+        cached.engine,
+        cached.dtype,
+        summarize(examples, labels),
+        selection.left_out(),
+    )
+    _check_classes(survey)
+    return survey
+
+
+def _encode(
+    survey: FeatureSet, cached: FeatureCache, weights: Path, reporter: Reporter
+) -> tuple[list[Example], dict[LabelledClip, str]]:
+    """Compute missing features.
+
+    Returns:
+        The examples that have features, with their groups by name, and the clips that cannot be decoded.
+    """
 
     @cache
     def load() -> FrameEncoder:
         why = ""
         if (faster := fastest_engine(cached.dtype)) != cached.engine:
-            why = f", which the features in {cache_folder} come from; {faster} is faster here, and needs another folder"
+            why = (
+                f", which the features in {cached.directory} come from; {faster} is faster here, and needs another "
+                "folder"
+            )
         reporter.say(f"VGG19 runs on {cached.engine}{why}")
         return load_encoder(weights, cached.engine)
 
-    views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
-    examples: list[Example] = []
-    undecodable: dict[LabelledClip, str] = {}
     encoded = 0
-    began = time.monotonic()
 
     def encode() -> FrameEncoder:
         nonlocal encoded
         encoded += 1
         return load()
 
-    with reporter.track(clips, "VGG19 features") as tracked:
-        for clip in tracked:
+    undecodable: dict[LabelledClip, str] = {}
+    examples: list[Example] = []
+    pairs = list(zip(survey.decodable, survey.examples, strict=True))
+    began = time.monotonic()
+    with reporter.track(pairs, "VGG19 features") as tracked:
+        for clip, example in tracked:
+            views: dict[View, Path | None] = {"plain": example.features, "flipped": example.flipped}
             try:
-                plain, *flipped = (cached.get(clip.path, encode, view) for view in views)
+                replaced = any(path and cached.get(clip.path, encode, view) != path for view, path in views.items())
             except ClipError as error:
                 undecodable[clip] = str(error)
-            else:
-                examples.append(Example(plain, labels.index(clip.label), clip.group, clip.name, *flipped))
-    if lost := sorted({clip.label for clip in clips} - {clip.label for clip in clips if clip not in undecodable}):
-        why = next(reason for clip, reason in undecodable.items() if clip.label == lost[0])
-        raise DatasetError(
-            f"{selection.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
-        )
-    _check_channels(examples)
-    reporter.table(("skipped clip", "reason"), [(str(clip.path), reason) for clip, reason in undecodable.items()])
+                continue
+            if replaced:
+                raise DatasetError(f"{clip.path} was replaced meanwhile; run the command again")
+            examples.append(replace(example, group=clip.group))
     rate = 60 * encoded / max(time.monotonic() - began, 1e-9)
-    views_or_clips = "views" if flip else "clips"
-    source = f"computed by {cached.engine}, {rate:.1f} {views_or_clips} per minute" if encoded else "already cached"
+    unit = "views" if survey.examples[0].flipped else "clips"
+    source = f"computed by {cached.engine}, {rate:.1f} {unit} per minute" if encoded else "already cached"
+    left_out = len(survey.undecodable) + len(undecodable)
     reporter.say(
-        f"{len(examples)} clips of {len(labels)} classes, {len(undecodable)} left out as undecodable; features {source}"
+        f"{len(examples)} clips of {len(survey.labels)} classes, {left_out} left out as undecodable; features {source}"
     )
-    examples, equal = join_equal(examples)
-    _report_equal(equal, reporter)
-    return FeatureSet(
-        selection.videos, tuple(labels), tuple(clips), tuple(examples), undecodable, cached.engine, cached.dtype
-    )
+    return examples, undecodable
+
+
+def _check_classes(data: FeatureSet) -> None:
+    """Check that each class has a clip that can be read and decoded."""
+    if lost := sorted(set(data.labels) - {data.labels[example.label] for example in data.examples}):
+        why = next(reason for clip, reason in data.undecodable.items() if clip.label == lost[0])
+        raise DatasetError(
+            f"{data.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
+        )
 
 
 def _report_equal(equal: Sequence[EqualClips], reporter: Reporter) -> None:

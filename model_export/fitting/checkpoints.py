@@ -1,7 +1,6 @@
 """What a training keeps on disk, so that it continues after its last complete epoch."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from model_export.data.examples import Example
+from model_export.data.examples import Example, fingerprint
 from model_export.errors import TrainingError
 from model_export.fitting.log import LogLine
 from model_export.network.arrays import Probabilities
@@ -20,8 +19,7 @@ from service.files import write_atomically
 def claim(run: Path, examples: Sequence[Example], recipe: dict[str, Any]) -> None:
     """Check that the folder's checkpoints are of this recipe and these examples; mark a new folder with them."""
     file = run / "recipe.json"
-    clips = [(example.name, example.label, example.group, example.features.name) for example in examples]
-    mine = {**recipe, "set of features": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
+    mine = {**recipe, "set of features": fingerprint(examples)}
     run.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         file.write_text(json.dumps(mine, indent=1), encoding="utf-8")

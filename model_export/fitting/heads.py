@@ -71,7 +71,7 @@ def fit_head(
         OSError: ``run`` cannot be written.
     """
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
-    keep, hold = _hold_out(examples, recipe)
+    keep, hold = hold_out(examples, recipe)
     if run:
         claim(run, examples, {**settings(spec, recipe), "number of classes": classes})
     apart = how if spec.members > 1 else run_here
@@ -99,8 +99,12 @@ def _check_answer(model: keras.Model, example: Example) -> None:
         raise TrainingError("the trained head computes values that are not finite; lower --learning-rate")
 
 
-def _hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
-    """Return the clips to train on, and those of the held-out groups, if any."""
+def hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:
+    """Return the clips to train on, and those of the held-out groups, if any.
+
+    Raises:
+        TrainingError: There are too few groups to hold some out.
+    """
     if not recipe.holdout:
         return list(examples), []
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.data.examples import Example
+from model_export.data.examples import Example, fingerprint
 from model_export.data.folds import Fold
 from model_export.errors import EvaluationError
 from model_export.judging.results import Results
@@ -124,8 +124,7 @@ def _predict(
 
 def _file_name(contender: Contender, classes: int, train: Sequence[Example], test: Sequence[Example]) -> str:
     """Return a file name that is unique to the contender, its recipe, the classes, and the clips and their features."""
-    clips = [[(e.name, e.label, e.group, e.features.name) for e in side] for side in (train, test)]
-    facts = json.dumps([contender.name, contender.recipe, classes, clips])
+    facts = json.dumps([contender.name, contender.recipe, classes, fingerprint(train), fingerprint(test)])
     readable = re.sub(r"[^a-z0-9]+", "-", contender.name.lower()).strip("-")
     return f"{readable}.{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
 

@@ -16,6 +16,7 @@ from model_export.data.examples import Example
 from model_export.data.folds import Fold, grouped_folds, random_folds, split_fold
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, EvaluationError
+from model_export.fitting import hold_out
 from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
 from model_export.judging.baselines import baselines
 from model_export.judging.cross_validation import cross_validate
@@ -99,18 +100,17 @@ def evaluate(
     """
     started = dt.datetime.now(dt.UTC)
     splits = _read_splits(plan)
+    divide = partial(protocols_of, plan=plan, splits=splits, spec=spec, recipe=recipe)
     vgg19 = fetch_weights(weights, reporter=reporter)
-    data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
+    data = gather_features(
+        selection, vgg19, features, flip=recipe.flip, least_classes=2, check=divide, reporter=reporter
+    )
+    protocols = divide(data)
     classes = len(data.labels)
     trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
     simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
     contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
-    protocols = [split_protocol(data, split) for split in splits] or [
-        fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
-    ]
     attentive = [trial for trial in trials if plan.attention_quality and trial.spec.variant == "attention"]
-    if attentive:
-        check_tested(data.examples, protocols[0])
     _report_partitions(protocols, reporter)
     experiments = tuple(
         Experiment(
@@ -146,6 +146,28 @@ def _read_splits(plan: EvaluationPlan) -> list[Split]:
     if plan.split_files is None:
         raise DatasetError("--split needs the official split lists; name their folder with --split-files")
     return [read_official_split(plan.split_files, number) for number in dict.fromkeys(plan.split)]
+
+
+def protocols_of(
+    data: FeatureSet, plan: EvaluationPlan, splits: Sequence[Split], spec: HeadSpec, recipe: Recipe
+) -> list[EvaluationProtocol]:
+    """Divide the examples by each split, or by each kind of folds, and check that all of it can be trained and judged.
+
+    No features are read: this is done before clips are encoded as well, which can take hours.
+
+    Raises:
+        FoldError: There are too few clips or groups for the folds or on a side of a split.
+        TrainingError: A head that would be trained on one of the folds has too few groups to hold some out.
+        EvaluationError: Attention is to be judged, and too few clips are tested.
+    """
+    protocols = [split_protocol(data, split) for split in splits] or [
+        fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
+    ]
+    if plan.attention_quality and any(one.variant == "attention" for one in plan.specs(spec)):
+        check_tested(data.examples, protocols[0])
+    for fold in (fold for protocol in protocols for fold in protocol.folds):
+        hold_out([data.examples[i] for i in fold.train], recipe)
+    return protocols
 
 
 def fold_protocol(data: FeatureSet, kind: FoldKind, k: int, seed: int) -> EvaluationProtocol:
@@ -184,6 +206,8 @@ def data_facts(data: FeatureSet, protocols: Sequence[EvaluationProtocol]) -> Dat
         missing=tuple(sorted({name for part in parts for name in part.missing})),
         extra=tuple(sorted(extra)),
         undecodable=tuple(clip.name for clip in data.undecodable),
+        left_out=tuple(data.left_out),
+        selected=data.selected,
     )
 
 

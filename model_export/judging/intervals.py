@@ -86,9 +86,9 @@ class Jackknife:
 
 
 def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Number the groups from 0; return the number of each clip's group."""
-    indices: npt.NDArray[np.int64] = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-    return indices
+    """Number the groups from 0, in the order of their first clips; return the number of each clip's group."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], np.int64)
 
 
 def jackknife_mean(values: npt.ArrayLike, groups: Sequence[str], least: float, most: float) -> Jackknife:

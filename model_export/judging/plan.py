@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_export.network.spec import AttentionScores, HeadSpec
 from service.model.bundle import Variant
@@ -27,7 +27,9 @@ class EvaluationPlan(BaseModel):
         "are too good and not stated as a head's. Repeat the option to compare both.",
     )
     split: tuple[Annotated[int, Field(ge=1, le=3)], ...] = Field(
-        (), description="Use this official split of UCF-101 or HMDB-51 instead of folds; repeat the option for several."
+        (),
+        description="Use this official split of UCF-101 or HMDB-51 instead of folds, without --folds and --k-fold; "
+        "repeat the option for several.",
     )
     split_files: Path | None = Field(None, description="Folder of the official split lists; needed by --split.")
     variant: tuple[Variant, ...] = Field(
@@ -42,6 +44,17 @@ class EvaluationPlan(BaseModel):
         True, description="Also judge the attention: deletion of cells, rendered actor, map statistics."
     )
     actor_clips: int = Field(24, ge=3, description="Number of clips to render for the rendered actor.")
+
+    @model_validator(mode="after")
+    def _splits_or_folds(self) -> "EvaluationPlan":
+        if self.split and self.model_fields_set & {"folds", "k_fold"}:
+            raise ValueError(
+                "--split is judged instead of folds; leave out --folds and --k-fold, or --split, and judge both in two "
+                "runs"
+            )
+        if self.split_files and not self.split:
+            raise ValueError("--split-files has no effect without --split; give --split 1, or leave it out")
+        return self
 
     def specs(self, spec: HeadSpec) -> list[HeadSpec]:
         """Return the network with each variant and, if it has attention, each kind of scores."""

@@ -4,12 +4,13 @@ import datetime as dt
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from model_export.data.examples import ClassSummary
 from model_export.errors import ReportError
 from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
@@ -72,6 +73,8 @@ class DataFacts:
         missing: Clips that a split lists and that do not exist.
         extra: Clips that exist and that no split lists.
         undecodable: Clips that could not be decoded.
+        left_out: Files and links that may have been meant as clips.
+        selected: Summary of all clips that were selected, by class (see ``summarize``), to recognise them by.
     """
 
     name: str
@@ -82,6 +85,8 @@ class DataFacts:
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     undecodable: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    selected: Mapping[str, ClassSummary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,13 @@ def _plain(value: Any) -> Any:
 
 
 def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
-    left_out = {"unused": data.unused, "missing": data.missing, "extra": data.extra, "undecodable": data.undecodable}
+    left_out = {
+        "unused": data.unused,
+        "missing": data.missing,
+        "extra": data.extra,
+        "undecodable": data.undecodable,
+        "left out": data.left_out,
+    }
     return [
         f"# Evaluation on {data.name}",
         "",
@@ -358,8 +369,10 @@ def _percent(share: float) -> str:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Read the accuracy that an evaluation found for a recipe and classes, by experiment.
+def read_accuracy(
+    directory: Path, recipe: str, labels: Sequence[str], selected: Mapping[str, ClassSummary]
+) -> dict[str, Any]:
+    """Read the accuracy that an evaluation found for a recipe and clips, by experiment.
 
     Random folds are left out: they test clips of videos that were trained on.
 
@@ -367,16 +380,18 @@ def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[s
         directory: Folder of the report.
         recipe: Every setting in one line, as ``describe`` returns it.
         labels: Names of the classes.
+        selected: Summary of the clips by class. A split may have used a part of them only.
 
     Raises:
         ReportError: The report cannot be read, or has no head of this recipe and these classes, or only on random
-            folds.
+            folds, or is about other clips.
     """
     report = directory / "report.json"
     try:
+        content = json.loads(report.read_text(encoding="utf-8"))
         found = [
             (experiment, method["accuracy"])
-            for experiment in json.loads(report.read_text(encoding="utf-8"))["experiments"]
+            for experiment in content["experiments"]
             for method in experiment["methods"]
             if method["recipe"] == recipe and method["labels"] == list(labels)
         ]
@@ -400,5 +415,16 @@ def read_accuracy(directory: Path, recipe: str, labels: Sequence[str]) -> dict[s
         raise ReportError(
             f"{report} has only random folds, whose accuracy is too good to be stated as a head's; run "
             "`limelight-model evaluate` with `--folds grouped` or `--split`"
+        )
+    evaluated = content.get("data", {}).get("selected", {})
+    if others := [
+        f"{label} ({evaluated.get(label, {}).get('clips', 'unknown')} then, {now.clips} now)"
+        for label, now in selected.items()
+        if evaluated.get(label) != asdict(now)
+    ]:
+        raise ReportError(
+            f"{report} is about other clips or groups of {', '.join(others[:3])}"
+            f"{f' and {len(others) - 3} more classes' if len(others) > 3 else ''}; run `limelight-model evaluate` with "
+            "the same options"
         )
     return accuracy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from model_export.data.examples import Example
+from model_export.data.examples import Example, fingerprint
 from model_export.fitting import LogLine, epoch_line, fit_head, predict_probabilities
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
@@ -43,8 +43,7 @@ class HeadTrials:
 
     def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
         """Return the head trained on these examples; ``say`` receives a line for each epoch."""
-        clips = [(e.name, e.label, e.group, e.features.name) for e in examples]
-        identity = json.dumps([self.name, settings(self.spec, self.recipe), self.classes, clips])
+        identity = json.dumps([self.name, settings(self.spec, self.recipe), self.classes, fingerprint(examples)])
         folder = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
         def tell(phase: str, line: LogLine) -> None:

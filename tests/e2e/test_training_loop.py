@@ -106,7 +106,7 @@ def vgg19(folder: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def features(folder: Path, videos: Path, vgg19: Path) -> str:
     return limelight_model(
-        "features", "--videos", videos, "--output", folder / "features", "--flip", "--weights", vgg19
+        "features", "--videos", videos, "--features", folder / "features", "--flip", "--weights", vgg19
     )
 
 

@@ -142,7 +142,7 @@ def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) 
 
 def test_features_reports_its_output_folder(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
-    result = run("features", "--videos", cached.videos, "--output", cached.features, "--weights", cached.weights)
+    result = run("features", "--videos", cached.videos, "--features", cached.features, "--weights", cached.weights)
     assert result.exit_code == 0, result.output
     assert f"features of 1 clips: {cached.features}" in result.stdout
 

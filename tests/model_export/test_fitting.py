@@ -242,6 +242,17 @@ def test_checkpoints_of_a_head_of_other_classes_are_refused(examples: Examples, 
         fit_head(examples(groups=2, per_group=1), 4, PLAIN, QUICK, run=run)
 
 
+def test_checkpoints_are_found_after_clips_were_renamed(examples: Examples, run: Path) -> None:
+    clips = examples(groups=2, per_group=1)
+    renamed = [replace(clip, name=f"new {clip.name}", group=f"new {clip.group}") for clip in clips]
+    done: list[str] = []
+    fit_head(renamed, 3, PLAIN, QUICK, run=run, tell=lambda phase, line: done.append(phase))
+    assert not done
+    one_video = [replace(clip, group="one") for clip in clips]
+    with pytest.raises(TrainingError, match="belong to another set of features"):
+        fit_head(one_video, 3, PLAIN, QUICK, run=run)
+
+
 def test_checkpoints_of_other_clips_are_refused(examples: Examples, run: Path) -> None:
     clips = examples(groups=2, per_group=1)
     with pytest.raises(TrainingError, match="belong to another set of features"):

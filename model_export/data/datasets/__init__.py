@@ -1,12 +1,13 @@
 """Folders of labelled clips and the official splits of UCF-101 and HMDB-51."""
 
 from model_export.data.datasets.clips import LabelledClip, class_names, clips_per_class
-from model_export.data.datasets.folder import VIDEO_SUFFIXES, find_clips
+from model_export.data.datasets.folder import SUFFIXES, VIDEO_SUFFIXES, find_clips, find_left_out
 from model_export.data.datasets.groups import group_of
 from model_export.data.datasets.official import read_official_split
 from model_export.data.datasets.split import Partition, Side, Split
 
 __all__ = [
+    "SUFFIXES",
     "VIDEO_SUFFIXES",
     "LabelledClip",
     "Partition",
@@ -15,6 +16,7 @@ __all__ = [
     "class_names",
     "clips_per_class",
     "find_clips",
+    "find_left_out",
     "group_of",
     "read_official_split",
 ]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -15,16 +15,18 @@ class LabelledClip:
         path: Video file.
         label: The class, which is the name of its folder.
         group: Source video, by the clip's name (see ``group_of``).
+        folder: Folder of the file within the class's folder; empty if it is there itself.
     """
 
     path: Path
     label: str
     group: str
+    folder: str = ""
 
     @property
     def name(self) -> str:
-        """``class/file``, as examples and reports name it."""
-        return f"{self.label}/{self.path.name}"
+        """``class/file`` or ``class/folder/file``, as examples and reports name it."""
+        return str(PurePosixPath(self.label, self.folder, self.path.name))
 
 
 def class_names(clips: Iterable[LabelledClip]) -> list[str]:

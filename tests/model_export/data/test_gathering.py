@@ -1,6 +1,8 @@
 """From folders of clips to features."""
 
+import errno
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 
 from model_export.data import gathering
 from model_export.data.encoders import FrameEncoder
+from model_export.data.examples import fingerprint, groups_by_content
 from model_export.data.features import FeatureCache
+from model_export.data.folds import grouped_folds, hold_out_groups, random_folds
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, FeatureError
-from model_export.network.spec import Engine
+from model_export.network.spec import Engine, FeatureDtype
 from model_export.rendering.figure import render_clip
 from service.model.bundle import file_sha256
 from tests.model_export.cached_clips import CachedClips
@@ -101,6 +105,100 @@ def test_a_class_without_decodable_clips_is_named(cached: CachedClips) -> None:
         (cached.videos / "waving" / name).write_text(f"{name} is no video", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"waving: none of its clips can be decoded \(.*\); replace them or remove"):
         gather(cached)
+
+
+def test_files_that_cannot_be_read_and_what_is_no_clip_are_left_out_and_listed(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.add("squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
+    (cached.videos / "waving" / "gone.mp4").symlink_to("elsewhere.mp4")
+    read_bytes = Path.read_bytes
+
+    def locked(path: Path) -> bytes:
+        if path.name == "b.mp4":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    reporter = Recording()
+    found = gather(cached, reporter=reporter)
+    assert sorted(example.name for example in found.examples) == ["squats/a.mp4", "waving/a.mp4"]
+    assert found.left_out == {"waving/gone.mp4": "it is a link that leads nowhere"}
+    assert reporter.rows == [
+        (str(cached.videos / "waving" / "gone.mp4"), "it is a link that leads nowhere"),
+        (str(cached.videos / "squats" / "b.mp4"), "it cannot be read (Permission denied)"),
+    ]
+
+
+def test_a_clip_that_is_replaced_while_features_are_computed_is_named(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.add("squats/a.mp4", "waving/a.mp4")
+    other = (cached.videos / "squats" / "a.mp4").read_bytes()
+    with pytest.raises(DatasetError, match=r"waving/a.mp4 was replaced meanwhile; run the command again"):
+        gather(cached, check=lambda data: (cached.videos / "waving" / "a.mp4").write_bytes(other))
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("float16", "float32"), ("float32", "float16")])
+def test_features_of_another_type_need_another_folder(
+    cached: CachedClips, stored: FeatureDtype, asked: FeatureDtype
+) -> None:
+    cached.add("squats/a.mp4", "waving/a.mp4")
+    (cached.features / "cache.json").unlink()
+    for file in cached.features.iterdir():
+        file.unlink()
+    FeatureCache(cached.features, file_sha256(cached.weights), stored)
+    with pytest.raises(
+        FeatureError, match=rf"^{cached.features} holds {stored} features; name another folder with --features for"
+    ):
+        gather(cached, dtype=asked)
+
+
+class TestRenaming:
+    """The same clips in the same classes and groups are the same data, whatever they are called."""
+
+    @staticmethod
+    def rename(cached: CachedClips) -> None:
+        """Give all clips names that sort the other way round; the groups stay what they are."""
+        for folder in cached.videos.iterdir():
+            for path in folder.iterdir():
+                group, number = re.fullmatch(r"v_\w+_g(\d+)_c(\d+)", path.stem).groups()  # type: ignore[union-attr]
+                path.rename(path.with_name(f"v_{folder.name[::-1]}_g{90 - int(group)}_c{90 - int(number)}.mp4"))
+
+    def test_nothing_depends_on_the_names_of_clips(self, cached: CachedClips) -> None:
+        cached.add(*(f"squats/v_Squats_g{group:02}_c{cut:02}.mp4" for group in (1, 2, 3, 4, 5, 6) for cut in (1, 2)))
+        cached.add(*(f"waving/v_Waving_g{group:02}_c{cut:02}.mp4" for group in (1, 2, 3) for cut in (1, 2, 3)))
+        copy = cached.videos / "waving" / "v_Waving_g07_c01.mp4"
+        copy.write_bytes((cached.videos / "waving" / "v_Waving_g01_c02.mp4").read_bytes())
+
+        def facts() -> object:
+            data = gather(cached)
+            groups = groups_by_content(data.examples)
+            kept, held = hold_out_groups(data.examples, 0.25)
+            return (
+                [(e.features, e.label, e.content, groups[e.group]) for e in data.examples],
+                fingerprint(data.examples),
+                data.selected,
+                grouped_folds(data.examples, 3),
+                random_folds(data.examples, 3),
+                [[e.features for e in side] for side in (kept, held)],
+                [clip.path.read_bytes() for clip in data.decodable],
+            )
+
+        before = facts()
+        self.rename(cached)
+        assert facts() == before
+
+    def test_names_that_group_clips_otherwise_and_other_classes_are_other_data(self, cached: CachedClips) -> None:
+        cached.add(*(f"{label}/v_x_g{group:02}_c01.mp4" for label in ("squats", "waving") for group in (1, 2)))
+        before = gather(cached)
+        path = cached.videos / "squats" / "v_x_g01_c01.mp4"
+        path.rename(path.with_name("v_y_g01_c01.mp4"))
+        regrouped = gather(cached)
+        path.with_name("v_y_g01_c01.mp4").rename(cached.videos / "waving" / "v_y_g01_c01.mp4")
+        moved = gather(cached)
+        assert len({fingerprint(data.examples) for data in (before, regrouped, moved)}) == 3
+        assert before.selected != regrouped.selected != moved.selected
 
 
 @pytest.mark.parametrize("fact", ["encoder_sha256", "sampling_revision"])

@@ -151,6 +151,12 @@ class TestResumption:
         (found,) = cross_validate(self.clips, self.folds, [more], (*LABELS, "Waving"), kept=tmp_path)
         assert found.probabilities.shape == (len(self.clips), 4)
 
+    def test_predictions_are_reused_after_clips_were_renamed(self, tmp_path: Path) -> None:
+        first = self.run(tmp_path)
+        renamed = [replace(clip, name=f"new {clip.name}", group=f"new {clip.group}") for clip in self.clips]
+        again = self.run(tmp_path, examples=renamed, contenders=[replace(self.contender, fit=refuses)])
+        assert again.figures() == first.figures()
+
     def test_predictions_are_reused_after_the_features_folder_was_moved(self, tmp_path: Path) -> None:
         self.run(tmp_path)
         moved = [replace(clip, features="elsewhere" / clip.features) for clip in self.clips]

@@ -3,13 +3,14 @@
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from model_export.data.examples import ClassSummary
 from model_export.errors import ReportError
 from model_export.judging.report import DataFacts, Experiment, RunFacts, Section, read_accuracy, write_report
 from model_export.judging.results import Results, compare
@@ -22,6 +23,7 @@ RUN = RunFacts(
     settings={"encoder": "VGG19, ImageNet"},
 )
 DATA = DataFacts("UCF-101", clips=8, classes=2, groups=4)
+SELECTED = {"squats": ClassSummary(12, "a"), "waving": ClassSummary(12, "b")}
 
 
 # Accuracies 1 and 3/4 in the two folds; 1/2 and 1/2.
@@ -164,13 +166,19 @@ def test_the_report_says_that_nothing_was_confused(tmp_path: Path) -> None:
 def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
     extra = tuple(f"PullUps/extra-{i}.avi" for i in range(25))
     data = replace(
-        DATA, unused=("PullUps/idle.avi",), missing=("PullUps/gone",), extra=extra, undecodable=("PullUps/broken.avi",)
+        DATA,
+        unused=("PullUps/idle.avi",),
+        missing=("PullUps/gone",),
+        extra=extra,
+        undecodable=("PullUps/broken.avi",),
+        left_out=("PullUps/link.avi", "loose.avi"),
     )
     text = write(tmp_path, GROUPED, data=data)
-    assert row(text, "8") == ["8", "2", "4", "1", "1", "25", "1"]
+    assert row(text, "8") == ["8", "2", "4", "1", "1", "25", "1", "2"]
     assert "Unused: `PullUps/idle.avi`." in text
     assert "Missing: `PullUps/gone`." in text
     assert "Undecodable: `PullUps/broken.avi`." in text
+    assert "Left out: `PullUps/link.avi`, `loose.avi`." in text
     assert "`PullUps/extra-19.avi` and 5 more, in `report.json`." in text
     assert strict(tmp_path / "report.json")["data"]["extra"] == list(extra)
 
@@ -240,11 +248,13 @@ class TestReadAccuracy:
                 ("split 1", "official", 8, 0.8, None),
             )
         ]
-        (tmp_path / "report.json").write_text(json.dumps({"experiments": experiments}), encoding="utf-8")
+        data = {"selected": {label: asdict(summary) for label, summary in SELECTED.items()}}
+        text = json.dumps({"data": data, "experiments": experiments})
+        (tmp_path / "report.json").write_text(text, encoding="utf-8")
         return tmp_path
 
     def test_accuracy_of_the_recipe_is_read_by_protocol(self, report: Path) -> None:
-        facts = read_accuracy(report, "seed=0", ("squats", "waving"))
+        facts = read_accuracy(report, "seed=0", ("squats", "waving"), SELECTED)
         assert facts["4 grouped folds"] == {
             "clips": 24,
             "videos": 8,
@@ -257,25 +267,37 @@ class TestReadAccuracy:
         assert facts["split 1"]["deviation_of_folds"] is None
 
     def test_random_folds_are_not_stated_as_a_heads_accuracy(self, report: Path) -> None:
-        assert list(read_accuracy(report, "seed=0", ("squats", "waving"))) == ["4 grouped folds", "split 1"]
+        assert list(read_accuracy(report, "seed=0", ("squats", "waving"), SELECTED)) == ["4 grouped folds", "split 1"]
         path = report / "report.json"
         found = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps({"experiments": [found["experiments"][1]]}), encoding="utf-8")
         with pytest.raises(
             ReportError, match=r"has only random folds, .* run `limelight-model evaluate` with `--folds"
         ):
-            read_accuracy(report, "seed=0", ("squats", "waving"))
+            read_accuracy(report, "seed=0", ("squats", "waving"), SELECTED)
 
     @pytest.mark.parametrize(("recipe", "labels"), [("seed=2", ("squats", "waving")), ("seed=0", ("squats", "diving"))])
     def test_a_report_of_another_recipe_or_other_classes_is_refused(
         self, report: Path, recipe: str, labels: Sequence[str]
     ) -> None:
         with pytest.raises(ReportError, match="has no head of this recipe and these classes"):
-            read_accuracy(report, recipe, labels)
+            read_accuracy(report, recipe, labels, SELECTED)
+
+    @pytest.mark.parametrize(
+        ("now", "others"),
+        [
+            ({"squats": ClassSummary(12, "a"), "waving": ClassSummary(14, "c")}, r"waving \(12 then, 14 now\); run"),
+            ({"squats": ClassSummary(12, "a"), "waving": ClassSummary(12, "c")}, r"waving \(12 then, 12 now\); run"),
+        ],
+        ids=["more clips", "as many others"],
+    )
+    def test_a_report_on_other_clips_is_refused(self, report: Path, now: dict[str, ClassSummary], others: str) -> None:
+        with pytest.raises(ReportError, match=rf"^{report}/report.json is about other clips or groups of {others}"):
+            read_accuracy(report, "seed=0", ("squats", "waving"), now)
 
     @pytest.mark.parametrize("text", [None, "[]", '{"experiments": ['])
     def test_a_missing_or_damaged_report_is_named(self, tmp_path: Path, text: str | None) -> None:
         if text is not None:
             (tmp_path / "report.json").write_text(text, encoding="utf-8")
         with pytest.raises(ReportError, match=rf"^{tmp_path}/report.json cannot be read .*`limelight-model evaluate`$"):
-            read_accuracy(tmp_path, "seed=0", ("squats", "waving"))
+            read_accuracy(tmp_path, "seed=0", ("squats", "waving"), SELECTED)

@@ -55,11 +55,12 @@ def test_heads_of_other_classes_clips_labels_and_groups_are_kept_apart(
     first, *rest = examples
     trials.head(examples)
     replace(trials, classes=3).head(examples)
-    for changed in (replace(first, name="new"), replace(first, label=1), replace(first, group="new")):
+    for changed in (replace(first, features=Path("new.npy")), replace(first, label=1), replace(first, group="new")):
         trials.head([changed, *rest])
     assert len(set(folders)) == 5
     trials.head(examples)
-    assert folders[-1] == folders[0]
+    trials.head([replace(one, name=f"new {one.name}", group=f"new {one.group}") for one in examples])
+    assert folders[-2:] == [folders[0]] * 2, "names do not matter"
 
 
 def test_a_contender_is_trained_on_the_first_clips_and_predicts_the_second(

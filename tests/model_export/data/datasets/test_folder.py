@@ -1,14 +1,25 @@
 """Folders of class folders become labelled clips, grouped by the video they were cut from."""
 
+import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import pytest
 
-from model_export.data.datasets import LabelledClip, class_names, find_clips
+from model_export.data.datasets import (
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    LabelledClip,
+    class_names,
+    find_clips,
+    find_left_out,
+)
 from model_export.errors import DatasetError
+from model_export.rendering.figure import render_clip
+from service.video.formats import DEMUXERS
 
 MakeFolder = Callable[..., Path]
 
@@ -44,8 +55,91 @@ class TestClips:
         assert class_names(reversed(clips)) == ["a", "b"]
 
     def test_suffixes_match_in_any_case_and_other_files_are_ignored(self, make_folder: MakeFolder) -> None:
-        folder = make_folder("a/1.AVI", "a/notes.txt", "a/.2.avi", "a/sub.avi/3.avi", "list.avi", ".git/4.avi")
-        assert [clip.path.name for clip in find_clips(folder)] == ["1.AVI"]
+        folder = make_folder("a/1.AVI", "a/notes.txt", "a/.2.avi", "a/sub.avi/3.avi", ".git/4.avi", "list.txt")
+        assert [clip.name for clip in find_clips(folder)] == ["a/1.AVI", "a/sub.avi/3.avi"]
+        assert find_left_out(folder) == {}
+
+    def test_every_container_of_the_service_has_its_suffixes(self) -> None:
+        assert SUFFIXES.keys() == DEMUXERS.keys()
+        assert len(VIDEO_SUFFIXES) == sum(map(len, SUFFIXES.values())), "a suffix belongs to one container"
+        for name, suffixes in SUFFIXES.items():
+            known = {f".{extension}" for extension in av.ContainerFormat(name.partition(",")[0], "r").extensions}
+            assert not known or known & set(suffixes), f"FFmpeg expects {known} of {name}"
+            named = set(re.findall(r"\.\w+", DEMUXERS[name]))
+            assert named <= set(suffixes), "the service's documentation names others"
+
+    def test_folders_within_a_class_are_read_and_are_groups_unless_names_say_more(
+        self, make_folder: MakeFolder
+    ) -> None:
+        folder = make_folder(
+            "a/1.mp4",
+            "a/kitchen/1.mp4",
+            "a/kitchen/2.mp4",
+            "a/garden/day 2/1.mp4",
+            "a/garden/v_a_g01_c01.mp4",
+            "a/v_a_g01_c02.mp4",
+            "a/.cache/1.mp4",
+        )
+        assert {clip.name: clip.group for clip in find_clips(folder)} == {
+            "a/1.mp4": "a/1",
+            "a/kitchen/1.mp4": "a/kitchen/",
+            "a/kitchen/2.mp4": "a/kitchen/",
+            "a/garden/day 2/1.mp4": "a/garden/day 2/",
+            "a/garden/v_a_g01_c01.mp4": "v_a_g01",
+            "a/v_a_g01_c02.mp4": "v_a_g01",
+        }
+
+    def test_links_are_followed_and_no_folder_is_read_twice(self, make_folder: MakeFolder, tmp_path: Path) -> None:
+        folder = make_folder("a/1.mp4", "a/sub/2.mp4", "b/1.mp4")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "3.mp4").touch()
+        (folder / "a" / "away").symlink_to(tmp_path / "elsewhere")
+        (folder / "a" / "zz").symlink_to(folder / "a" / "sub")
+        (folder / "a" / "sub" / "up").symlink_to(folder)
+        (folder / "a" / "sub" / "round").symlink_to("..")
+        (folder / "a" / "4.mp4").symlink_to(folder / "b" / "1.mp4")
+        assert [clip.name for clip in find_clips(folder)] == [
+            "a/1.mp4",
+            "a/4.mp4",
+            "a/away/3.mp4",
+            "a/sub/2.mp4",
+            "b/1.mp4",
+        ]
+        elsewhere = "it is a link to a folder that is read elsewhere"
+        assert find_left_out(folder) == dict.fromkeys(("a/sub/round", "a/sub/up", "a/zz"), elsewhere)
+
+    def test_what_may_have_been_meant_as_a_clip_is_listed(
+        self, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = make_folder("a/1.mp4", "a/locked/2.mp4", "a/notes.txt", "b/1.mp4", "loose.mp4", "loose.txt")
+        video = render_clip("waving", frames=3, width=32, height=32).data
+        for name in ("a/download.mp4.part", "loose.part"):
+            (folder / name).write_bytes(video)
+        (folder / "a" / "3.mp4").symlink_to("3.mp4")
+        (folder / "b" / "gone.avi").symlink_to(folder / "gone.avi")
+        (folder / "c").symlink_to("moved away")
+        os.mkfifo(folder / "b" / "pipe.mp4")
+        iterdir = Path.iterdir
+
+        def locked(path: Path) -> Iterator[Path]:
+            if path.name == "locked":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return iterdir(path)
+
+        monkeypatch.setattr(Path, "iterdir", locked)
+        suffix = "its name has no video's suffix; rename it, for example to .mp4"
+        assert [clip.name for clip in find_clips(folder)] == ["a/1.mp4", "b/1.mp4"]
+        assert find_left_out(folder) == {
+            "a/3.mp4": "it is a link that leads nowhere",
+            "a/download.mp4.part": suffix,
+            "a/locked": "it cannot be read (Permission denied)",
+            "b/gone.avi": "it is a link that leads nowhere",
+            "b/pipe.mp4": "it is no regular file",
+            "c": "it is a link that leads nowhere",
+            "loose.mp4": "it is in no class's folder; move it into one",
+            "loose.part": "it is in no class's folder; move it into one",
+        }
+        assert list(find_left_out(folder, ["b"])) == ["b/gone.avi", "b/pipe.mp4"]
 
     def test_only_the_requested_classes_are_read_and_an_empty_folder_elsewhere_is_ignored(
         self, make_folder: MakeFolder
@@ -124,7 +218,7 @@ class TestRefusals:
             find_clips(make_folder("1.avi", "2.avi"))
 
     def test_class_without_clips_is_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.3gp, .*\); add clips or remove"):
+        with pytest.raises(DatasetError, match=r"clips/b holds no clips \(\.3g2, .*\); add clips or remove"):
             find_clips(make_folder("a/1.avi", "b/readme.txt"))
 
     def test_unknown_class_is_refused_with_the_known_ones(self, make_folder: MakeFolder) -> None:
