@@ -28,7 +28,7 @@ Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
 Pooled = Mapping[tuple[Example, bool], npt.NDArray[np.float16]]
 """What ``Pooling`` returned, by its arguments."""
 # Raised with any change of what a baseline predicts under the same settings: kept predictions are reused otherwise.
-BASELINES_REVISION = 2
+BASELINES_REVISION = 3
 
 
 def baselines(

@@ -140,11 +140,37 @@ def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) 
     assert_one_sentence(run("train", "--videos", other, "--weights", cached.weights), "vid\\udce9os", "rename the file")
 
 
-def test_features_reports_its_output_folder(cached: CachedClips) -> None:
+def test_features_of_another_type_are_one_sentence(cached: CachedClips) -> None:
     cached.add("squats/a.mp4")
-    result = run("features", "--videos", cached.videos, "--features", cached.features, "--weights", cached.weights)
+    named = ("--videos", cached.videos, "--features", cached.features, "--weights", cached.weights)
+    assert_one_sentence(run("features", *named, "--dtype", "float32"), "holds float16 features", "another folder")
+
+
+@pytest.mark.parametrize("option", ["--features", "--output"])
+def test_features_are_written_to_the_folder_that_every_command_names_alike(cached: CachedClips, option: str) -> None:
+    cached.add("squats/a.mp4")
+    result = run("features", "--videos", cached.videos, option, cached.features, "--weights", cached.weights)
     assert result.exit_code == 0, result.output
     assert f"features of 1 clips: {cached.features}" in result.stdout
+    assert ("--output of this command is called --features now" in result.stdout) == (option == "--output")
+    assert "--output" not in run("features", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (("--split", 1, "--split-files", ".", "--folds", "grouped"), "leave out --folds and --k-fold"),
+        (("--split", 1, "--split-files", ".", "--k-fold", 4), "leave out --folds and --k-fold"),
+        (("--split-files", "."), "--split-files has no effect without --split"),
+    ],
+)
+def test_a_split_and_folds_are_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], fault: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    result = run("evaluate", "--videos", tmp_path, *options)
+    assert result.exit_code == 2
+    assert fault in result.stderr
 
 
 def test_evaluate_refuses_the_number_of_a_split_that_does_not_exist(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 import typer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typer.testing import CliRunner, Result
 
 from model_export.options import takes
@@ -48,6 +48,41 @@ def test_options_set_the_fields() -> None:
     result = invoke("here", "--hue", "blue", "--opacity", "1", "--no-dry", "--stir", "--depth", "9", "--coats", "1")
     colour = Colour(hue="blue", opacity=1, dry=False, stir=True)
     assert result.stdout == f"here 1 {colour.model_dump_json()} {Shade(depth=9).model_dump_json()}\n"
+
+
+def test_the_values_know_which_options_were_given() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @takes(colour=Colour)
+    def paint(*, colour: Colour) -> None:
+        typer.echo(" ".join(sorted(colour.model_fields_set)))
+
+    found = CliRunner().invoke(app, ["--hue", "red", "--shares", "1", "--dry"])
+    assert found.stdout == "dry hue shares\n", "also those at their defaults"
+
+
+def test_a_rule_about_several_fields_is_a_usage_error() -> None:
+    class Mixture(BaseModel):
+        oil: bool = Field(False, description="Oil.")
+        water: bool = Field(False, description="Water.")
+
+        @model_validator(mode="after")
+        def _check(self) -> "Mixture":
+            if self.oil and self.water:
+                raise ValueError("--oil and --water do not mix; leave one out")
+            return self
+
+    app = typer.Typer()
+
+    @app.command()
+    @takes(mixture=Mixture)
+    def paint(*, mixture: Mixture) -> None:
+        typer.echo(mixture)
+
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--oil", "--water"])
+    assert found.exit_code == 2
+    assert "--oil and --water do not mix; leave one out" in found.stderr
 
 
 def test_an_option_of_a_tuple_may_be_repeated_and_keeps_one_of_each_value() -> None:

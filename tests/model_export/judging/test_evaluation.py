@@ -1,5 +1,6 @@
 """Protocols of an evaluation, and the command itself."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
+from model_export.data.features import FeatureCache
 from model_export.data.gathering import FeatureSet, Selection, gather_features
-from model_export.errors import DatasetError, EvaluationError, FoldError
+from model_export.errors import DatasetError, EvaluationError, FoldError, TrainingError
 from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.evaluation import data_facts, evaluate, fold_protocol, split_protocol
 from model_export.judging.plan import EvaluationPlan
@@ -144,33 +146,105 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
 
-class TestRefusals:
-    @staticmethod
-    def evaluate(cached: CachedClips, *names: str, **plan: Any) -> None:
-        evaluate(
-            cached.add(*names),
+def test_a_report_is_continued_after_clips_were_renamed_and_has_the_same_figures(cached: CachedClips) -> None:
+    random = np.random.default_rng(0)
+    answers: dict[str, Any] = {}
+
+    def trained(work: Any, tell: Any) -> Any:
+        return np.stack([answers.setdefault(e.features.name, random.dirichlet([1, 1])) for e in work.args[1]])
+
+    def refuses(work: Any, tell: Any) -> Any:
+        raise AssertionError("trained again")
+
+    def figures(run: Any) -> object:
+        found = evaluate(
+            Selection(cached.videos),
             cached.features,
             cached.folder / "evaluation",
-            EvaluationPlan(**plan),
+            EvaluationPlan(k_fold=2, folds=("grouped", "random"), attention_quality=False),
             HeadSpec(),
-            Recipe(),
+            Recipe(holdout=0),
             weights=cached.weights,
+            run=run,
         )
+        facts = json.loads(found.report.with_suffix(".json").read_text(encoding="utf-8"))
+        return facts["experiments"], facts["data"]
 
+    cached.add(
+        *(f"{label}/v_{label}_g{group:02}_c{cut:02}.mp4" for label in LABELS for group in range(5) for cut in (1, 2))
+    )
+    before = figures(trained)
+    for path in [path for folder in cached.videos.iterdir() for path in folder.iterdir()]:
+        path.rename(path.with_name(f"v_{path.parent.name}_g{90 - int(path.stem[-6:-4])}_c{path.stem[-1]}.mp4"))
+    assert figures(refuses) == before
+
+
+def evaluate_with(cached: CachedClips, *names: str, **plan: Any) -> None:
+    evaluate(
+        cached.add(*names),
+        cached.features,
+        cached.folder / "evaluation",
+        EvaluationPlan(**plan),
+        HeadSpec(),
+        Recipe(),
+        weights=cached.weights,
+    )
+
+
+class TestBeforeEncoding:
+    """What can be known from names and files is checked before hours of encoding."""
+
+    @pytest.fixture(autouse=True)
+    def no_encoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FeatureCache, "get", lambda *_: pytest.fail("features were computed"))
+
+    def test_copies_are_one_group_and_too_few_groups_are_refused(self, cached: CachedClips) -> None:
+        cached.add(*(f"{label}/{clip}.mp4" for label in LABELS for clip in "abcd"))
+        (cached.videos / "waving" / "d.mp4").write_text("waving/a.mp4", encoding="utf-8")
+        with pytest.raises(FoldError, match=r"waving has too few source videos \(3\) for 4 folds"):
+            evaluate_with(cached)
+
+    def test_folds_that_leave_nothing_to_hold_out_are_refused(self, cached: CachedClips) -> None:
+        names = [f"{label}/{clip}.mp4" for label in LABELS for clip in "ab"]
+        with pytest.raises(TrainingError, match=r"squats has one source video to train on.*--holdout 0"):
+            evaluate_with(cached, *names, k_fold=2)
+
+    @pytest.mark.parametrize(
+        ("lists", "fault"),
+        [
+            ("a.avi 1\nb.avi 1", "none of the clips is on the split's test side; add clips of that side, or leave"),
+            ("x.avi 1\ny.avi 2", "the split lists none of the clips; give the split lists of this data set"),
+        ],
+    )
+    def test_splits_that_do_not_fit_are_refused(
+        self, cached: CachedClips, tmp_path: Path, lists: str, fault: str
+    ) -> None:
+        (tmp_path / "squats_test_split1.txt").write_text(lists, encoding="utf-8")
+        names = ("squats/a.avi", "squats/b.avi", "waving/a.avi")
+        with pytest.raises(FoldError, match=fault):
+            evaluate_with(cached, *names, split=(1,), split_files=tmp_path)
+
+    def test_attention_that_cannot_be_judged_is_refused(self, cached: CachedClips, tmp_path: Path) -> None:
+        (tmp_path / "squats_test_split1.txt").write_text("a.avi 1\nb.avi 2", encoding="utf-8")
+        with pytest.raises(EvaluationError, match="attention cannot be judged"):
+            evaluate_with(cached, "squats/a.avi", "squats/b.avi", "waving/a.avi", split=(1,), split_files=tmp_path)
+
+
+class TestRefusals:
     def test_one_class_is_refused(self, cached: CachedClips) -> None:
         with pytest.raises(DatasetError, match="squats is the only class"):
-            self.evaluate(cached, "squats/a.mp4", "squats/b.mp4")
+            evaluate_with(cached, "squats/a.mp4", "squats/b.mp4")
 
     def test_fewer_groups_than_folds_are_refused(self, cached: CachedClips) -> None:
         squats = [f"squats/v_squats_g{group:02}_c01.mp4" for group in (1, 2, 3, 4)]
         waving = [f"waving/v_waving_g01_c{clip:02}.mp4" for clip in (1, 2, 3, 4)]
         with pytest.raises(FoldError, match=r"waving .* \(1\) for 4 folds; lower --k-fold"):
-            self.evaluate(cached, *squats, *waving)
+            evaluate_with(cached, *squats, *waving)
 
     def test_fewer_clips_than_random_folds_are_refused(self, cached: CachedClips) -> None:
         names = [f"{label}/{clip}.mp4" for label in LABELS for clip in "ab"]
         with pytest.raises(FoldError, match=r"squats .* \(2\) for 3 folds; lower --k-fold"):
-            self.evaluate(cached, *names, folds=("random",), k_fold=3)
+            evaluate_with(cached, *names, folds=("random",), k_fold=3)
 
     def test_attention_is_not_judged_on_one_source_video(self, cached: CachedClips, tmp_path: Path) -> None:
         (tmp_path / "squats_test_split1.txt").write_text("a.avi 1\nb.avi 2", encoding="utf-8")
@@ -178,11 +252,11 @@ class TestRefusals:
         with pytest.raises(
             EvaluationError, match=r"judged on HMDB-51 split 1, .*fewer than two.*--no-attention-quality$"
         ):
-            self.evaluate(cached, "squats/a.avi", "squats/b.avi", "waving/a.avi", split=(1,), split_files=tmp_path)
+            evaluate_with(cached, "squats/a.avi", "squats/b.avi", "waving/a.avi", split=(1,), split_files=tmp_path)
 
     def test_a_split_without_its_lists_is_refused(self, cached: CachedClips) -> None:
         with pytest.raises(DatasetError, match=r"--split needs the official split lists; .* --split-files"):
-            self.evaluate(cached, "squats/a.mp4", split=(1,))
+            evaluate_with(cached, "squats/a.mp4", split=(1,))
 
     @pytest.mark.parametrize(
         ("lists", "complaint"),
@@ -201,9 +275,9 @@ class TestRefusals:
         for name, text in lists.items():
             (folder / name).write_text(text, encoding="utf-8")
         with pytest.raises(DatasetError, match=rf"{folder}.*{complaint}"):
-            self.evaluate(cached, "squats/a.mp4", split=(1,), split_files=folder)
+            evaluate_with(cached, "squats/a.mp4", split=(1,), split_files=folder)
 
     def test_a_split_of_another_data_set_is_refused(self, cached: CachedClips, tmp_path: Path) -> None:
         (tmp_path / "dive_test_split1.txt").write_text("a.avi 1\nb.avi 2", encoding="utf-8")
-        with pytest.raises(FoldError, match="none of the clips is on the split's training side"):
-            self.evaluate(cached, "squats/a.mp4", "waving/a.mp4", split=(1,), split_files=tmp_path)
+        with pytest.raises(FoldError, match="the split lists none of the clips; give the split lists of this data set"):
+            evaluate_with(cached, "squats/a.mp4", "waving/a.mp4", split=(1,), split_files=tmp_path)
