@@ -20,6 +20,7 @@ from model_export.data.datasets import (
 from model_export.errors import DatasetError
 from model_export.rendering.figure import render_clip
 from service.video.formats import DEMUXERS
+from tests.conftest import REPOSITORY
 
 MakeFolder = Callable[..., Path]
 
@@ -67,6 +68,12 @@ class TestClips:
             assert not known or known & set(suffixes), f"FFmpeg expects {known} of {name}"
             named = set(re.findall(r"\.\w+", DEMUXERS[name]))
             assert named <= set(suffixes), "the service's documentation names others"
+
+    def test_the_documentation_names_all_suffixes(self) -> None:
+        text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+        listed = re.search(r"container that the service accepts \(([^)]+)\)", text)
+        assert listed
+        assert listed[1].replace(",", "").split() == sorted(VIDEO_SUFFIXES)
 
     def test_folders_within_a_class_are_read_and_are_groups_unless_names_say_more(
         self, make_folder: MakeFolder
