@@ -9,7 +9,7 @@ from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError
 from model_export.export import convert
-from model_export.fitting import FittedHead, epoch_line, fit_head, hold_out
+from model_export.fitting import FittedHead, check_fit, epoch_line, fit_head
 from model_export.head import HeadFacts, TrainedHead, save_head
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
@@ -76,19 +76,20 @@ def train_head(
     if (name + version).encode(errors="ignore").decode() != name + version:
         raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
 
+    run = output / "run"
+
     def accuracy(data: FeatureSet) -> dict[str, Any] | None:
         settings = describe(spec, recipe)
         return read_accuracy(evaluation, settings, data.labels, data.selected) if evaluation else None
 
     def check(data: FeatureSet) -> None:
         accuracy(data)
-        hold_out(data.examples, recipe)
+        check_fit(data.examples, len(data.labels), spec, recipe, run)
 
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(
         selection, vgg19, features, flip=recipe.flip, least_classes=2, check=check, reporter=reporter
     )
-    run = output / "run"
     fitted = fit_head(
         data.examples,
         len(data.labels),

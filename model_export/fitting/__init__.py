@@ -1,7 +1,7 @@
 """Fitting a head to cached VGG19 features."""
 
 from model_export.fitting.batches import predict_probabilities
-from model_export.fitting.heads import FittedHead, fit_head, hold_out
+from model_export.fitting.heads import FittedHead, check_fit, fit_head, hold_out
 from model_export.fitting.log import LogLine, epoch_line
 
-__all__ = ["FittedHead", "LogLine", "epoch_line", "fit_head", "hold_out", "predict_probabilities"]
+__all__ = ["FittedHead", "LogLine", "check_fit", "epoch_line", "fit_head", "hold_out", "predict_probabilities"]

@@ -15,18 +15,29 @@ from model_export.fitting.log import LogLine
 from model_export.network.arrays import Probabilities
 from service.files import write_atomically
 
+CLIPS = "set of features"
+
 
 def claim(run: Path, examples: Sequence[Example], recipe: dict[str, Any]) -> None:
     """Check that the folder's checkpoints are of this recipe and these examples; mark a new folder with them."""
     file = run / "recipe.json"
-    mine = {**recipe, "set of features": fingerprint(examples)}
+    mine = {**recipe, CLIPS: fingerprint(examples)}
     run.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         file.write_text(json.dumps(mine, indent=1), encoding="utf-8")
+    check_claim(run, mine)
+
+
+def check_claim(run: Path, recipe: dict[str, Any]) -> None:
+    """Check that the folder's checkpoints, if there are any, are of this recipe, of whichever clips if it has none."""
+    file = run / "recipe.json"
+    if not file.exists():
+        return
     try:
         found = dict(json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise TrainingError(f"{file} is damaged; remove {run}, or choose another --output") from error
+    mine = {CLIPS: found.get(CLIPS), **recipe}
     if other := sorted(key for key in mine.keys() | found.keys() if found.get(key) != mine.get(key)):
         raise TrainingError(
             f"the checkpoints in {run} belong to another {', '.join(other)}; "

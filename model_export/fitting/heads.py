@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
 from model_export.errors import FoldError, TrainingError
-from model_export.fitting.checkpoints import claim
+from model_export.fitting.checkpoints import check_claim, claim
 from model_export.fitting.log import LogLine
 from model_export.fitting.member import accuracy_of
 from model_export.fitting.member import train as train_member
@@ -73,7 +74,7 @@ def fit_head(
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
     keep, hold = hold_out(examples, recipe)
     if run:
-        claim(run, examples, {**settings(spec, recipe), "number of classes": classes})
+        claim(run, examples, _claimed(classes, spec, recipe))
     apart = how if spec.members > 1 else run_here
     epochs, answers, models = [], [], []
     for seed in range(recipe.seed, recipe.seed + spec.members):
@@ -97,6 +98,21 @@ def _check_answer(model: keras.Model, example: Example) -> None:
     answer = model(example.load()[np.newaxis], training=False)
     if not all(np.isfinite(values).all() for values in answer.values()):
         raise TrainingError("the trained head computes values that are not finite; lower --learning-rate")
+
+
+def check_fit(examples: Sequence[Example], classes: int, spec: HeadSpec, recipe: Recipe, run: Path) -> None:
+    """Check what ``fit_head`` would refuse, as far as that can be known without features.
+
+    Raises:
+        TrainingError: There are too few groups to hold some out, or ``run`` holds checkpoints of another network,
+            another recipe or another number of classes.
+    """
+    check_claim(run, _claimed(classes, spec, recipe))
+    hold_out(examples, recipe)
+
+
+def _claimed(classes: int, spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
+    return {**settings(spec, recipe), "number of classes": classes}
 
 
 def hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:

@@ -25,6 +25,11 @@ def train(cached: CachedClips, *names: str, **options: object) -> None:
     )
 
 
+@pytest.fixture
+def no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureCache, "get", lambda *_: pytest.fail("features were computed"))
+
+
 @pytest.mark.parametrize("option", ["name", "version"])
 def test_a_head_without_a_name_or_version_is_refused_first(cached: CachedClips, option: str) -> None:
     with pytest.raises(HeadError, match="--name and --version must not be empty"):
@@ -41,7 +46,8 @@ def test_a_class_with_nothing_to_hold_out_is_named(cached: CachedClips) -> None:
         train(cached, "squats/a.mp4", "squats/b.mp4", "waving/a.mp4")
 
 
-def test_checkpoints_of_another_variant_are_refused(cached: CachedClips) -> None:
+@pytest.mark.usefixtures("no_encoding")
+def test_checkpoints_of_another_variant_are_refused_before_clips_are_encoded(cached: CachedClips) -> None:
     recipe = cached.folder / "head" / "run" / "recipe.json"
     recipe.parent.mkdir(parents=True)
     recipe.write_text(json.dumps(settings(HeadSpec(variant="base"), Recipe())), encoding="utf-8")
@@ -50,11 +56,6 @@ def test_checkpoints_of_another_variant_are_refused(cached: CachedClips) -> None
         match=rf"the checkpoints in {recipe.parent} belong to another .*variant; remove the folder, .*--output",
     ):
         train(cached, "squats/a.mp4", "squats/b.mp4", "waving/a.mp4", "waving/b.mp4")
-
-
-@pytest.fixture
-def no_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FeatureCache, "get", lambda *_: pytest.fail("features were computed"))
 
 
 @pytest.mark.usefixtures("no_encoding")
