@@ -75,15 +75,13 @@ def train_head(
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
     if (name + version).encode(errors="ignore").decode() != name + version:
         raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
-
     run = output / "run"
-
-    def accuracy(data: FeatureSet) -> dict[str, Any] | None:
-        settings = describe(spec, recipe)
-        return read_accuracy(evaluation, settings, data.labels, data.selected) if evaluation else None
+    accuracy: dict[str, Any] | None = None
 
     def check(data: FeatureSet) -> None:
-        accuracy(data)
+        nonlocal accuracy
+        if evaluation:
+            accuracy = read_accuracy(evaluation, describe(spec, recipe), data.labels, data.selected)
         check_fit(data.examples, len(data.labels), spec, recipe, run)
 
     vgg19 = fetch_weights(weights, reporter=reporter)
@@ -110,7 +108,7 @@ def train_head(
         labels=data.labels,
         encoder_sha256=file_sha256(vgg19),
         revisions=CURRENT,
-        training=_training_facts(data, settings(spec, recipe), fitted, accuracy(data)),
+        training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
     )
     head = save_head(output, facts, fitted.model)
     _calibrate(head, vgg19, data, reporter)

@@ -137,17 +137,17 @@ def gather_features(
         FeatureError: ``cache_folder`` holds features of another encoder, type or sampling rule or damaged ones, or
             cannot be written, or the engine of its features is missing.
     """
+    clips = selection.clips()
+    if len(names := class_names(clips)) < least_classes:
+        raise DatasetError(
+            f"{selection.videos}: {names[0]} is the only class, and training needs at least two; add clips of another"
+        )
     cached = FeatureCache(cache_folder, file_sha256(weights), dtype or "float16", fastest_engine(dtype or "float16"))
     if dtype not in (None, cached.dtype):
         raise FeatureError(
             f"{cache_folder} holds {cached.dtype} features; name another folder with --features for {dtype} ones"
         )
-    survey = _survey(selection, cached, flip=flip, reporter=reporter)
-    if len(survey.labels) < least_classes:
-        raise DatasetError(
-            f"{selection.videos}: {survey.labels[0]} is the only class, and training needs at least two; add clips of "
-            "another"
-        )
+    survey = _survey(selection, clips, cached, flip=flip, reporter=reporter)
     check(survey)
     examples, undecodable = _encode(survey, cached, weights, reporter)
     data = replace(
@@ -162,9 +162,10 @@ def gather_features(
     return replace(data, examples=tuple(joined))
 
 
-def _survey(selection: Selection, cached: FeatureCache, *, flip: bool, reporter: Reporter) -> FeatureSet:
-    """Find the clips and read their files, without decoding them; their features need not exist yet."""
-    clips = selection.clips()
+def _survey(
+    selection: Selection, clips: Sequence[LabelledClip], cached: FeatureCache, *, flip: bool, reporter: Reporter
+) -> FeatureSet:
+    """Read the files of clips, without decoding them; their features need not exist yet."""
     labels = class_names(clips)
     examples: list[Example] = []
     unreadable: dict[LabelledClip, str] = {}

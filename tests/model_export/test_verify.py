@@ -18,8 +18,9 @@ from scipy.stats import binom, binomtest
 from model_export import verify
 from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
+from model_export.data.features import FeatureCache
 from model_export.data.gathering import Selection
-from model_export.errors import HeadError
+from model_export.errors import FeatureError, HeadError
 from model_export.head import PRETRAINED, TrainedHead, load_head
 from model_export.network.arrays import Frames, largest_difference, predictor
 from model_export.quantize import QUANTIZER_REVISION
@@ -45,6 +46,7 @@ from service.model.bundle import (
     Manifest,
     Outputs,
     Precision,
+    file_sha256,
     load_bundle,
     read_manifest,
     write_manifest,
@@ -407,3 +409,15 @@ class TestBundlesHead:
     def test_a_bundle_of_another_quantizer_is_refused(self, bundle: Path, narrow_head: Path) -> None:
         self.edit(bundle, made_from=read_manifest(bundle).training["made_from"] | {"quantizer": 0})
         assert "was quantized in another way" in self.refusal(bundle, narrow_head)
+
+
+def test_float16_features_are_refused_with_a_remedy_that_works(narrow_head: Path, vgg19: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    FeatureCache(features, file_sha256(vgg19))
+    with pytest.raises(
+        FeatureError, match=r"holds float16 features.*; name a new folder with --features, such as "
+    ) as e:
+        verify._keras_reference(load_head(narrow_head), vgg19, features)
+    other = Path(str(e.value).partition("such as ")[2].partition(",")[0])
+    verify._keras_reference(load_head(narrow_head), vgg19, other)
+    assert FeatureCache(other, file_sha256(vgg19)).dtype == "float32"
