@@ -11,7 +11,7 @@ def group_of(label: str, stem: str, folder: str = "") -> str:
 
     1. ``v_<class>_gNN`` of ``v_<Class>_gNN_cNN``, as in UCF-101 (see ``ucf101.group``),
     2. the film of ``<film>_<class>_<codes>``, as in HMDB-51, without part numbers (see ``hmdb51.group``),
-    3. ``<video>`` of ``<video> part 2`` (``pt2``, ``CD1``, ``Teil 3``), in whichever class,
+    3. ``<video>`` of ``<video> part 2`` (``pt2``, ``CD1``, ``Teil 3``), the clip or its folder, in whichever class,
     4. the folder of a clip that is in a folder of its class's folder, since such folders hold the cuts of a video or
        the takes of a person,
     5. for any other name the clip alone: a number by itself (``squat_001``, ``squat (2)``) counts clips, not parts.
@@ -21,11 +21,11 @@ def group_of(label: str, stem: str, folder: str = "") -> str:
         stem: The clip's file name without its suffix.
         folder: Folder of the file within the class's folder; empty if it is there itself.
     """
-    text = words(stem)
+    text, inner = words(stem), words(folder)
     if group := ucf101.group(label, text) or hmdb51.group(label, text):
         return group
-    if video := whole_video(text):
+    if video := whole_video(text) or whole_video(inner):
         return joined(video)
     if folder:
-        return f"{label}/{folder}/"
+        return f"{label}/{inner or folder}/"
     return f"{label}/{text or stem}"
