@@ -130,6 +130,27 @@ def test_files_that_cannot_be_read_and_what_is_no_clip_are_left_out_and_listed(
     ]
 
 
+def test_a_class_without_readable_clips_is_named_before_any_is_encoded(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.add("squats/a.mp4")
+    (cached.videos / "waving" / "a.mp4").mkdir(parents=True)
+    (cached.videos / "waving" / "a.mp4" / "b.mp4").write_bytes(b"")
+    monkeypatch.setattr(FeatureCache, "get", lambda *_: pytest.fail("features were computed"))
+    read_bytes = Path.read_bytes
+
+    def locked(path: Path) -> bytes:
+        if path.name == "b.mp4":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    with pytest.raises(
+        DatasetError, match=r"waving: none of its clips can be decoded \(it cannot be read \(Permission"
+    ):
+        gather(cached)
+
+
 def test_a_clip_that_is_replaced_while_features_are_computed_is_named(
     cached: CachedClips, monkeypatch: pytest.MonkeyPatch
 ) -> None:

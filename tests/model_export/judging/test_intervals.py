@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, norm, ttest_1samp
 
-from model_export.judging.intervals import mean_over_groups
+from model_export.judging.intervals import group_indices, mean_over_groups
 
 
 def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
@@ -25,6 +25,11 @@ def test_clips_of_one_source_video_count_as_one() -> None:
 
 def test_groups_are_weighted_by_their_number_of_clips() -> None:
     assert mean_over_groups([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
+
+
+def test_groups_are_numbered_whatever_they_are_called() -> None:
+    """So that sums are rounded alike after clips were renamed."""
+    assert group_indices(["b", "a", "b", "c"]).tolist() == group_indices(["x", "y", "x", "w"]).tolist() == [0, 1, 0, 2]
 
 
 def test_an_interval_needs_two_groups_and_a_group_for_each_clip() -> None:
