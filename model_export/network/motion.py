@@ -1,9 +1,18 @@
 """Motion features: a second input of the sLSTM, beside the attended cells; an addition to the paper."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 from keras import ops
+
+REGIONS = 3
+
+
+def regions(cuboids: Any) -> tuple[Any, ...]:
+    """Return all rows of the frame, the upper and the lower ones, from cuboids ``(batch, frames, 7, 7, channels)``."""
+    half = cuboids.shape[2] // 2
+    return cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]
 
 
 @keras.saving.register_keras_serializable("limelight")
@@ -26,10 +35,12 @@ class Motion(keras.Layer):
 
     def call(self, cuboids: Any) -> Any:
         """Compute ``(batch, frames, 3 · lags · channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
-        half = cuboids.shape[2] // 2
+        return self.changes(ops.mean(region, axis=(2, 3)) for region in regions(cuboids))
+
+    def changes(self, means: Iterable[Any]) -> Any:
+        """Compute the same from the mean of each region, ``(batch, frames, channels)``."""
         changes = []
-        for region in (cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]):
-            mean = ops.mean(region, axis=(2, 3))
+        for mean in means:
             for lag in self.lags:
                 before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
                 changes.append(self.gain * ops.abs(mean - before))

@@ -18,6 +18,12 @@ class RootScaling(keras.Layer):
 
     def call(self, cuboids: Any) -> Any:
         """Scale non-negative activations ``(…, channels)`` to a mean square of about 1."""
-        root = ops.sqrt(cuboids)
-        length = ops.sqrt(ops.sum(cuboids, axis=-1, keepdims=True))
-        return root * (cuboids.shape[-1] ** 0.5 / (length + 1.0))
+        length = _root(ops.sum(cuboids, axis=-1, keepdims=True))
+        return _root(cuboids) * (cuboids.shape[-1] ** 0.5 / (length + 1.0))
+
+
+def _root(x: Any) -> Any:
+    """Compute √x, with the gradient 0 at 0: that of ``sqrt`` is infinite there, and most activations are 0."""
+    zero = ops.equal(x, 0.0)
+    # Two choices: the gradient of the one that is not taken is multiplied by 0, and 0 · ∞ would be NaN.
+    return ops.where(zero, ops.zeros_like(x), ops.sqrt(ops.where(zero, ops.ones_like(x), x)))
