@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from model_export.data.examples import Example
@@ -130,14 +129,12 @@ class _Member:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
-        batches = Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
-        try:
-            history = self.trainer.fit(batches, shuffle=False, verbose=0, class_weight=self._class_weights())
-        except tf.errors.OpError:
-            if batches.error:
-                raise batches.error from None
-            raise
-        line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
+        self.trainer.reset_metrics()
+        for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch):
+            means = self.trainer.train_on_batch(
+                features, targets, class_weight=self._class_weights(), return_dict=True
+            )
+        line |= {key: float(means[key]) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
         # The loss is that of the weights before the last step.

@@ -23,7 +23,7 @@ from model_export.data.folds import hold_out_groups
 from model_export.errors import FoldError
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
-from model_export.network.motion import REGIONS, Motion, regions
+from model_export.network.motion import REGIONS, Motion, region_weights
 from model_export.processes import Run, Tell, run_here
 
 Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
@@ -60,8 +60,10 @@ def baselines(
 
 def pool_cells(example: Example, flipped: bool = False) -> npt.NDArray[np.float16]:
     """Average over the cells of each frame, and of its upper and lower rows; return float16 ``(40, 3, channels)``."""
-    cuboids = example.load(flipped=flipped)[np.newaxis]
-    return np.stack([region.mean(axis=(2, 3))[0] for region in regions(cuboids)], axis=1).astype(np.float16)
+    cuboids = example.load(flipped=flipped)
+    frames, rows, columns, channels = cuboids.shape
+    means: npt.NDArray[np.float32] = region_weights(rows, columns) @ cuboids.reshape(frames, -1, channels)
+    return means.astype(np.float16)
 
 
 def logistic_regression(

@@ -117,8 +117,9 @@ class AttentionSLSTMCell(keras.layers.Layer):
         if self.scores == "state":
             seen = _matmul(mean, self.mlp3.kernel[: self.attention_units]) + self.mlp3.bias
         else:
-            shown = _matmul(cells, self.mlp3.kernel) + self.mlp3.bias
-            seen = _dropped(shown, mask3) + mean[:, :, None]
+            # The bias goes to the mean first, which has fewer values.
+            bias = _dropped(ops.broadcast_to(self.mlp3.bias, ops.shape(mean)), mask3)
+            seen = _dropped(_matmul(cells, self.mlp3.kernel), mask3) + (mean + bias)[:, :, None]
         return [cells, seen, *beside], [h, c, n, m, alpha, *([] if mask2 is None else [mask2, mask3])]
 
     def call(self, inputs: list[Any], state: list[Any]) -> tuple[Any, list[Any]]:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from model_export.network.attention import AttentionSLSTMCell
-from model_export.network.motion import Motion
+from model_export.network.motion import Motion, RegionMeans
 from model_export.network.recurrence import RNN
 from model_export.network.scaling import RootScaling
 from model_export.network.slstm import SLSTMCell, initial_state
@@ -96,8 +96,9 @@ def build_head(
         # A product with one mask for each clip: a Dropout layer would read and write all features once more.
         ones = ops.ones_like(features[:, :1, :1, :1])
         features *= keras.layers.Dropout(feature_dropout, name="feature_dropout")(ones)
-    clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
-    moves = [Motion(name="motion")(features)] if spec.motion else []
+    means = RegionMeans(name="region_means")(features)
+    clip_mean = keras.layers.GlobalAveragePooling1D(name="clip_mean")(means[:, :, 0])
+    moves = [Motion(name="motion")(means)] if spec.motion else []
     outputs = {}
     if spec.variant == "attention":
         beside = sum(move.shape[-1] for move in moves)

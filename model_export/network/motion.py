@@ -1,18 +1,35 @@
 """Motion features: a second input of the sLSTM, beside the attended cells; an addition to the paper."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 REGIONS = 3
 
 
-def regions(cuboids: Any) -> tuple[Any, ...]:
-    """Return all rows of the frame, the upper and the lower ones, from cuboids ``(batch, frames, 7, 7, channels)``."""
-    half = cuboids.shape[2] // 2
-    return cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]
+def region_weights(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Return what to multiply the cells of a frame by for the means of all rows, the upper and the lower ones.
+
+    Returns:
+        float32 ``(3, rows · columns)``.
+    """
+    half = rows // 2
+    inside = np.repeat([[True] * rows, [row < half for row in range(rows)], [row >= rows - half for row in range(rows)]], columns, axis=1)
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@keras.saving.register_keras_serializable("limelight")
+class RegionMeans(keras.layers.Layer):
+    """Average the cells of each frame over all rows, the upper and the lower ones, in one pass over the cuboids."""
+
+    def call(self, cuboids: Any) -> Any:
+        """Compute ``(batch, frames, 3, channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
+        _, frames, rows, columns, channels = cuboids.shape
+        cells = ops.reshape(cuboids, (-1, frames, rows * columns, channels))
+        return ops.matmul(ops.cast(region_weights(rows, columns), cells.dtype), cells)
 
 
 @keras.saving.register_keras_serializable("limelight")
@@ -33,14 +50,11 @@ class Motion(keras.Layer):
         super().__init__(**kwargs)
         self.lags, self.gain = tuple(lags), gain
 
-    def call(self, cuboids: Any) -> Any:
-        """Compute ``(batch, frames, 3 · lags · channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
-        return self.changes(ops.mean(region, axis=(2, 3)) for region in regions(cuboids))
-
-    def changes(self, means: Iterable[Any]) -> Any:
-        """Compute the same from the mean of each region, ``(batch, frames, channels)``."""
+    def call(self, means: Any) -> Any:
+        """Compute ``(batch, frames, 3 · lags · channels)`` from means of regions ``(batch, frames, 3, channels)``."""
         changes = []
-        for mean in means:
+        for region in range(REGIONS):
+            mean = means[:, :, region]
             for lag in self.lags:
                 before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
                 changes.append(self.gain * ops.abs(mean - before))

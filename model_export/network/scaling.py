@@ -6,6 +6,10 @@ import keras
 from keras import ops
 
 
+# Far below any activation (the smallest float16 above 0 is 6e-8): its root, 1e-15, is 0 for all that follows.
+LEAST = 1e-30
+
+
 @keras.saving.register_keras_serializable("limelight")
 class RootScaling(keras.Layer):
     """Take square roots and bring every cell to the same length: x → √x · √channels / (‖√x‖ + 1).
@@ -24,6 +28,4 @@ class RootScaling(keras.Layer):
 
 def _root(x: Any) -> Any:
     """Compute √x, with the gradient 0 at 0: that of ``sqrt`` is infinite there, and most activations are 0."""
-    zero = ops.equal(x, 0.0)
-    # Two choices: the gradient of the one that is not taken is multiplied by 0, and 0 · ∞ would be NaN.
-    return ops.where(zero, ops.zeros_like(x), ops.sqrt(ops.where(zero, ops.ones_like(x), x)))
+    return ops.sqrt(ops.maximum(x, LEAST))
