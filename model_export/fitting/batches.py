@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.data.examples import Example
-from model_export.network.arrays import Probabilities, predictor
+from model_export.network.arrays import Probabilities, StoredCuboids, predictor
 from model_export.recipe import Recipe
 
 
@@ -25,7 +25,7 @@ def predict_probabilities(model: keras.Model, examples: Sequence[Example], batch
     for start in range(0, len(examples), batch_size):
         batch = [example.read() for example in examples[start : start + batch_size]]
         # Filled up to a fixed shape, so that the network is compiled once.
-        whole = np.stack(batch + batch[:1] * (batch_size - len(batch)))
+        whole: Any = np.stack(batch + batch[:1] * (batch_size - len(batch)))
         found.append(predict(whole).probabilities[: len(batch)].astype(np.float64))
     return np.concatenate(found)
 
@@ -53,7 +53,7 @@ class Batches:
     def __len__(self) -> int:
         return math.ceil(len(self.examples) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float32]]]:
+    def __iter__(self) -> Iterator[tuple[StoredCuboids, npt.NDArray[np.float32]]]:
         """Yield features ``(batch, 40, 7, 7, channels)`` as they are stored, and one-hot targets ``(batch, classes)``.
 
         Raises:
@@ -67,7 +67,7 @@ class Batches:
                     ahead = reader.submit(self._read, number)
                 yield batch
 
-    def _read(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    def _read(self, number: int) -> tuple[StoredCuboids, npt.NDArray[np.float32]]:
         first = number * self.batch_size
         chosen = np.take(self.order, range(first, first + self.batch_size), mode="wrap")
         features = np.stack([self.examples[i].read(flipped=bool(self.flipped[i])) for i in chosen])

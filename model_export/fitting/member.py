@@ -131,9 +131,7 @@ class _Member:
         self._seed_dropout(epoch)
         self.trainer.reset_metrics()
         for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch):
-            means = self.trainer.train_on_batch(
-                features, targets, class_weight=self._class_weights(), return_dict=True
-            )
+            means = self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
         line |= {key: float(means[key]) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")

@@ -243,10 +243,9 @@ def _frames(pooled: Any) -> Any:
     Args:
         pooled: Means of all rows, ``(clips, 40, 1, channels)``, or with motion of each region, ``(clips, 40, 3, …)``.
     """
-    means = [ops.cast(pooled[:, :, region], "float32") for region in range(pooled.shape[2])]
-    if len(means) < REGIONS:
-        return means[0]
-    return ops.concatenate([means[0], Motion().changes(means)], axis=-1)
+    means = ops.cast(pooled, "float32")
+    of_frames = means[:, :, 0]
+    return ops.concatenate([of_frames, Motion()(means)], axis=-1) if means.shape[2] == REGIONS else of_frames
 
 
 def _views(flip: bool) -> tuple[bool, ...]:

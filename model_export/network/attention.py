@@ -53,9 +53,9 @@ class AttentionSLSTMCell(keras.layers.Layer):
     sLSTM's gates already (see ``SLSTMCell``).
 
     For ``RNN``. The sequences are the cells ``(batch, frames, 49, channels)`` and the second input ``(batch, frames,
-    4 · units)``, if there is one. The state is the sLSTM's h, c, n and m, then the map α, of which that before the
-    first frame has no effect. In training, the state given to ``prepare`` ends in one dropout mask ``(batch,
-    attention_units)`` for each of mlp2, mlp3 and mlp4, so that a clip has one mask; without masks nothing is dropped.
+    4 · units)``, if there is one. The state is the sLSTM's h, c, n and m; then, for dropout in training, one mask
+    ``(batch, attention_units)`` for each of mlp2, mlp3 and mlp4, so that a clip has one mask. Without masks nothing is
+    dropped.
 
     Args:
         units: Size of h.
@@ -77,7 +77,7 @@ class AttentionSLSTMCell(keras.layers.Layer):
             raise ValueError(f"scores must be one of {', '.join(get_args(AttentionScores))}, not {scores!r}")
         self.units, self.attention_units, self.scores, self.beside = units, attention_units, scores, beside
         self.slstm = SLSTMCell(units, projected=True, dtype=self.dtype_policy, name="slstm")
-        self.state_size = [*self.slstm.state_size, CELLS]
+        self.output_size = units + CELLS
         if scores == "uniform":
             return
         activation = "tanh" if scores == "state" else None
@@ -109,38 +109,39 @@ class AttentionSLSTMCell(keras.layers.Layer):
         mean = ops.mean(cells, axis=2)
         h, c, n, m, *masks = state
         mask2, mask3, mask4 = masks if masks and training else [None] * 3
-        alpha = ops.full_like(cells[:, 0, :, 0], 1 / cells.shape[2])
         if self.scores == "uniform":
             gates = _matmul(mean, self.kernel)
-            return [gates + beside[0] if beside else gates], [h, c, n, m, alpha]
+            return [gates + beside[0] if beside else gates], [h, c, n, m]
         mean = _dropped(self.mlp4.activation(_matmul(mean, self.mlp4.kernel) + self.mlp4.bias), mask4)
         if self.scores == "state":
             seen = _matmul(mean, self.mlp3.kernel[: self.attention_units]) + self.mlp3.bias
         else:
-            # The bias goes to the mean first, which has fewer values.
-            bias = _dropped(ops.broadcast_to(self.mlp3.bias, ops.shape(mean)), mask3)
-            seen = _dropped(_matmul(cells, self.mlp3.kernel), mask3) + (mean + bias)[:, :, None]
-        return [cells, seen, *beside], [h, c, n, m, alpha, *([] if mask2 is None else [mask2, mask3])]
+            # The biases go to the mean first, which has fewer values.
+            for mask, mlp in ((mask2, self.mlp2), (mask3, self.mlp3)):
+                mean = mean + _dropped(ops.broadcast_to(mlp.bias, ops.shape(mean)), mask)
+            seen = _dropped(_matmul(cells, self.mlp3.kernel), mask3) + mean[:, :, None]
+        return [cells, seen, *beside], [h, c, n, m, *([] if mask2 is None else [mask2, mask3])]
 
     def call(self, inputs: list[Any], state: list[Any]) -> tuple[Any, list[Any]]:
-        """Compute h_t ``(batch, units)`` and the next state from one frame of what ``prepare`` returned."""
-        h, c, n, m, alpha, *masks = state
+        """Compute [h_t; α_t] ``(batch, units + 49)`` and the next state from a frame of what ``prepare`` returned."""
+        h, c, n, m, *masks = state
         if self.scores == "uniform":
             gates = inputs[0]
+            alpha = ops.full((ops.shape(gates)[0], CELLS), 1 / CELLS, dtype=gates.dtype)
         else:
             cells, seen, *beside = inputs
             alpha = ops.softmax(self._scores(seen, h, *(masks or (None, None))))
             gates = ops.matmul(ops.squeeze(ops.matmul(alpha[:, None, :], cells), axis=1), self.kernel)
             gates = gates + beside[0] if beside else gates
         h, state = self.slstm(gates, [h, c, n, m])
-        return h, [*state, alpha, *masks]
+        return ops.concatenate([h, alpha], axis=-1), [*state, *masks]
 
     def _scores(self, seen: Any, h: Any, mask2: Any, mask3: Any) -> Any:
         """Compute the scores of all cells from h_{t-1} and from ``seen``, the other summands inside the tanh."""
-        asked = _dropped(self.mlp2(h), mask2)
         if self.scores == "state":
-            asked = ops.matmul(asked, self.mlp3.kernel[self.attention_units :])
+            asked = ops.matmul(_dropped(self.mlp2(h), mask2), self.mlp3.kernel[self.attention_units :])
             return self.linear(_dropped(ops.tanh(seen + asked), mask3))
+        asked = _dropped(ops.matmul(h, self.mlp2.kernel), mask2)
         return ops.squeeze(_matmul(ops.tanh(seen + asked[:, None]), self.linear.kernel) + self.linear.bias, axis=-1)
 
     def get_config(self) -> dict[str, Any]:

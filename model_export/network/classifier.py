@@ -106,13 +106,14 @@ def build_head(
         state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
         cells = keras.layers.Reshape((FRAME_COUNT, CELLS, -1), name="flat")(features)
         read = [cells, *(_project(move, "motion_kernel") for move in moves)]
-        hidden, *_, maps = RNN(cell, unroll, name="slstm")(read, state)
-        outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(maps)
+        steps = RNN(cell, unroll, name="slstm")(read, state)
+        hidden = steps[:, :, :UNITS]
+        outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(steps[:, :, UNITS:])
     else:
         state = InitialState(UNITS, dropout=dropout, name="initial_state")(clip_mean)
         flat = keras.layers.Reshape((FRAME_COUNT, -1), name="flat")(features)
         read = _project(ops.concatenate([flat, *moves], axis=-1), "kernel")
-        hidden, *_ = RNN(SLSTMCell(UNITS, projected=True, name="cell"), unroll, name="slstm")([read], state)
+        hidden = RNN(SLSTMCell(UNITS, projected=True, name="cell"), unroll, name="slstm")([read], state)
     read = hidden[:, -1] if spec.readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
     read = keras.layers.Dropout(dropout, name="dropout")(read)
     outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)

@@ -17,8 +17,11 @@ def region_weights(rows: int, columns: int) -> npt.NDArray[np.float32]:
         float32 ``(3, rows · columns)``.
     """
     half = rows // 2
-    inside = np.repeat([[True] * rows, [row < half for row in range(rows)], [row >= rows - half for row in range(rows)]], columns, axis=1)
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    of_rows = np.ones((REGIONS, rows))
+    of_rows[1, half:] = of_rows[2, : rows - half] = 0
+    of_cells = np.repeat(of_rows, columns, axis=1)
+    weights: npt.NDArray[np.float32] = (of_cells / of_cells.sum(axis=1, keepdims=True)).astype(np.float32)
+    return weights
 
 
 @keras.saving.register_keras_serializable("limelight")

@@ -8,17 +8,17 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("limelight")
 class RNN(keras.layers.Layer):
-    """Run a cell over all frames and return every state at every frame.
+    """Run a cell over all frames and return what it puts out at every frame.
 
     ``keras.layers.RNN`` feeds a cell one tensor. The cuboids, which need no gradients, would be joined with what does,
-    and copied several times in either direction, which takes a third of the training time. This layer takes several
-    tensors and lets the cell compute, before the loop, what does not depend on the state. It has the name of Keras'
-    layer, because Keras stores weights under the names of classes.
+    and copied several times in either direction. This layer takes several tensors and lets the cell compute, before the
+    loop, what does not depend on the state. It has the name of Keras' layer, because Keras stores weights under the
+    names of classes.
 
     Args:
-        cell: A layer with ``state_size``, the sizes of the states that are returned, ``prepare(sequences, state,
-            training)``, which returns tensors ``(batch, frames, …)`` to loop over and the state to begin with, and
-            ``call(inputs, state)``, which takes one frame of the former and returns an output and the next state.
+        cell: A layer with ``output_size``; ``prepare(sequences, state, training)``, which returns tensors ``(batch,
+            frames, …)`` to loop over, alone or in a list, and the state to begin with; and ``call(inputs, state)``,
+            which takes one frame of the former and returns the output and the next state.
         unroll: Write the steps out instead of looping, for export.
     """
 
@@ -27,30 +27,36 @@ class RNN(keras.layers.Layer):
         self.cell, self.unroll = cell, unroll
 
     def build(self, sequences_shape: list[tuple[int | None, ...]], state_shape: Any = None) -> None:
-        self.cell.build([(shape[0], *shape[2:]) for shape in sequences_shape])
+        if not self.cell.built:
+            self.cell.build([(shape[0], *shape[2:]) for shape in sequences_shape])
 
     def compute_output_shape(
-        self, sequences_shape: list[tuple[int | None, ...]], state_shape: Any
-    ) -> list[tuple[int | None, ...]]:
-        return [(*sequences_shape[0][:2], size) for size in self.cell.state_size]
+        self, sequences_shape: list[tuple[int | None, ...]], state_shape: Any = None
+    ) -> tuple[int | None, ...]:
+        return (*sequences_shape[0][:2], self.cell.output_size)
 
-    def call(self, sequences: list[Any], state: list[Any], training: bool | None = None) -> list[Any]:
-        """Compute all states ``(batch, frames, size)`` from sequences ``(batch, frames, …)`` and the state before."""
-        count = len(self.cell.state_size)
+    def call(self, sequences: list[Any], state: list[Any], training: bool | None = None) -> Any:
+        """Compute ``(batch, frames, output)`` from sequences ``(batch, frames, …)`` and the state before."""
         frames, state = self.cell.prepare(sequences, state, training)
-        if self.unroll:
-            states = []
-            for number in range(sequences[0].shape[1]):
-                _, state = self.cell(keras.tree.map_structure(lambda one, t=number: one[:, t], frames), state)
-                states.append(state)
-            return [ops.stack(one, axis=1) for one in zip(*states, strict=True)][:count]
+        if not self.unroll:
+            return _swap(self._scan(keras.tree.map_structure(_swap, frames), state))
+        outputs = []
+        for number in range(sequences[0].shape[1]):
+            output, state = self.cell(keras.tree.map_structure(lambda one, t=number: one[:, t], frames), state)
+            outputs.append(output)
+        return ops.stack(outputs, axis=1)
 
-        def step(state: list[Any], frame: Any) -> tuple[list[Any], list[Any]]:
-            _, state = self.cell(frame, state)
-            return state, state
+    def _scan(self, frames: Any, state: list[Any]) -> Any:
+        """Run the cell in a loop over frames ``(frames, batch, …)``; return its outputs in the same layout."""
 
-        _, over_time = ops.scan(step, state, keras.tree.map_structure(_swap, frames))
-        return [_swap(one) for one in over_time[:count]]
+        def step(carried: Any, frame: Any) -> tuple[Any, Any]:
+            after = self.cell(frame, carried[1])
+            return after, after
+
+        # Keras' scan returns what is carried, so that the output is carried, too.
+        first = ops.zeros((ops.shape(state[0])[0], self.cell.output_size), dtype=state[0].dtype)
+        _, (outputs, _) = ops.scan(step, (first, state), frames)
+        return outputs
 
     def get_config(self) -> dict[str, Any]:
         cell = keras.saving.serialize_keras_object(self.cell)

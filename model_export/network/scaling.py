@@ -5,7 +5,6 @@ from typing import Any
 import keras
 from keras import ops
 
-
 # Far below any activation (the smallest float16 above 0 is 6e-8): its root, 1e-15, is 0 for all that follows.
 LEAST = 1e-30
 

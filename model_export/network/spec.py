@@ -45,7 +45,7 @@ class HeadSpec(BaseModel):
     attention_scores: AttentionScores = Field(
         "content",
         description="How cells are scored: `content` by what each cell shows, `state` by the sLSTM's state and the "
-        "frame's mean cell only, as the paper is worded, `uniform` not at all: every cell weighs the same, as a control. "
+        "frame's mean cell only, as the paper is worded, `uniform` not at all: all cells weigh the same, as a control. "
         "`base` ignores it.",
     )
     readout: Readout = Field(
