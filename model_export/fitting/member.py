@@ -129,10 +129,11 @@ class _Member:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
-        self.trainer.reset_metrics()
-        for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch):
-            means = self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
-        line |= {key: float(means[key]) for key in ("loss", "accuracy")}
+        steps = [
+            self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
+            for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
+        ]
+        line |= {key: float(np.mean([step[key] for step in steps])) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
         # The loss is that of the weights before the last step.

@@ -76,15 +76,13 @@ class AttentionSLSTMCell(keras.layers.Layer):
         if scores not in get_args(AttentionScores):
             raise ValueError(f"scores must be one of {', '.join(get_args(AttentionScores))}, not {scores!r}")
         self.units, self.attention_units, self.scores, self.beside = units, attention_units, scores, beside
+        if scores != "uniform":
+            activation = "tanh" if scores == "state" else None
+            self.mlp2 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp2")
+            self.mlp3 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp3")
+            self.mlp4 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp4")
         self.slstm = SLSTMCell(units, projected=True, dtype=self.dtype_policy, name="slstm")
         self.output_size = units + CELLS
-        if scores == "uniform":
-            return
-        activation = "tanh" if scores == "state" else None
-        self.mlp2 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp2")
-        self.mlp3 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp3")
-        self.mlp4 = keras.layers.Dense(attention_units, activation, dtype=self.dtype_policy, name="mlp4")
-        self.linear = keras.layers.Dense(CELLS if scores == "state" else 1, dtype=self.dtype_policy, name="linear")
 
     def build(self, input_shape: list[tuple[Any, ...]]) -> None:
         gates, channels = 4 * self.units, input_shape[0][-1]
@@ -92,6 +90,9 @@ class AttentionSLSTMCell(keras.layers.Layer):
             self.mlp2.build((None, self.units))
             self.mlp3.build((None, 2 * self.attention_units if self.scores == "state" else channels))
             self.mlp4.build((None, channels))
+            self.linear = keras.layers.Dense(
+                CELLS if self.scores == "state" else 1, dtype=self.dtype_policy, name="linear"
+            )
             self.linear.build((None, self.attention_units))
         # W_x of both inputs is one matrix; this part of it is drawn with the limits of the whole (Glorot).
         limit = (6 / (channels + self.beside + gates)) ** 0.5
