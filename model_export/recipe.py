@@ -12,6 +12,7 @@ FITTING_REVISION = 3
 LARGEST_SEED = 2**31 - 1
 
 Schedule = Literal["cosine", "constant"]
+ClassWeights = Literal["none", "balanced"]
 
 
 class Recipe(BaseModel):
@@ -53,6 +54,12 @@ class Recipe(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of RMSProp; 0 turns it off.")
     label_smoothing: float = Field(
         0.1, ge=0, le=0.9, description="Share of each target spread evenly over all classes; 0 turns it off."
+    )
+    class_weights: ClassWeights = Field(
+        "none",
+        description="Weight of a clip in the loss: `none` weighs all alike, `balanced` weighs classes alike, whatever "
+        "their numbers of clips. Choose it if some classes have far fewer clips. Held-out loss and accuracy are not "
+        "weighted.",
     )
     flip: bool = Field(
         False,

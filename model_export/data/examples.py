@@ -23,6 +23,9 @@ _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(<f[24])', 'fortran_order': False, 'shape': \(([\d, ]+)\), \} *\n", re.DOTALL
 )
 
+# The bits of a float16's exponent, which are all set in infinities and NaN only (IEEE 754, binary16).
+FLOAT16_EXPONENT = np.uint16(0x7C00)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -128,11 +131,18 @@ def read_features(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float3
         raise unreadable(path, error) from error
     except ValueError as error:
         raise FeatureError(f"{path} is damaged; remove it, and run the command again to compute it anew") from error
-    if not np.isfinite(features).all():
+    if not _all_finite(features):
         raise FeatureError(
             f"{path} holds values that are not finite numbers; remove it, and run the command again to compute it anew"
         )
     return features
+
+
+def _all_finite(features: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> bool:
+    """Whether no value is infinite or NaN, which in float16 NumPy finds by converting each to float32."""
+    if features.dtype == np.float16:
+        return bool((features.view(np.uint16) & FLOAT16_EXPONENT).max() < FLOAT16_EXPONENT)
+    return bool(np.isfinite(features).all())
 
 
 def unreadable(path: Path, error: OSError) -> FeatureError:

@@ -1,8 +1,11 @@
 """The log of a training."""
 
 LogLine = dict[str, float]
-"""One epoch: ``epoch``, ``learning_rate``, ``loss``, ``accuracy`` and, with clips held out, ``val_loss`` and
-``val_accuracy``."""
+"""One epoch: ``epoch``, ``learning_rate``, ``loss``, ``cross_entropy``, ``accuracy`` and, with clips held out,
+``val_loss`` and ``val_accuracy``.
+
+``loss`` is what is minimised, with label smoothing, class weights and penalties. ``cross_entropy`` and ``val_loss`` are
+the plain cross-entropy of training and held-out clips; the former is a mean over the epoch, with dropout."""
 
 
 def epoch_line(name: str, line: LogLine) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
 
 from model_export.data.examples import Example
 from model_export.errors import TrainingError
@@ -102,6 +102,15 @@ class _Member:
             return self.recipe.learning_rate
         return keras.optimizers.schedules.CosineDecay(self.recipe.learning_rate, self.recipe.epochs * self.steps)
 
+    def _class_weights(self) -> dict[int, float] | None:
+        """Return the weight of each class in the loss, n / (k · n_c) of n clips in k classes; ``None``: all are 1."""
+        if self.recipe.class_weights == "none":
+            return None
+        labels = [example.label for example in self.examples]
+        classes = np.unique(labels)
+        weights = compute_class_weight(self.recipe.class_weights, classes=classes, y=labels)
+        return dict(zip(classes.tolist(), weights.tolist(), strict=True))
+
     def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
         if self.checkpoint:
             self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
@@ -120,14 +129,11 @@ class _Member:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
-        batches = Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
-        try:
-            history = self.trainer.fit(batches, shuffle=False, verbose=0)
-        except tf.errors.OpError:
-            if batches.error:
-                raise batches.error from None
-            raise
-        line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
+        steps = [
+            self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
+            for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
+        ]
+        line |= {key: float(np.mean([step[key] for step in steps])) for key in ("loss", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
         # The loss is that of the weights before the last step.

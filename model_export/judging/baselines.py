@@ -1,16 +1,19 @@
-"""Two baselines that attention has to beat: neither uses positions in a frame, and one does not use time either.
+"""Two baselines that attention has to beat: neither looks at single cells, and one does not use the order of frames.
 
-Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads.
+Both read VGG19's features averaged over the 49 cells, of the same clips and views as the heads; with motion, also the
+motion features that heads read beside the attended cells, so that a gain by attention is not taken for one by motion.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
+from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,10 +23,11 @@ from model_export.data.folds import hold_out_groups
 from model_export.errors import FoldError
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
+from model_export.network.motion import REGIONS, Motion, region_weights
 from model_export.processes import Run, Tell, run_here
 
 Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
-"""Returns features ``(40, channels)`` of an example or, if the second argument is true, of its mirrored view."""
+"""Returns features ``(40, 3, channels)`` of an example or, if the second argument is true, of its mirrored view."""
 
 Pooled = Mapping[tuple[Example, bool], npt.NDArray[np.float16]]
 """What ``Pooling`` returned, by its arguments."""
@@ -40,30 +44,43 @@ def baselines(
     seed: int = 0,
     run: Run = run_here,
 ) -> list[Contender]:
-    """Build both baselines, sharing the pooled features, so that each clip is read from disk only once.
+    """Build both baselines, without and with motion, sharing the pooled features: each clip is read from disk once.
 
-    The pooled features take 40 KB per clip and view of 512 channels: half a gigabyte for UCF-101. The arguments are
-    those of ``plain_lstm``.
+    The pooled features take 120 KB per clip and view of 512 channels: 1.6 GB for UCF-101. The arguments are those of
+    ``plain_lstm``.
     """
     pooling = cache(pool_cells)
     lstm = partial(plain_lstm, epochs=epochs, patience=patience, run=run)
-    return [make(classes, flip=flip, seed=seed, pooling=pooling) for make in (logistic_regression, lstm)]
+    return [
+        make(classes, flip=flip, motion=motion, seed=seed, pooling=pooling)
+        for make in (logistic_regression, lstm)
+        for motion in (False, True)
+    ]
 
 
 def pool_cells(example: Example, flipped: bool = False) -> npt.NDArray[np.float16]:
-    """Average over the cells of each frame; return float16 ``(40, channels)``."""
-    means: npt.NDArray[np.float32] = example.load(flipped=flipped).mean(axis=(1, 2))
+    """Average over the cells of each frame, and of its upper and lower rows; return float16 ``(40, 3, channels)``."""
+    cuboids = example.load(flipped=flipped)
+    frames, rows, columns, channels = cuboids.shape
+    means: npt.NDArray[np.float32] = region_weights(rows, columns) @ cuboids.reshape(frames, -1, channels)
     return means.astype(np.float16)
 
 
 def logistic_regression(
-    classes: int, *, flip: bool, C: float = 0.01, seed: int = 0, pooling: Pooling = pool_cells
+    classes: int,
+    *,
+    flip: bool,
+    motion: bool = False,
+    C: float = 0.01,
+    seed: int = 0,
+    pooling: Pooling = pool_cells,
 ) -> Contender:
     """Multinomial logistic regression on the standardised mean over frames and cells.
 
     Args:
         classes: Number of classes.
         flip: Also train on the mirrored views.
+        motion: Also read the mean over frames of the motion features.
         C: Inverse strength of the L2 penalty. The default is a strong penalty: with 512 numbers per clip and a few
             dozen clips per class, training clips can always be separated.
         seed: Seed of the solver's shuffling.
@@ -71,21 +88,23 @@ def logistic_regression(
     """
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
-        pooled = _pool(train, test, pooling, flip=flip)
+        pooled = _pool(train, test, pooling, flip=flip, motion=motion)
         X, y = _clips(train, pooled, flip=flip)
         model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000, random_state=seed))
-        model.fit(X.mean(axis=1), y)
+        model.fit(_clip_means(X), y)
         found = np.zeros((len(test), classes))
-        found[:, model.classes_] = model.predict_proba(_clips(test, pooled)[0].mean(axis=1))
+        found[:, model.classes_] = model.predict_proba(_clip_means(_clips(test, pooled)[0]))
         return found
 
-    return Contender("logistic regression", fit, f"{C=} {flip=} {seed=} revision={BASELINES_REVISION}")
+    recipe = f"{C=} {flip=} {motion=} {seed=} revision={BASELINES_REVISION}"
+    return Contender(_name("logistic regression", motion), fit, recipe)
 
 
 def plain_lstm(
     classes: int,
     *,
     flip: bool,
+    motion: bool = False,
     units: int = 256,
     epochs: int = 40,
     patience: int = 6,
@@ -105,6 +124,7 @@ def plain_lstm(
     Args:
         classes: Number of classes.
         flip: Also train on the mirrored views; epochs are chosen by plain views.
+        motion: Also read the motion features of each frame.
         units: Units of the LSTM.
         epochs: Largest number of epochs.
         patience: Number of epochs without a lower held-out loss after which the search ends.
@@ -118,14 +138,14 @@ def plain_lstm(
     settings = _PlainLSTM(classes, flip, units, epochs, patience, batch_size, learning_rate, holdout, seed)
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
-        pooled = _pool(train, test, pooling, flip=flip)
+        pooled = _pool(train, test, pooling, flip=flip, motion=motion)
         return run(partial(settings.predict, train, test, pooled), lambda *_: None)
 
     recipe = (
-        f"{flip=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=} "
+        f"{flip=} {motion=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=} "
         f"revision={BASELINES_REVISION}, epochs chosen on groups held out of its training side, also with --holdout 0"
     )
-    return Contender("plain LSTM", fit, recipe)
+    return Contender(_name("plain LSTM", motion), fit, recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,34 +198,54 @@ class _PlainLSTM:
         return model, history.history.get("val_loss", [])
 
 
-def _lstm(X: npt.NDArray[np.float32], units: int, classes: int) -> keras.Model:
-    """Build the untrained network; it standardises features by those of ``X (clips, 40, channels)``."""
+def _lstm(X: npt.NDArray[np.float16], units: int, classes: int) -> keras.Model:
+    """Build the untrained network; it standardises features by those of ``X (clips, 40, 1 or 3, channels)``."""
     # StandardScaler gives a channel that never varies the scale 1, so a test clip that uses it is not blown up.
-    scaler = StandardScaler().fit(X.reshape(-1, X.shape[-1]))
-    return keras.Sequential(
-        [
-            keras.Input(X.shape[1:]),
-            keras.layers.Normalization(mean=scaler.mean_, variance=scaler.scale_**2),
-            keras.layers.LSTM(units),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(classes, activation="softmax"),
-        ]
-    )
+    scaler = StandardScaler()
+    for clip in X:  # one at a time: motion features take six times the memory of the pooled ones
+        scaler.partial_fit(np.asarray(_frames(clip[np.newaxis]))[0])
+    layers = [
+        keras.layers.Normalization(mean=scaler.mean_, variance=scaler.scale_**2),
+        keras.layers.LSTM(units),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(classes, activation="softmax"),
+    ]
+    pooled = keras.Input(X.shape[1:], dtype=X.dtype)
+    return keras.Model(pooled, keras.Sequential(layers)(_frames(pooled)))
 
 
-def _pool(train: Sequence[Example], test: Sequence[Example], pooling: Pooling, *, flip: bool) -> Pooled:
-    """Pool the views of clips to train on, and the plain views of clips to test."""
+def _name(baseline: str, motion: bool) -> str:
+    return f"{baseline}, with motion" if motion else baseline
+
+
+def _pool(train: Sequence[Example], test: Sequence[Example], pooling: Pooling, *, flip: bool, motion: bool) -> Pooled:
+    """Pool the views of clips to train on, and the plain views of clips to test; without motion, all rows only."""
     views = [*product(train, _views(flip)), *product(test, _views(False))]
-    return {view: pooling(*view) for view in views}
+    return {view: pooling(*view)[:, : REGIONS if motion else 1] for view in views}
 
 
 def _clips(
     examples: Sequence[Example], pooled: Pooled, *, flip: bool = False
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return pooled features, float32 ``(clips, 40, channels)``, and labels, plain views before mirrored ones."""
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
+    """Return pooled features, float16 ``(clips, 40, 1 or 3, channels)``, and labels, plain views before mirrored."""
     views = [(example, view) for view in _views(flip) for example in examples]
-    X = np.stack([pooled[view] for view in views]).astype(np.float32)
-    return X, np.array([example.label for example, _ in views])
+    return np.stack([pooled[view] for view in views]), np.array([example.label for example, _ in views])
+
+
+def _clip_means(X: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Average what is read of each frame over the frames, ``(clips, features)``."""
+    return np.concatenate([np.asarray(_frames(clip[np.newaxis])).mean(axis=1) for clip in X])
+
+
+def _frames(pooled: Any) -> Any:
+    """Compute what is read of each frame, ``(clips, 40, features)``: the mean of all rows and, with motion, changes.
+
+    Args:
+        pooled: Means of all rows, ``(clips, 40, 1, channels)``, or with motion of each region, ``(clips, 40, 3, …)``.
+    """
+    means = ops.cast(pooled, "float32")
+    of_frames = means[:, :, 0]
+    return ops.concatenate([of_frames, Motion()(means)], axis=-1) if means.shape[2] == REGIONS else of_frames
 
 
 def _views(flip: bool) -> tuple[bool, ...]:

@@ -16,6 +16,9 @@ Frames = npt.NDArray[np.uint8]
 Cuboids = npt.NDArray[np.float32]
 """Features X_t ``(n, 7, 7, channels)``; with a clip axis ``(clips, 40, 7, 7, channels)``."""
 
+StoredCuboids = Cuboids | npt.NDArray[np.float16]
+"""The same as they are kept on disk; Keras converts them faster than NumPy."""
+
 Maps = npt.NDArray[np.float32]
 """Attention of one clip, ``(40, 7, 7)``; each map sums to 1."""
 

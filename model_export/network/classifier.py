@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from model_export.network.attention import AttentionSLSTMCell
-from model_export.network.motion import Motion
+from model_export.network.motion import Motion, RegionMeans
+from model_export.network.recurrence import RNN
 from model_export.network.scaling import RootScaling
 from model_export.network.slstm import SLSTMCell, initial_state
 from model_export.network.spec import CELLS, FRAME_COUNT, GRID, HeadSpec
@@ -92,25 +93,27 @@ def build_head(
     cuboids = keras.Input((FRAME_COUNT, GRID, GRID, spec.channels), name="features")
     features = RootScaling(name="scaled")(cuboids) if spec.feature_scaling == "root" else cuboids
     if feature_dropout:
-        one_mask_per_clip = (None, 1, 1, 1, spec.channels)
-        features = keras.layers.Dropout(feature_dropout, one_mask_per_clip, name="feature_dropout")(features)
-    clip_mean = keras.layers.GlobalAveragePooling3D(name="clip_mean")(features)
-    flat = keras.layers.Reshape((FRAME_COUNT, -1), name="flat")(features)
-    moves = [Motion(name="motion")(features)] if spec.motion else []
+        # A product with one mask for each clip: a Dropout layer would read and write all features once more.
+        ones = ops.ones_like(features[:, :1, :1, :1])
+        features *= keras.layers.Dropout(feature_dropout, name="feature_dropout")(ones)
+    means = RegionMeans(name="region_means")(features)
+    clip_mean = keras.layers.GlobalAveragePooling1D(name="clip_mean")(means[:, :, 0])
+    moves = [Motion(name="motion")(means)] if spec.motion else []
     outputs = {}
     if spec.variant == "attention":
         beside = sum(move.shape[-1] for move in moves)
-        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, spec.attention_scores, CELLS, beside, name="cell")
+        cell = AttentionSLSTMCell(UNITS, ATTENTION_UNITS, spec.attention_scores, beside, name="cell")
         state = InitialState(UNITS, (ATTENTION_UNITS,) * 3, dropout, name="initial_state")(clip_mean)
-        read = ops.concatenate([flat, *(_project(move, "motion_kernel") for move in moves)], axis=-1)
-        steps = keras.layers.RNN(cell, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
+        cells = keras.layers.Reshape((FRAME_COUNT, CELLS, -1), name="flat")(features)
+        read = [cells, *(_project(move, "motion_kernel") for move in moves)]
+        steps = RNN(cell, unroll, name="slstm")(read, state)
         hidden = steps[:, :, :UNITS]
         outputs["attention"] = keras.layers.Reshape((FRAME_COUNT, GRID, GRID), name="attention")(steps[:, :, UNITS:])
     else:
         state = InitialState(UNITS, dropout=dropout, name="initial_state")(clip_mean)
+        flat = keras.layers.Reshape((FRAME_COUNT, -1), name="flat")(features)
         read = _project(ops.concatenate([flat, *moves], axis=-1), "kernel")
-        memory = SLSTMCell(UNITS, projected=True, name="cell")
-        hidden = keras.layers.RNN(memory, return_sequences=True, unroll=unroll, name="slstm")(read, initial_state=state)
+        hidden = RNN(SLSTMCell(UNITS, projected=True, name="cell"), unroll, name="slstm")([read], state)
     read = hidden[:, -1] if spec.readout == "last" else keras.layers.GlobalAveragePooling1D(name="readout")(hidden)
     read = keras.layers.Dropout(dropout, name="dropout")(read)
     outputs["probabilities"] = keras.layers.Dense(classes, "softmax", name="probabilities")(read)

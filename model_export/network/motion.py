@@ -3,7 +3,36 @@
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import ops
+
+REGIONS = 3
+
+
+def region_weights(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Return what to multiply the cells of a frame by for the means of all rows, the upper and the lower ones.
+
+    Returns:
+        float32 ``(3, rows · columns)``.
+    """
+    half = rows // 2
+    of_rows = np.ones((REGIONS, rows))
+    of_rows[1, half:] = of_rows[2, : rows - half] = 0
+    of_cells = np.repeat(of_rows, columns, axis=1)
+    weights: npt.NDArray[np.float32] = (of_cells / of_cells.sum(axis=1, keepdims=True)).astype(np.float32)
+    return weights
+
+
+@keras.saving.register_keras_serializable("limelight")
+class RegionMeans(keras.layers.Layer):
+    """Average the cells of each frame over all rows, the upper and the lower ones, in one pass over the cuboids."""
+
+    def call(self, cuboids: Any) -> Any:
+        """Compute ``(batch, frames, 3, channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
+        _, frames, rows, columns, channels = cuboids.shape
+        cells = ops.reshape(cuboids, (-1, frames, rows * columns, channels))
+        return ops.matmul(ops.cast(region_weights(rows, columns), cells.dtype), cells)
 
 
 @keras.saving.register_keras_serializable("limelight")
@@ -24,12 +53,11 @@ class Motion(keras.Layer):
         super().__init__(**kwargs)
         self.lags, self.gain = tuple(lags), gain
 
-    def call(self, cuboids: Any) -> Any:
-        """Compute ``(batch, frames, 3 · lags · channels)`` from cuboids ``(batch, frames, 7, 7, channels)``."""
-        half = cuboids.shape[2] // 2
+    def call(self, means: Any) -> Any:
+        """Compute ``(batch, frames, 3 · lags · channels)`` from means of regions ``(batch, frames, 3, channels)``."""
         changes = []
-        for region in (cuboids, cuboids[:, :, :half], cuboids[:, :, -half:]):
-            mean = ops.mean(region, axis=(2, 3))
+        for region in range(REGIONS):
+            mean = means[:, :, region]
             for lag in self.lags:
                 before = ops.concatenate([*[mean[:, :1]] * lag, mean[:, :-lag]], axis=1)
                 changes.append(self.gain * ops.abs(mean - before))

@@ -5,6 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+# Far below any activation (the smallest float16 above 0 is 6e-8): its root, 1e-15, is 0 for all that follows.
+LEAST = 1e-30
+
 
 @keras.saving.register_keras_serializable("limelight")
 class RootScaling(keras.Layer):
@@ -18,6 +21,10 @@ class RootScaling(keras.Layer):
 
     def call(self, cuboids: Any) -> Any:
         """Scale non-negative activations ``(…, channels)`` to a mean square of about 1."""
-        root = ops.sqrt(cuboids)
-        length = ops.sqrt(ops.sum(cuboids, axis=-1, keepdims=True))
-        return root * (cuboids.shape[-1] ** 0.5 / (length + 1.0))
+        length = _root(ops.sum(cuboids, axis=-1, keepdims=True))
+        return _root(cuboids) * (cuboids.shape[-1] ** 0.5 / (length + 1.0))
+
+
+def _root(x: Any) -> Any:
+    """Compute √x, with the gradient 0 at 0: that of ``sqrt`` is infinite there, and most activations are 0."""
+    return ops.sqrt(ops.maximum(x, LEAST))

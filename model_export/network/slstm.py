@@ -59,6 +59,10 @@ class SLSTMCell(keras.Layer):
         zeros = ops.zeros((batch_size, self.units), dtype=self.compute_dtype)
         return initial_state(zeros, zeros)
 
+    def prepare(self, sequences: list[Any], state: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
+        """Return the one sequence and the state, for ``RNN``, as they are."""
+        return sequences[0], state
+
     def call(self, inputs: Any, states: list[Any], training: bool | None = None) -> tuple[Any, list[Any]]:
         """Compute h_t ``(batch, units)`` and the next states from inputs ``(batch, inputs)`` and [h, c, n, m]."""
         h, c, n, m = states

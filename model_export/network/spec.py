@@ -19,7 +19,7 @@ CHANNELS = 512
 NETWORK_REVISION = 1
 ENCODER_REVISION = 1
 
-AttentionScores = Literal["state", "content"]
+AttentionScores = Literal["state", "content", "uniform"]
 Readout = Literal["last", "mean"]
 FeatureScaling = Literal["none", "root"]
 FeatureDtype = Literal["float16", "float32"]
@@ -45,7 +45,8 @@ class HeadSpec(BaseModel):
     attention_scores: AttentionScores = Field(
         "content",
         description="How cells are scored: `content` by what each cell shows, `state` by the sLSTM's state and the "
-        "frame's mean cell only, as the paper is worded. `base` ignores it.",
+        "frame's mean cell only, as the paper is worded, `uniform` not at all: all cells weigh the same, as a control. "
+        "`base` ignores it.",
     )
     readout: Readout = Field(
         "mean", description="What the classifier reads: the sLSTM's `last` output or the `mean` of its 40 outputs."

@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,22 @@ def test_the_seed_determines_the_head(examples: Examples, fitted: Fitted) -> Non
 def test_each_setting_changes_the_head(fitted: Fitted, change: dict[str, Any]) -> None:
     plain, changed = fitted(QUICK), fitted(quick(**change))
     assert any((one != two).any() for one, two in zip(weights(plain), weights(changed), strict=True))
+
+
+def test_balanced_weights_let_classes_count_alike_in_the_loss(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with the formula, of a network without dropout in one step that changes nothing."""
+    monkeypatch.setattr("model_export.fitting.member.build_head", partial(build_head, dropout=0))
+    clips = [clip for clip in examples(groups=4, per_group=1) if clip.label == 0 or clip.group.endswith("/0")]
+    labels = [clip.label for clip in clips]
+    assert labels == [0, 0, 0, 0, 1, 2]
+    recipe = quick(epochs=1, batch_size=6, label_smoothing=0, learning_rate=0, class_weights="balanced")
+    lines: list[LogLine] = []
+    found = fit_head(clips, 3, PLAIN, recipe, tell=lambda phase, line: lines.append(line))
+    losses = -np.log(predict_probabilities(found.model, clips)[np.arange(6), labels])
+    assert lines[0]["loss"] == pytest.approx((losses * [0.5, 0.5, 0.5, 0.5, 2, 2]).mean(), rel=1e-5)
+    assert lines[0]["loss"] != pytest.approx(losses.mean(), rel=1e-3)
 
 
 def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:

@@ -1,4 +1,4 @@
-"""The two baselines that heads are compared with."""
+"""The two baselines that heads are compared with, without and with motion."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn.preprocessing import StandardScaler
 
 from model_export.data.examples import Example
 from model_export.data.folds import grouped_folds
 from model_export.judging.baselines import baselines, logistic_regression, plain_lstm, pool_cells
 from model_export.judging.cross_validation import Contender, cross_validate
 from model_export.judging.results import Results
+from tests.model_export.network import reference
 
 CHANNELS = 8
 LABELS = ("Diving", "PullUps", "Surfing")
@@ -62,7 +64,12 @@ def evaluate(clips: Sequence[Example], *contenders: Contender) -> list[Results]:
 
 
 def test_both_baselines_learn_from_the_mean_over_cells(clips: list[Example]) -> None:
-    for result in evaluate(clips, logistic_regression(3, flip=True), quick_lstm(3, flip=True)):
+    contenders = [
+        logistic_regression(3, flip=True),
+        quick_lstm(3, flip=True),
+        quick_lstm(3, flip=False, motion=True, epochs=6),
+    ]
+    for result in evaluate(clips, *contenders):
         assert result.correct.mean() > 0.9
         np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, rtol=1e-5)
 
@@ -79,6 +86,46 @@ def test_only_the_lstm_uses_the_order_of_frames(tmp_path: Path) -> None:
     lstm, regression = evaluate(save(tmp_path, made), quick_lstm(3, flip=False), logistic_regression(3, flip=False))
     assert lstm.correct.mean() > 0.9
     assert regression.correct.mean() < 0.75, "a guess is right in half of the cases"
+
+
+def test_only_with_motion_does_the_regression_tell_a_rhythm(tmp_path: Path) -> None:
+    """Both classes show the same things on average; one of them changes every other frame, in the lower rows."""
+    random = np.random.default_rng(2)
+    made = []
+    for group in range(16):
+        for label in range(2):
+            cuboids = random.uniform(0, 0.2, (40, 7, 7, CHANNELS)).astype(np.float16)
+            cuboids[:: 2 - label, 4:, :, 3] += 1 + (1 - label)
+            made.append((label, group, 0, cuboids))
+    without, with_motion = evaluate(
+        save(tmp_path, made),
+        logistic_regression(3, flip=False, C=1),
+        logistic_regression(3, flip=False, C=1, motion=True),
+    )
+    assert without.correct.mean() < 0.75, "a guess is right in half of the cases"
+    assert with_motion.correct.mean() > 0.9
+
+
+@pytest.mark.parametrize("motion", [False, True])
+def test_motion_is_that_of_the_heads_and_regression_reads_its_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, motion: bool
+) -> None:
+    read: list[npt.NDArray[np.float64]] = []
+    transform = StandardScaler.transform
+
+    def recorded(self: StandardScaler, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        read.append(X)
+        return np.asarray(transform(self, X))
+
+    monkeypatch.setattr(StandardScaler, "transform", recorded)
+    random = np.random.default_rng(3)
+    made = save(tmp_path, [(label, 0, 0, features(label, random)) for label in range(3)])
+    logistic_regression(3, flip=False, motion=motion).fit(made, made)
+    cuboids = np.stack([clip.load() for clip in made]).astype(np.float64)
+    expected = cuboids.mean(axis=(1, 2, 3))
+    if motion:
+        expected = np.concatenate([expected, reference.motion(cuboids).mean(axis=1)], axis=-1)
+    np.testing.assert_allclose(read[0], expected, atol=2e-3)
 
 
 def test_the_same_seed_gives_the_same_probabilities_as_before(clips: list[Example]) -> None:
@@ -122,15 +169,17 @@ def test_mirrored_views_are_used_for_training_on_request_and_never_for_testing(
     assert views(flip=False) == ({False}, {False})
 
 
-def test_features_are_read_once_for_both_baselines(tmp_path: Path) -> None:
+def test_features_are_read_once_for_all_baselines(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     clips = save(tmp_path, [(label, group, 0, features(label, random)) for label in range(3) for group in range(3)])
-    regression, lstm = baselines(3, flip=False, epochs=1)
-    assert (regression.name, lstm.name) == ("logistic regression", "plain LSTM")
-    regression.fit(clips, clips)
+    first, *others = baselines(3, flip=False, epochs=1)
+    names = ["logistic regression", "logistic regression, with motion", "plain LSTM", "plain LSTM, with motion"]
+    assert [first.name, *(other.name for other in others)] == names
+    first.fit(clips, clips)
     for clip in clips:
         clip.features.unlink()
-    lstm.fit(clips, clips)
+    for other in others:
+        other.fit(clips, clips)
 
 
 def test_the_lstm_stops_where_held_out_videos_are_predicted_best(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def dense_weights(**layers: Any) -> Weights:
 
 def attention_weights(cell: Any, beside: Any = None) -> Weights:
     """The weights of a cell and of the kernel of its second input, if it has one."""
-    dense = dense_weights(mlp2=cell.mlp2, mlp3=cell.mlp3, mlp4=cell.mlp4, scores=cell.linear)
+    scored = cell.scores != "uniform"
+    dense = dense_weights(mlp2=cell.mlp2, mlp3=cell.mlp3, mlp4=cell.mlp4, scores=cell.linear) if scored else {}
     kernels = [np.asarray(kernel) for kernel in (cell.kernel, beside) if kernel is not None]
     return {**dense, **slstm_weights(cell.slstm, np.concatenate(kernels))}
 
@@ -40,6 +41,6 @@ def head_weights(head: Any) -> Weights:
     initial, cell = head.get_layer("initial_state"), head.get_layer("slstm").cell
     dense = dense_weights(mlp_h=initial.mlp_h, mlp_c=initial.mlp_c, mlp1=head.get_layer("probabilities"))
     kernels = {layer.name: layer.kernel for layer in head.layers if layer.name in ("kernel", "motion_kernel")}
-    if hasattr(cell, "mlp2"):
+    if hasattr(cell, "scores"):
         return {**dense, **attention_weights(cell, kernels.get("motion_kernel"))}
     return {**dense, **slstm_weights(cell, kernels["kernel"])}

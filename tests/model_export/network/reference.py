@@ -116,12 +116,14 @@ def initial_state(w: Weights, cells: Array) -> tuple[Array, Array]:
 
 
 def attend(
-    w: Weights, cells: Array, h: Array, scores: Literal["state", "content"], masks: Weights = NO_MASKS
+    w: Weights, cells: Array, h: Array, scores: Literal["state", "content", "uniform"], masks: Weights = NO_MASKS
 ) -> tuple[Array, Array]:
     """Attend: cells (B, 49, C) of one frame and h_{t-1} (B, U) to the map (B, 49) and the context (B, C).
 
     ``masks`` are the dropout masks (B, attention units) by the name of their perceptron.
     """
+    if scores == "uniform":
+        return np.full(cells.shape[:2], 1 / cells.shape[1]), cells.mean(axis=1)
     mean = cells.mean(axis=1)
     mask2, mask3, mask4 = (masks.get(name, np.ones((1, 1))) for name in ("mlp2", "mlp3", "mlp4"))
     if scores == "state":
@@ -140,7 +142,7 @@ def attend_over_time(
     cells: Array,
     h0: Array,
     c0: Array,
-    scores: Literal["state", "content"],
+    scores: Literal["state", "content", "uniform"],
     masks: Weights = NO_MASKS,
     beside: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -187,7 +189,7 @@ def head(
     w: Weights,
     features: Array,
     variant: Literal["attention", "base"],
-    scores: Literal["state", "content"] = "state",
+    scores: Literal["state", "content", "uniform"] = "state",
     readout: Literal["last", "mean"] = "last",
     feature_scaling: Literal["none", "root"] = "none",
     moving: bool = False,

@@ -28,6 +28,7 @@ CLASSES, CHANNELS = 5, 6  # as small as in the tests of the cells
 HEADS: tuple[tuple[Variant, AttentionScores], ...] = (
     ("attention", "state"),
     ("attention", "content"),
+    ("attention", "uniform"),
     ("base", "state"),
 )
 with_all_heads = pytest.mark.parametrize(("variant", "scores"), HEADS)
@@ -115,8 +116,9 @@ def test_training_drops_different_units_in_every_batch_and_clip(variant: Variant
     head, same_clip_twice = head_with(variant, scores), np.repeat(features(1), 2, axis=0)
     once, again = answer(head, same_clip_twice, training=True), answer(head, same_clip_twice, training=True)
     for name, value in once.items():
-        assert np.abs(value - again[name]).max() > 1e-6
-        assert np.abs(value[0] - value[1]).max() > 1e-6
+        if (scores, name) != ("uniform", "attention"):
+            assert np.abs(value - again[name]).max() > 1e-6
+            assert np.abs(value[0] - value[1]).max() > 1e-6
 
 
 @with_all_heads

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -42,6 +43,36 @@ def test_a_cell_without_activation_stays_zero() -> None:
     x = cuboids()
     x[0, 1, 2, 3] = 0.0
     np.testing.assert_array_equal(scaled(x)[0, 1, 2, 3], 0.0)
+
+
+def gradient(x: Array, weights: Array) -> Array:
+    """Differentiate the weighted sum of the scaled cuboids by the cuboids."""
+    cuboids = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(cuboids)
+        total = tf.reduce_sum(RootScaling()(cuboids) * tf.constant(weights, tf.float32))
+    return np.asarray(tape.gradient(total, cuboids), np.float64)
+
+
+def test_the_gradient_is_that_of_the_formula_and_finite_where_nothing_is_active() -> None:
+    """Compared with central differences of the formula in float64."""
+    x, weights = cuboids()[:1, :1, :2, :2], np.random.default_rng(4).normal(size=(1, 1, 2, 2, 6))
+    x[0, 0, 0, 0] = 0.0
+    found = gradient(x, weights)
+    np.testing.assert_array_equal(found[0, 0, 0, 0], 0.0)
+    assert np.abs(found[x == 0]).max() < 1, "what a channel without activation changes is the length of its cell"
+    for index in zip(*np.nonzero(x), strict=True):
+        step = np.zeros_like(x)
+        step[index] = 1e-5 * x[index]
+        above, below = ((weights * root_scaled(x + sign * step)).sum() for sign in (1, -1))
+        assert found[index] == pytest.approx((above - below) / (2 * step[index]), rel=1e-3, abs=1e-5)
+
+
+def test_values_that_are_not_finite_are_not_hidden() -> None:
+    for value in (np.nan, np.inf):
+        x = cuboids()
+        x[0, 1, 2, 3, 4] = value
+        assert not np.isfinite(scaled(x)[0, 1, 2, 3]).all()
 
 
 def test_cells_are_scaled_independently() -> None:
