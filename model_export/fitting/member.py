@@ -92,9 +92,12 @@ class _Member:
                 self._learning_rate(), clipnorm=1.0, weight_decay=recipe.weight_decay or None
             ),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            # An object, because a metric given by name creates its variables in the first trace, and TensorFlow then
+            # Objects, because a metric given by name creates its variables in the first trace, and TensorFlow then
             # traces the training step a second time.
-            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+            metrics=[
+                keras.metrics.CategoricalCrossentropy(name="cross_entropy"),
+                keras.metrics.CategoricalAccuracy(name="accuracy"),
+            ],
         )
         self.trainer.optimizer.build(self.trainer.trainable_variables)
 
@@ -137,7 +140,7 @@ class _Member:
             if batches.error:
                 raise batches.error from None
             raise
-        line |= {key: float(history.history[key][0]) for key in ("loss", "accuracy")}
+        line |= {key: float(history.history[key][0]) for key in ("loss", "cross_entropy", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
         # The loss is that of the weights before the last step.

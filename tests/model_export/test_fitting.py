@@ -179,6 +179,26 @@ def test_balanced_weights_let_classes_count_alike_in_the_loss(
     assert lines[0]["loss"] != pytest.approx(losses.mean(), rel=1e-3)
 
 
+def test_the_log_has_the_plain_cross_entropy_of_training_and_held_out_clips(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is minimised has smoothed labels and weighs classes, and cannot be compared with the held-out loss."""
+    monkeypatch.setattr("model_export.fitting.member.build_head", partial(build_head, dropout=0))
+    clips = examples(groups=2, per_group=1)
+    one_step = quick(epochs=1, batch_size=3, label_smoothing=0.3, learning_rate=0, holdout=0.5)
+    lines: list[LogLine] = []
+    found = fit_head(clips, 3, PLAIN, one_step, tell=lambda phase, line: lines.append(line))
+
+    def plain(examples: list[Example]) -> float:
+        of_class = predict_probabilities(found.model, examples)[range(3), [clip.label for clip in examples]]
+        return float(-np.log(of_class).mean())
+
+    keep, hold = hold_out_groups(clips, 0.5)
+    assert lines[0]["cross_entropy"] == pytest.approx(plain(keep), rel=1e-5)
+    assert lines[0]["val_loss"] == pytest.approx(plain(hold), rel=1e-5)
+    assert lines[0]["loss"] != pytest.approx(plain(keep), rel=1e-3)
+
+
 def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:
     clips = examples(groups=2)
     both = fit_head(clips, 3, HeadSpec(feature_scaling="none", members=2), QUICK)
@@ -237,7 +257,7 @@ def test_an_interrupted_run_leads_to_the_same_head_and_logs_every_epoch(examples
     assert ("seed-0", 1) not in done, "what was trained is not trained again"
     assert resumed.holdout_accuracy == whole.holdout_accuracy
     header, *epochs = (tmp_path / "run" / "seed-0-holdout.csv").read_text(encoding="utf-8").splitlines()
-    assert header == "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy"
+    assert header == "epoch,learning_rate,loss,cross_entropy,accuracy,val_loss,val_accuracy"
     assert len(epochs) == 4
 
 
