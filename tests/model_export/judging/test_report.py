@@ -154,6 +154,13 @@ def test_classes_confusions_and_picture_are_those_of_the_first_method(tmp_path: 
     assert "![Confusion matrix of attention](confusion.png)" in text
 
 
+def test_a_line_break_in_a_name_ends_no_row(tmp_path: Path) -> None:
+    broken = replace(ATTENTION, labels=("Pull\nUps", "Surf\r\ning"))
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", (broken,)))
+    assert row(text, r"Pull\nUps")[1:] == ["4", "2", "80.0", "100.0"]
+    assert r"| Surf\ning | Pull\nUps | 1 |" in text
+
+
 def test_the_report_says_that_nothing_was_confused(tmp_path: Path) -> None:
     perfect = results("attention", [0, 0, 1, 1, 0, 0, 1, 1])
     text = write(tmp_path, Experiment("2 grouped folds", "grouped", (perfect,)))
