@@ -245,8 +245,8 @@ def evaluate(
 ) -> None:
     """Measure how well heads trained with these options do on clips that they were not trained on.
 
-    Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md,
-    report.json and pictures. If interrupted, run it again to continue.
+    Heads and two baselines, with and without motion, are trained and tested on the same folds, or on official splits.
+    Writes report.md, report.json, tables in CSV and pictures. If interrupted, run it again to continue.
     """
     with _one_sentence_errors():
         _start_tensorflow()

@@ -102,13 +102,16 @@ def evaluate(
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     classes = len(data.labels)
-    trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
+    asked, controls = (
+        [HeadTrials(one, recipe, classes, output / "runs", run) for one in specs]
+        for specs in (plan.specs(spec), plan.control_specs(spec))
+    )
     simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
-    contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
+    contenders = [*(trial.contender(reporter.say) for trial in (*asked, *controls)), *simple]
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
     ]
-    attentive = [trial for trial in trials if plan.attention_quality and trial.spec.variant == "attention"]
+    attentive = [trial for trial in asked if plan.attention_quality and has_attention(trial.spec)]
     if attentive:
         check_tested(data.examples, protocols[0])
     _report_partitions(protocols, reporter)
@@ -138,6 +141,11 @@ def evaluate(
     facts = RunFacts(command, started, recipe.seed, {"features": f"{data.engine}, {data.dtype}"})
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
+
+
+def has_attention(spec: HeadSpec) -> bool:
+    """Whether a network has maps that can be judged; uniform ones are known."""
+    return spec.variant == "attention" and spec.attention_scores != "uniform"
 
 
 def _read_splits(plan: EvaluationPlan) -> list[Split]:

@@ -38,8 +38,15 @@ class HeadTrials:
 
     @property
     def name(self) -> str:
-        """Name for reports: the variant and, if it has attention, how cells are scored."""
-        return "base" if self.spec.variant == "base" else f"attention ({self.spec.attention_scores})"
+        """Name for reports: the variant, how cells are scored if it has attention, and whether motion is left out."""
+        match self.spec.variant, self.spec.attention_scores:
+            case "base", _:
+                network = "base"
+            case _, "uniform":
+                network = "uniform attention"
+            case _, scores:
+                network = f"attention ({scores})"
+        return network if self.spec.motion else f"{network}, without motion"
 
     def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
         """Return the head trained on these examples; ``say`` receives a line for each epoch."""

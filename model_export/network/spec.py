@@ -19,7 +19,7 @@ CHANNELS = 512
 NETWORK_REVISION = 1
 ENCODER_REVISION = 1
 
-AttentionScores = Literal["state", "content"]
+AttentionScores = Literal["state", "content", "uniform"]
 Readout = Literal["last", "mean"]
 FeatureScaling = Literal["none", "root"]
 FeatureDtype = Literal["float16", "float32"]

@@ -114,7 +114,7 @@ def features(folder: Path, videos: Path, vgg19: Path) -> str:
 def evaluated(folder: Path, videos: Path, vgg19: Path, features: str) -> Path:
     output = folder / "evaluation"
     source = ("--videos", videos, "--features", folder / "features", "--weights", vgg19)
-    scope = ("--k-fold", 2, "--variant", "attention", "--actor-clips", 3)
+    scope = ("--k-fold", 2, "--variant", "attention", "--no-controls", "--actor-clips", 3)
     assert "features already cached" in limelight_model("evaluate", *source, *scope, *RECIPE, "--output", output)
     return output
 

@@ -135,12 +135,19 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
         weights=cached.weights,
         run=run,
     )
-    assert trained == [
-        name for name in ("attention (content)", "base", "plain LSTM, 0.25 held out") for _ in range(plan.k_fold)
-    ]
-    (settings,) = [
-        line for line in found.report.read_text(encoding="utf-8").splitlines() if line.startswith("- plain LSTM:")
-    ]
+    heads = (
+        "attention (content)",
+        "base",
+        "uniform attention",
+        "attention (content), without motion",
+        "base, without motion",
+    )
+    lstm = "plain LSTM, 0.25 held out"
+    assert trained == [name for name in (*heads, lstm, lstm) for _ in range(plan.k_fold)]
+    text = found.report.read_text(encoding="utf-8")
+    for method in (*heads, "logistic regression", "logistic regression, with motion", "plain LSTM, with motion"):
+        assert f"\n| {method} |" in text
+    (settings,) = [line for line in text.splitlines() if line.startswith("- plain LSTM:")]
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
 

@@ -77,6 +77,9 @@ def test_contenders_of_one_plan_have_different_names(tmp_path: Path) -> None:
     plan = EvaluationPlan(variant=("attention", "base"), attention_scores=("state", "content"))
     names = [HeadTrials(spec, QUICK, 2, tmp_path).name for spec in plan.specs(HeadSpec())]
     assert names == ["attention (state)", "attention (content)", "base"]
+    controls = [HeadTrials(spec, QUICK, 2, tmp_path).name for spec in plan.control_specs(HeadSpec())]
+    without = [f"{name}, without motion" for name in names]
+    assert controls == ["uniform attention", *without]
 
 
 class MemoryRecording(Recording):
