@@ -24,6 +24,7 @@ from model_export.judging.maps import attention_maps, map_statistics
 from model_export.judging.plan import EvaluationPlan, FoldKind
 from model_export.judging.report import DataFacts, Experiment, ProtocolKind, RunFacts, Section, write_report
 from model_export.judging.trials import HeadTrials
+from model_export.machine import processor, versions
 from model_export.network.arrays import Cuboids, as_outputs, predictor
 from model_export.network.classifier import separate_paths, with_uniform_maps, without_context
 from model_export.network.spec import HeadSpec
@@ -32,6 +33,8 @@ from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
+
+LIBRARIES = ("tensorflow", "keras", "numpy", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ def evaluate(
         actors = list(render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips))
         for trial in attentive:
             sections += run(partial(attention_sections, trial, data.examples, protocols[0], actors), reporter.say)
-    facts = RunFacts(command, started, recipe.seed, {"features": f"{data.engine}, {data.dtype}"})
+    made_by = {"features": f"{data.engine}, {data.dtype}"}
+    facts = RunFacts(command, started, recipe.seed, made_by, versions(LIBRARIES), processor())
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
 

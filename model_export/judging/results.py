@@ -154,10 +154,8 @@ class Results:
         videos = (self._counts(group_indices(self.groups))[2] > 0).sum(axis=0)
         ratios = hits / np.maximum(1, named), hits / np.maximum(1, actual), 2 * hits / np.maximum(1, named + actual)
         return [
-            ClassFigures(label, *figures, clips=int(clips), videos=int(of_class))
-            for label, *figures, clips, of_class in zip(
-                self.labels, *(ratio.tolist() for ratio in ratios), actual, videos, strict=True
-            )
+            ClassFigures(label, float(precision), float(recall), float(f1), int(clips), int(of_class))
+            for label, precision, recall, f1, clips, of_class in zip(self.labels, *ratios, actual, videos, strict=True)
             if clips
         ]
 

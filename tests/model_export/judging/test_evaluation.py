@@ -1,11 +1,13 @@
 """Protocols of an evaluation, and the command itself."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
@@ -147,6 +149,10 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
     text = found.report.read_text(encoding="utf-8")
     for method in (*heads, "logistic regression", "logistic regression, with motion", "plain LSTM, with motion"):
         assert f"\n| {method} |" in text
+    facts = json.loads(found.report.with_suffix(".json").read_text(encoding="utf-8"))["run"]
+    assert facts["versions"]["tensorflow"] == tf.__version__
+    assert set(facts["versions"]) == {"limelight", "python", "tensorflow", "keras", "numpy", "sklearn"}
+    assert facts["processor"]
     (settings,) = [line for line in text.splitlines() if line.startswith("- plain LSTM:")]
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
