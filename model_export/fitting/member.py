@@ -15,6 +15,7 @@ from model_export.data.examples import Example
 from model_export.errors import TrainingError
 from model_export.fitting.batches import Batches, predict_probabilities
 from model_export.fitting.checkpoints import Checkpoint
+from model_export.fitting.events import Events
 from model_export.fitting.log import LogLine
 from model_export.network.arrays import Probabilities
 from model_export.network.attention import DoublyStochastic
@@ -118,10 +119,13 @@ class _Member:
     def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
         if self.checkpoint:
             self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
+        events = Events(self.recipe.tensorboard / self.phase, self.log) if self.recipe.tensorboard else None
         while len(self.log) < epochs and not self._stale():
             self.log.append(self._epoch())
             if self.checkpoint:
                 self.checkpoint.save(self.trainer, self.log, self.answers)
+            if events:
+                events.write(self.log[-1])
             tell(self.phase, self.log[-1])
         return Trained(self.model.get_weights(), self.log, self.answers)
 

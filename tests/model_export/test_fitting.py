@@ -1,5 +1,6 @@
 """Fitting a head to cached features."""
 
+import csv
 import math
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
@@ -197,6 +199,48 @@ def test_the_log_has_the_plain_cross_entropy_of_training_and_held_out_clips(
     assert lines[0]["cross_entropy"] == pytest.approx(plain(keep), rel=1e-5)
     assert lines[0]["val_loss"] == pytest.approx(plain(hold), rel=1e-5)
     assert lines[0]["loss"] != pytest.approx(plain(keep), rel=1e-3)
+
+
+def test_tensorboard_gets_the_log_once_whatever_happens_and_the_head_does_not_change(
+    examples: Examples, fitted: Fitted, tmp_path: Path
+) -> None:
+    """The files are read as records of TensorFlow's own message."""
+    board = tmp_path / "board"
+    recipe = QUICK.model_copy(update={"tensorboard": board})
+
+    def stop(phase: str, line: LogLine) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run", tell=stop)
+    for _ in range(2):
+        found = fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
+    assert_same(found, fitted(QUICK))
+    with (tmp_path / "run" / "seed-0.csv").open(encoding="utf-8") as file:
+        log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert scalars(board / "seed-0") == pytest.approx(
+        {(name, int(line["epoch"])): line[name] for line in log for name in line if name != "epoch"}, rel=1e-6
+    )
+    shutil.rmtree(board)
+    fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
+    assert len(scalars(board / "seed-0")) == 2 * 4, "epochs trained before are written if nothing is there"
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    found: dict[tuple[str, int], float] = {}
+    for record in tf.data.TFRecordDataset([str(file) for file in folder.iterdir()]):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            assert (value.tag, event.step) not in found, "written twice"
+            found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_made_is_named(examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        fit_head(examples(groups=2), 3, PLAIN, QUICK.model_copy(update={"tensorboard": tmp_path / "file"}))
 
 
 def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:

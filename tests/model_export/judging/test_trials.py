@@ -45,14 +45,21 @@ def test_heads_of_other_classes_clips_labels_and_groups_are_kept_apart(
     examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[Path] = []
+    boards: list[Path] = []
 
-    def fit_head(*_: Any, run: Path, **__: Any) -> SimpleNamespace:
+    def fit_head(*arguments: Any, run: Path, **_: Any) -> SimpleNamespace:
         folders.append(run)
+        if board := arguments[3].tensorboard:
+            boards.append(board)
         return SimpleNamespace(model=None)
 
     monkeypatch.setattr("model_export.judging.trials.fit_head", fit_head)
+    board = QUICK.model_copy(update={"tensorboard": tmp_path / "board"})
     trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path)
     first, *rest = examples
+    replace(trials, recipe=board).head(examples)
+    assert boards == [tmp_path / "board" / "attention-content" / folders[0].name]
+    folders.clear()
     trials.head(examples)
     replace(trials, classes=3).head(examples)
     for changed in (replace(first, name="new"), replace(first, label=1), replace(first, group="new")):
