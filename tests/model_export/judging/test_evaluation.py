@@ -157,6 +157,29 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
 
 
+def test_uniform_attention_is_judged_as_a_method_and_its_maps_are_not(cached: CachedClips) -> None:
+    """To judge maps, clips would be rendered and encoded."""
+
+    def run(work: Any, tell: Any) -> Any:
+        return np.full((len(work.args[1]), 2), 0.5)
+
+    names = [f"{label}/v_{label}_g{group:02}_c01.mp4" for label in LABELS for group in (1, 2, 3, 4)]
+    plan = EvaluationPlan(k_fold=2, variant=("attention",), attention_scores=("uniform",), controls=False)
+    found = evaluate(
+        cached.add(*names),
+        cached.features,
+        cached.folder / "evaluation",
+        plan,
+        HeadSpec(),
+        Recipe(holdout=0),
+        weights=cached.weights,
+        run=run,
+    )
+    report = json.loads(found.report.with_suffix(".json").read_text(encoding="utf-8"))
+    assert report["experiments"][0]["methods"][0]["name"] == "uniform attention"
+    assert report["sections"] == {}
+
+
 class TestRefusals:
     @staticmethod
     def evaluate(cached: CachedClips, *names: str, **plan: Any) -> None:
