@@ -253,13 +253,14 @@ def evaluate(
 ) -> None:
     """Measure how well heads trained with these options do on clips that they were not trained on.
 
-    Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md,
-    report.json and pictures. If interrupted, run it again to continue.
+    Heads and two baselines, with and without motion, are trained and tested on the same folds, or on official splits.
+    Writes report.md, report.json, tables in CSV and pictures. If interrupted, run it again to continue.
     """
     with _one_sentence_errors():
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.judging.evaluation import evaluate as run_evaluation
+        from model_export.judging.report import means_of_splits
 
         found = run_evaluation(
             Selection(videos, classes, clips_per_class),
@@ -273,11 +274,16 @@ def evaluate(
             command=shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
             reporter=reporter,
         )
+        means = means_of_splits(found.experiments)
         rows = []
         for results in zip(*(experiment.results for experiment in found.experiments), strict=True):
             figures = [result.figures()["accuracy"] for result in results]
-            rows.append((results[0].contender, *(f"{f.value:.1%} ({f.low:.1%}–{f.high:.1%})" for f in figures)))
-        reporter.table(("method", *(f"accuracy, {experiment.name}" for experiment in found.experiments)), rows)
+            cells = [f"{f.value:.1%} ({f.low:.1%}–{f.high:.1%})" for f in figures]
+            if mean := means.get(results[0].contender, {}).get("accuracy"):
+                cells.append(f"{mean.mean:.1%} ± {mean.deviation:.1%} ({mean.low:.1%}–{mean.high:.1%})")
+            rows.append((results[0].contender, *cells))
+        names = [experiment.name for experiment in found.experiments] + ["mean of the splits"] * bool(means)
+        reporter.table(("method", *(f"accuracy, {name}" for name in names)), rows)
         reporter.say(f"report: {found.report}")
 
 

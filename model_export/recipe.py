@@ -1,5 +1,6 @@
 """``Recipe``: how a head is trained."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,6 +67,10 @@ class Recipe(BaseModel):
         description="Also train on mirrored clips, each shown mirrored half of the time; doubles the features to "
         "compute. Leave it off if left and right tell your classes apart.",
     )
+    tensorboard: Path | None = Field(
+        None,
+        description="Folder to also write the log of each training to, for TensorBoard; use one for each --output.",
+    )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of the weights, the order of clips, dropout and the folds."
     )
@@ -80,7 +85,7 @@ def settings(spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
 
     return {
         **spec.model_dump(include=HeadSpec.model_fields.keys() - {"channels"}),
-        **recipe.model_dump(),
+        **recipe.model_dump(exclude={"tensorboard"}),
         **{f"{name}_revision": revision for name, revision in CURRENT.model_dump().items()},
         "fitting_revision": FITTING_REVISION,
     }

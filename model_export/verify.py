@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, FeatureError, HeadError
 from model_export.head import TrainedHead
+from model_export.machine import processor
 from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
 from model_export.network.vgg19 import build_encoder
 from model_export.provenance import check_made_from
@@ -352,14 +352,4 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 def _device(precision: Precision) -> str:
     # ONNX Runtime has no float16 kernels for these operators on a CPU: it widens the file's weights.
     widened = ", computing in float32" if precision == "fp16" else ""
-    return f"CPUExecutionProvider on {_processor()}, ONNX Runtime {onnxruntime.__version__}{widened}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{model} ({'with' if 'vnni' in flags else 'without'} VNNI)"
+    return f"CPUExecutionProvider on {processor()}, ONNX Runtime {onnxruntime.__version__}{widened}"

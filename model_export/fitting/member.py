@@ -14,6 +14,7 @@ from model_export.data.examples import Example
 from model_export.errors import TrainingError
 from model_export.fitting.batches import Batches, predict_probabilities
 from model_export.fitting.checkpoints import Checkpoint
+from model_export.fitting.events import Events
 from model_export.fitting.log import LogLine
 from model_export.network.arrays import Probabilities
 from model_export.network.attention import DoublyStochastic
@@ -91,9 +92,12 @@ class _Member:
                 self._learning_rate(), clipnorm=1.0, weight_decay=recipe.weight_decay or None
             ),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-            # An object, because a metric given by name creates its variables in the first trace, and TensorFlow then
+            # Objects, because a metric given by name creates its variables in the first trace, and TensorFlow then
             # traces the training step a second time.
-            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+            metrics=[
+                keras.metrics.CategoricalCrossentropy(name="cross_entropy"),
+                keras.metrics.CategoricalAccuracy(name="accuracy"),
+            ],
         )
         self.trainer.optimizer.build(self.trainer.trainable_variables)
 
@@ -114,10 +118,13 @@ class _Member:
     def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
         if self.checkpoint:
             self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
+        events = Events(self.recipe.tensorboard / self.phase, self.log) if self.recipe.tensorboard else None
         while len(self.log) < epochs and not self._stale():
             self.log.append(self._epoch())
             if self.checkpoint:
                 self.checkpoint.save(self.trainer, self.log, self.answers)
+            if events:
+                events.write(self.log[-1])
             tell(self.phase, self.log[-1])
         return Trained(self.model.get_weights(), self.log, self.answers)
 
@@ -133,7 +140,7 @@ class _Member:
             self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
             for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
         ]
-        line |= {key: float(np.mean([step[key] for step in steps])) for key in ("loss", "accuracy")}
+        line |= {key: float(np.mean([step[key] for step in steps])) for key in ("loss", "cross_entropy", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
         # The loss is that of the weights before the last step.

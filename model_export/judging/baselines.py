@@ -203,14 +203,14 @@ def _lstm(X: npt.NDArray[np.float16], units: int, classes: int) -> keras.Model:
     # StandardScaler gives a channel that never varies the scale 1, so a test clip that uses it is not blown up.
     scaler = StandardScaler()
     for clip in X:  # one at a time: motion features take six times the memory of the pooled ones
-        scaler.partial_fit(np.asarray(_frames(clip[np.newaxis]))[0])
+        scaler.partial_fit(np.asarray(_frames(clip[np.newaxis].astype(np.float32)))[0])
     layers = [
         keras.layers.Normalization(mean=scaler.mean_, variance=scaler.scale_**2),
         keras.layers.LSTM(units),
         keras.layers.Dropout(0.5),
         keras.layers.Dense(classes, activation="softmax"),
     ]
-    pooled = keras.Input(X.shape[1:], dtype=X.dtype)
+    pooled = keras.Input(X.shape[1:])
     return keras.Model(pooled, keras.Sequential(layers)(_frames(pooled)))
 
 
@@ -234,7 +234,7 @@ def _clips(
 
 def _clip_means(X: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """Average what is read of each frame over the frames, ``(clips, features)``."""
-    return np.concatenate([np.asarray(_frames(clip[np.newaxis])).mean(axis=1) for clip in X])
+    return np.concatenate([np.asarray(_frames(clip[np.newaxis].astype(np.float32))).mean(axis=1) for clip in X])
 
 
 def _frames(pooled: Any) -> Any:
@@ -243,9 +243,8 @@ def _frames(pooled: Any) -> Any:
     Args:
         pooled: Means of all rows, ``(clips, 40, 1, channels)``, or with motion of each region, ``(clips, 40, 3, …)``.
     """
-    means = ops.cast(pooled, "float32")
-    of_frames = means[:, :, 0]
-    return ops.concatenate([of_frames, Motion()(means)], axis=-1) if means.shape[2] == REGIONS else of_frames
+    means = pooled[:, :, 0]
+    return ops.concatenate([means, Motion()(pooled)], axis=-1) if pooled.shape[2] == REGIONS else means
 
 
 def _views(flip: bool) -> tuple[bool, ...]:

@@ -25,6 +25,7 @@ from model_export.judging.maps import attention_maps, map_statistics
 from model_export.judging.plan import EvaluationPlan, FoldKind
 from model_export.judging.report import DataFacts, Experiment, ProtocolKind, RunFacts, Section, write_report
 from model_export.judging.trials import HeadTrials
+from model_export.machine import processor, versions
 from model_export.network.arrays import Cuboids, as_outputs, predictor
 from model_export.network.classifier import separate_paths, with_uniform_maps, without_context
 from model_export.network.spec import HeadSpec
@@ -33,6 +34,8 @@ from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
+
+LIBRARIES = ("tensorflow", "keras", "numpy", "sklearn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,13 @@ def evaluate(
     )
     protocols = divide(data)
     classes = len(data.labels)
-    trials = [HeadTrials(one, recipe, classes, output / "runs", run) for one in plan.specs(spec)]
+    asked, controls = (
+        [HeadTrials(one, recipe, classes, output / "runs", run) for one in specs]
+        for specs in (plan.specs(spec), plan.control_specs(spec))
+    )
     simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
-    contenders = [*(trial.contender(reporter.say) for trial in trials), *simple]
-    attentive = [trial for trial in trials if plan.attention_quality and trial.spec.variant == "attention"]
+    contenders = [*(trial.contender(reporter.say) for trial in (*asked, *controls)), *simple]
+    attentive = [trial for trial in asked if plan.attention_quality and has_attention(trial.spec)]
     _report_partitions(protocols, reporter)
     experiments = tuple(
         Experiment(
@@ -135,9 +141,15 @@ def evaluate(
         actors = list(render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips))
         for trial in attentive:
             sections += run(partial(attention_sections, trial, data.examples, protocols[0], actors), reporter.say)
-    facts = RunFacts(command, started, recipe.seed, {"features": f"{data.engine}, {data.dtype}"})
+    made_by = {"features": f"{data.engine}, {data.dtype}"}
+    facts = RunFacts(command, started, recipe.seed, made_by, versions(LIBRARIES), processor())
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
     return Evaluation(report, experiments)
+
+
+def has_attention(spec: HeadSpec) -> bool:
+    """Whether a network has maps that can be judged; uniform ones are known."""
+    return spec.variant == "attention" and spec.attention_scores != "uniform"
 
 
 def _read_splits(plan: EvaluationPlan) -> list[Split]:

@@ -40,6 +40,12 @@ class EvaluationPlan(BaseModel):
         description="How `attention` scores cells: `content` by what each cell shows, `state` by the sLSTM's state and "
         "the frame's mean cell only. Repeat the option to compare both.",
     )
+    controls: bool = Field(
+        True,
+        description="Also judge what tells attention from motion: each network with motion switched off, or on after "
+        "--no-motion, and `uniform attention`, which reads the same and looks nowhere. This trains two to three times "
+        "as many heads; leave them out to save time.",
+    )
     attention_quality: bool = Field(
         True, description="Also judge the attention: deletion of cells, rendered actor, map statistics."
     )
@@ -57,9 +63,17 @@ class EvaluationPlan(BaseModel):
         return self
 
     def specs(self, spec: HeadSpec) -> list[HeadSpec]:
-        """Return the network with each variant and, if it has attention, each kind of scores."""
+        """Return the networks that are asked for: each variant and, if it has attention, each kind of scores."""
         return [
             spec.model_copy(update={"variant": variant, "attention_scores": scores})
             for variant in dict.fromkeys(self.variant)
             for scores in (dict.fromkeys(self.attention_scores) if variant == "attention" else (spec.attention_scores,))
         ]
+
+    def control_specs(self, spec: HeadSpec) -> list[HeadSpec]:
+        """Return the networks beside them that show what motion and attention contribute."""
+        asked = self.specs(spec)
+        uniform = spec.model_copy(update={"variant": "attention", "attention_scores": "uniform"})
+        switched = [one.model_copy(update={"motion": not one.motion}) for one in asked]
+        controls = [*([uniform] if "attention" in self.variant else []), *switched]
+        return [one for one in controls if one not in asked] if self.controls else []

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,18 @@ from model_export.data.examples import ClassSummary
 from model_export.errors import ReportError
 from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
-from model_export.judging.results import METRICS, Figure, Results, compare
+from model_export.judging.results import Figure, MeanOfSplits, Metric, Results, compare, mean_of_splits
+from model_export.judging.tables import classes_csv, file_name, predictions_csv
+from service.files import write_atomically
 
 ProtocolKind = Literal["grouped", "random", "official"]
-COLUMNS = ("accuracy", "average precision", "average recall")
+COLUMNS: Mapping[Metric, str] = {
+    "accuracy": "accuracy",
+    "top5": "top-5 accuracy",
+    "precision": "average precision",
+    "recall": "average recall",
+    "f1": "macro F1",
+}
 # Number of unused, missing, extra and undecodable clips that are named in Markdown; JSON names all.
 LISTED = 20
 
@@ -37,6 +46,10 @@ CLASSES = (
     "These figures have no intervals: each rests on the few source videos of its class. The precision of a class that "
     "is never predicted is 0."
 )
+OF_SPLITS = (
+    "Mean of the splits' figures ± their sample deviation. In brackets is the 95 % interval of the mean, by the rule "
+    "of all intervals of this report: each source video is left out once, of every split that tests it."
+)
 PROTOCOLS = (
     "Figures of different protocols are not comparable. A method's gain from grouped to random folds comes from "
     "testing it on videos that it was trained on."
@@ -52,12 +65,16 @@ class RunFacts:
         started: Start, with time zone.
         seed: Seed of folds and weights.
         settings: Anything else that is needed to get the same figures, by name.
+        versions: Versions of the libraries, by name.
+        processor: Name of the processor.
     """
 
     command: str
     started: dt.datetime
     seed: int
     settings: Mapping[str, str]
+    versions: Mapping[str, str]
+    processor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +133,10 @@ class Section:
 def write_report(
     directory: Path, run: RunFacts, data: DataFacts, experiments: Sequence[Experiment], sections: Sequence[Section] = ()
 ) -> Path:
-    """Write ``report.md``, ``report.json`` and a picture of the confusions of each experiment's first contender.
+    """Write ``report.md``, ``report.json``, CSV files and a picture of each experiment's first contender's confusions.
 
     The first picture is ``confusion.png``, the n-th ``confusion-n.png``. Numbers that are not finite are null in JSON.
+    The CSV files are in ``csv``: the classes of each experiment, and the predictions of each of its contenders.
 
     Returns:
         Path of ``report.md``.
@@ -130,16 +148,22 @@ def write_report(
     pictures = [f"confusion-{i}.png" if i > 1 else "confusion.png" for i in range(1, len(experiments) + 1)]
     for experiment, picture in zip(experiments, pictures, strict=True):
         plot_confusion(experiment.results[0], directory / picture)
+    write_tables(directory / "csv", experiments)
     facts = {
         "run": {**asdict(run), "started": run.started.isoformat()},
         "data": asdict(data),
         "experiments": [_experiment_facts(experiment) for experiment in experiments],
+        "mean_of_splits": {
+            method: {metric: asdict(figure) for metric, figure in figures.items()}
+            for method, figures in means_of_splits(experiments).items()
+        },
         "sections": {section.title: section.facts for section in sections},
     }
     (directory / "report.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False), encoding="utf-8")
     lines = [
         *_head_lines(run, data),
         *_protocol_lines(experiments),
+        *_split_lines(experiments),
         *(line for pair in zip(experiments, pictures, strict=True) for line in _experiment_lines(*pair)),
         *(line for section in sections for line in ("", f"## {section.title}", "", *section.lines)),
         *_recipe_lines(experiments),
@@ -147,6 +171,28 @@ def write_report(
     path = directory / "report.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def write_tables(folder: Path, experiments: Sequence[Experiment]) -> None:
+    """Write the classes of each experiment, and the predictions of each of its contenders, as CSV files.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for experiment in experiments:
+        tables = {file_name(experiment.name, "classes"): classes_csv(experiment.results)}
+        tables |= {file_name(experiment.name, one.contender): predictions_csv(one) for one in experiment.results}
+        for name, table in tables.items():
+            write_atomically(folder / f"{name}.csv", partial(Path.write_bytes, data=table.encode()))
+
+
+def means_of_splits(experiments: Sequence[Experiment]) -> dict[str, dict[Metric, MeanOfSplits]]:
+    """Average the figures of each contender over official splits, if there are several."""
+    splits = [experiment.results for experiment in experiments if experiment.kind == "official"]
+    if len(splits) < 2:
+        return {}
+    return {results[0].contender: mean_of_splits(results) for results in zip(*splits, strict=True)}
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
@@ -171,7 +217,7 @@ def _result_facts(result: Results) -> dict[str, Any]:
         "name": result.contender,
         "recipe": result.recipe,
         **{metric: asdict(figure) for metric, figure in result.figures().items()},
-        "per_fold": dict(zip(METRICS, result.per_fold, strict=True)),
+        "per_fold": dict(zip(result.metrics, result.per_fold, strict=True)),
         "per_class": [asdict(figures) for figures in result.per_class()],
         "labels": result.labels,
         "confusion": result.confusion,
@@ -208,6 +254,8 @@ def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
         f"- Started: {run.started:%Y-%m-%d %H:%M %Z}",
         f"- Seed: {run.seed}",
         *(f"- {name}: {value}" for name, value in run.settings.items()),
+        f"- versions: {', '.join(f'{name} {version}' for name, version in run.versions.items())}",
+        f"- processor: {run.processor}",
         "",
         *markdown_table(
             ("clips", "classes", "source videos", *left_out),
@@ -244,11 +292,41 @@ def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
     ]
 
 
+def _split_lines(experiments: Sequence[Experiment]) -> list[str]:
+    """Give the means over official splits, if there are several."""
+    means = means_of_splits(experiments)
+    if not means:
+        return []
+    metrics = next(iter(means.values()))
+    number = sum(experiment.kind == "official" for experiment in experiments)
+    return [
+        "",
+        f"## Mean of the {number} official splits, %",
+        "",
+        *markdown_table(
+            ("method", *(COLUMNS[metric] for metric in metrics)),
+            [
+                [
+                    method,
+                    *(
+                        f"{_percent(m.mean)} ± {_percent(m.deviation)} ({_percent(m.low)}–{_percent(m.high)})"
+                        for m in figures.values()
+                    ),
+                ]
+                for method, figures in means.items()
+            ],
+        ),
+        "",
+        OF_SPLITS,
+    ]
+
+
 def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
     first = experiment.results[0]
     leaked = f"{first.leaked.sum()} of {len(first.leaked)}"
     table = "Table 4" if experiment.kind == "official" else "Table 3"
     many = first.per_fold.shape[1] > 1
+    columns = [COLUMNS[metric] for metric in first.metrics]
     return [
         "",
         f"## {experiment.name} (in the form of the paper's {table}), %",
@@ -256,7 +334,7 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         f"{MEANING[experiment.kind]} Clips tested after training on other clips of their video: {leaked}.",
         "",
         *markdown_table(
-            ("method", *COLUMNS, *(f"{column}, folds" for column in COLUMNS if many)),
+            ("method", *columns, *(f"{column}, folds" for column in columns if many)),
             [[result.contender, *_cells(result, many)] for result in experiment.results],
         ),
         "",
@@ -267,9 +345,9 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         f"### {first.contender}: classes",
         "",
         *markdown_table(
-            ("class", "clips", "source videos", "precision", "recall"),
+            ("class", "clips", "source videos", "precision", "recall", "F1"),
             [
-                [c.label, str(c.clips), str(c.videos), _percent(c.precision), _percent(c.recall)]
+                [c.label, str(c.clips), str(c.videos), *map(_percent, (c.precision, c.recall, c.f1))]
                 for c in first.per_class()
             ],
         ),
@@ -291,11 +369,13 @@ def _confused_lines(result: Results) -> list[str]:
 
 def _explanation(result: Results) -> str:
     folds = " Under *folds*: their mean ± sample deviation." if result.per_fold.shape[1] > 1 else ""
+    top = " Top-5 accuracy counts clips whose class is among the five most probable." * ("top5" in result.metrics)
     frequent = _percent(result.confusion.sum(axis=1).max() / len(result.names))
     return (
-        "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13). Each figure is "
-        f"over all clips at once; naming the most frequent class every time would have an accuracy of {frequent}. In "
-        "brackets is the figure's 95 % interval, which rests on leaving out each of "
+        "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13), and so is F1, "
+        f"which is 2 · correct / (predicted + actual) of each class.{top} Each figure is over all clips at once; "
+        f"naming the most frequent class every time would have an accuracy of {frequent}. In brackets is the figure's "
+        "95 % interval, which rests on leaving out each of "
         f"{len(set(result.groups))} source videos once (jackknife; Student's t after adding one video at each end of "
         "the scale). It covers what other videos of these classes could change, not what another training could."
         f"{folds}"

@@ -11,8 +11,11 @@ import numpy.typing as npt
 from model_export.judging.intervals import Floats, Jackknife, group_indices, jackknife_mean
 from model_export.network.arrays import Probabilities
 
-Metric = Literal["accuracy", "precision", "recall"]
-METRICS: tuple[Metric, ...] = ("accuracy", "precision", "recall")
+Metric = Literal["accuracy", "top5", "precision", "recall", "f1"]
+METRICS: tuple[Metric, ...] = ("accuracy", "top5", "precision", "recall", "f1")
+# Those that are means of one figure for each class come last.
+MACRO = slice(-3, None)
+TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,30 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class MeanOfSplits:
+    """One metric, averaged over official splits, as a fraction.
+
+    Attributes:
+        mean: Mean of the splits' figures.
+        low: Lower end of the 95 % interval of the mean, over groups.
+        high: Upper end of the interval.
+        deviation: Sample standard deviation (n − 1) over the splits.
+    """
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """Figures of one class: precision (eq 12; 0 if never predicted), recall (eq 13), numbers of clips and of groups."""
+    """Figures of one class: precision (eq 12; 0 if never predicted), recall (eq 13), F1, clips and groups."""
 
     label: str
     precision: float
     recall: float
+    f1: float
     clips: int
     videos: int
 
@@ -98,35 +119,43 @@ class Results:
         return np.bincount(self.truth * classes + self.predicted, minlength=classes**2).reshape(classes, classes)
 
     @property
+    def in_top(self) -> npt.NDArray[np.bool_]:
+        """Whether each clip's class is among the five most probable ones, bool ``(clips,)``."""
+        # Among equally probable classes the first comes first, as in ``predicted``.
+        top = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :TOP]
+        found: npt.NDArray[np.bool_] = (top == self.truth[:, np.newaxis]).any(axis=1)
+        return found
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Names of the figures; five guesses say nothing if there are no more classes."""
+        return tuple(metric for metric in METRICS if metric != "top5" or len(self.labels) > TOP)
+
+    @property
     def per_fold(self) -> Floats:
-        """Accuracy, macro precision and macro recall of each fold, float64 ``(3, folds)``."""
+        """The metrics of each fold, float64 ``(metrics, folds)``."""
         return _metrics(self._counts(self.folds))
 
     def figures(self) -> dict[Metric, Figure]:
-        """Compute accuracy (eq 11, as correct / total), macro precision (eq 12) and macro recall (eq 13).
+        """Compute accuracy (eq 11, as correct / total), macro precision (eq 12), macro recall (eq 13) and macro F1.
 
-        Macro figures weigh all classes that have clips equally; the precision of a class never predicted is 0. As means
-        of one figure for each class, they leave ``G − C`` degrees of freedom of ``G`` groups in ``C`` classes: the
-        deviations of the groups are multiplied by √(G / (G − C)).
+        With more than five classes, also the top-5 accuracy. Macro figures weigh all classes that have clips equally;
+        precision and F1 of a class never predicted are 0.
         """
-        counts = self._counts(group_indices(self.groups))
-        total, groups = counts.sum(axis=1, keepdims=True), counts.shape[1]
-        values = _metrics(total)
-        deviations = (groups - 1) * (values - _metrics(total - counts))
-        deviations[1:] *= math.sqrt(groups / max(1, groups - len(np.unique(self.truth))))
-        ends = np.clip(Jackknife(values[:, 0], deviations, 0, 1).interval(), 0, 1)
-        folds = self.per_fold
-        spread = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(METRICS)
-        columns = (values[:, 0].tolist(), *ends.tolist(), folds.mean(axis=1).tolist(), spread)
-        return dict(zip(METRICS, map(Figure, *columns), strict=True))
+        found, folds = _jackknife([self]), self.per_fold
+        spread = folds.std(axis=1, ddof=1).tolist() if folds.shape[1] > 1 else [None] * len(folds)
+        ends = np.clip(found.interval(), 0, 1).tolist()
+        columns = (found.value.tolist(), *ends, folds.mean(axis=1).tolist(), spread)
+        return dict(zip(self.metrics, map(Figure, *columns), strict=True))
 
     def per_class(self) -> list[ClassFigures]:
         """Compute the figures of each class that has clips, in index order."""
-        hits, named, actual = self._counts(np.zeros_like(self.folds))[:, 0]
+        hits, named, actual = self._counts(np.zeros_like(self.folds))[:3, 0]
         videos = (self._counts(group_indices(self.groups))[2] > 0).sum(axis=0)
+        ratios = hits / np.maximum(1, named), hits / np.maximum(1, actual), 2 * hits / np.maximum(1, named + actual)
         return [
-            ClassFigures(label, float(hit / max(1, name)), float(hit / clips), int(clips), int(of_class))
-            for label, hit, name, clips, of_class in zip(self.labels, hits, named, actual, videos, strict=True)
+            ClassFigures(label, float(precision), float(recall), float(f1), int(clips), int(of_class))
+            for label, precision, recall, f1, clips, of_class in zip(self.labels, *ratios, actual, videos, strict=True)
             if clips
         ]
 
@@ -138,28 +167,68 @@ class Results:
         pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
         return [ConfusedPair(self.labels[i], self.labels[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
-    def _counts(self, cluster: npt.NDArray[np.int64]) -> Floats:
-        """Count clips by cluster and class, ``(3, clusters, classes)``: correctly predicted, predicted, and actual."""
-        clusters, classes = int(cluster.max()) + 1, len(self.labels)
+    def _counts(self, cluster: npt.NDArray[np.int64], clusters: int | None = None) -> Floats:
+        """Count clips by cluster and class: correctly predicted, predicted and actual.
+
+        With more than five classes, also those whose class is among the five most probable ones.
+
+        Returns:
+            Counts, float64 ``(3 or 4, clusters, classes)``.
+        """
+        clusters, classes = clusters or int(cluster.max()) + 1, len(self.labels)
 
         def count(clips: npt.NDArray[np.bool_] | slice, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             cells = cluster[clips] * classes + index[clips]
             return np.bincount(cells, minlength=clusters * classes).reshape(clusters, classes)
 
         every = slice(None)
-        return np.stack(
-            [count(self.correct, self.truth), count(every, self.predicted), count(every, self.truth)]
-        ).astype(np.float64)
+        counts = [count(self.correct, self.truth), count(every, self.predicted), count(every, self.truth)]
+        if "top5" in self.metrics:
+            counts.append(count(self.in_top, self.truth))
+        return np.stack(counts).astype(np.float64)
+
+
+def mean_of_splits(splits: Sequence[Results]) -> dict[Metric, MeanOfSplits]:
+    """Average the figures of one contender over several official splits.
+
+    The interval follows the rule of all others: each video is left out once, of every split that tests it, so that a
+    video counts once however many splits test it.
+    """
+    values = np.stack([_metrics(split._counts(np.zeros_like(split.folds)))[:, 0] for split in splits])
+    found = _jackknife(splits)
+    ends = np.clip(found.interval(), 0, 1).tolist()
+    columns = (found.value.tolist(), *ends, values.std(axis=0, ddof=1).tolist())
+    return dict(zip(splits[0].metrics, map(MeanOfSplits, *columns), strict=True))
+
+
+def _jackknife(results: Sequence[Results]) -> Jackknife:
+    """Average the metrics over results, and leave each group out of all of them.
+
+    Macro figures are means of one figure for each class. Of ``G`` groups in ``C`` classes they leave ``G − C`` degrees
+    of freedom: the deviations of the groups are multiplied by √(G / (G − C)).
+    """
+    members = group_indices([group for result in results for group in result.groups])
+    groups = int(members.max()) + 1
+    ends = np.cumsum([len(result.groups) for result in results])[:-1]
+    values, changes = [], []
+    for result, own in zip(results, np.split(members, ends), strict=True):
+        counts, tested = result._counts(own, groups), len(np.unique(own))
+        total = counts.sum(axis=1, keepdims=True)
+        values.append(_metrics(total))
+        changes.append(values[-1] - _metrics(total - counts))
+        changes[-1][MACRO] *= math.sqrt(tested / max(1, tested - len(np.unique(result.truth))))
+    return Jackknife(np.mean(values, axis=0)[:, 0], (groups - 1) * np.mean(changes, axis=0), 0, 1)
 
 
 def _metrics(counts: Floats) -> Floats:
-    """Compute accuracy, macro precision and macro recall ``(3, n)`` from counts ``(3, n, classes)``."""
-    hits, named, actual = counts
-    present = np.maximum((actual > 0).sum(axis=1), 1)
+    """Compute the metrics ``(metrics, n)`` from counts ``(3 or 4, n, classes)``."""
+    hits, named, actual, *in_top = counts
+    clips, present = np.maximum(actual.sum(axis=1), 1), np.maximum((actual > 0).sum(axis=1), 1)
     # A class without clips has no hits either, so it adds nothing to the sums.
-    precision = (hits / np.maximum(named, 1)).sum(axis=1) / present
-    recall = (hits / np.maximum(actual, 1)).sum(axis=1) / present
-    return np.stack([hits.sum(axis=1) / np.maximum(actual.sum(axis=1), 1), precision, recall])
+    precision, recall = hits / np.maximum(named, 1), hits / np.maximum(actual, 1)
+    f1 = 2 * hits / np.maximum(named + actual, 1)
+    shares = [right.sum(axis=1) / clips for right in (hits, *in_top)]
+    return np.stack([*shares, *(figures.sum(axis=1) / present for figures in (precision, recall, f1))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import keras
 from model_export.data.examples import Example, fingerprint
 from model_export.fitting import LogLine, epoch_line, fit_head, predict_probabilities
 from model_export.judging.cross_validation import Contender
+from model_export.judging.tables import file_name
 from model_export.network.arrays import Probabilities
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, Tell, run_here
@@ -38,8 +39,15 @@ class HeadTrials:
 
     @property
     def name(self) -> str:
-        """Name for reports: the variant and, if it has attention, how cells are scored."""
-        return "base" if self.spec.variant == "base" else f"attention ({self.spec.attention_scores})"
+        """Name for reports: the variant, how cells are scored if it has attention, and whether motion is left out."""
+        match self.spec.variant, self.spec.attention_scores:
+            case "base", _:
+                network = "base"
+            case _, "uniform":
+                network = "uniform attention"
+            case _, scores:
+                network = f"attention ({scores})"
+        return network if self.spec.motion else f"{network}, without motion"
 
     def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
         """Return the head trained on these examples; ``say`` receives a line for each epoch."""
@@ -49,7 +57,11 @@ class HeadTrials:
         def tell(phase: str, line: LogLine) -> None:
             say(f"  {epoch_line(self.name, line)}")
 
-        return fit_head(examples, self.classes, self.spec, self.recipe, run=folder, tell=tell, how=self.run).model
+        recipe = self.recipe
+        if recipe.tensorboard:
+            events = recipe.tensorboard / file_name(self.name) / folder.name
+            recipe = recipe.model_copy(update={"tensorboard": events})
+        return fit_head(examples, self.classes, self.spec, recipe, run=folder, tell=tell, how=self.run).model
 
     def predict(self, training: Sequence[Example], test: Sequence[Example], say: Tell) -> Probabilities:
         """Return what the head that is trained on the first examples answers for the second."""

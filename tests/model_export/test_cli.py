@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from model_export.cli import TerminalReporter, app
+from model_export.cli import TerminalReporter, app, console
 from model_export.errors import EvaluationError
 from model_export.judging import evaluation
+from model_export.judging.report import Experiment
 from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
+from tests.model_export.judging.eight_clips import results
 
 
 def run(*arguments: object) -> Result:
@@ -46,6 +48,20 @@ def test_a_report_states_a_command_that_can_be_run_again(monkeypatch: pytest.Mon
     monkeypatch.setattr(evaluation, "evaluate", report)
     monkeypatch.setattr(sys, "argv", ["limelight-model", "evaluate", "--videos", "my clips", "--output", "caf\udce9"])
     assert_one_sentence(run(*sys.argv[1:]), "limelight-model evaluate --videos 'my clips' --output 'caf\\udce9'")
+
+
+def test_evaluate_prints_the_mean_over_official_splits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    predictions = {1: [0, 0, 1, 1, 0, 0, 1, 1], 2: [0, 0, 1, 1, 0, 0, 0, 0]}
+    splits = tuple(
+        Experiment(f"split {number}", "official", (results("attention", predicted),))
+        for number, predicted in predictions.items()
+    )
+    found = evaluation.Evaluation(tmp_path / "report.md", splits)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: found)
+    monkeypatch.setattr(console, "width", 200)
+    printed = run("evaluate", "--videos", tmp_path).stdout
+    assert "accuracy, mean of the splits" in printed
+    assert "87.5% ± 17.7% (" in printed
 
 
 def test_fetch_weights_prints_the_path(vgg19: Path) -> None:

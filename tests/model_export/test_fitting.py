@@ -1,5 +1,6 @@
 """Fitting a head to cached features."""
 
+import csv
 import math
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
@@ -179,6 +181,68 @@ def test_balanced_weights_let_classes_count_alike_in_the_loss(
     assert lines[0]["loss"] != pytest.approx(losses.mean(), rel=1e-3)
 
 
+def test_the_log_has_the_plain_cross_entropy_of_training_and_held_out_clips(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is minimised has smoothed labels and weighs classes, and cannot be compared with the held-out loss."""
+    monkeypatch.setattr("model_export.fitting.member.build_head", partial(build_head, dropout=0))
+    clips = examples(groups=2, per_group=1)
+    one_step = quick(epochs=1, batch_size=3, label_smoothing=0.3, learning_rate=0, holdout=0.5)
+    lines: list[LogLine] = []
+    found = fit_head(clips, 3, PLAIN, one_step, tell=lambda phase, line: lines.append(line))
+
+    def plain(examples: list[Example]) -> float:
+        of_class = predict_probabilities(found.model, examples)[range(3), [clip.label for clip in examples]]
+        return float(-np.log(of_class).mean())
+
+    keep, hold = hold_out_groups(clips, 0.5)
+    assert lines[0]["cross_entropy"] == pytest.approx(plain(keep), rel=1e-5)
+    assert lines[0]["val_loss"] == pytest.approx(plain(hold), rel=1e-5)
+    assert lines[0]["loss"] != pytest.approx(plain(keep), rel=1e-3)
+
+
+def test_tensorboard_gets_the_log_once_whatever_happens_and_the_head_does_not_change(
+    examples: Examples, fitted: Fitted, tmp_path: Path
+) -> None:
+    """The files are read as records of TensorFlow's own message."""
+    board = tmp_path / "board"
+    recipe = QUICK.model_copy(update={"tensorboard": board})
+
+    def stop(phase: str, line: LogLine) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run", tell=stop)
+    for _ in range(2):
+        found = fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
+    assert_same(found, fitted(QUICK))
+    with (tmp_path / "run" / "seed-0.csv").open(encoding="utf-8") as file:
+        log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert scalars(board / "seed-0") == pytest.approx(
+        {(name, int(line["epoch"])): line[name] for line in log for name in line if name != "epoch"}, rel=1e-6
+    )
+    shutil.rmtree(board)
+    fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
+    assert len(scalars(board / "seed-0")) == 2 * 4, "epochs trained before are written if nothing is there"
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    found: dict[tuple[str, int], float] = {}
+    for record in tf.data.TFRecordDataset([str(file) for file in folder.iterdir()]):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            assert (value.tag, event.step) not in found, "written twice"
+            found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_made_is_named(examples: Examples, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        fit_head(examples(groups=2), 3, PLAIN, QUICK.model_copy(update={"tensorboard": tmp_path / "file"}))
+
+
 def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:
     clips = examples(groups=2)
     both = fit_head(clips, 3, HeadSpec(feature_scaling="none", members=2), QUICK)
@@ -237,7 +301,7 @@ def test_an_interrupted_run_leads_to_the_same_head_and_logs_every_epoch(examples
     assert ("seed-0", 1) not in done, "what was trained is not trained again"
     assert resumed.holdout_accuracy == whole.holdout_accuracy
     header, *epochs = (tmp_path / "run" / "seed-0-holdout.csv").read_text(encoding="utf-8").splitlines()
-    assert header == "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy"
+    assert header == "epoch,learning_rate,loss,cross_entropy,accuracy,val_loss,val_accuracy"
     assert len(epochs) == 4
 
 

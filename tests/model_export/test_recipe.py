@@ -30,6 +30,10 @@ def test_a_line_has_every_revision(revision: str, monkeypatch: pytest.MonkeyPatc
     assert f"{revision}_revision={getattr(CURRENT, revision)}" in before
 
 
+def test_where_the_log_goes_is_no_setting_of_a_head() -> None:
+    assert settings(HeadSpec(), Recipe(tensorboard=Path("board"))) == settings(HeadSpec(), Recipe())
+
+
 @pytest.mark.parametrize(
     "values", [{"seed": -1}, {"seed": 2**31}, {"learning_rate": math.nan}, {"weight_decay": math.inf}], ids=str
 )

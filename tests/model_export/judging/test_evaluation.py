@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model_export.data.datasets import LabelledClip, Side, Split
 from model_export.data.examples import Example
@@ -137,13 +138,47 @@ def test_every_training_is_run_as_asked_and_the_lstm_chooses_its_epochs_whatever
         weights=cached.weights,
         run=run,
     )
-    assert trained == [
-        name for name in ("attention (content)", "base", "plain LSTM, 0.25 held out") for _ in range(plan.k_fold)
-    ]
-    (settings,) = [
-        line for line in found.report.read_text(encoding="utf-8").splitlines() if line.startswith("- plain LSTM:")
-    ]
+    heads = (
+        "attention (content)",
+        "base",
+        "uniform attention",
+        "attention (content), without motion",
+        "base, without motion",
+    )
+    lstm = "plain LSTM, 0.25 held out"
+    assert trained == [name for name in (*heads, lstm, lstm) for _ in range(plan.k_fold)]
+    text = found.report.read_text(encoding="utf-8")
+    for method in (*heads, "logistic regression", "logistic regression, with motion", "plain LSTM, with motion"):
+        assert f"\n| {method} |" in text
+    facts = json.loads(found.report.with_suffix(".json").read_text(encoding="utf-8"))["run"]
+    assert facts["versions"]["tensorflow"] == tf.__version__
+    assert set(facts["versions"]) == {"limelight", "python", "tensorflow", "keras", "numpy", "sklearn"}
+    assert facts["processor"]
+    (settings,) = [line for line in text.splitlines() if line.startswith("- plain LSTM:")]
     assert settings.endswith("epochs chosen on groups held out of its training side, also with --holdout 0")
+
+
+def test_uniform_attention_is_judged_as_a_method_and_its_maps_are_not(cached: CachedClips) -> None:
+    """To judge maps, clips would be rendered and encoded."""
+
+    def run(work: Any, tell: Any) -> Any:
+        return np.full((len(work.args[1]), 2), 0.5)
+
+    names = [f"{label}/v_{label}_g{group:02}_c01.mp4" for label in LABELS for group in (1, 2, 3, 4)]
+    plan = EvaluationPlan(k_fold=2, variant=("attention",), attention_scores=("uniform",), controls=False)
+    found = evaluate(
+        cached.add(*names),
+        cached.features,
+        cached.folder / "evaluation",
+        plan,
+        HeadSpec(),
+        Recipe(holdout=0),
+        weights=cached.weights,
+        run=run,
+    )
+    report = json.loads(found.report.with_suffix(".json").read_text(encoding="utf-8"))
+    assert report["experiments"][0]["methods"][0]["name"] == "uniform attention"
+    assert report["sections"] == {}
 
 
 def test_a_report_is_continued_after_clips_were_renamed_and_has_the_same_figures(cached: CachedClips) -> None:

@@ -2,16 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from matplotlib import rc_context
+from matplotlib.figure import Figure as Picture
+from matplotlib.font_manager import fontManager
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from model_export.errors import ReportError
-from model_export.judging.plots import plot_confusion, plot_history
+from model_export.judging.plots import drawable, plot_confusion, plot_history
+from model_export.judging.results import Results
 from tests.model_export.judging.eight_clips import results
 
 # Matplotlib's second colour.
@@ -24,18 +29,75 @@ def pixels(path: Path) -> npt.NDArray[np.int64]:
         return np.asarray(image.convert("RGB")).astype(np.int64)
 
 
+def named(*labels: str) -> Results:
+    truth = np.arange(len(labels))
+    return replace(
+        results("attention", [0] * 8),
+        labels=labels,
+        truth=truth,
+        probabilities=np.eye(len(labels)),
+        names=tuple(map(str, truth)),
+    )
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
+    """The pictures that are saved."""
+    saved: list[Picture] = []
+    save = Picture.savefig
+
+    def record(self: Picture, *arguments: Any, **options: Any) -> None:
+        saved.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Picture, "savefig", record)
+    return saved
+
+
+NAMES = {
+    "long": ("Playing the violin while walking up and down the stairs of a very tall building" * 2, "Diving"),
+    "CJK": ("广播体操", "ラジオ体操", "라디오"),
+    "emoji": ("surf 🏄🏽\u200d♀️", "dive"),
+    "another font": ("\N{LATIN SMALL LETTER D WITH PALATAL HOOK}", "d"),
+    "right to left": ("קפיצה", "السباحة"),
+    "no text": ("a\nb", "tab\there", "\udc80", "\u202egnp"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_every_name_is_within_the_picture_and_no_character_is_a_box(
+    tmp_path: Path, drawn: list[Picture], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A missing glyph is a warning of Matplotlib's, which fails any test."""
+    path = tmp_path / "confusion.png"
+    plot_confusion(named(*NAMES[kind]), path)
+    assert not caplog.records, "fonts that cannot be found are logged"
+    (picture,) = drawn
+    (axes,) = picture.axes
+    texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.title, axes.xaxis.label, axes.yaxis.label]
+    boxes = [text.get_window_extent(dpi=120) for text in texts]
+    assert min(min(box.width, box.height) for box in boxes) > 5
+    union = Bbox.union(boxes)
+    found = pixels(path)
+    assert found.shape[0] > union.height
+    assert found.shape[1] > union.width
+    edge = np.concatenate([found[:3].reshape(-1, 3), found[-3:].reshape(-1, 3), *found[:, [0, 1, -2, -1]]])
+    assert (edge == 255).all(), "something was cut off"
+
+
+def test_characters_are_drawn_in_a_font_that_has_them_and_else_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Matplotlib's own fonts, STIX has a letter that DejaVu does not have, and none has ideographs."""
+    own = [font for font in fontManager.ttflist if "mpl-data" in Path(font.fname).parts]
+    monkeypatch.setattr(fontManager, "ttflist", own)
+    texts, fonts = drawable(["Diving", "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}d", "走る\n"])
+    assert texts == ["Diving", "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}d", r"\u8d70\u308b\n"]
+    assert fonts == ["DejaVu Sans", "STIXGeneral"]
+
+
 @pytest.mark.parametrize("classes", [2, 13, 101])
 def test_every_class_has_room_in_the_confusion_matrix(tmp_path: Path, classes: int) -> None:
     path = tmp_path / "confusion.png"
-    truth = np.arange(classes)
-    many = replace(
-        results("attention", [0] * 8),
-        labels=tuple(f"Class of $ {i}" for i in range(classes)),
-        truth=truth,
-        probabilities=np.eye(classes),
-        names=tuple(map(str, truth)),
-    )
-    plot_confusion(many, path)
+    plot_confusion(named(*(f"Class of $ {i}" for i in range(classes))), path)
     height, width = pixels(path).shape[:2]
     assert min(width, height) / classes > 20, "pixels, of which letters need ten"
     assert max(width, height) < 3000
@@ -65,12 +127,19 @@ def test_shades_are_shares_of_the_classs_own_clips(tmp_path: Path) -> None:
 
 def test_cells_hold_their_numbers_and_names_are_no_formulas(tmp_path: Path) -> None:
     path = tmp_path / "confusion.svg"
-    named = replace(results("x", [0, 0, 1, 0, 0, 1, 1, 1]), labels=("a $x$ b", "PullUps"))
+    formula = replace(results("x", [0, 0, 1, 0, 0, 1, 1, 1]), labels=("a $x$ b", "PullUps"))
     with rc_context({"svg.fonttype": "none"}):
-        plot_confusion(named, path)
+        plot_confusion(formula, path)
     texts = [element.text for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("a $x$ b") == texts.count("PullUps") == 2, "rows and columns"
     assert sorted(text for text in texts if text and text.isdigit()) == ["1", "1", "3", "3"]
+
+
+LOG = (
+    "epoch,learning_rate,loss,cross_entropy,accuracy,val_loss,val_accuracy\n"
+    "1,0.1,9.5,2.5,0.1,2.4,0.2\n"
+    "2,0.1,8.5,1.5,0.5,1.9,0.4\n"
+)
 
 
 def history(tmp_path: Path, text: str) -> Path:
@@ -80,9 +149,8 @@ def history(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_held_out_curve_is_drawn_only_if_clips_were_held_out(tmp_path: Path) -> None:
-    whole = "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy\n1,0.1,2.5,0.1,2.4,0.2\n2,0.1,1.5,0.5,1.9,0.4\n"
-    plot_history(history(tmp_path, whole), tmp_path / "whole.png")
-    plot_history(history(tmp_path, "epoch,loss,accuracy\n1,2.5,0.1\n2,1.5,0.5\n"), tmp_path / "bare.png")
+    plot_history(history(tmp_path, LOG), tmp_path / "whole.png")
+    plot_history(history(tmp_path, "epoch,cross_entropy,accuracy\n1,2.5,0.1\n2,1.5,0.5\n"), tmp_path / "bare.png")
     drawn, bare = (
         (np.abs(pixels(tmp_path / name) - ORANGE).sum(axis=-1) < 60).sum() for name in ("whole.png", "bare.png")
     )
@@ -91,7 +159,7 @@ def test_the_held_out_curve_is_drawn_only_if_clips_were_held_out(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epoch,loss,accuracy\n", "epoch,loss,accuracy\n1,high,0.5\n", "epoch,loss,accuracy\n1\n"]
+    "text", ["", LOG[: LOG.index("1,")], "epoch,cross_entropy,accuracy\n1,high,0.5\n", "epoch,loss,accuracy\n1\n"]
 )
 def test_a_file_that_is_not_a_log_is_named(tmp_path: Path, text: str) -> None:
     path = history(tmp_path, text)
@@ -105,5 +173,6 @@ def test_a_missing_log_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="has no column accuracy;"):
-        plot_history(history(tmp_path, "epoch,loss\n1,2.5\n"), tmp_path / "history.png")
+    """As in the log of an earlier version, whose losses cannot be compared."""
+    with pytest.raises(ReportError, match="has no column cross_entropy;"):
+        plot_history(history(tmp_path, "epoch,loss,accuracy\n1,2.5,0.1\n"), tmp_path / "history.png")

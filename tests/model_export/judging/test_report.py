@@ -1,5 +1,6 @@
 """The report of an evaluation."""
 
+import csv
 import datetime as dt
 import json
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ RUN = RunFacts(
     started=dt.datetime(2026, 11, 22, 21, 5, tzinfo=dt.UTC),
     seed=7,
     settings={"encoder": "VGG19, ImageNet"},
+    versions={"limelight": "1.2", "keras": "3.99"},
+    processor="some processor (with VNNI)",
 )
 DATA = DataFacts("UCF-101", clips=8, classes=2, groups=4)
 SELECTED = {"squats": ClassSummary(12, "a"), "waving": ClassSummary(12, "b")}
@@ -52,10 +55,10 @@ def row(text: str, first: str) -> list[str]:
 
 def test_folds_are_reported_in_the_form_of_table_3(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
-    columns = ("accuracy", "average precision", "average recall")
+    columns = ("accuracy", "average precision", "average recall", "macro F1")
     assert row(text, "method")[1:] == [*columns, *(f"{column}, folds" for column in columns)]
-    assert row(text, "attention")[4:] == ["87.5 ± 17.7", "91.7 ± 11.8", "87.5 ± 17.7"], "(1 + 1) / 2 and (2/3 + 1) / 2"
-    assert row(text, "plain LSTM")[5] == "25.0 ± 0.0", "a class that is never named has precision 0"
+    assert row(text, "attention")[5:8] == ["87.5 ± 17.7", "91.7 ± 11.8", "87.5 ± 17.7"], "(1 + 1) / 2 and (2/3 + 1) / 2"
+    assert row(text, "plain LSTM")[6] == "25.0 ± 0.0", "a class that is never named has precision 0"
     assert "the paper's Table 3" in text
 
 
@@ -65,7 +68,7 @@ def test_the_interval_stands_with_the_figure_that_it_belongs_to(tmp_path: Path) 
     text = write(tmp_path, Experiment("2 grouped folds", "grouped", (unequal,)))
     accuracy = unequal.figures()["accuracy"]
     assert row(text, "attention")[1] == f"62.5 ({100 * accuracy.low:.1f}–{100 * accuracy.high:.1f})"
-    assert row(text, "attention")[4] == "41.7 ± 58.9"
+    assert row(text, "attention")[5] == "41.7 ± 58.9"
     found = strict(tmp_path / "report.json")["experiments"][0]["methods"][0]["accuracy"]
     assert found["value"] == 0.625
     assert found["mean_of_folds"] == pytest.approx(5 / 12)
@@ -89,6 +92,69 @@ def test_an_official_split_is_reported_in_the_form_of_table_4(tmp_path: Path) ->
     assert row(text, "attention")[1].startswith("87.5 (")
     assert "±" not in text
     assert "the paper's Table 4" in text
+
+
+def test_the_mean_over_official_splits_is_given_if_there_are_several(tmp_path: Path) -> None:
+    def split(number: int, *predicted: int) -> Experiment:
+        methods = (results("attention", predicted, folds=[0] * 8), results("plain LSTM", [0] * 8, folds=[0] * 8))
+        return Experiment(f"split {number}", "official", methods)
+
+    splits = split(1, 0, 0, 1, 1, 0, 0, 1, 1), split(2, 0, 0, 1, 1, 0, 0, 0, 0), split(3, 0, 0, 1, 1, 0, 0, 1, 0)
+    text = write(tmp_path, *splits).split("## Mean of the 3 official splits")[1]
+    assert row(text, "method")[1:] == ["accuracy", "average precision", "average recall", "macro F1"]
+    assert row(text, "attention")[1].startswith("87.5 ± 12.5 ("), "of 1, 3/4 and 7/8"
+    assert row(text, "plain LSTM")[1].startswith("50.0 ± 0.0 (")
+    found = strict(tmp_path / "report.json")["mean_of_splits"]
+    assert set(found) == {"attention", "plain LSTM"}
+    assert found["attention"]["accuracy"]["mean"] == 0.875
+    assert found["attention"]["accuracy"]["deviation"] == 0.125
+    assert "Mean of the" not in write(tmp_path, GROUPED, splits[0])
+    assert strict(tmp_path / "report.json")["mean_of_splits"] == {}
+
+
+def test_top_5_accuracy_is_given_of_more_than_five_classes(tmp_path: Path) -> None:
+    six = replace(ATTENTION, labels=tuple("abcdef"), probabilities=np.eye(6)[[0, 0, 1, 1, 0, 0, 5, 0]])
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", (six,)))
+    assert row(text, "method")[1:4] == ["accuracy", "top-5 accuracy", "average precision"]
+    assert row(text, "attention")[2].startswith("100.0 ("), "of those with probability 0, the first come first"
+    assert "Top-5 accuracy counts" in text
+    write(tmp_path, GROUPED)
+    assert "top5" not in strict(tmp_path / "report.json")["experiments"][0]["methods"][0]
+
+
+def test_csv_files_have_classes_and_predictions_whatever_the_names_are(tmp_path: Path) -> None:
+    labels = ('Say, "hi"\nto all', "=1+1")
+    probabilities = np.random.default_rng(0).dirichlet([1, 1], 8)
+    named = replace(ATTENTION, labels=labels, probabilities=probabilities, names=tuple(f"a,{i}\r\n" for i in range(8)))
+    named = replace(named, contender="attention (content), without motion")
+    other = replace(named, contender="plain LSTM")
+    write(tmp_path, Experiment("2 grouped folds", "grouped", (named, other)))
+
+    def read(name: str) -> list[dict[str, str]]:
+        with (tmp_path / "csv" / name).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    rows = read("2-grouped-folds.attention-content-without-motion.csv")
+    assert [found["clip"] for found in rows] == list(named.names)
+    assert [found["group"] for found in rows] == list(named.groups)
+    assert [int(found["fold"]) for found in rows] == [1] * 4 + [2] * 4
+    assert [found["label"] for found in rows] == [labels[i] for i in named.truth]
+    assert [found["predicted"] for found in rows] == [labels[i] for i in named.predicted]
+    found = np.array([[row[f"probability of {label}"] for label in labels] for row in rows], np.float32)
+    np.testing.assert_array_equal(found, probabilities.astype(np.float32))
+    of_classes = read("2-grouped-folds.classes.csv")
+    assert [(row["method"], row["class"]) for row in of_classes] == [
+        (method.contender, label) for method in (named, other) for label in method.labels
+    ]
+    first = named.per_class()[0]
+    assert [float(of_classes[0][key]) for key in ("clips", "source videos", "precision", "recall", "F1")] == [
+        first.clips,
+        first.videos,
+        first.precision,
+        first.recall,
+        first.f1,
+    ]
+    assert len(list((tmp_path / "csv").iterdir())) == 3
 
 
 def test_accuracy_of_grouped_and_random_folds_is_compared(tmp_path: Path) -> None:
@@ -145,15 +211,23 @@ def test_p_values_are_adjusted_and_small_ones_are_only_bounded(tmp_path: Path) -
 
 def test_the_report_says_how_its_figures_were_obtained(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
-    for fact in (RUN.command, "2026-11-22 21:05 UTC", "Seed: 7", "encoder: VGG19, ImageNet", "attention's recipe"):
+    facts = [RUN.command, "2026-11-22 21:05 UTC", "Seed: 7", "encoder: VGG19, ImageNet", "attention's recipe"]
+    for fact in (*facts, "keras 3.99", RUN.processor):
         assert fact in text
 
 
 def test_classes_confusions_and_picture_are_those_of_the_first_method(tmp_path: Path) -> None:
     text = write(tmp_path, GROUPED)
-    assert row(text, "PullUps") == ["PullUps", "4", "2", "80.0", "100.0"]
+    assert row(text, "PullUps") == ["PullUps", "4", "2", "80.0", "100.0", "88.9"]
     assert r"| Surf\|ing | PullUps | 1 |" in text, "a bar in a name ends no cell"
     assert "![Confusion matrix of attention](confusion.png)" in text
+
+
+def test_a_line_break_in_a_name_ends_no_row(tmp_path: Path) -> None:
+    broken = replace(ATTENTION, labels=("Pull\nUps", "Surf\r\ning"))
+    text = write(tmp_path, Experiment("2 grouped folds", "grouped", (broken,)))
+    assert row(text, r"Pull\nUps")[1:] == ["4", "2", "80.0", "100.0", "88.9"]
+    assert r"| Surf\ning | Pull\nUps | 1 |" in text
 
 
 def test_the_report_says_that_nothing_was_confused(tmp_path: Path) -> None:
@@ -197,6 +271,8 @@ def test_json_has_the_figures_of_the_report(tmp_path: Path) -> None:
         "started": "2026-11-22T21:05:00+00:00",
         "seed": 7,
         "settings": {"encoder": "VGG19, ImageNet"},
+        "versions": {"limelight": "1.2", "keras": "3.99"},
+        "processor": "some processor (with VNNI)",
     }
     experiment = found["experiments"][0]
     assert (experiment["folds"], experiment["clips"], experiment["clips_with_video_in_training"]) == (2, 8, 0)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
-from sklearn.metrics import precision_score, recall_score
+from sklearn.metrics import f1_score, precision_score, recall_score, top_k_accuracy_score
 
-from model_export.judging.results import ClassFigures, ConfusedPair, Results, compare, holm
+from model_export.judging.results import ClassFigures, ConfusedPair, Results, compare, holm, mean_of_splits
 from tests.model_export.examples import LABELS
 
 
@@ -41,6 +41,7 @@ class TestFigures:
         assert figures["accuracy"].value == pytest.approx(3 / 6)
         assert figures["precision"].value == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
         assert figures["recall"].value == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+        assert figures["f1"].value == pytest.approx((2 / 3 + 2 / 5 + 0) / 3)
 
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
     @settings(max_examples=50)
@@ -51,6 +52,36 @@ class TestFigures:
         facts = {"labels": present, "average": "macro", "zero_division": 0}
         assert figures["precision"].value == pytest.approx(precision_score(truth, predicted, **facts))
         assert figures["recall"].value == pytest.approx(recall_score(truth, predicted, **facts))
+        assert figures["f1"].value == pytest.approx(f1_score(truth, predicted, **facts))
+
+    @pytest.mark.parametrize("classes", [6, 40])
+    def test_top_5_accuracy_agrees_with_scikit_learn(self, classes: int) -> None:
+        random = np.random.default_rng(classes)
+        truth, probabilities = random.integers(classes, size=50), random.dirichlet(np.ones(classes), 50)
+        many = replace(
+            results([0] * 50, [0] * 50, folds=[0] * 20 + [1] * 30),
+            labels=tuple(map(str, range(classes))),
+            truth=truth,
+            probabilities=probabilities,
+        )
+        expected = top_k_accuracy_score(truth, probabilities, k=5, labels=range(classes))
+        figure = many.figures()["top5"]
+        assert figure.low < figure.value == pytest.approx(expected)
+        first, second = (
+            top_k_accuracy_score(truth[part], probabilities[part], k=5, labels=range(classes))
+            for part in (slice(20), slice(20, None))
+        )
+        assert figure.mean_of_folds == pytest.approx((first + second) / 2)
+
+    def test_top_5_accuracy_of_five_classes_is_not_given(self) -> None:
+        five = replace(results([0, 1], [0, 1]), labels=tuple("abcde"), probabilities=np.eye(5)[:2])
+        assert list(five.figures()) == ["accuracy", "precision", "recall", "f1"]
+
+    def test_equally_probable_classes_are_no_five_right_guesses(self) -> None:
+        """The first of them counts as predicted, and the first five as the most probable."""
+        truth = list(range(10))
+        undecided = replace(results(truth, [0] * 10), labels=tuple("abcdefghij"), probabilities=np.full((10, 10), 0.1))
+        assert undecided.figures()["top5"].value == 0.5
 
     def test_mean_and_deviation_are_over_folds(self) -> None:
         # Accuracy 1/1 in the first fold and 1/3 in the second.
@@ -64,9 +95,9 @@ class TestFigures:
 
     def test_precision_and_recall_are_given_per_class(self) -> None:
         assert results(self.truth, self.predicted).per_class() == [
-            ClassFigures("Diving", precision=2 / 3, recall=2 / 3, clips=3, videos=3),
-            ClassFigures("PullUps", precision=1 / 3, recall=1 / 2, clips=2, videos=2),
-            ClassFigures("Surfing", precision=0, recall=0, clips=1, videos=1),
+            ClassFigures("Diving", precision=2 / 3, recall=2 / 3, f1=2 / 3, clips=3, videos=3),
+            ClassFigures("PullUps", precision=1 / 3, recall=1 / 2, f1=2 / 5, clips=2, videos=2),
+            ClassFigures("Surfing", precision=0, recall=0, f1=0, clips=1, videos=1),
         ]
 
     def test_a_class_without_clips_is_not_judged(self) -> None:
@@ -134,7 +165,8 @@ class TestIntervals:
         groups = np.arange(9).repeat(2)
         truth, predicted = truth[np.argsort(truth, kind="stable")], predicted[np.argsort(truth, kind="stable")]
         figures = results(truth.tolist(), predicted.tolist(), [str(i) for i in groups]).figures()
-        for figure, score in ((figures["precision"], precision_score), (figures["recall"], recall_score)):
+        scores = (precision_score, recall_score, f1_score)
+        for figure, score in zip(list(figures.values())[1:], scores, strict=True):
             value = score(truth, predicted, average="macro")
             without = [score(truth[groups != g], predicted[groups != g], average="macro") for g in range(9)]
             pseudo = np.append(value + 8 * (value - np.array(without)) * np.sqrt(9 / 6), [0, 1])
@@ -164,7 +196,7 @@ class TestIntervals:
 def assert_covered(videos: int, accuracy: float, experiments: int = 500) -> None:
     """The intervals contain the true figures in 93 % of simulated experiments, and are not simply wide."""
     random = np.random.default_rng(1)
-    covered, widths = np.zeros(3), np.zeros(3)
+    covered, widths = np.zeros(4), np.zeros(4)
     for _ in range(experiments):
         cuts = random.integers(1, 8, videos)
         truth = np.arange(videos) % 3
@@ -176,6 +208,44 @@ def assert_covered(videos: int, accuracy: float, experiments: int = 500) -> None
         widths += [figure.high - figure.low for figure in found]
     assert (covered >= 0.93 * experiments).all(), covered / experiments
     assert (widths <= 0.31 * experiments).all(), widths / experiments
+
+
+class TestMeanOfSplits:
+    def test_mean_and_deviation_are_over_the_splits(self) -> None:
+        splits = [results([0, 0, 1, 1], predicted, list("aabb")) for predicted in ([0, 0, 1, 1], [0, 0, 1, 0], [0] * 4)]
+        found = mean_of_splits(splits)["accuracy"]
+        assert found.mean == pytest.approx(0.75)
+        assert found.deviation == pytest.approx(0.25)
+
+    def test_the_same_split_three_times_says_no_more_than_once(self) -> None:
+        once = results([0, 1, 2] * 8, [0, 1, 2] * 6 + [0, 0, 0] * 2)
+        figures, means = once.figures(), mean_of_splits([once] * 3)
+        for metric in once.metrics:
+            figure, mean = figures[metric], means[metric]
+            assert (mean.mean, mean.low, mean.high) == pytest.approx((figure.value, figure.low, figure.high))
+            assert mean.deviation == pytest.approx(0)
+
+    @pytest.mark.parametrize("share", [1 / 3, 0.6])
+    def test_intervals_hold_whether_or_not_splits_test_the_same_videos(self, share: float) -> None:
+        """Each of 40 videos is right or wrong as a whole, in every split that tests it."""
+        random, covered, accuracy = np.random.default_rng(6), 0, 0.85
+        for _ in range(300):
+            cuts, truth = random.integers(1, 8, 40), np.arange(40) % 3
+            predicted = np.where(random.random(40) < accuracy, truth, (truth + 1) % 3)
+            chosen = [random.permutation(40)[: int(40 * share)] for _ in range(3)]
+            if share < 0.5:
+                chosen = np.array_split(random.permutation(40), 3)
+            splits = [
+                results(
+                    truth[videos].repeat(cuts[videos]).tolist(),
+                    predicted[videos].repeat(cuts[videos]).tolist(),
+                    list(map(str, videos.repeat(cuts[videos]))),
+                )
+                for videos in chosen
+            ]
+            found = mean_of_splits(splits)["accuracy"]
+            covered += found.low <= accuracy <= found.high
+        assert covered >= 0.91 * 300
 
 
 class TestComparison:

@@ -45,14 +45,21 @@ def test_heads_of_other_classes_clips_labels_and_groups_are_kept_apart(
     examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[Path] = []
+    boards: list[Path] = []
 
-    def fit_head(*_: Any, run: Path, **__: Any) -> SimpleNamespace:
+    def fit_head(*arguments: Any, run: Path, **_: Any) -> SimpleNamespace:
         folders.append(run)
+        if board := arguments[3].tensorboard:
+            boards.append(board)
         return SimpleNamespace(model=None)
 
     monkeypatch.setattr("model_export.judging.trials.fit_head", fit_head)
+    board = QUICK.model_copy(update={"tensorboard": tmp_path / "board"})
     trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path)
     first, *rest = examples
+    replace(trials, recipe=board).head(examples)
+    assert boards == [tmp_path / "board" / "attention-content" / folders[0].name]
+    folders.clear()
     trials.head(examples)
     replace(trials, classes=3).head(examples)
     for changed in (replace(first, features=Path("new.npy")), replace(first, label=1), replace(first, group="new")):
@@ -78,6 +85,9 @@ def test_contenders_of_one_plan_have_different_names(tmp_path: Path) -> None:
     plan = EvaluationPlan(variant=("attention", "base"), attention_scores=("state", "content"))
     names = [HeadTrials(spec, QUICK, 2, tmp_path).name for spec in plan.specs(HeadSpec())]
     assert names == ["attention (state)", "attention (content)", "base"]
+    controls = [HeadTrials(spec, QUICK, 2, tmp_path).name for spec in plan.control_specs(HeadSpec())]
+    without = [f"{name}, without motion" for name in names]
+    assert controls == ["uniform attention", *without]
 
 
 class MemoryRecording(Recording):
