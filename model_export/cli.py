@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -34,7 +34,7 @@ from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
 from model_export.processes import quiet_start
 from model_export.recipe import Recipe
-from model_export.reporter import Received, Reporter
+from model_export.reporter import Advance, Listener, Received, Reporter
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Precision
 
@@ -43,9 +43,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-T = TypeVar("T")
-
 app = typer.Typer(no_args_is_help=True)
+# Seconds between lines on how far the work has come, where there is no progress bar.
+LINE_S = 30.0
 # File names and reasons may look like Rich's markup or emoji: ``clip [hd].mp4``, ``:smile:``.
 console = Console(markup=False, emoji=False)
 
@@ -90,11 +90,12 @@ class TerminalReporter(Reporter):
             console.print(table)
 
     @contextmanager
-    def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[Iterable[T]]:
-        """Show a progress bar with the time left."""
+    def listen(self) -> Iterator[Listener]:
+        """Show a progress bar with the time left or, if the output is not a terminal, a line every half minute."""
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-            yield progress.track(items, description=title, total=total)
+        title = TextColumn("{task.description}", markup=False)
+        with Progress(title, *columns, console=console, disable=not console.is_terminal) as progress:
+            yield _Listener(self, progress)
 
     @contextmanager
     def transfer(self, title: str) -> Iterator[Received]:
@@ -106,6 +107,36 @@ class TerminalReporter(Reporter):
         ) as progress:
             task = progress.add_task(title, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Listener:
+    """Shows one piece of work at a time.
+
+    Args:
+        reporter: Prints lines.
+        progress: Bars; disabled if the output is not a terminal.
+    """
+
+    def __init__(self, reporter: Reporter, progress: Progress) -> None:
+        self.reporter, self.progress = reporter, progress
+        self.last_line = 0.0
+
+    def __call__(self, told: str | Advance) -> None:
+        if isinstance(told, str):
+            self.reporter.say(told)
+            return
+        task = next(iter(self.progress.tasks), None)
+        if task is None or task.description != told.title:
+            if task:
+                self.progress.remove_task(task.id)
+            self.progress.add_task(told.title, total=told.total, completed=told.done)
+            self.last_line = self.progress.get_time()
+            return
+        self.progress.update(task.id, completed=told.done)
+        if self.progress.disable and self.progress.get_time() - self.last_line >= LINE_S:
+            self.last_line = self.progress.get_time()
+            left = TimeRemainingColumn().render(task)
+            self.reporter.say(f"{told.title}: {told.done} of {told.total}, {left} left")
 
 
 reporter = TerminalReporter()

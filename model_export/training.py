@@ -79,15 +79,17 @@ def train_head(
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     run = output / "run"
-    fitted = fit_head(
-        data.examples,
-        len(data.labels),
-        spec,
-        recipe,
-        run=run,
-        tell=lambda phase, line: reporter.say(epoch_line(phase, line)),
-        how=how,
-    )
+    with reporter.listen() as listener:
+        fitted = fit_head(
+            data.examples,
+            len(data.labels),
+            spec,
+            recipe,
+            run=run,
+            tell=lambda phase, line: listener(epoch_line(phase, line)),
+            progress=listener,
+            how=how,
+        )
     for log in run.glob("*.csv"):
         plot_history(log, log.with_suffix(".png"))
     if fitted.holdout_accuracy is not None:

@@ -19,6 +19,7 @@ from model_export.network.classifier import average_heads, build_head
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_here
 from model_export.recipe import Recipe, settings
+from model_export.reporter import Advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def fit_head(
     *,
     run: Path | None = None,
     tell: Callable[[str, LogLine], None] = lambda phase, line: None,
+    progress: Callable[[Advance], None] = lambda advance: None,
     how: Run = run_here,
 ) -> FittedHead:
     """Find the number of epochs on held-out groups, then fit to all examples for that many.
@@ -61,6 +63,7 @@ def fit_head(
         run: Folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
             epoch and leads to the same head.
         tell: Called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
+        progress: Called after each step with the number of steps of the epoch that are done.
         how: How each training is run if there are several members; each that is run in this process keeps its
             network's memory.
 
@@ -74,16 +77,20 @@ def fit_head(
     keep, hold = _hold_out(examples, recipe)
     if run:
         claim(run, examples, {**settings(spec, recipe), "number of classes": classes})
+
+    def hear(phase: str, told: LogLine | Advance) -> None:
+        progress(told) if isinstance(told, Advance) else tell(phase, told)
+
     apart = how if spec.members > 1 else run_here
     epochs, answers, models = [], [], []
     for seed in range(recipe.seed, recipe.seed + spec.members):
         train = partial(train_member, classes=classes, spec=one, recipe=recipe, seed=seed, run=run)
         best = recipe.epochs
         if hold:
-            held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), tell)
+            held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), hear)
             best = 1 + int(np.argmin([line["val_loss"] for line in held_out.log]))
             answers.append(held_out.answers[best - 1])
-        fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), tell)
+        fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), hear)
         models.append(build_head(classes, one))
         models[-1].set_weights(fitted.weights)
         _check_answer(models[-1], examples[0])

@@ -1,7 +1,7 @@
 """The training of one member of a head: RMSProp and cross-entropy (paper, section V.C), VGG19 frozen."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from model_export.network.arrays import Probabilities
 from model_export.network.attention import DoublyStochastic
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
+from model_export.processes import Tell
 from model_export.recipe import Recipe
+from model_export.reporter import Advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Trained:
 def train(
     examples: Sequence[Example],
     phase: str,
-    tell: Callable[[str, LogLine], None],
+    tell: Tell,
     *,
     classes: int,
     spec: HeadSpec,
@@ -50,7 +52,10 @@ def train(
     epochs: int,
     hold: Sequence[Example] = (),
 ) -> Trained:
-    """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs."""
+    """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs.
+
+    ``tell`` receives the phase and the log line of each epoch and, before it, how many of the epoch's steps are done.
+    """
     return _Member(examples, classes, spec, recipe, seed, phase, run, hold).complete(epochs, tell)
 
 
@@ -102,11 +107,11 @@ class _Member:
             return self.recipe.learning_rate
         return keras.optimizers.schedules.CosineDecay(self.recipe.learning_rate, self.recipe.epochs * self.steps)
 
-    def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
+    def complete(self, epochs: int, tell: Tell) -> Trained:
         if self.checkpoint:
             self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
         while len(self.log) < epochs and not self._stale():
-            self.log.append(self._epoch())
+            self.log.append(self._epoch(tell))
             if self.checkpoint:
                 self.checkpoint.save(self.trainer, self.log, self.answers)
             tell(self.phase, self.log[-1])
@@ -116,13 +121,19 @@ class _Member:
         losses = [line["val_loss"] for line in self.log if "val_loss" in line]
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.recipe.patience
 
-    def _epoch(self) -> LogLine:
+    def _epoch(self, tell: Tell) -> LogLine:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
         batches = Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
+
+        def progress(batch: int, logs: object = None) -> None:
+            tell(self.phase, Advance(f"{self.phase}, epoch {epoch + 1}", batch + 1, self.steps))
+
+        progress(-1)
+        after_each_batch = keras.callbacks.LambdaCallback(on_train_batch_end=progress)
         try:
-            history = self.trainer.fit(batches, shuffle=False, verbose=0)
+            history = self.trainer.fit(batches, shuffle=False, verbose=0, callbacks=[after_each_batch])
         except tf.errors.OpError:
             if batches.error:
                 raise batches.error from None

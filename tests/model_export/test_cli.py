@@ -1,18 +1,23 @@
 """The output and exit codes of ``limelight-model``. The commands are tested as functions elsewhere."""
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from model_export import cli
 from model_export.cli import TerminalReporter, app
 from model_export.errors import EvaluationError
 from model_export.judging import evaluation
+from model_export.reporter import Advance
 from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
 
@@ -37,6 +42,52 @@ def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.Capt
     for name in names:
         assert name in printed
     assert printed.count(":smile:") == 2
+
+
+class TestProgress:
+    @pytest.fixture
+    def output(self) -> io.StringIO:
+        return io.StringIO()
+
+    def follow(self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO, *, terminal: bool) -> None:
+        """Track 40 clips that take 5 s each, after 10 that take no time, and hear of two epochs of 3 steps of 20 s."""
+        clock = [0.0]
+        screen = Console(file=output, force_terminal=terminal, width=100, get_time=lambda: clock[0], markup=False)
+        monkeypatch.setattr(cli, "console", screen)
+        with TerminalReporter().track(range(50), "features [hd]") as clips:
+            for clip in clips:
+                clock[0] += 5 * (clip >= 10)
+        with TerminalReporter().listen() as listener:
+            for epoch in (1, 2):
+                for done in range(4):
+                    listener(Advance(f"epoch {epoch}", done, 3))
+                    clock[0] += 20
+                listener(f"epoch {epoch}: loss {1 / epoch}")
+
+    def test_away_from_a_terminal_it_is_a_line_every_half_minute(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        self.follow(monkeypatch, output, terminal=False)
+        lines = output.getvalue().splitlines()
+        assert [line.partition(",")[0] for line in lines[:6]] == [
+            f"features [hd]: {done} of 50" for done in (16, 22, 28, 34, 40, 46)
+        ]
+        assert lines[2].endswith(", 0:01:50 left"), "clips that took no time no longer count"
+        assert lines[6:] == [
+            "epoch 1: 2 of 3, 0:00:20 left",
+            "epoch 1: loss 1.0",
+            "epoch 2: 2 of 3, 0:00:20 left",
+            "epoch 2: loss 0.5",
+        ]
+
+    def test_on_a_terminal_it_is_a_bar_that_lines_do_not_break(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        self.follow(monkeypatch, output, terminal=True)
+        shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output.getvalue())
+        assert re.search(r"features \[hd\] ━+ 50/50 0:03:20", shown)
+        assert re.search(r"^epoch 1: loss 1.0$", shown.replace("\r", "\n"), re.MULTILINE)
+        assert re.search(r"epoch 2 ━+ 3/3 0:01:00 · left 0:00:00\s*$", shown)
 
 
 def test_a_report_states_a_command_that_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
