@@ -230,6 +230,14 @@ def train(
         Path | None,
         typer.Option(help="Folder of an `evaluate` run with the same options; the head then states its accuracy."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of a head of the same network to begin with, for other or more classes; lower "
+            "--learning-rate to change it less.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the network in manifests and answers.")] = "limelight",
     version: Annotated[str, typer.Option(help="Version of the network; raise it when you train again.")] = "1",
     weights: WeightsOption = None,
@@ -252,6 +260,7 @@ def train(
             name=name,
             version=version,
             evaluation=evaluation,
+            start=start,
             weights=weights,
             reporter=reporter,
         )

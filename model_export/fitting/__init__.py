@@ -3,5 +3,6 @@
 from model_export.fitting.batches import predict_probabilities
 from model_export.fitting.heads import FittedHead, fit_head
 from model_export.fitting.log import LogLine, epoch_line
+from model_export.fitting.start import Start
 
-__all__ = ["FittedHead", "LogLine", "epoch_line", "fit_head", "predict_probabilities"]
+__all__ = ["FittedHead", "LogLine", "Start", "epoch_line", "fit_head", "predict_probabilities"]

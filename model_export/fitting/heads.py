@@ -15,6 +15,7 @@ from model_export.fitting.checkpoints import claim
 from model_export.fitting.log import LogLine
 from model_export.fitting.member import accuracy_of
 from model_export.fitting.member import train as train_member
+from model_export.fitting.start import Start, Weights
 from model_export.network.classifier import average_heads, build_head
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_here
@@ -48,6 +49,7 @@ def fit_head(
     spec: HeadSpec,
     recipe: Recipe,
     *,
+    start: Start | None = None,
     run: Path | None = None,
     tell: Callable[[str, LogLine], None] = lambda phase, line: None,
     progress: Callable[[Advance], None] = lambda advance: None,
@@ -60,6 +62,7 @@ def fit_head(
         classes: Number of classes.
         spec: Which network; its ``channels`` are taken from the features.
         recipe: How to fit it.
+        start: What to begin with; random weights if not given.
         run: Folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
             epoch and leads to the same head.
         tell: Called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
@@ -76,15 +79,18 @@ def fit_head(
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
     keep, hold = _hold_out(examples, recipe)
     if run:
-        claim(run, examples, {**settings(spec, recipe), "number of classes": classes})
+        began_with = {"head to begin with": start.origin["identity"]} if start else {}
+        claim(run, examples, {**settings(spec, recipe), "number of classes": classes, **began_with})
 
     def hear(phase: str, told: LogLine | Advance) -> None:
         progress(told) if isinstance(told, Advance) else tell(phase, told)
 
     apart = how if spec.members > 1 else run_here
     epochs, answers, models = [], [], []
-    for seed in range(recipe.seed, recipe.seed + spec.members):
-        train = partial(train_member, classes=classes, spec=one, recipe=recipe, seed=seed, run=run)
+    for member in range(spec.members):
+        seed = recipe.seed + member
+        first = _first_weights(start, member, classes, one, seed) if start else None
+        train = partial(train_member, classes=classes, spec=one, recipe=recipe, seed=seed, start=first, run=run)
         best = recipe.epochs
         if hold:
             held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), hear)
@@ -97,6 +103,11 @@ def fit_head(
         epochs.append(best)
     accuracy = accuracy_of(np.mean(answers, axis=0), hold) if hold else None
     return FittedHead(average_heads(models), tuple(epochs), accuracy, len(hold), len(examples))
+
+
+def _first_weights(start: Start, member: int, classes: int, spec: HeadSpec, seed: int) -> Weights:
+    keras.utils.set_random_seed(seed)
+    return start.weights(member, build_head(classes, spec))
 
 
 def _check_answer(model: keras.Model, example: Example) -> None:

@@ -48,15 +48,18 @@ def train(
     spec: HeadSpec,
     recipe: Recipe,
     seed: int,
+    start: list[npt.NDArray[np.float32]] | None,
     run: Path | None,
     epochs: int,
     hold: Sequence[Example] = (),
 ) -> Trained:
     """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs.
 
+    It begins with the weights ``start``, or with random ones.
+
     ``tell`` receives the phase and the log line of each epoch and, before it, how many of the epoch's steps are done.
     """
-    return _Member(examples, classes, spec, recipe, seed, phase, run, hold).complete(epochs, tell)
+    return _Member(examples, classes, spec, recipe, seed, phase, start, run, hold).complete(epochs, tell)
 
 
 def accuracy_of(answers: Probabilities, examples: Sequence[Example]) -> float:
@@ -75,6 +78,7 @@ class _Member:
         recipe: Recipe,
         seed: int,
         phase: str,
+        start: list[npt.NDArray[np.float32]] | None,
         run: Path | None,
         hold: Sequence[Example],
     ) -> None:
@@ -86,6 +90,8 @@ class _Member:
         self.answers: list[Probabilities] = []
         self.checkpoint = Checkpoint(run, phase, answers=bool(hold)) if run else None
         self.model = build_head(classes, spec, feature_dropout=recipe.feature_dropout)
+        if start:
+            self.model.set_weights(start)
         # The same layers with one output: the attention maps have no target, only a penalty.
         answer = self.model.output["probabilities"]
         if spec.variant == "attention":
