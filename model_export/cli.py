@@ -301,8 +301,7 @@ def evaluate(
             spec,
             recipe,
             weights=weights,
-            # Arguments may have bytes that are no characters.
-            command=shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
+            command=_command_line(),
             reporter=reporter,
         )
         rows = []
@@ -422,6 +421,75 @@ def verify(
         )
         shortfall = read_manifest(bundle).int8_shortfall
         reporter.say(f"on CPUs with VNNI, the service runs {f'fp32: {shortfall}' if shortfall else 'int8'}")
+
+
+@app.command("test")
+def measure(
+    videos: VideosOption,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to test (default: `bundle`, unless only a head is named).")
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(
+            help="Head to test in Keras. With --bundle, the head that it was made from: heads know which clips they "
+            "were trained on."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder to write the report to; also keeps answers to continue from.")
+    ] = Path("runs/test"),
+    classes: ClassOption = None,
+    clips_per_class: CountOption = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Precision of the bundle (default: the one that the service would use on this CPU)."),
+    ] = None,
+    features: FeaturesOption = Path("features"),
+    weights: WeightsOption = None,
+) -> None:
+    """Measure how well a bundle or a head names the clips of a labelled folder, such as clips it was not trained on.
+
+    Classes are compared by the names of folders. Writes test.md, test.json, predictions.csv, classes.csv and a picture.
+    If interrupted, run it again to continue.
+    """
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection
+        from model_export.head import load_head
+        from model_export.judging.testing import judge_bundle, judge_head
+
+        selection, loaded = Selection(videos, classes, clips_per_class), load_head(head) if head else None
+        if loaded and not bundle:
+            found = judge_head(
+                loaded,
+                selection,
+                output,
+                features=features,
+                weights=weights,
+                command=_command_line(),
+                reporter=reporter,
+            )
+        else:
+            found = judge_bundle(
+                bundle or Path("bundle"),
+                selection,
+                output,
+                precision=precision,
+                head=loaded,
+                command=_command_line(),
+                reporter=reporter,
+            )
+        reporter.table(
+            ("figure", "value", "95 % interval"),
+            [(name, f"{one.mean:.1%}", f"{one.low:.1%} – {one.high:.1%}") for name, one in found.figures().items()],
+        )
+        reporter.say(f"report: {output / 'test.md'}")
+
+
+def _command_line() -> str:
+    """Return the command line of this process; arguments may have bytes that are no characters."""
+    return shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
 
 
 def main() -> None:

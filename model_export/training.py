@@ -10,7 +10,7 @@ from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError, TrainingError
 from model_export.export import convert
 from model_export.fitting import FittedHead, Start, epoch_line, fit_head
-from model_export.head import HeadFacts, TrainedHead, load_head, save_head
+from model_export.head import HeadFacts, TrainedHead, load_head, save_head, short_digest
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
 from model_export.network.spec import HeadSpec
@@ -118,6 +118,9 @@ def train_head(
         training=_training_facts(data, settings(spec, recipe), fitted, accuracy, began_with),
     )
     head = save_head(output, facts, fitted.model)
+    seen = other.trained_clips() if other else frozenset()
+    if seen is not None:  # otherwise the list would not be complete
+        head.record_clips({short_digest(file_sha256(clip.path)) for clip in data.decodable} | seen)
     _calibrate(head, vgg19, data, reporter)
     return head
 

@@ -246,7 +246,7 @@ def check_clips(
             precision: {
                 "built_from": bundle.manifest.built_from,
                 "revisions": CURRENT.model_dump(),
-                "device": _device(precision),
+                "device": device_of(precision),
                 "content": subject.sha256,
                 "precision": precision,
             }
@@ -325,7 +325,7 @@ def agreement(checks: Sequence[ClipCheck]) -> Agreement:
         low=low,
         high=high,
         max_abs_difference=max((c.max_abs_difference for c in checks if c.max_abs_difference is not None), default=0.0),
-        device=_device(checks[0].precision),
+        device=device_of(checks[0].precision),
         not_finite=count["not finite"] or None,
     )
 
@@ -349,17 +349,27 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 @cache
-def _device(precision: Precision) -> str:
+def device_of(precision: Precision) -> str:
+    """Say on what a precision runs: its numbers depend on it."""
     # ONNX Runtime has no float16 kernels for these operators on a CPU: it widens the file's weights.
     widened = ", computing in float32" if precision == "fp16" else ""
     return f"CPUExecutionProvider on {_processor()}, ONNX Runtime {onnxruntime.__version__}{widened}"
 
 
+def has_vnni() -> bool:
+    """Whether the processor multiplies and adds 8-bit integers in one instruction, so that the service may use int8."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_cpuinfo("flags").split())
+
+
 def _processor() -> str:
+    model = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{model} ({'with' if has_vnni() else 'without'} VNNI)"
+
+
+def _cpuinfo(field: str) -> str:
+    """Return what Linux says of the first processor; nothing on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{model} ({'with' if 'vnni' in flags else 'without'} VNNI)"
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

@@ -39,6 +39,7 @@ WITHOUT_EXTRA = {
     "limelight-model features --videos .": "export",
     "limelight-model train --videos .": "export",
     "limelight-model evaluate --videos .": "export",
+    "limelight-model test --videos .": "export",
     "limelight-model export": "export",
     "limelight-model verify --clips .": "export",
 }

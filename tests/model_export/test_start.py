@@ -1,5 +1,6 @@
 """Training that begins with another head's weights."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from model_export.data.examples import Example
 from model_export.errors import HeadError, TrainingError
 from model_export.fitting import FittedHead, Start, fit_head, predict_probabilities
 from model_export.fitting.checkpoints import claim
-from model_export.head import HeadFacts, TrainedHead, save_head
+from model_export.head import HeadFacts, TrainedHead, load_head, save_head
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe, settings
@@ -152,6 +153,17 @@ class TestTrain:
         assert facts["training"]["began_with"] == {"name": "first", "version": "7", "identity": other.identity()}
         assert "holdout_accuracy" not in facts["training"]
         assert any("too good if the head that it began with" in line for line in reporter.lines)
+
+    def test_a_head_records_its_clips_and_those_of_the_head_that_it_began_with(self, cached: CachedClips) -> None:
+        self.train(cached)
+        clips = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in cached.videos.glob("*/*.mp4")}
+        assert load_head(cached.folder / "head").trained_clips() == clips
+        other = saved(cached.folder, HeadSpec(), file_sha256(cached.weights))
+        self.train(cached, start=other.path)
+        assert load_head(cached.folder / "head").trained_clips() is None, "those of the other head are not known"
+        other.record_clips(["0123456789abcdef"])
+        self.train(cached, start=other.path)
+        assert load_head(cached.folder / "head").trained_clips() == clips | {"0123456789abcdef"}
 
     def test_the_accuracy_of_an_evaluation_and_the_folder_of_the_other_head_are_refused(
         self, cached: CachedClips

@@ -299,7 +299,7 @@ class TestLog:
             with monkeypatch.context() as patch:
                 patch.setattr(verify, "CURRENT", CURRENT.model_copy(update={revision: 99}))
                 assert compared_again()
-        monkeypatch.setattr(verify, "_device", lambda precision: "another processor")
+        monkeypatch.setattr(verify, "device_of", lambda precision: "another processor")
         assert compared_again()
 
     def test_lines_of_earlier_versions_and_lines_that_were_cut_off_are_passed_over(
