@@ -8,7 +8,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -36,7 +36,7 @@ from model_export.processes import quiet_start
 from model_export.recipe import Recipe
 from model_export.reporter import Advance, Listener, Received, Reporter
 from service.errors import LibraryMissing, LimelightError
-from service.model.bundle import Precision
+from service.model.bundle import Agreement, Precision, read_manifest
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
@@ -72,6 +72,10 @@ CountOption = Annotated[
 HeadOption = Annotated[
     Path | None, typer.Option(help="Folder of a trained head, as `train` writes it (default: the pretrained head).")
 ]
+
+
+LogOption = Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")]
+VERIFY_LOG = Path("runs/verify.jsonl")
 
 
 class TerminalReporter(Reporter):
@@ -264,7 +268,12 @@ def train(
             weights=weights,
             reporter=reporter,
         )
-        reporter.say(f"trained head: {output}; export it with `limelight-model export --head {output}`")
+        reporter.say(f"trained head: {output}")
+        export = shlex.join(["limelight-model", "export", "--head", str(output), "--verify", str(videos)])
+        reporter.say(
+            f"next: `{export}` writes `bundle` and compares it with Keras, which takes seconds a clip for each "
+            "precision; without --verify, CPUs run fp32. Then `limelight serve --bundle bundle`"
+        )
 
 
 @app.command()
@@ -321,6 +330,15 @@ def export(
         bool,
         typer.Option(help="Write the bundle even if the folder is up to date or holds one of another head of yours."),
     ] = False,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            help="Then compare the bundle with Keras on the clips of this folder, as `verify --record` does, so that "
+            "the service may use int8 on CPUs; takes seconds a clip for each precision.",
+        ),
+    ] = None,
+    log: LogOption = VERIFY_LOG,
 ) -> None:
     """Export a head to a bundle: fp32, fp16 and int8 ONNX files, checked against Keras, and a manifest.
 
@@ -330,9 +348,11 @@ def export(
     """
     with _one_sentence_errors():
         _start_tensorflow()
+        from model_export.data.gathering import Selection
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
         from model_export.provenance import own_bundle_of_earlier_versions
+        from model_export.verify import clips_for_int8, verify_bundle, verify_command
         from model_export.weights import fetch_weights
 
         vgg19 = fetch_weights(weights, reporter=reporter)
@@ -346,6 +366,24 @@ def export(
             reporter.say(f"bundle: {kept}")
             return
         reporter.say(f"bundle: {output} ({'written' if written else 'already up to date'})")
+        if videos:
+            measured = verify_bundle(
+                output,
+                chosen,
+                Selection(videos, count=clips_for_int8(chosen)),
+                log,
+                record=head is not None,
+                weights=weights,
+                reporter=reporter,
+            )
+            _show_agreement(output, measured)
+        elif (int8 := read_manifest(output).precisions.get("int8")) and int8.agreement is None:
+            reporter.say(
+                "on CPUs, the service runs fp32, because int8 has not been compared with Keras on real clips; to "
+                f"compare it, run `{verify_command(output, chosen, weights)}`"
+            )
+        else:
+            _show_agreement(output, {})
         if head is None and (earlier := own_bundle_of_earlier_versions(output, chosen)):
             reporter.say(
                 f"{earlier} was made from a head of your own, which earlier versions served; to serve it, replace "
@@ -353,9 +391,10 @@ def export(
             )
 
 
-@app.command()
+# ``--clips`` was the name of ``--videos`` before other commands had it.
+@app.command(context_settings={"token_normalize_func": lambda name: "videos" if name == "clips" else name})
 def verify(
-    clips: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
+    videos: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
     bundle: Annotated[Path, typer.Option(help="Bundle to verify.")] = Path("bundle"),
     head: HeadOption = None,
     # A clip takes seconds for each precision.
@@ -374,9 +413,7 @@ def verify(
             help="Folder of float32 features (`features --dtype float32`), used instead of running VGG19 in Keras."
         ),
     ] = None,
-    log: Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")] = Path(
-        "runs/verify.jsonl"
-    ),
+    log: LogOption = VERIFY_LOG,
     record: Annotated[
         bool, typer.Option(help="Also save the agreement beside the head's weights, for later exports.")
     ] = False,
@@ -392,12 +429,11 @@ def verify(
         from model_export.data.gathering import Selection
         from model_export.head import PRETRAINED, load_head
         from model_export.verify import verify_bundle
-        from service.model.bundle import read_manifest
 
         measured = verify_bundle(
             bundle,
             load_head(head or PRETRAINED),
-            Selection(clips, count=clips_per_class),
+            Selection(videos, count=clips_per_class),
             log,
             precisions=[precision] if precision else [],
             features=features,
@@ -405,22 +441,27 @@ def verify(
             weights=weights,
             reporter=reporter,
         )
-        reporter.table(
-            ("precision", "top-1 agreement", "95 % interval", "clips", "not finite", "largest difference"),
-            [
-                (
-                    precision,
-                    f"{found.top1:.2%}",
-                    f"{found.low:.2%} – {found.high:.2%}",
-                    str(found.n),
-                    str(found.not_finite or 0),
-                    "–" if found.not_finite == found.n else f"{found.max_abs_difference:.1e}",
-                )
-                for precision, found in measured.items()
-            ],
-        )
-        shortfall = read_manifest(bundle).int8_shortfall
-        reporter.say(f"on CPUs with VNNI, the service runs {f'fp32: {shortfall}' if shortfall else 'int8'}")
+        _show_agreement(bundle, measured)
+
+
+def _show_agreement(bundle: Path, measured: Mapping[Precision, Agreement]) -> None:
+    """Print the agreement, and which precision the service will run."""
+    reporter.table(
+        ("precision", "top-1 agreement", "95 % interval", "clips", "not finite", "largest difference"),
+        [
+            (
+                precision,
+                f"{found.top1:.2%}",
+                f"{found.low:.2%} – {found.high:.2%}",
+                str(found.n),
+                str(found.not_finite or 0),
+                "–" if found.not_finite == found.n else f"{found.max_abs_difference:.1e}",
+            )
+            for precision, found in measured.items()
+        ],
+    )
+    shortfall = read_manifest(bundle).int8_shortfall
+    reporter.say(f"on CPUs with VNNI, the service runs {f'fp32: {shortfall}' if shortfall else 'int8'}")
 
 
 @app.command("test")

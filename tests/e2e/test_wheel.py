@@ -41,7 +41,7 @@ WITHOUT_EXTRA = {
     "limelight-model evaluate --videos .": "export",
     "limelight-model test --videos .": "export",
     "limelight-model export": "export",
-    "limelight-model verify --clips .": "export",
+    "limelight-model verify --videos .": "export",
 }
 
 

@@ -156,7 +156,7 @@ class TestTrain:
 
     def test_a_head_records_its_clips_and_those_of_the_head_that_it_began_with(self, cached: CachedClips) -> None:
         self.train(cached)
-        clips = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in cached.videos.glob("*/*.mp4")}
+        clips = frozenset(hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in cached.videos.glob("*/*.mp4"))
         assert load_head(cached.folder / "head").trained_clips() == clips
         other = saved(cached.folder, HeadSpec(), file_sha256(cached.weights))
         self.train(cached, start=other.path)

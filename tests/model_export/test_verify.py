@@ -38,6 +38,7 @@ from model_export.verify import (
     verify_bundle,
     wilson,
 )
+from service.errors import ClipError
 from service.files import locked, replace_folder
 from service.model.bundle import (
     LEAST_AGREEMENT,
@@ -271,6 +272,18 @@ class TestLog:
         after = list(check_clips(bundle, ["fp32"], [subject("a", never), subject("b", reference)], log))
         assert after[:1] == before
         assert [(c.clip, c.outcome) for c in after] == [("a", "agrees"), ("b", "agrees")]
+
+    def test_clips_that_cannot_be_decoded_are_skipped_by_name(
+        self, bundle: Bundle, reference: Reference, tmp_path: Path
+    ) -> None:
+        def damaged() -> tuple[Frames, Outputs]:
+            raise ClipError("it is cut off")
+
+        skipped: dict[str, str] = {}
+        clips = [subject("a", reference), subject("b", damaged), subject("c", reference)]
+        found = list(check_clips(bundle, ["fp32", "int8"], clips, tmp_path / "log", skipped))
+        assert [check.clip for check in found] == ["a", "a", "c", "c"]
+        assert skipped == {"b": "it is cut off"}
 
     def test_a_clip_is_known_by_its_content(self, bundle: Bundle, reference: Reference, tmp_path: Path) -> None:
         log = tmp_path / "log"
