@@ -111,7 +111,9 @@ def evaluate(
         check_tested(data.examples, protocols[0])
     _report_partitions(protocols, reporter)
     with reporter.listen() as listener:
-        simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
+        simple = baselines(
+            classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run, listener=listener
+        )
         contenders = [*(trial.contender(listener) for trial in trials), *simple]
         experiments = tuple(
             Experiment(

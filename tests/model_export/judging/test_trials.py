@@ -116,7 +116,7 @@ def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
             return cross_validate(wide, folds, [contender], LABELS, kept=folder, reporter=reporter)[0]
 
         base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder, run).contender(reporter.hear)
-        lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run)
+        lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run, listener=reporter.hear)
         return [judged(base, first, second), judged(lstm, first)]
 
     before, apart = networks(), MemoryRecording()
@@ -125,6 +125,7 @@ def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
     assert apart.resident[2] < apart.resident[0] + (10 << 10)
     assert [line.partition(":")[0] for line in apart.lines[:3]] == ["base, fold 1", "  base, epoch 1", "base, fold 1"]
     assert Advance("  base, seed-0, epoch 1", 1, 1) in apart.advances
+    assert Advance("  plain LSTM, epochs", 1, 1) in apart.advances
     for one, other in zip(found, judge(run_here, tmp_path / "here", Recording()), strict=True):
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
