@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,8 @@ def judge_bundle(
         for clip in clips:
             content = file_sha256(clip.path)
             name = hashlib.sha256(json.dumps([*made_by, content]).encode()).hexdigest()
-
-            def answer(clip: LabelledClip = clip) -> Probabilities:
-                frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
-                return np.asarray(network(frames[np.newaxis]).probabilities[0], np.float64)
-
             try:
-                answers.append(_kept(kept / f"{name}.npy", answer, len(manifest.labels)))
+                answers.append(_answer(network, clip.path, kept / f"{name}.npy"))
                 contents[clip] = content
             except ClipError as error:
                 undecodable[clip] = str(error)
@@ -174,7 +169,10 @@ class _Known:
         probabilities = np.stack(answers)
         for clip, answer in zip(contents, probabilities, strict=True):
             if not np.isfinite(answer).all():
-                raise EvaluationError(f"{model} answers {clip.name} with values that are not finite; choose another")
+                raise EvaluationError(
+                    f"{model} answers {clip.name} with values that are not finite; test another --precision, or train "
+                    "the head again"
+                )
         trained_on = head.trained_clips() if head else None
         clips = list(contents)
         results = Results(
@@ -221,14 +219,13 @@ def _known(selection: Selection, labels: Sequence[str], reporter: Reporter) -> _
     return _Known(Selection(selection.videos, known, selection.count), tuple(labels), tuple(unknown))
 
 
-def _kept(file: Path, answer: Callable[[], Probabilities], classes: int) -> Probabilities:
-    """Return the answer that the file holds; if it is missing or damaged, compute and keep it."""
+def _answer(network: OnnxNetwork, clip: Path, file: Path) -> Probabilities:
+    """Return a network's answer for a clip from ``file``; if that is missing or damaged, compute and keep it."""
     try:
-        found: Probabilities = np.load(file)
-        if found.shape == (classes,):
-            return found
+        kept: Probabilities = np.load(file)
+        return kept
     except (FileNotFoundError, ValueError, EOFError):
-        pass
-    found = answer()
-    write_atomically(file, lambda part: np.save(part, found))
-    return found
+        frames = decode_clip(clip, OFFLINE_LIMITS).frames
+    answer = np.asarray(network(frames[np.newaxis]).probabilities[0], np.float64)
+    write_atomically(file, lambda part: np.save(part, answer))
+    return answer

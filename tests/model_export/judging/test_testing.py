@@ -18,6 +18,7 @@ from sklearn.metrics import (
 )
 from typer.testing import CliRunner
 
+from model_export import verify
 from model_export.cli import app
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, EvaluationError, HeadError
@@ -29,6 +30,7 @@ from model_export.network.spec import HeadSpec
 from model_export.rendering.figure import render_clip
 from model_export.revisions import CURRENT
 from service.cli.app import app as service
+from service.model import spec
 from service.model.bundle import Agreement, file_sha256, read_manifest
 from service.model.spec import choose_precision
 from service.video.decoder import decode_clip
@@ -165,7 +167,7 @@ def test_an_interrupted_test_continues_where_it_stopped_whatever_the_clips_are_c
 
 def test_answers_that_are_not_finite_are_refused(rendered: Path, tmp_path: Path) -> None:
     overflows = write_tiny_bundle(tmp_path / "bundle", LABELS, overflow_above=0.0)
-    with pytest.raises(EvaluationError, match=r"tiny 1, fp16, .* with values that are not finite; choose another"):
+    with pytest.raises(EvaluationError, match=r"tiny 1, fp16, .* with values that are not finite; test another --p"):
         judge_bundle(overflows, Selection(rendered), tmp_path / "test", precision="fp16")
 
 
@@ -177,6 +179,10 @@ def test_the_precision_is_the_one_that_the_service_chooses(
 ) -> None:
     manifest = read_manifest(write_tiny_bundle(tmp_path, precisions=precisions, int8_agreement=agreement))
     assert served_precision(manifest, vnni=vnni) == choose_precision(manifest, on_cuda=False, vnni=vnni)[0]
+
+
+def test_the_service_finds_the_same_instructions_on_this_processor() -> None:
+    assert verify.has_vnni() == spec.has_vnni()
 
 
 def test_the_precision_is_said(rendered: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
