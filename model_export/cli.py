@@ -103,12 +103,13 @@ class TerminalReporter(Reporter):
 
     @contextmanager
     def transfer(self, title: str) -> Iterator[Received]:
-        """Show a progress bar in bytes; nothing if the output is not a terminal."""
+        """Show a progress bar in bytes or, if the output is not a terminal, a line every half minute."""
+        if not console.is_terminal:
+            with self.listen() as listener:
+                yield lambda done, total: listener(Advance(f"{title}, MiB", done >> 20, total >> 20))
+            return
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        silent = not console.is_terminal
-        with Progress(
-            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=silent
-        ) as progress:
+        with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as progress:
             task = progress.add_task(title, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 

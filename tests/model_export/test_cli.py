@@ -88,6 +88,20 @@ class TestProgress:
             "epoch 2: loss 0.5",
         ]
 
+    def test_a_slow_download_is_a_line_every_half_minute_too(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(cli, "console", Console(file=output, width=100, get_time=lambda: clock[0]))
+        with TerminalReporter().transfer("vgg19.h5") as received:
+            for mebibytes in range(0, 77, 2):
+                received(mebibytes << 20, 76 << 20)
+                clock[0] += 2
+        assert output.getvalue().splitlines() == [
+            "vgg19.h5, MiB: 30 of 76, 0:00:46 left",
+            "vgg19.h5, MiB: 60 of 76, 0:00:16 left",
+        ]
+
     def test_on_a_terminal_it_is_a_bar_that_lines_do_not_break(
         self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
     ) -> None:
