@@ -140,8 +140,9 @@ class _Listener:
         self.progress.update(task.id, completed=told.done)
         if self.progress.disable and self.progress.get_time() - self.last_line >= LINE_S:
             self.last_line = self.progress.get_time()
-            left = TimeRemainingColumn().render(task)
-            self.reporter.say(f"{told.title}: {told.done} of {told.total}, {left} left")
+            known = task.time_remaining is not None  # from the second item on
+            left = f", {TimeRemainingColumn().render(task)} left" if known else ""
+            self.reporter.say(f"{told.title}: {told.done} of {told.total}{left}")
 
 
 reporter = TerminalReporter()

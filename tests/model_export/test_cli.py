@@ -71,6 +71,9 @@ class TestProgress:
                     listener(Advance(f"epoch {epoch}", done, 3))
                     clock[0] += 20
                 listener(f"epoch {epoch}: loss {1 / epoch}")
+            for done in range(2):
+                listener(Advance("one slow clip", done, 2))
+                clock[0] += 40
 
     def test_away_from_a_terminal_it_is_a_line_every_half_minute(
         self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
@@ -86,6 +89,7 @@ class TestProgress:
             "epoch 1: loss 1.0",
             "epoch 2: 2 of 3, 0:00:20 left",
             "epoch 2: loss 0.5",
+            "one slow clip: 1 of 2",
         ]
 
     def test_a_slow_download_is_a_line_every_half_minute_too(
@@ -109,7 +113,7 @@ class TestProgress:
         shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output.getvalue())
         assert re.search(r"features \[hd\] ━+ 50/50 0:03:20", shown)
         assert re.search(r"^epoch 1: loss 1.0$", shown.replace("\r", "\n"), re.MULTILINE)
-        assert re.search(r"epoch 2 ━+ 3/3 0:01:00 · left 0:00:00\s*$", shown)
+        assert re.search(r"one slow clip ━+.* 1/2 0:01:20 · left -:--:--\s*$", shown)
 
 
 def test_a_report_states_a_command_that_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
