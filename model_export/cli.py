@@ -8,11 +8,11 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -34,18 +34,18 @@ from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
 from model_export.processes import quiet_start
 from model_export.recipe import Recipe
-from model_export.reporter import Received, Reporter
+from model_export.reporter import Advance, Listener, Received, Reporter
 from service.errors import LibraryMissing, LimelightError
-from service.model.bundle import Precision
+from service.model.bundle import Agreement, Precision, read_manifest
 
 # Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-T = TypeVar("T")
-
 app = typer.Typer(no_args_is_help=True)
+# Seconds between lines on how far the work has come, where there is no progress bar.
+LINE_S = 30.0
 # File names and reasons may look like Rich's markup or emoji: ``clip [hd].mp4``, ``:smile:``.
 console = Console(markup=False, emoji=False)
 
@@ -75,6 +75,10 @@ HeadOption = Annotated[
 ]
 
 
+LogOption = Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")]
+VERIFY_LOG = Path("runs/verify.jsonl")
+
+
 class TerminalReporter(Reporter):
     """Prints what a command reports."""
 
@@ -91,22 +95,55 @@ class TerminalReporter(Reporter):
             console.print(table)
 
     @contextmanager
-    def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[Iterable[T]]:
-        """Show a progress bar with the time left."""
+    def listen(self) -> Iterator[Listener]:
+        """Show a progress bar with the time left or, if the output is not a terminal, a line every half minute."""
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-            yield progress.track(items, description=title, total=total)
+        title = TextColumn("{task.description}", markup=False)
+        with Progress(title, *columns, console=console, disable=not console.is_terminal) as progress:
+            yield _Listener(self, progress)
 
     @contextmanager
     def transfer(self, title: str) -> Iterator[Received]:
-        """Show a progress bar in bytes; nothing if the output is not a terminal."""
+        """Show a progress bar in bytes or, if the output is not a terminal, a line every half minute."""
+        if not console.is_terminal:
+            with self.listen() as listener:
+                yield lambda done, total: listener(Advance(f"{title}, MiB", done >> 20, total >> 20))
+            return
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        silent = not console.is_terminal
-        with Progress(
-            TextColumn("{task.description}"), *columns, console=console, transient=True, disable=silent
-        ) as progress:
+        with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as progress:
             task = progress.add_task(title, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Listener:
+    """Shows one piece of work at a time.
+
+    Args:
+        reporter: Prints lines.
+        progress: Bars; disabled if the output is not a terminal.
+    """
+
+    def __init__(self, reporter: Reporter, progress: Progress) -> None:
+        self.reporter, self.progress = reporter, progress
+        self.last_line = 0.0
+
+    def __call__(self, told: str | Advance) -> None:
+        if isinstance(told, str):
+            self.reporter.say(told)
+            return
+        task = next(iter(self.progress.tasks), None)
+        if task is None or task.description != told.title:
+            if task:
+                self.progress.remove_task(task.id)
+            self.progress.add_task(told.title, total=told.total, completed=told.done)
+            self.last_line = self.progress.get_time()
+            return
+        self.progress.update(task.id, completed=told.done)
+        if self.progress.disable and self.progress.get_time() - self.last_line >= LINE_S:
+            self.last_line = self.progress.get_time()
+            known = task.time_remaining is not None  # from the second item on
+            left = f", {TimeRemainingColumn().render(task)} left" if known else ""
+            self.reporter.say(f"{told.title}: {told.done} of {told.total}{left}")
 
 
 reporter = TerminalReporter()
@@ -207,6 +244,14 @@ def train(
         Path | None,
         typer.Option(help="Folder of an `evaluate` run with the same options; the head then states its accuracy."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of a head of the same network to begin with, for other or more classes; lower "
+            "--learning-rate to change it less.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the network in manifests and answers.")] = "limelight",
     version: Annotated[str, typer.Option(help="Version of the network; raise it when you train again.")] = "1",
     weights: WeightsOption = None,
@@ -229,10 +274,16 @@ def train(
             name=name,
             version=version,
             evaluation=evaluation,
+            start=start,
             weights=weights,
             reporter=reporter,
         )
-        reporter.say(f"trained head: {output}; export it with `limelight-model export --head {output}`")
+        reporter.say(f"trained head: {output}")
+        export = shlex.join(["limelight-model", "export", "--head", str(output), "--verify", str(videos)])
+        reporter.say(
+            f"next: `{export}` writes `bundle` and compares it with Keras, which takes seconds a clip for each "
+            "precision; without --verify, CPUs run fp32. Then `limelight serve --bundle bundle`"
+        )
 
 
 @app.command()
@@ -270,8 +321,7 @@ def evaluate(
             spec,
             recipe,
             weights=weights,
-            # Arguments may have bytes that are no characters.
-            command=shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
+            command=_command_line(),
             reporter=reporter,
         )
         means = means_of_splits(found.experiments)
@@ -296,6 +346,15 @@ def export(
         bool,
         typer.Option(help="Write the bundle even if the folder is up to date or holds one of another head of yours."),
     ] = False,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            help="Then compare the bundle with Keras on the clips of this folder, as `verify --record` does, so that "
+            "the service may use int8 on CPUs; takes seconds a clip for each precision.",
+        ),
+    ] = None,
+    log: LogOption = VERIFY_LOG,
 ) -> None:
     """Export a head to a bundle: fp32, fp16 and int8 ONNX files, checked against Keras, and a manifest.
 
@@ -305,9 +364,11 @@ def export(
     """
     with _one_sentence_errors():
         _start_tensorflow()
+        from model_export.data.gathering import Selection
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
         from model_export.provenance import own_bundle_of_earlier_versions
+        from model_export.verify import clips_for_int8, verify_bundle, verify_command
         from model_export.weights import fetch_weights
 
         vgg19 = fetch_weights(weights, reporter=reporter)
@@ -321,6 +382,24 @@ def export(
             reporter.say(f"bundle: {kept}")
             return
         reporter.say(f"bundle: {output} ({'written' if written else 'already up to date'})")
+        if videos:
+            measured = verify_bundle(
+                output,
+                chosen,
+                Selection(videos, count=clips_for_int8(chosen)),
+                log,
+                record=head is not None,
+                weights=weights,
+                reporter=reporter,
+            )
+            _show_agreement(output, measured)
+        elif (int8 := read_manifest(output).precisions.get("int8")) and int8.agreement is None:
+            reporter.say(
+                "on CPUs, the service runs fp32, because int8 has not been compared with Keras on real clips; to "
+                f"compare it, run `{verify_command(output, chosen, weights)}`"
+            )
+        else:
+            _show_agreement(output, {})
         if head is None and (earlier := own_bundle_of_earlier_versions(output, chosen)):
             reporter.say(
                 f"{earlier} was made from a head of your own, which earlier versions served; to serve it, replace "
@@ -328,9 +407,10 @@ def export(
             )
 
 
-@app.command()
+# ``--clips`` was the name of ``--videos`` before other commands had it.
+@app.command(context_settings={"token_normalize_func": lambda name: "videos" if name == "clips" else name})
 def verify(
-    clips: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
+    videos: Annotated[Path, typer.Option(help="Folder with one folder of clips per class.")],
     bundle: Annotated[Path, typer.Option(help="Bundle to verify.")] = Path("bundle"),
     head: HeadOption = None,
     # A clip takes seconds for each precision.
@@ -350,9 +430,7 @@ def verify(
             "features that are missing are computed and added."
         ),
     ] = None,
-    log: Annotated[Path, typer.Option(help="File of results by clip; an interrupted run continues from it.")] = Path(
-        "runs/verify.jsonl"
-    ),
+    log: LogOption = VERIFY_LOG,
     record: Annotated[
         bool, typer.Option(help="Also save the agreement beside the head's weights, for later exports.")
     ] = False,
@@ -368,12 +446,11 @@ def verify(
         from model_export.data.gathering import Selection
         from model_export.head import PRETRAINED, load_head
         from model_export.verify import verify_bundle
-        from service.model.bundle import read_manifest
 
         measured = verify_bundle(
             bundle,
             load_head(head or PRETRAINED),
-            Selection(clips, count=clips_per_class),
+            Selection(videos, count=clips_per_class),
             log,
             precisions=[precision] if precision else [],
             features=features,
@@ -381,22 +458,96 @@ def verify(
             weights=weights,
             reporter=reporter,
         )
+        _show_agreement(bundle, measured)
+
+
+def _show_agreement(bundle: Path, measured: Mapping[Precision, Agreement]) -> None:
+    """Print the agreement, and which precision the service will run."""
+    reporter.table(
+        ("precision", "top-1 agreement", "95 % interval", "clips", "not finite", "largest difference"),
+        [
+            (
+                precision,
+                f"{found.top1:.2%}",
+                f"{found.low:.2%} – {found.high:.2%}",
+                str(found.n),
+                str(found.not_finite or 0),
+                "–" if found.not_finite == found.n else f"{found.max_abs_difference:.1e}",
+            )
+            for precision, found in measured.items()
+        ],
+    )
+    shortfall = read_manifest(bundle).int8_shortfall
+    reporter.say(f"on CPUs with VNNI, the service runs {f'fp32: {shortfall}' if shortfall else 'int8'}")
+
+
+@app.command("test")
+def measure(
+    videos: VideosOption,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to test (default: `bundle`, unless only a head is named).")
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(
+            help="Head to test in Keras. With --bundle, the head that it was made from: heads know which clips they "
+            "were trained on."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder to write the report to; also keeps answers to continue from.")
+    ] = Path("runs/test"),
+    classes: ClassOption = None,
+    clips_per_class: CountOption = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Precision of the bundle (default: the one that the service would use on this CPU)."),
+    ] = None,
+    features: FeaturesOption = Path("features"),
+    weights: WeightsOption = None,
+) -> None:
+    """Measure how well a bundle or a head names the clips of a labelled folder, such as clips it was not trained on.
+
+    Classes are compared by the names of folders. Writes test.md, test.json, predictions.csv, classes.csv and a picture.
+    If interrupted, run it again to continue.
+    """
+    with _one_sentence_errors():
+        _start_tensorflow()
+        from model_export.data.gathering import Selection
+        from model_export.head import load_head
+        from model_export.judging.testing import judge_bundle, judge_head
+
+        selection, loaded = Selection(videos, classes, clips_per_class), load_head(head) if head else None
+        if loaded and not bundle:
+            found = judge_head(
+                loaded,
+                selection,
+                output,
+                features=features,
+                weights=weights,
+                command=_command_line(),
+                reporter=reporter,
+            )
+        else:
+            found = judge_bundle(
+                bundle or Path("bundle"),
+                selection,
+                output,
+                precision=precision,
+                head=loaded,
+                command=_command_line(),
+                reporter=reporter,
+            )
         reporter.table(
-            ("precision", "top-1 agreement", "95 % interval", "clips", "not finite", "largest difference"),
-            [
-                (
-                    precision,
-                    f"{found.top1:.2%}",
-                    f"{found.low:.2%} – {found.high:.2%}",
-                    str(found.n),
-                    str(found.not_finite or 0),
-                    "–" if found.not_finite == found.n else f"{found.max_abs_difference:.1e}",
-                )
-                for precision, found in measured.items()
-            ],
+            ("figure", "value", "95 % interval"),
+            [(name, f"{one.mean:.1%}", f"{one.low:.1%} – {one.high:.1%}") for name, one in found.figures().items()],
         )
-        shortfall = read_manifest(bundle).int8_shortfall
-        reporter.say(f"on CPUs with VNNI, the service runs {f'fp32: {shortfall}' if shortfall else 'int8'}")
+        reporter.say(f"report: {output / 'test.md'}")
+
+
+def _command_line() -> str:
+    """Return the command line of this process; arguments may have bytes that are no characters."""
+    return shlex.join(["limelight-model", *sys.argv[1:]]).encode(errors="backslashreplace").decode()
 
 
 def main() -> None:

@@ -4,9 +4,12 @@
 - ``head.weights.h5``: its weights as Keras saves them, without VGG19's.
 - ``calibration.json``: ranges of VGG19's activations over real clips, for int8 (ONNX Runtime's calibration cache).
 - ``agreement.json``: how often each precision agreed with Keras, if ``verify --record`` measured it.
+- ``clips.txt``: short digests of the clips that it was trained on. ``test`` warns of them. They are not in
+  ``head.json``, whose facts are copied into the manifest and into answers of the service.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from service.files import locked, write_atomically
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+CLIPS = "clips.txt"
 
 
 class HeadFacts(HeadSpec):
@@ -150,6 +154,22 @@ class TrainedHead:
         measured_here = (record.head_sha256, record.quantizer) == (self.sha256(), quantizer)
         return record.precisions if measured_here and record.spec in (None, self.facts.spec()) else {}
 
+    def trained_clips(self) -> frozenset[str] | None:
+        """Return the short digests of the clips that it was trained on; ``None`` if they were not recorded."""
+        try:
+            return frozenset((self.path / CLIPS).read_text(encoding="utf-8").split())
+        except FileNotFoundError:
+            return None
+
+    def record_clips(self, digests: Iterable[str]) -> None:
+        """Save which clips it was trained on, by ``short_digest``.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        text = "\n".join(sorted(set(digests))) + "\n"
+        write_atomically(self.path / CLIPS, lambda part: part.write_text(text, encoding="utf-8"))
+
     def record_agreement(self, agreement: dict[Precision, Agreement], quantizer: int, head_sha256: str) -> None:
         """Save measured agreement beside the weights that it was measured on.
 
@@ -171,6 +191,11 @@ class TrainedHead:
             )
             text = record.model_dump_json(indent=2, exclude_none=True) + "\n"
             write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def short_digest(sha256: str) -> str:
+    """Shorten a clip's SHA-256 in hexadecimal: 64 bits tell the clips of a data set apart."""
+    return sha256[:16]
 
 
 def load_head(path: Path) -> TrainedHead:
@@ -209,7 +234,7 @@ def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
         OSError: The folder cannot be written.
     """
     path.mkdir(parents=True, exist_ok=True)
-    for stale in ("agreement.json", "calibration.json", "head.json"):
+    for stale in ("agreement.json", "calibration.json", CLIPS, "head.json"):
         (path / stale).unlink(missing_ok=True)
     # By way of a new head: the names in the file must not depend on how Keras numbered layers in this process.
     fresh = build_head(len(facts.labels), facts)

@@ -7,10 +7,10 @@ from typing import Any
 
 from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
-from model_export.errors import HeadError
+from model_export.errors import HeadError, TrainingError
 from model_export.export import convert
-from model_export.fitting import FittedHead, check_fit, epoch_line, fit_head
-from model_export.head import HeadFacts, TrainedHead, save_head
+from model_export.fitting import FittedHead, Start, check_fit, epoch_line, fit_head
+from model_export.head import HeadFacts, TrainedHead, load_head, save_head, short_digest
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
 from model_export.network.spec import HeadSpec
@@ -46,6 +46,7 @@ def train_head(
     name: str = "limelight",
     version: str = "1",
     evaluation: Path | None = None,
+    start: Path | None = None,
     weights: Path | None = None,
     how: Run = run_apart,
     reporter: Reporter = SILENT,
@@ -63,6 +64,7 @@ def train_head(
         name: Name of the network in manifests and answers.
         version: Its version.
         evaluation: Folder of an evaluation of the same network, recipe and clips, whose accuracy the head states.
+        start: Folder of a head to begin with.
         weights: VGG19's weights file; found or downloaded if not given.
         how: How the trainings of several members are run.
         reporter: Receives progress.
@@ -75,6 +77,17 @@ def train_head(
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
     if (name + version).encode(errors="ignore").decode() != name + version:
         raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
+    if start and evaluation:
+        raise TrainingError(
+            "--evaluation states the accuracy of heads that began with random weights; leave it out with --from"
+        )
+    if start and start.resolve() == output.resolve():
+        raise TrainingError(f"{output} holds the head to begin with; choose another --output")
+    other = load_head(start) if start else None
+    if other and (warning := other.check_revisions()):
+        reporter.say(warning)
+    vgg19 = fetch_weights(weights, reporter=reporter)
+    began_with = Start.of(other, spec, file_sha256(vgg19), selection.labels()) if other else None
     run = output / "run"
     accuracy: dict[str, Any] | None = None
 
@@ -82,25 +95,28 @@ def train_head(
         nonlocal accuracy
         if evaluation:
             accuracy = read_accuracy(evaluation, describe(spec, recipe), data.labels, data.selected)
-        check_fit(data.examples, len(data.labels), spec, recipe, run)
+        check_fit(data.examples, len(data.labels), spec, recipe, run, began_with)
 
-    vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(
         selection, vgg19, features, flip=recipe.flip, least_classes=2, check=check, reporter=reporter
     )
-    fitted = fit_head(
-        data.examples,
-        len(data.labels),
-        spec,
-        recipe,
-        run=run,
-        tell=lambda phase, line: reporter.say(epoch_line(phase, line)),
-        how=how,
-    )
+    with reporter.listen() as listener:
+        fitted = fit_head(
+            data.examples,
+            len(data.labels),
+            spec,
+            recipe,
+            start=began_with,
+            run=run,
+            tell=lambda phase, line: listener(epoch_line(phase, line)),
+            progress=listener,
+            how=how,
+        )
     for log in run.glob("*.csv"):
         plot_history(log, log.with_suffix(".png"))
     if fitted.holdout_accuracy is not None:
-        reporter.say(f"held-out groups: {fitted.holdout_accuracy:.1%} of {fitted.holdout_clips} clips correct")
+        doubt = "; this is too good if the head that it began with was trained on them" if start else ""
+        reporter.say(f"held-out groups: {fitted.holdout_accuracy:.1%} of {fitted.holdout_clips} clips correct{doubt}")
     facts = HeadFacts(
         **spec.model_copy(update={"channels": fitted.model.input_shape[-1]}).model_dump(),
         name=name,
@@ -108,15 +124,22 @@ def train_head(
         labels=data.labels,
         encoder_sha256=file_sha256(vgg19),
         revisions=CURRENT,
-        training=_training_facts(data, settings(spec, recipe), fitted, accuracy),
+        training=_training_facts(data, settings(spec, recipe), fitted, accuracy, began_with),
     )
     head = save_head(output, facts, fitted.model)
+    seen = other.trained_clips() if other else frozenset()
+    if seen is not None:  # otherwise the list would not be complete
+        head.record_clips({short_digest(file_sha256(clip.path)) for clip in data.decodable} | seen)
     _calibrate(head, vgg19, data, reporter)
     return head
 
 
 def _training_facts(
-    data: FeatureSet, recipe: dict[str, Any], fitted: FittedHead, accuracy: dict[str, Any] | None
+    data: FeatureSet,
+    recipe: dict[str, Any],
+    fitted: FittedHead,
+    accuracy: dict[str, Any] | None,
+    start: Start | None,
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "data": data.videos.name,
@@ -127,7 +150,10 @@ def _training_facts(
         "features": {"engine": data.engine, "dtype": data.dtype},
         "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
     }
-    if fitted.holdout_accuracy is not None:
+    if start:
+        # The accuracy on held-out clips is not stated: the other head may have been trained on them.
+        facts["began_with"] = start.origin
+    elif fitted.holdout_accuracy is not None:
         facts |= {
             "holdout_accuracy": round(fitted.holdout_accuracy, 4),
             "holdout_clips": fitted.holdout_clips,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from model_export.data.examples import read_features
 from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
 from model_export.errors import DatasetError, FeatureError, HeadError
-from model_export.head import TrainedHead
+from model_export.head import PRETRAINED, TrainedHead
 from model_export.machine import processor
 from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
 from model_export.network.vgg19 import build_encoder
@@ -34,6 +35,7 @@ from model_export.weights import fetch_weights
 from service.errors import ClipError
 from service.files import locked
 from service.model.bundle import (
+    LEAST_CLIPS,
     Agreement,
     Bundle,
     Outputs,
@@ -68,6 +70,9 @@ class OnnxNetwork:
         found = self.session.run(self.names, {"frames": frames})
         return as_outputs(dict(zip(self.names, found, strict=True)))
 
+
+# Clips per class to compare, by default: each takes seconds for each precision.
+CLIPS_PER_CLASS = 20
 
 Outcome = Literal["agrees", "disagrees", "not finite"]
 """Whether a precision predicts Keras' class. Values that are not finite are a disagreement with a word of its own."""
@@ -153,15 +158,42 @@ def verify_bundle(
     expected = _keras_reference(head, vgg19, features)
     subjects = subjects_of(clips, expected)
     log.parent.mkdir(parents=True, exist_ok=True)
-    checking = check_clips(checked, chosen, subjects, log)
+    skipped: dict[str, str] = {}
+    checking = check_clips(checked, chosen, subjects, log, skipped)
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
+    reporter.table(("skipped clip", "reason"), skipped.items())
+    if not checks:
+        raise DatasetError(f"{selection.videos}: none of its clips can be decoded; replace them")
     measured = {precision: agreement([c for c in checks if c.precision == precision]) for precision in chosen}
     if not record_agreement(measured, checked):
         reporter.say(f"{bundle} was replaced meanwhile; verify it again to write the agreement into its manifest")
     if record:
         head.record_agreement(measured, QUANTIZER_REVISION, head_sha256)
     return measured
+
+
+def clips_for_int8(head: TrainedHead) -> int:
+    """Return how many clips of each class to compare, so that the service may choose int8 if none disagrees."""
+    return max(CLIPS_PER_CLASS, math.ceil(LEAST_CLIPS / len(head.facts.labels)))
+
+
+def verify_command(bundle: Path, head: TrainedHead, weights: Path | None = None) -> str:
+    """Return the command that measures how well a bundle agrees with its head.
+
+    The facts of a head have the name of the folder of clips that it was trained on, not the path, which is private.
+    ``VIDEOS`` stands for the path, unless there is such a folder here.
+    """
+    videos = Path(str(head.facts.training.get("data") or "VIDEOS"))
+    there = all((videos / label).is_dir() for label in head.facts.labels)
+    words = ["limelight-model", "verify", "--bundle", bundle]
+    own = head.path != PRETRAINED
+    words += ["--head", head.path] if own else []
+    words += ["--videos", videos if there else "VIDEOS"]
+    words += ["--clips-per-class", count] if (count := clips_for_int8(head)) > CLIPS_PER_CLASS else []
+    words += ["--weights", weights] if weights else []
+    words += ["--record"] if own else []
+    return shlex.join(map(str, words))
 
 
 def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> bool:
@@ -200,10 +232,7 @@ def _keras_reference(
         )
 
     def reference(clip: LabelledClip) -> tuple[Frames, Outputs]:
-        try:
-            frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
-        except ClipError as error:
-            raise DatasetError(f"{clip.path} cannot be compared ({error}); remove it from the clips") from error
+        frames = decode_clip(clip.path, OFFLINE_LIMITS).frames
         cuboids = read_features(cached.get(clip.path, encoder)).astype(np.float32) if cached else encoder()(frames)
         return frames, predict(cuboids[np.newaxis])
 
@@ -223,7 +252,11 @@ def subjects_of(
 
 
 def check_clips(
-    bundle: Bundle, precisions: Iterable[Precision], subjects: Iterable[Subject], log: Path
+    bundle: Bundle,
+    precisions: Iterable[Precision],
+    subjects: Iterable[Subject],
+    log: Path,
+    skipped: dict[str, str] | None = None,
 ) -> Iterator[ClipCheck]:
     """Run clips through a bundle's precisions and compare each with Keras.
 
@@ -235,8 +268,10 @@ def check_clips(
             same head by the same code (see ``Manifest.built_from``), and frames, device and content of the clip are the
             same. Its files may have been written anew: their bytes differ from one time and processor to the next,
             their numbers by rounding only. Several processes may write to the log at once.
+        skipped: Receives the reason for each clip that cannot be decoded and is left out.
 
     Raises:
+        ClipError: A clip cannot be decoded, and there is no ``skipped``.
         HeadError: Keras computes values that are not finite, or the bundle's network returns other arrays.
     """
     done = _read_log(log)
@@ -246,7 +281,7 @@ def check_clips(
             precision: {
                 "built_from": bundle.manifest.built_from,
                 "revisions": CURRENT.model_dump(),
-                "device": _device(precision),
+                "device": device_of(precision),
                 "content": subject.sha256,
                 "precision": precision,
             }
@@ -257,7 +292,13 @@ def check_clips(
             found = done.get(json.dumps(keys[precision]))
             if found is None:
                 if frames is None or expected is None:
-                    frames, expected = subject.reference()
+                    try:
+                        frames, expected = subject.reference()
+                    except ClipError as error:
+                        if skipped is None:
+                            raise
+                        skipped[subject.name] = str(error)
+                        break
                 found = compare(subject.name, network(frames[np.newaxis]), expected)
                 outcome, difference = found
                 line = keys[precision] | {"clip": subject.name, "outcome": outcome, "max_abs_difference": difference}
@@ -325,7 +366,7 @@ def agreement(checks: Sequence[ClipCheck]) -> Agreement:
         low=low,
         high=high,
         max_abs_difference=max((c.max_abs_difference for c in checks if c.max_abs_difference is not None), default=0.0),
-        device=_device(checks[0].precision),
+        device=device_of(checks[0].precision),
         not_finite=count["not finite"] or None,
     )
 
@@ -349,7 +390,8 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 @cache
-def _device(precision: Precision) -> str:
+def device_of(precision: Precision) -> str:
+    """Say on what a precision runs: its numbers depend on it."""
     # ONNX Runtime has no float16 kernels for these operators on a CPU: it widens the file's weights.
     widened = ", computing in float32" if precision == "fp16" else ""
     return f"CPUExecutionProvider on {processor()}, ONNX Runtime {onnxruntime.__version__}{widened}"

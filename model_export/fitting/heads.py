@@ -16,10 +16,12 @@ from model_export.fitting.checkpoints import check_claim, claim
 from model_export.fitting.log import LogLine
 from model_export.fitting.member import accuracy_of
 from model_export.fitting.member import train as train_member
+from model_export.fitting.start import Start, Weights
 from model_export.network.classifier import average_heads, build_head
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_here
 from model_export.recipe import Recipe, settings
+from model_export.reporter import Advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,10 @@ def fit_head(
     spec: HeadSpec,
     recipe: Recipe,
     *,
+    start: Start | None = None,
     run: Path | None = None,
     tell: Callable[[str, LogLine], None] = lambda phase, line: None,
+    progress: Callable[[Advance], None] = lambda advance: None,
     how: Run = run_here,
 ) -> FittedHead:
     """Find the number of epochs on held-out groups, then fit to all examples for that many.
@@ -59,9 +63,11 @@ def fit_head(
         classes: Number of classes.
         spec: Which network; its ``channels`` are taken from the features.
         recipe: How to fit it.
+        start: What to begin with; random weights if not given.
         run: Folder for logs (``<phase>.csv``) and checkpoints. An interrupted run continues after its last complete
             epoch and leads to the same head.
         tell: Called after each epoch with the phase (``seed-0``, ``seed-0-holdout``) and its log line.
+        progress: Called after each step with the number of steps of the epoch that are done.
         how: How each training is run if there are several members; each that is run in this process keeps its
             network's memory.
 
@@ -74,23 +80,34 @@ def fit_head(
     one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
     keep, hold = hold_out(examples, recipe)
     if run:
-        claim(run, examples, _claimed(classes, spec, recipe))
+        claim(run, examples, _claimed(classes, spec, recipe, start))
+
+    def hear(phase: str, told: LogLine | Advance) -> None:
+        progress(told) if isinstance(told, Advance) else tell(phase, told)
+
     apart = how if spec.members > 1 else run_here
     epochs, answers, models = [], [], []
-    for seed in range(recipe.seed, recipe.seed + spec.members):
-        train = partial(train_member, classes=classes, spec=one, recipe=recipe, seed=seed, run=run)
+    for member in range(spec.members):
+        seed = recipe.seed + member
+        first = _first_weights(start, member, classes, one, seed) if start else None
+        train = partial(train_member, classes=classes, spec=one, recipe=recipe, seed=seed, start=first, run=run)
         best = recipe.epochs
         if hold:
-            held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), tell)
+            held_out = apart(partial(train, keep, f"seed-{seed}-holdout", hold=hold, epochs=best), hear)
             best = 1 + int(np.argmin([line["val_loss"] for line in held_out.log]))
             answers.append(held_out.answers[best - 1])
-        fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), tell)
+        fitted = apart(partial(train, examples, f"seed-{seed}", epochs=best), hear)
         models.append(build_head(classes, one))
         models[-1].set_weights(fitted.weights)
         _check_answer(models[-1], examples[0])
         epochs.append(best)
     accuracy = accuracy_of(np.mean(answers, axis=0), hold) if hold else None
     return FittedHead(average_heads(models), tuple(epochs), accuracy, len(hold), len(examples))
+
+
+def _first_weights(start: Start, member: int, classes: int, spec: HeadSpec, seed: int) -> Weights:
+    keras.utils.set_random_seed(seed)
+    return start.weights(member, build_head(classes, spec))
 
 
 def _check_answer(model: keras.Model, example: Example) -> None:
@@ -100,19 +117,22 @@ def _check_answer(model: keras.Model, example: Example) -> None:
         raise TrainingError("the trained head computes values that are not finite; lower --learning-rate")
 
 
-def check_fit(examples: Sequence[Example], classes: int, spec: HeadSpec, recipe: Recipe, run: Path) -> None:
+def check_fit(
+    examples: Sequence[Example], classes: int, spec: HeadSpec, recipe: Recipe, run: Path, start: Start | None = None
+) -> None:
     """Check what ``fit_head`` would refuse, as far as that can be known without features.
 
     Raises:
         TrainingError: There are too few groups to hold some out, or ``run`` holds checkpoints of another network,
-            another recipe or another number of classes.
+            another recipe, another number of classes or another head to begin with.
     """
-    check_claim(run, _claimed(classes, spec, recipe))
+    check_claim(run, _claimed(classes, spec, recipe, start))
     hold_out(examples, recipe)
 
 
-def _claimed(classes: int, spec: HeadSpec, recipe: Recipe) -> dict[str, Any]:
-    return {**settings(spec, recipe), "number of classes": classes}
+def _claimed(classes: int, spec: HeadSpec, recipe: Recipe, start: Start | None) -> dict[str, Any]:
+    began_with = {"head to begin with": start.origin["identity"]} if start else {}
+    return {**settings(spec, recipe), "number of classes": classes, **began_with}
 
 
 def hold_out(examples: Sequence[Example], recipe: Recipe) -> tuple[list[Example], list[Example]]:

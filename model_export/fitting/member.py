@@ -1,7 +1,7 @@
 """The training of one member of a head: RMSProp and cross-entropy (paper, section V.C), VGG19 frozen."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from model_export.network.arrays import Probabilities
 from model_export.network.attention import DoublyStochastic
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
+from model_export.processes import Tell
 from model_export.recipe import Recipe
+from model_export.reporter import Advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,24 @@ class Trained:
 def train(
     examples: Sequence[Example],
     phase: str,
-    tell: Callable[[str, LogLine], None],
+    tell: Tell,
     *,
     classes: int,
     spec: HeadSpec,
     recipe: Recipe,
     seed: int,
+    start: list[npt.NDArray[np.float32]] | None,
     run: Path | None,
     epochs: int,
     hold: Sequence[Example] = (),
 ) -> Trained:
-    """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs."""
-    return _Member(examples, classes, spec, recipe, seed, phase, run, hold).complete(epochs, tell)
+    """Train for ``epochs``, or until the loss on ``hold`` has not improved for ``patience`` epochs.
+
+    It begins with the weights ``start``, or with random ones.
+
+    ``tell`` receives the phase and the log line of each epoch and, before it, how many of the epoch's steps are done.
+    """
+    return _Member(examples, classes, spec, recipe, seed, phase, start, run, hold).complete(epochs, tell)
 
 
 def accuracy_of(answers: Probabilities, examples: Sequence[Example]) -> float:
@@ -71,17 +79,21 @@ class _Member:
         recipe: Recipe,
         seed: int,
         phase: str,
+        start: list[npt.NDArray[np.float32]] | None,
         run: Path | None,
         hold: Sequence[Example],
     ) -> None:
         keras.utils.set_random_seed(seed)
         self.examples, self.classes, self.recipe, self.seed, self.phase = examples, classes, recipe, seed, phase
         self.hold = hold
+        self.class_weights = _class_weights(examples, recipe)
         self.steps = math.ceil(len(examples) / recipe.batch_size)
         self.log: list[LogLine] = []
         self.answers: list[Probabilities] = []
         self.checkpoint = Checkpoint(run, phase, answers=bool(hold)) if run else None
         self.model = build_head(classes, spec, feature_dropout=recipe.feature_dropout)
+        if start:
+            self.model.set_weights(start)
         # The same layers with one output: the attention maps have no target, only a penalty.
         answer = self.model.output["probabilities"]
         if spec.variant == "attention":
@@ -106,21 +118,12 @@ class _Member:
             return self.recipe.learning_rate
         return keras.optimizers.schedules.CosineDecay(self.recipe.learning_rate, self.recipe.epochs * self.steps)
 
-    def _class_weights(self) -> dict[int, float] | None:
-        """Return the weight of each class in the loss, n / (k · n_c) of n clips in k classes; ``None``: all are 1."""
-        if self.recipe.class_weights == "none":
-            return None
-        labels = [example.label for example in self.examples]
-        classes = np.unique(labels)
-        weights = compute_class_weight(self.recipe.class_weights, classes=classes, y=labels)
-        return dict(zip(classes.tolist(), weights.tolist(), strict=True))
-
-    def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
+    def complete(self, epochs: int, tell: Tell) -> Trained:
         if self.checkpoint:
             self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
         events = Events(self.recipe.tensorboard / self.phase, self.log) if self.recipe.tensorboard else None
         while len(self.log) < epochs and not self._stale():
-            self.log.append(self._epoch())
+            self.log.append(self._epoch(tell))
             if self.checkpoint:
                 self.checkpoint.save(self.trainer, self.log, self.answers)
             if events:
@@ -132,14 +135,19 @@ class _Member:
         losses = [line["val_loss"] for line in self.log if "val_loss" in line]
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.recipe.patience
 
-    def _epoch(self) -> LogLine:
+    def _epoch(self, tell: Tell) -> LogLine:
         epoch = len(self.log)
         line: LogLine = {"epoch": epoch + 1, "learning_rate": float(self.trainer.optimizer.learning_rate)}
         self._seed_dropout(epoch)
-        steps = [
-            self.trainer.train_on_batch(features, targets, class_weight=self._class_weights(), return_dict=True)
-            for features, targets in Batches(self.examples, self.classes, self.recipe, self.seed, epoch)
-        ]
+        steps: list[dict[str, float]] = []
+
+        def progress() -> None:
+            tell(self.phase, Advance(f"{self.phase}, epoch {epoch + 1}", len(steps), self.steps))
+
+        progress()
+        for batch in Batches(self.examples, self.classes, self.recipe, self.seed, epoch):
+            steps.append(self.trainer.train_on_batch(*batch, class_weight=self.class_weights, return_dict=True))
+            progress()
         line |= {key: float(np.mean([step[key] for step in steps])) for key in ("loss", "cross_entropy", "accuracy")}
         if not math.isfinite(line["loss"]):
             raise TrainingError(f"the loss is {line['loss']} after epoch {epoch + 1}; lower --learning-rate")
@@ -159,3 +167,13 @@ class _Member:
         states = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
         for number, state in enumerate(states):
             state.assign(np.random.default_rng([self.seed, epoch, number]).integers(2**31, size=2))
+
+
+def _class_weights(examples: Sequence[Example], recipe: Recipe) -> dict[int, float] | None:
+    """Return the weight of each class in the loss, n / (k · n_c) of n clips in k classes; ``None``: all are 1."""
+    if recipe.class_weights == "none":
+        return None
+    labels = [example.label for example in examples]
+    classes = np.unique(labels)
+    weights = compute_class_weight(recipe.class_weights, classes=classes, y=labels)
+    return dict(zip(classes.tolist(), weights.tolist(), strict=True))

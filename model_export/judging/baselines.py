@@ -24,7 +24,8 @@ from model_export.errors import FoldError
 from model_export.judging.cross_validation import Contender
 from model_export.network.arrays import Probabilities
 from model_export.network.motion import REGIONS, Motion, region_weights
-from model_export.processes import Run, Tell, run_here
+from model_export.processes import Run, run_here
+from model_export.reporter import Advance, Listener
 
 Pooling = Callable[[Example, bool], npt.NDArray[np.float16]]
 """Returns features ``(40, 3, channels)`` of an example or, if the second argument is true, of its mirrored view."""
@@ -43,6 +44,7 @@ def baselines(
     patience: int = 6,
     seed: int = 0,
     run: Run = run_here,
+    listener: Listener = lambda told: None,
 ) -> list[Contender]:
     """Build both baselines, without and with motion, sharing the pooled features: each clip is read from disk once.
 
@@ -50,7 +52,7 @@ def baselines(
     ``plain_lstm``.
     """
     pooling = cache(pool_cells)
-    lstm = partial(plain_lstm, epochs=epochs, patience=patience, run=run)
+    lstm = partial(plain_lstm, epochs=epochs, patience=patience, run=run, listener=listener)
     return [
         make(classes, flip=flip, motion=motion, seed=seed, pooling=pooling)
         for make in (logistic_regression, lstm)
@@ -114,6 +116,7 @@ def plain_lstm(
     seed: int = 0,
     pooling: Pooling = pool_cells,
     run: Run = run_here,
+    listener: Listener = lambda told: None,
 ) -> Contender:
     """An LSTM as wide as the sLSTM on the standardised mean over cells of each frame; then dropout 0.5 and softmax.
 
@@ -134,12 +137,13 @@ def plain_lstm(
         seed: Seed of weights, dropout, order and held-out groups.
         pooling: Replaces ``pool_cells``, for example by a cached one.
         run: How the training is run; features are pooled in this process.
+        listener: Is told how many epochs are done.
     """
     settings = _PlainLSTM(classes, flip, units, epochs, patience, batch_size, learning_rate, holdout, seed)
 
     def fit(train: Sequence[Example], test: Sequence[Example]) -> Probabilities:
         pooled = _pool(train, test, pooling, flip=flip, motion=motion)
-        return run(partial(settings.predict, train, test, pooled), lambda *_: None)
+        return run(partial(settings.predict, train, test, pooled), listener)
 
     recipe = (
         f"{flip=} {motion=} {units=} {epochs=} {patience=} {batch_size=} {learning_rate=} {holdout=} {seed=} "
@@ -162,22 +166,24 @@ class _PlainLSTM:
     holdout: float
     seed: int
 
-    def predict(self, train: Sequence[Example], test: Sequence[Example], pooled: Pooled, tell: Tell) -> Probabilities:
+    def predict(
+        self, train: Sequence[Example], test: Sequence[Example], pooled: Pooled, tell: Listener
+    ) -> Probabilities:
         """Train on the first examples and return probabilities of the second."""
-        model, _ = self._learn(train, [], pooled, self._best_epoch(train, pooled))
+        model, _ = self._learn(train, [], pooled, self._best_epoch(train, pooled, tell), tell)
         found: Probabilities = model.predict(_clips(test, pooled)[0], verbose=0).astype(np.float64)
         return found
 
-    def _best_epoch(self, train: Sequence[Example], pooled: Pooled) -> int:
+    def _best_epoch(self, train: Sequence[Example], pooled: Pooled, tell: Listener) -> int:
         try:
             keep, hold = hold_out_groups(train, self.holdout, self.seed)
         except FoldError:
             return self.epochs
-        _, losses = self._learn(keep, hold, pooled, self.epochs)
+        _, losses = self._learn(keep, hold, pooled, self.epochs, tell)
         return 1 + int(np.argmin(losses))
 
     def _learn(
-        self, train: Sequence[Example], hold: Sequence[Example], pooled: Pooled, epochs: int
+        self, train: Sequence[Example], hold: Sequence[Example], pooled: Pooled, epochs: int, tell: Listener
     ) -> tuple[keras.Model, list[float]]:
         """Return the trained network and its loss on ``hold`` after each epoch."""
         keras.utils.set_random_seed(self.seed)
@@ -186,13 +192,21 @@ class _PlainLSTM:
         model.compile(
             optimizer=keras.optimizers.RMSprop(self.learning_rate, clipnorm=1.0), loss="sparse_categorical_crossentropy"
         )
+        phase = "epochs to choose from" if hold else "epochs"
+        callbacks: list[keras.callbacks.Callback] = [
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: tell(Advance(f"  plain LSTM, {phase}", epoch + 1, epochs))
+            )
+        ]
+        if hold:
+            callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=self.patience))
         history = model.fit(
             X,
             y,
             batch_size=self.batch_size,
             epochs=epochs,
             validation_data=_clips(hold, pooled) if hold else None,
-            callbacks=[keras.callbacks.EarlyStopping("val_loss", patience=self.patience)] if hold else [],
+            callbacks=callbacks,
             verbose=0,
         )
         return model, history.history.get("val_loss", [])

@@ -29,9 +29,9 @@ from model_export.machine import processor, versions
 from model_export.network.arrays import Cuboids, as_outputs, predictor
 from model_export.network.classifier import separate_paths, with_uniform_maps, without_context
 from model_export.network.spec import HeadSpec
-from model_export.processes import Run, Tell, run_apart
+from model_export.processes import Run, run_apart
 from model_export.recipe import Recipe
-from model_export.reporter import SILENT, Reporter
+from model_export.reporter import SILENT, Listener, Reporter, counted
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
 
@@ -114,33 +114,36 @@ def evaluate(
         [HeadTrials(one, recipe, classes, output / "runs", run) for one in specs]
         for specs in (plan.specs(spec), plan.control_specs(spec))
     )
-    simple = baselines(classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run)
-    contenders = [*(trial.contender(reporter.say) for trial in (*asked, *controls)), *simple]
     attentive = [trial for trial in asked if plan.attention_quality and has_attention(trial.spec)]
     _report_partitions(protocols, reporter)
-    experiments = tuple(
-        Experiment(
-            protocol.title,
-            protocol.kind,
-            tuple(
-                cross_validate(
-                    data.examples,
-                    protocol.folds,
-                    contenders,
-                    data.labels,
-                    kept=output / "predictions",
-                    reporter=reporter,
-                )
-            ),
+    with reporter.listen() as listener:
+        simple = baselines(
+            classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run, listener=listener
         )
-        for protocol in protocols
-    )
-    sections: list[Section] = []
-    if attentive:
-        reporter.say(f"rendering {plan.actor_clips} clips with a known actor")
-        actors = list(render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips))
-        for trial in attentive:
-            sections += run(partial(attention_sections, trial, data.examples, protocols[0], actors), reporter.say)
+        contenders = [*(trial.contender(listener) for trial in (*asked, *controls)), *simple]
+        experiments = tuple(
+            Experiment(
+                protocol.title,
+                protocol.kind,
+                tuple(
+                    cross_validate(
+                        data.examples,
+                        protocol.folds,
+                        contenders,
+                        data.labels,
+                        kept=output / "predictions",
+                        reporter=reporter,
+                    )
+                ),
+            )
+            for protocol in protocols
+        )
+        sections: list[Section] = []
+        if attentive:
+            clips = render_and_encode(load_encoder(vgg19, data.engine), clips=plan.actor_clips)
+            actors = [*counted(clips, "clips with a known actor", listener, plan.actor_clips)]
+            for trial in attentive:
+                sections += run(partial(attention_sections, trial, data.examples, protocols[0], actors), listener)
     made_by = {"features": f"{data.engine}, {data.dtype}"}
     facts = RunFacts(command, started, recipe.seed, made_by, versions(LIBRARIES), processor())
     report = write_report(output, facts, data_facts(data, protocols), experiments, sections)
@@ -242,7 +245,7 @@ def attention_sections(
     examples: Sequence[Example],
     protocol: EvaluationProtocol,
     actors: Sequence[ActorClip],
-    say: Tell = lambda line: None,
+    say: Listener = lambda told: None,
 ) -> list[Section]:
     """Judge the attention of one network, for the report.
 
@@ -253,10 +256,12 @@ def attention_sections(
     for number, fold in enumerate(protocol.folds):
         head = trials.head([examples[i] for i in fold.train], say)
         test = [examples[i] for i in fold.test]
-        deletions.append(delete_cells(head, test, trials.recipe.seed + number))
+        title = f"  {trials.name}, deletion, fold {number + 1}"
+        deletions.append(delete_cells(head, test, trials.recipe.seed + number, say, title))
         if number == 0:
-            ratio = actor_ratio(predictor(head), actors)
-            maps = map_statistics(attention_maps(predictor(head), (e.load() for e in test)))
+            ratio = actor_ratio(predictor(head), counted(actors, f"  {trials.name}, rendered actor", say))
+            clips = counted(test, f"  {trials.name}, maps", say)
+            maps = map_statistics(attention_maps(predictor(head), (e.load() for e in clips)))
     parts: list[tuple[str, Any]] = [
         (f"deletion of cells, {protocol.title}, on clips that the head was not trained on", Deletion.pooled(deletions)),
         (f"rendered actor, {len(actors)} clips, {protocol.title}, head of the first fold", ratio),
@@ -265,7 +270,9 @@ def attention_sections(
     return [Section(f"{trials.name}: {title}", part.markdown(), part.as_dict()) for title, part in parts]
 
 
-def delete_cells(head: keras.Model, test: Sequence[Example], seed: int) -> Deletion:
+def delete_cells(
+    head: keras.Model, test: Sequence[Example], seed: int, listener: Listener = lambda told: None, title: str = ""
+) -> Deletion:
     """Measure what a head with attention loses without the cells that it attends to; see ``deletion``."""
     paths = separate_paths(head)
 
@@ -280,7 +287,8 @@ def delete_cells(head: keras.Model, test: Sequence[Example], seed: int) -> Delet
         return predict_changed
 
     heads = predict, changed(without_context), changed(with_uniform_maps)
-    return deletion(*heads, (e.load() for e in test), [e.group for e in test], seed=seed)
+    clips = counted(test, title, listener)
+    return deletion(*heads, (e.load() for e in clips), [e.group for e in test], seed=seed)
 
 
 def _report_partitions(protocols: Sequence[EvaluationProtocol], reporter: Reporter) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from model_export.judging.cross_validation import Contender
 from model_export.judging.tables import file_name
 from model_export.network.arrays import Probabilities
 from model_export.network.spec import HeadSpec
-from model_export.processes import Run, Tell, run_here
+from model_export.processes import Run, run_here
 from model_export.recipe import Recipe, describe, settings
+from model_export.reporter import Advance, Listener
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,30 @@ class HeadTrials:
                 network = f"attention ({scores})"
         return network if self.spec.motion else f"{network}, without motion"
 
-    def head(self, examples: Sequence[Example], say: Tell = lambda line: None) -> keras.Model:
-        """Return the head trained on these examples; ``say`` receives a line for each epoch."""
+    def head(self, examples: Sequence[Example], say: Listener = lambda told: None) -> keras.Model:
+        """Return the head trained on these examples; ``say`` receives a line for each epoch, and its progress."""
         identity = json.dumps([self.name, settings(self.spec, self.recipe), self.classes, fingerprint(examples)])
         folder = self.runs / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
         def tell(phase: str, line: LogLine) -> None:
             say(f"  {epoch_line(self.name, line)}")
 
+        def progress(advance: Advance) -> None:
+            say(replace(advance, title=f"  {self.name}, {advance.title}"))
+
         recipe = self.recipe
         if recipe.tensorboard:
             events = recipe.tensorboard / file_name(self.name) / folder.name
             recipe = recipe.model_copy(update={"tensorboard": events})
-        return fit_head(examples, self.classes, self.spec, recipe, run=folder, tell=tell, how=self.run).model
+        return fit_head(
+            examples, self.classes, self.spec, recipe, run=folder, tell=tell, progress=progress, how=self.run
+        ).model
 
-    def predict(self, training: Sequence[Example], test: Sequence[Example], say: Tell) -> Probabilities:
+    def predict(self, training: Sequence[Example], test: Sequence[Example], say: Listener) -> Probabilities:
         """Return what the head that is trained on the first examples answers for the second."""
         return predict_probabilities(self.head(training, say), test)
 
-    def contender(self, say: Tell = lambda line: None) -> Contender:
+    def contender(self, say: Listener = lambda told: None) -> Contender:
         """Return the network and recipe as ``cross_validate`` takes them."""
 
         def fit(training: Sequence[Example], test: Sequence[Example]) -> Probabilities:

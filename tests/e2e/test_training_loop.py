@@ -143,7 +143,7 @@ def bundle(folder: Path, vgg19: Path, head: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def verified(folder: Path, videos: Path, vgg19: Path, head: Path, bundle: Path) -> Manifest:
-    source = ("--head", head, "--clips", videos, "--clips-per-class", 2, "--weights", vgg19)
+    source = ("--head", head, "--videos", videos, "--clips-per-class", 2, "--weights", vgg19)
     limelight_model("verify", "--bundle", bundle, *source, "--log", folder / "verify.jsonl")
     return load_bundle(bundle).manifest
 

@@ -39,8 +39,9 @@ WITHOUT_EXTRA = {
     "limelight-model features --videos .": "export",
     "limelight-model train --videos .": "export",
     "limelight-model evaluate --videos .": "export",
+    "limelight-model test --videos .": "export",
     "limelight-model export": "export",
-    "limelight-model verify --clips .": "export",
+    "limelight-model verify --videos .": "export",
 }
 
 

@@ -1,22 +1,35 @@
 """The output and exit codes of ``limelight-model``. The commands are tested as functions elsewhere."""
 
+import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from typer.main import get_group
 from typer.testing import CliRunner, Result
 
+from model_export import cli, training, verify
 from model_export.cli import TerminalReporter, app, console
 from model_export.errors import EvaluationError
+from model_export.head import PRETRAINED, load_head
 from model_export.judging import evaluation
 from model_export.judging.report import Experiment
+from model_export.reporter import Advance
+from model_export.verify import verify_command
+from service.model.bundle import Agreement, read_manifest, write_manifest
 from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
 from tests.model_export.judging.eight_clips import results
+from tests.tiny_bundle import AGREES
 
 
 def run(*arguments: object) -> Result:
@@ -39,6 +52,70 @@ def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.Capt
     for name in names:
         assert name in printed
     assert printed.count(":smile:") == 2
+
+
+class TestProgress:
+    @pytest.fixture
+    def output(self) -> io.StringIO:
+        return io.StringIO()
+
+    def follow(self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO, *, terminal: bool) -> None:
+        """Track 40 clips that take 5 s each, after 10 that take no time, and hear of two epochs of 3 steps of 20 s."""
+        clock = [0.0]
+        screen = Console(file=output, force_terminal=terminal, width=100, get_time=lambda: clock[0], markup=False)
+        monkeypatch.setattr(cli, "console", screen)
+        with TerminalReporter().track(range(50), "features [hd]") as clips:
+            for clip in clips:
+                clock[0] += 5 * (clip >= 10)
+        with TerminalReporter().listen() as listener:
+            for epoch in (1, 2):
+                for done in range(4):
+                    listener(Advance(f"epoch {epoch}", done, 3))
+                    clock[0] += 20
+                listener(f"epoch {epoch}: loss {1 / epoch}")
+            for done in range(2):
+                listener(Advance("one slow clip", done, 2))
+                clock[0] += 40
+
+    def test_away_from_a_terminal_it_is_a_line_every_half_minute(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        self.follow(monkeypatch, output, terminal=False)
+        lines = output.getvalue().splitlines()
+        assert [line.partition(",")[0] for line in lines[:6]] == [
+            f"features [hd]: {done} of 50" for done in (16, 22, 28, 34, 40, 46)
+        ]
+        assert lines[2].endswith(", 0:01:50 left"), "clips that took no time no longer count"
+        assert lines[6:] == [
+            "epoch 1: 2 of 3, 0:00:20 left",
+            "epoch 1: loss 1.0",
+            "epoch 2: 2 of 3, 0:00:20 left",
+            "epoch 2: loss 0.5",
+            "one slow clip: 1 of 2",
+        ]
+
+    def test_a_slow_download_is_a_line_every_half_minute_too(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(cli, "console", Console(file=output, width=100, get_time=lambda: clock[0]))
+        with TerminalReporter().transfer("vgg19.h5") as received:
+            for mebibytes in range(0, 77, 2):
+                received(mebibytes << 20, 76 << 20)
+                clock[0] += 2
+        assert output.getvalue().splitlines() == [
+            "vgg19.h5, MiB: 30 of 76, 0:00:46 left",
+            "vgg19.h5, MiB: 60 of 76, 0:00:16 left",
+        ]
+
+    def test_on_a_terminal_it_is_a_bar_that_lines_do_not_break(
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+    ) -> None:
+        self.follow(monkeypatch, output, terminal=True)
+        shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output.getvalue())
+        assert re.search(r"features \[hd\] ━+ 50/50 0:03:20", shown)
+        assert re.search(r"^epoch 1: loss 1.0$", shown.replace("\r", "\n"), re.MULTILINE)
+        assert re.search(r"one slow clip ━+.* 1/2 0:01:20 · left -:--:--\s*$", shown)
 
 
 def test_a_report_states_a_command_that_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,13 +187,85 @@ def test_verify_names_a_damaged_bundle(vgg19: Path, tmp_path: Path, narrow_bundl
     damaged = tmp_path / "bundle"
     shutil.copytree(narrow_bundle, damaged)
     (damaged / "model.fp16.onnx").write_bytes(b"")
-    result = run("verify", "--bundle", damaged, "--clips", tmp_path, "--weights", vgg19)
+    result = run("verify", "--bundle", damaged, "--videos", tmp_path, "--weights", vgg19)
     assert_one_sentence(result, "model.fp16.onnx is damaged", "limelight-model export")
 
 
-def test_verify_refuses_the_head_of_another_bundle(vgg19: Path, tmp_path: Path, narrow_bundle: Path) -> None:
-    result = run("verify", "--bundle", narrow_bundle, "--clips", tmp_path, "--weights", vgg19)
+@pytest.mark.parametrize("name", ["--videos", "--clips"])  # the second one is the earlier name, which help leaves out
+def test_verify_refuses_the_head_of_another_bundle(vgg19: Path, tmp_path: Path, narrow_bundle: Path, name: str) -> None:
+    result = run("verify", "--bundle", narrow_bundle, name, tmp_path, "--weights", vgg19)
     assert_one_sentence(result, str(narrow_bundle), "--head")
+    assert "--clips " not in run("verify", "--help").stdout
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Return the options of the first command that a text quotes; they have to be accepted."""
+    words = shlex.split(text.partition("`")[2].partition("`")[0])
+    assert words[0] == "limelight-model"
+    options: dict[str, Any] = get_group(app).commands[words[1]].make_context(words[1], words[2:]).params
+    return options
+
+
+def test_train_says_which_commands_come_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training, "train_head", lambda *_, **__: None)
+    monkeypatch.setattr(cli.console, "width", 500)
+    last = run("train", "--videos", tmp_path / "my clips", "--output", tmp_path / "head").stdout.splitlines()[-1]
+    assert (parsed(last)["head"], parsed(last)["videos"]) == (tmp_path / "head", tmp_path / "my clips")
+    assert last.endswith("Then `limelight serve --bundle bundle`")
+
+
+class TestAfterAnExport:
+    @pytest.fixture
+    def export(
+        self, monkeypatch: pytest.MonkeyPatch, quick_export: None, quick_check: None, narrow_head: Path,
+        vgg19: Path, tmp_path: Path,
+    ) -> Callable[..., str]:  # fmt: skip
+        """Exports the narrow head in a folder of clips' folders, and returns the last line."""
+        monkeypatch.setattr(cli.console, "width", 500)
+        head = Path(shutil.copytree(narrow_head, tmp_path / "head"))
+        facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
+        facts["training"]["data"] = "my clips"
+        (head / "head.json").write_text(json.dumps(facts), encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+
+        def run_export(*more: object) -> str:
+            result = run("export", "--head", "head", "--output", "new bundle", "--weights", vgg19, *more)
+            assert result.exit_code == 0, result.output
+            return result.stdout.splitlines()[-1]
+
+        return run_export
+
+    def test_it_says_that_int8_is_not_used_and_what_to_run(
+        self, export: Callable[..., str], tmp_path: Path, vgg19: Path
+    ) -> None:
+        last = export()
+        assert last.startswith("on CPUs, the service runs fp32, because int8 has not been compared with Keras")
+        expected = {"bundle": Path("new bundle"), "head": Path("head"), "videos": Path("VIDEOS"), "weights": vgg19}
+        assert parsed(last).items() >= (expected | {"record": True, "clips_per_class": 63}).items(), "3 x 63 videos"
+        for label in ("JumpingJack", "PullUps", "Surfing"):
+            (tmp_path / "my clips" / label).mkdir(parents=True)
+        assert parsed(export())["videos"] == Path("my clips"), "the folder of that name has its classes"
+
+    def test_it_goes_on_with_the_comparison(self, export: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        called: list[Any] = []
+
+        def measure(bundle: Path, head: Any, selection: Any, log: Path, **options: Any) -> dict[str, Agreement]:
+            called.append((bundle, head.path, selection.videos, selection.count, options["record"]))
+            manifest = read_manifest(bundle)
+            files = manifest.precisions
+            int8 = files["int8"].model_copy(update={"agreement": AGREES})
+            write_manifest(bundle, manifest.model_copy(update={"precisions": {**files, "int8": int8}}))
+            return {"int8": AGREES}
+
+        monkeypatch.setattr(verify, "verify_bundle", measure)
+        assert export("--verify", "clips") == "on CPUs with VNNI, the service runs int8"
+        assert called == [(Path("new bundle"), Path("head"), Path("clips"), 63, True)]
+        assert export() == "on CPUs with VNNI, the service runs int8", "it is up to date"
+
+
+def test_the_pretrained_head_needs_neither_its_folder_nor_a_record() -> None:
+    command = verify_command(Path("bundle"), load_head(PRETRAINED))
+    assert command == "limelight-model verify --bundle bundle --videos VIDEOS"
 
 
 @pytest.mark.parametrize("command", ["features", "train", "evaluate"])

@@ -22,6 +22,7 @@ from model_export.fitting.member import Trained
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
+from model_export.reporter import Advance
 
 CHANNELS = 8
 PLAIN = HeadSpec(feature_scaling="none")
@@ -126,6 +127,15 @@ def test_the_same_settings_make_the_head_that_they_made_before(examples: Example
         "the same settings make another head, and kept checkpoints and predictions would be mixed with it: raise "
         "FITTING_REVISION in model_export/recipe.py, and store these losses here"
     )
+
+
+def test_each_step_of_an_epoch_is_told(examples: Examples) -> None:
+    heard: list[Advance] = []
+    fit_head(examples(groups=4), 3, PLAIN, quick(holdout=0.25, epochs=1), progress=heard.append)
+    assert heard == [
+        *(Advance("seed-0-holdout, epoch 1", done, 3) for done in range(4)),  # 18 clips, 8 a step
+        *(Advance("seed-0, epoch 1", done, 3) for done in range(4)),
+    ]
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(examples: Examples) -> None:

@@ -39,6 +39,7 @@ from model_export.verify import (
     verify_bundle,
     wilson,
 )
+from service.errors import ClipError
 from service.files import locked, replace_folder
 from service.model.bundle import (
     LEAST_AGREEMENT,
@@ -274,6 +275,18 @@ class TestLog:
         assert after[:1] == before
         assert [(c.clip, c.outcome) for c in after] == [("a", "agrees"), ("b", "agrees")]
 
+    def test_clips_that_cannot_be_decoded_are_skipped_by_name(
+        self, bundle: Bundle, reference: Reference, tmp_path: Path
+    ) -> None:
+        def damaged() -> tuple[Frames, Outputs]:
+            raise ClipError("it is cut off")
+
+        skipped: dict[str, str] = {}
+        clips = [subject("a", reference), subject("b", damaged), subject("c", reference)]
+        found = list(check_clips(bundle, ["fp32", "int8"], clips, tmp_path / "log", skipped))
+        assert [check.clip for check in found] == ["a", "a", "c", "c"]
+        assert skipped == {"b": "it is cut off"}
+
     def test_a_clip_is_known_by_its_content(self, bundle: Bundle, reference: Reference, tmp_path: Path) -> None:
         log = tmp_path / "log"
         list(check_clips(bundle, ["fp32"], [subject("a", reference, "content")], log))
@@ -301,7 +314,7 @@ class TestLog:
             with monkeypatch.context() as patch:
                 patch.setattr(verify, "CURRENT", CURRENT.model_copy(update={revision: 99}))
                 assert compared_again()
-        monkeypatch.setattr(verify, "_device", lambda precision: "another processor")
+        monkeypatch.setattr(verify, "device_of", lambda precision: "another processor")
         assert compared_again()
 
     def test_lines_of_earlier_versions_and_lines_that_were_cut_off_are_passed_over(

@@ -20,6 +20,7 @@ from model_export.judging.trials import HeadTrials
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_apart, run_here
 from model_export.recipe import Recipe, describe
+from model_export.reporter import Advance
 from tests.model_export.judging.conftest import LABELS
 from tests.model_export.reporting import Recording
 
@@ -27,17 +28,18 @@ QUICK = Recipe(epochs=1, batch_size=4, holdout=0)
 
 
 def test_a_head_is_trained_once_for_the_same_clips(examples: list[Example], tmp_path: Path) -> None:
-    lines: list[str] = []
+    heard = Recording()
+    lines = heard.lines
     trials = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs")
-    first = trials.head(examples[:6], lines.append)
+    first = trials.head(examples[:6], heard.hear)
     assert [line.partition(":")[0] for line in lines] == ["  attention (content), epoch 1"]
 
-    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs").head(examples[:6], lines.append)
+    again = HeadTrials(HeadSpec(), QUICK, 2, tmp_path / "runs").head(examples[:6], heard.hear)
     assert len(lines) == 1, "it was trained a second time"
     for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
-    trials.head(examples[2:], lines.append)
+    trials.head(examples[2:], heard.hear)
     assert len(lines) == 2, "a head for other clips was not trained"
 
 
@@ -124,8 +126,8 @@ def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
         def judged(contender: Contender, *folds: Fold) -> Results:
             return cross_validate(wide, folds, [contender], LABELS, kept=folder, reporter=reporter)[0]
 
-        base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder, run).contender(reporter.say)
-        lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run)
+        base = HeadTrials(HeadSpec(variant="base"), QUICK, 2, folder, run).contender(reporter.hear)
+        lstm = plain_lstm(2, flip=False, units=8, epochs=1, run=run, listener=reporter.hear)
         return [judged(base, first, second), judged(lstm, first)]
 
     before, apart = networks(), MemoryRecording()
@@ -133,6 +135,8 @@ def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
     assert networks() == before
     assert apart.resident[2] < apart.resident[0] + (10 << 10)
     assert [line.partition(":")[0] for line in apart.lines[:3]] == ["base, fold 1", "  base, epoch 1", "base, fold 1"]
+    assert Advance("  base, seed-0, epoch 1", 1, 1) in apart.advances
+    assert Advance("  plain LSTM, epochs", 1, 1) in apart.advances
     for one, other in zip(found, judge(run_here, tmp_path / "here", Recording()), strict=True):
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
