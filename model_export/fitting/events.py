@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,7 +24,8 @@ class Events:
     """
 
     def __init__(self, folder: Path, log: Sequence[LogLine]) -> None:
-        self.folder, self.writer = folder, cast(Any, None)
+        self.folder = folder
+        self.writer: Any = None
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.glob("events.out.tfevents.*")):
             for line in log:

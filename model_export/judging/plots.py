@@ -55,16 +55,23 @@ def drawable(texts: Iterable[str]) -> tuple[list[str], list[str]]:
     regular = {font.name: font.fname for font in fontManager.ttflist if (font.style, font.weight) == ("normal", 400)}
     for name in sorted(regular, key=lambda name: (name != FONT, name)):
         # The last resort has a box for everything.
-        if missing and not name.startswith("Last Resort"):
-            found = missing & {chr(code) for code in FT2Font(regular[name]).get_charmap()}
+        if missing and not name.startswith("Last Resort") and (found := missing & _characters(regular[name])):
             missing -= found
-            fonts += [name] if found else []
+            fonts.append(name)
 
     def escaped(character: str) -> str:
         known = character.isprintable() and character not in missing
         return character if known else character.encode("unicode_escape").decode()
 
     return ["".join(map(escaped, text)) for text in texts], fonts or [FONT]
+
+
+def _characters(font: str) -> set[str]:
+    """Return the characters of a font file; none if it is gone or damaged since Matplotlib listed it."""
+    try:
+        return set(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):
+        return set()
 
 
 def plot_history(log: Path, path: Path) -> None:

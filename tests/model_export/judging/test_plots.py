@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -85,10 +85,15 @@ def test_every_name_is_within_the_picture_and_no_character_is_a_box(
     assert (edge == 255).all(), "something was cut off"
 
 
-def test_characters_are_drawn_in_a_font_that_has_them_and_else_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_are_drawn_in_a_font_that_has_them_and_else_as_escapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of Matplotlib's own fonts, STIX has a letter that DejaVu does not have, and none has ideographs."""
     own = [font for font in fontManager.ttflist if "mpl-data" in Path(font.fname).parts]
-    monkeypatch.setattr(fontManager, "ttflist", own)
+    gone = FontEntry(fname=str(tmp_path / "gone.ttf"), name="Gone", style="normal", weight=400)
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    damaged = FontEntry(fname=str(tmp_path / "damaged.ttf"), name="Damaged", style="normal", weight=400)
+    monkeypatch.setattr(fontManager, "ttflist", [gone, damaged, *own])
     texts, fonts = drawable(["Diving", "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}d", "走る\n"])
     assert texts == ["Diving", "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}d", r"\u8d70\u308b\n"]
     assert fonts == ["DejaVu Sans", "STIXGeneral"]
