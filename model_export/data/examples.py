@@ -1,5 +1,6 @@
 """A clip as training and evaluation see it: cached features, class and source video."""
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,13 @@ def read_features(path: Path) -> npt.NDArray[np.float16] | npt.NDArray[np.float3
             f"{path} holds values that are not finite numbers; remove it, and run the command again to compute it anew"
         )
     return features
+
+
+def npy_bytes(array: npt.NDArray[np.generic]) -> bytes:
+    """Return what ``np.save`` writes, which says nothing of the reason if a disk is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def unreadable(path: Path, error: OSError) -> FeatureError:

@@ -79,7 +79,7 @@ class _Member:
         self.steps = math.ceil(len(examples) / recipe.batch_size)
         self.log: list[LogLine] = []
         self.answers: list[Probabilities] = []
-        self.checkpoint = Checkpoint(run, phase, answers=bool(hold)) if run else None
+        self.checkpoint = Checkpoint(run, phase) if run else None
         self.model = build_head(classes, spec, feature_dropout=recipe.feature_dropout)
         # The same layers with one output: the attention maps have no target, only a penalty.
         answer = self.model.output["probabilities"]
@@ -104,7 +104,7 @@ class _Member:
 
     def complete(self, epochs: int, tell: Callable[[str, LogLine], None]) -> Trained:
         if self.checkpoint:
-            self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
+            self.log, self.answers = self.checkpoint.load(self.trainer)
         while len(self.log) < epochs and not self._stale():
             self.log.append(self._epoch())
             if self.checkpoint:

@@ -1,6 +1,7 @@
 """Plots of results and of training, as PNG files."""
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure as Picture
 from model_export.errors import ReportError
 from model_export.judging.intervals import Floats
 from model_export.judging.results import Results
+from model_export.storing import store
 
 # With more classes, a cell of the confusion matrix has no room for a number.
 COUNTED_CLASSES = 30
@@ -37,7 +39,7 @@ def plot_confusion(result: Results, path: Path) -> None:
             if clips:
                 shade = "white" if shares[row, column] > 0.3 else "black"
                 axes.text(column, row, str(clips), ha="center", va="center", color=shade, fontsize=8)
-    picture.savefig(path, dpi=120)
+    _store(picture, path)
 
 
 def plot_history(log: Path, path: Path) -> None:
@@ -58,7 +60,13 @@ def plot_history(log: Path, path: Path) -> None:
                 axes.plot(history["epoch"], history[column], label=name)
         axes.set(xlabel="epoch", title=metric)
         axes.legend()
-    picture.savefig(path, dpi=120)
+    _store(picture, path)
+
+
+def _store(picture: Picture, path: Path) -> None:
+    content = io.BytesIO()
+    picture.savefig(content, dpi=120)
+    store(path, content.getvalue())
 
 
 def _read_history(log: Path) -> dict[str, Floats]:

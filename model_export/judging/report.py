@@ -14,6 +14,7 @@ from model_export.errors import ReportError
 from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
 from model_export.judging.results import METRICS, Figure, Results, compare
+from model_export.storing import store
 
 ProtocolKind = Literal["grouped", "random", "official"]
 COLUMNS = ("accuracy", "average precision", "average recall")
@@ -119,9 +120,9 @@ def write_report(
         Path of ``report.md``.
 
     Raises:
-        OSError: The folder cannot be written.
+        StorageError: The disk is full.
+        OSError: The folder cannot be written for another reason.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     pictures = [f"confusion-{i}.png" if i > 1 else "confusion.png" for i in range(1, len(experiments) + 1)]
     for experiment, picture in zip(experiments, pictures, strict=True):
         plot_confusion(experiment.results[0], directory / picture)
@@ -131,7 +132,7 @@ def write_report(
         "experiments": [_experiment_facts(experiment) for experiment in experiments],
         "sections": {section.title: section.facts for section in sections},
     }
-    (directory / "report.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False), encoding="utf-8")
+    store(directory / "report.json", json.dumps(_plain(facts), indent=1, allow_nan=False))
     lines = [
         *_head_lines(run, data),
         *_protocol_lines(experiments),
@@ -140,7 +141,7 @@ def write_report(
         *_recipe_lines(experiments),
     ]
     path = directory / "report.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store(path, "\n".join(lines) + "\n")
     return path
 
 
