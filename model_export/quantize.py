@@ -1,11 +1,13 @@
 """int8 for CPUs: VGG19's convolutions in QDQ form, with u8 activations and s8 weights scaled per channel."""
 
+import errno
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from model_export.network.arrays import Frames
@@ -37,7 +39,7 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
     Raises:
         OSError: A file cannot be read or written.
     """
-    with _without_advice():
+    with _without_advice(), _full_disk_reported():
         quantize_static(
             model,
             output,
@@ -51,6 +53,15 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
             weight_type=QuantType.QInt8,
             calibration_cache_path=ranges,
         )
+
+
+@contextmanager
+def _full_disk_reported() -> Iterator[None]:
+    """Raise what a full disk raises elsewhere: ONNX writes as much as fits, and fails when it reads that."""
+    try:
+        yield
+    except DecodeError as error:
+        raise OSError(errno.ENOSPC, "a temporary file was cut off") from error
 
 
 @contextmanager

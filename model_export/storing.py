@@ -38,11 +38,11 @@ def store(path: Path, content: bytes | memoryview | str, option: str = "--output
 
 
 @contextmanager
-def explained(path: Path, size: int, remedy: str) -> Iterator[None]:
+def explained(what: Path | str, size: int, remedy: str) -> Iterator[None]:
     """Say what to do if the disk is full.
 
     Args:
-        path: What the body of ``with`` writes.
+        what: What the body of ``with`` writes.
         size: Its bytes.
         remedy: What else helps than to free them.
 
@@ -55,7 +55,7 @@ def explained(path: Path, size: int, remedy: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise StorageError(
-            f"{path} was not written because the disk is full ({error.strerror}); free {mebibytes(size)} there, or "
+            f"{what} was not written because the disk is full ({error.strerror}); free {mebibytes(size)} there, or "
             f"{remedy}"
         ) from error
 
@@ -90,7 +90,7 @@ def temporary_folder(size: int) -> Iterator[Path]:
         StorageError: The disk is full.
     """
     parent = Path(tempfile.gettempdir())
-    with explained(parent / "a temporary file", size, "set TMPDIR to a folder on another disk"):
+    with explained(f"a temporary file in {parent}", size, "set TMPDIR to a folder on another disk"):
         require_space(parent, size)  # ONNX does not report a full disk
         with tempfile.TemporaryDirectory(prefix="limelight-", dir=parent) as folder:
             yield Path(folder)

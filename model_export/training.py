@@ -10,7 +10,7 @@ from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError
 from model_export.export import convert
-from model_export.fitting import FittedHead, epoch_line, fit_head
+from model_export.fitting import FittedHead, epoch_line, fit_head, training_sizes
 from model_export.head import HeadFacts, TrainedHead, save_head
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
@@ -22,6 +22,7 @@ from model_export.quantize import quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
+from model_export.space import tell_trainings
 from model_export.storing import temporary_folder
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
@@ -82,6 +83,8 @@ def train_head(
     vgg19 = fetch_weights(weights, reporter=reporter)
     data = gather_features(selection, vgg19, features, flip=recipe.flip, least_classes=2, reporter=reporter)
     run = output / "run"
+    sizes = training_sizes(data.examples, len(data.labels), spec, recipe)
+    tell_trainings(run, sizes, recipe.batch_size, reporter)
     fitted = fit_head(
         data.examples,
         len(data.labels),

@@ -101,6 +101,16 @@ class FeatureCache:
                 write_atomically(path, npy_bytes(cuboids))
         return path
 
+    def find(self, clip: Path, view: View = "plain") -> Path | None:
+        """Return the file of one clip's features, or ``None`` if they are missing.
+
+        Raises:
+            FeatureError: The features cannot be read.
+            OSError: The clip cannot be read.
+        """
+        path = self.path_of(clip.read_bytes(), view)
+        return path if self._is_whole(path) else None
+
     def path_of(self, data: bytes, view: View = "plain") -> Path:
         """Return the file that holds, or will hold, the features of a clip with these bytes."""
         identity = self._made_by.copy()

@@ -15,6 +15,7 @@ from model_export.data.features import FeatureCache, View
 from model_export.errors import DatasetError, FeatureError
 from model_export.network.spec import Engine, FeatureDtype
 from model_export.reporter import SILENT, Reporter
+from model_export.space import check_features
 from service.errors import ClipError
 from service.model.bundle import file_sha256
 
@@ -120,6 +121,7 @@ def gather_features(
         DatasetError: There are too few classes, or no clip of a class can be decoded.
         FeatureError: ``cache_folder`` holds features of another encoder or sampling rule or damaged ones, or cannot be
             written, or the engine of its features is missing.
+        StorageError: The missing features do not fit on its disk.
         OSError: A clip cannot be read.
     """
     clips = selection.clips()
@@ -139,6 +141,10 @@ def gather_features(
         return load_encoder(weights, cached.engine)
 
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
+    with reporter.track(clips, "cached features") as tracked:
+        found = {(clip, view): cached.find(clip.path, view) for clip in tracked for view in views}
+    check_features(cache_folder, list(found.values()).count(None), cached.dtype, reporter)
+
     examples: list[Example] = []
     undecodable: dict[LabelledClip, str] = {}
     encoded = 0
@@ -152,7 +158,7 @@ def gather_features(
     with reporter.track(clips, "VGG19 features") as tracked:
         for clip in tracked:
             try:
-                plain, *flipped = (cached.get(clip.path, encode, view) for view in views)
+                plain, *flipped = (found[clip, view] or cached.get(clip.path, encode, view) for view in views)
             except ClipError as error:
                 undecodable[clip] = str(error)
             else:

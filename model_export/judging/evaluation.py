@@ -16,6 +16,7 @@ from model_export.data.examples import Example
 from model_export.data.folds import Fold, grouped_folds, random_folds, split_fold
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, EvaluationError
+from model_export.fitting import training_sizes
 from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
 from model_export.judging.baselines import baselines
 from model_export.judging.cross_validation import cross_validate
@@ -30,6 +31,7 @@ from model_export.network.spec import HeadSpec
 from model_export.processes import Run, Tell, run_apart
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Reporter
+from model_export.space import tell_trainings
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
 
@@ -112,6 +114,9 @@ def evaluate(
     if attentive:
         check_tested(data.examples, protocols[0])
     _report_partitions(protocols, reporter)
+    sizes = [size for trial in trials for size in training_sizes(data.examples, classes, trial.spec, recipe)]
+    folds = sum(len(protocol.folds) for protocol in protocols)
+    tell_trainings(output / "runs", sizes * folds, recipe.batch_size, reporter)
     experiments = tuple(
         Experiment(
             protocol.title,
