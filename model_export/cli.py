@@ -230,7 +230,7 @@ def train(
 
     If interrupted, run it again to continue after the last complete epoch.
     """
-    with _one_sentence_errors(), sole_writer(output / "run"):
+    with _one_sentence_errors(), sole_writer(output, "run"):
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.training import train_head
@@ -271,7 +271,7 @@ def evaluate(
     Heads and two baselines are trained and tested on the same folds, or on official splits. Writes report.md,
     report.json and pictures. If interrupted, run it again to continue.
     """
-    with _one_sentence_errors(), sole_writer(output / "runs"):
+    with _one_sentence_errors(), sole_writer(output, "runs"):
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.judging.evaluation import evaluate as run_evaluation

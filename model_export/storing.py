@@ -97,33 +97,36 @@ def temporary_folder(size: int) -> Iterator[Path]:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing to a folder, and remove temporary files that a killed run left below it.
+def sole_writer(output: Path, kept: str) -> Iterator[None]:
+    """Keep other runs of a command from writing to its output, and remove temporary files that a killed run left there.
 
     On file systems without locks it keeps nobody out.
 
     Args:
-        folder: The folder; created if missing.
+        output: The output; created if missing, and removed afterwards if it is empty.
+        kept: Name of the folder in it that holds what the command continues from. That one is locked, since ``verify``
+            locks the folder of a head for a moment.
 
     Raises:
         StorageError: Another run is writing to it.
         OSError: The folder cannot be written.
     """
+    folder = output / kept
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path in reversed(made):
-            stack.callback(_remove_if_empty, path)  # a run that was refused leaves nothing
+            stack.callback(_remove_if_empty, path)
         try:
             stack.enter_context(locked(folder, wait=False))
         except BlockingIOError as error:
             raise StorageError(
-                f"another run is writing to {folder}; wait until it has ended, or choose another --output"
+                f"another run is writing to {output}; wait until it has ended, or choose another --output"
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        remove_parts(folder)
+        remove_parts(output)
         yield
 
 

@@ -86,9 +86,9 @@ def test_the_end_of_a_command_is_said_in_one_line_and_in_its_status(
 @pytest.mark.parametrize(("command", "folder"), [("train", "run"), ("evaluate", "runs")])
 def test_a_second_run_on_one_output_is_one_sentence(tmp_path: Path, command: str, folder: str) -> None:
     output = tmp_path / "output"
-    with sole_writer(output / folder):
+    with sole_writer(output, folder):
         result = run(command, "--videos", tmp_path, "--output", output)
-    assert_one_sentence(result, f"another run is writing to {output / folder}; wait until it has ended, or choose")
+    assert_one_sentence(result, f"another run is writing to {output}; wait until it has ended, or choose")
 
 
 # Begins `fetch-weights`, says so, and waits.

@@ -21,7 +21,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from model_export.storing import sole_writer
-with sole_writer(Path(sys.argv[1])):
+with sole_writer(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -82,18 +82,18 @@ def test_too_little_room_for_temporary_files_is_one_sentence_that_names_tmpdir(
 
 
 def test_a_second_run_on_one_folder_is_refused_until_the_first_one_has_ended(tmp_path: Path) -> None:
-    folder = tmp_path / "head" / "run"
-    command = [sys.executable, "-c", HOLD, str(folder)]
+    output = tmp_path / "head"
+    command = [sys.executable, "-c", HOLD, str(output)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(StorageError, match=rf"^another run is writing to {folder}; wait until it has ended, or"),
-            sole_writer(folder),
+            pytest.raises(StorageError, match=rf"^another run is writing to {output}; wait until it has ended, or"),
+            sole_writer(output, "run"),
         ):
             pass
         other.kill()
-    with sole_writer(folder):
+    with sole_writer(output, "run"):
         pass
 
 
@@ -102,20 +102,22 @@ def test_a_folder_on_a_file_system_without_locks_is_written(tmp_path: Path, monk
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with sole_writer(tmp_path / "run"):
+    with sole_writer(tmp_path, "run"):
         store(tmp_path / "run" / "file", b"content")
     assert (tmp_path / "run" / "file").read_bytes() == b"content"
 
 
 def test_a_run_that_was_refused_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(StorageError), sole_writer(tmp_path / "head" / "run"):
+    with pytest.raises(StorageError), sole_writer(tmp_path / "head", "run"):
         raise StorageError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    with written_beside(tmp_path / "file", b"content") as part:
-        left = part.read_bytes()
-    part.write_bytes(left)
-    with sole_writer(tmp_path):
-        assert list(tmp_path.iterdir()) == []
+    for folder in (tmp_path, tmp_path / "runs" / "0"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_beside(folder / "file", b"content") as part:
+            pass
+        part.write_bytes(b"content")
+    with sole_writer(tmp_path, "runs"):
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
