@@ -1,6 +1,7 @@
 """int8 for CPUs: VGG19's convolutions in QDQ form, with u8 activations and s8 weights scaled per channel."""
 
 import errno
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,14 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
             weight_type=QuantType.QInt8,
             calibration_cache_path=ranges,
         )
+
+
+def ordered_ranges(ranges: Path) -> bytes:
+    """Return a calibration cache in the order of its keys: ONNX Runtime's is another one in each process.
+
+    The bytes are part of a head's identity.
+    """
+    return json.dumps(json.loads(ranges.read_bytes()), sort_keys=True).encode() + b"\n"
 
 
 @contextmanager

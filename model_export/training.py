@@ -18,7 +18,7 @@ from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.network.vgg19 import build_encoder
 from model_export.processes import Run, run_apart
-from model_export.quantize import quantize
+from model_export.quantize import ordered_ranges, quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
@@ -145,4 +145,4 @@ def _calibration(facts: HeadFacts, model: keras.Model, vgg19: Path, data: Featur
         (folder / "model.fp32.onnx").write_bytes(network)
         frames = (decode_clip(path, OFFLINE_LIMITS).frames for path in paths)
         quantize(folder / "model.fp32.onnx", folder / "model.int8.onnx", folder / "ranges.json", frames)
-        return (folder / "ranges.json").read_bytes()
+        return ordered_ranges(folder / "ranges.json")

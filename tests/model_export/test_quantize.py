@@ -5,6 +5,7 @@ before is not that of the new files.
 """
 
 import errno
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.quantize import QUANTIZER_REVISION, quantize
+from model_export.quantize import QUANTIZER_REVISION, ordered_ranges, quantize
 from tests.model_export.test_storing import no_file_longer_than
 
 KERNEL = np.random.default_rng(0).normal(0, [[[[1.0]]], [[[20.0]]]], (2, 3, 3, 3)).astype(np.float32)
@@ -95,3 +96,16 @@ def test_a_full_disk_is_an_error_that_says_so(small: onnx.ModelProto, tmp_path: 
     with no_file_longer_than(400), pytest.raises(OSError, match="a temporary file was cut off") as raised:
         quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", tmp_path / "ranges.json", CLIPS)
     assert raised.value.errno == errno.ENOSPC
+
+
+def test_ranges_have_one_order_and_are_read_again(small: onnx.ModelProto, tmp_path: Path) -> None:
+    """A head that is trained twice is the same head."""
+    (tmp_path / "fp32.onnx").write_bytes(small.SerializeToString())
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", first, CLIPS)
+    ranges = json.loads(first.read_text(encoding="utf-8"))
+    second.write_text(json.dumps(dict(reversed(ranges.items()))), encoding="utf-8")
+    assert ordered_ranges(first) == ordered_ranges(second)
+    second.write_bytes(ordered_ranges(first))
+    quantize(tmp_path / "fp32.onnx", tmp_path / "again.onnx", second)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()
