@@ -7,12 +7,14 @@ call without the command line.
 import io
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,6 +37,7 @@ from model_export.options import takes
 from model_export.processes import quiet_start
 from model_export.recipe import Recipe
 from model_export.reporter import Advance, Listener, Received, Reporter
+from model_export.storing import sole_writer
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
 
@@ -149,17 +152,37 @@ class _Listener:
 reporter = TerminalReporter()
 
 
+class Terminated(BaseException):
+    """The process received SIGTERM."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 @contextmanager
 def _one_sentence_errors() -> Iterator[None]:
-    """Print errors that the user can fix as one sentence, and exit with status 2."""
+    """Print why a command ended as one sentence, and exit: with status 2 after errors that the user can fix.
+
+    After a signal the status is that of a shell, 128 and the signal's number.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise  # nobody reads any more; Typer ends the command without a word
     except (LimelightModelError, LimelightError, OSError) as error:
-        print(f"limelight-model: {error}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from error
+        raise _ended(str(error), 2) from error
     except ImportError as error:
-        print(f"limelight-model: {LibraryMissing(error)}", file=sys.stderr)  # noqa: T201
-        raise typer.Exit(2) from error
+        raise _ended(str(LibraryMissing(error)), 2) from error
+    except KeyboardInterrupt as error:
+        raise _ended("interrupted; run the same command again to continue", 128 + signal.SIGINT) from error
+    except Terminated as error:
+        raise _ended("terminated; run the same command again to continue", 128 + signal.SIGTERM) from error
+
+
+def _ended(why: str, status: int) -> typer.Exit:
+    print(f"limelight-model: {why}", file=sys.stderr)  # noqa: T201
+    return typer.Exit(status)
 
 
 def _start_tensorflow() -> None:
@@ -260,7 +283,7 @@ def train(
 
     If interrupted, run it again to continue after the last complete epoch.
     """
-    with _one_sentence_errors():
+    with _one_sentence_errors(), sole_writer(output, "run"):
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.training import train_head
@@ -307,7 +330,7 @@ def evaluate(
     Heads and two baselines, with and without motion, are trained and tested on the same folds, or on official splits.
     Writes report.md, report.json, tables in CSV and pictures. If interrupted, run it again to continue.
     """
-    with _one_sentence_errors():
+    with _one_sentence_errors(), sole_writer(output, "runs"):
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.judging.evaluation import evaluate as run_evaluation
@@ -515,6 +538,7 @@ def measure(
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.head import load_head
+        from model_export.judging.report import COLUMNS
         from model_export.judging.testing import judge_bundle, judge_head
 
         selection, loaded = Selection(videos, classes, clips_per_class), load_head(head) if head else None
@@ -540,7 +564,10 @@ def measure(
             )
         reporter.table(
             ("figure", "value", "95 % interval"),
-            [(name, f"{one.mean:.1%}", f"{one.low:.1%} – {one.high:.1%}") for name, one in found.figures().items()],
+            [
+                (COLUMNS[metric], f"{one.value:.1%}", f"{one.low:.1%} – {one.high:.1%}")
+                for metric, one in found.results.figures().items()
+            ],
         )
         reporter.say(f"report: {output / 'test.md'}")
 
@@ -554,6 +581,7 @@ def main() -> None:
     """Run the command that the arguments of the process name."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of texts and file names
+    signal.signal(signal.SIGTERM, _terminate)
     app()
 
 

@@ -10,6 +10,7 @@
     + OutputsError
   x TrainingError
   x ProcessError
+  x StorageError
   x ExportError
     + OwnBundleError
   x EvaluationError
@@ -57,6 +58,10 @@ class TrainingError(LimelightModelError):
 
 class ProcessError(LimelightModelError):
     """A process that was started to train or judge heads ended before it had finished."""
+
+
+class StorageError(LimelightModelError):
+    """A file was not written because the disk is full, or because another run writes to its folder."""
 
 
 class ExportError(LimelightModelError):

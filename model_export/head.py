@@ -9,7 +9,9 @@
 """
 
 import hashlib
+import io
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from model_export.errors import HeadError
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.revisions import CURRENT, Revisions
-from service.files import locked, write_atomically
+from model_export.storing import explained, store
+from service.files import locked, written_beside
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -161,15 +164,6 @@ class TrainedHead:
         except FileNotFoundError:
             return None
 
-    def record_clips(self, digests: Iterable[str]) -> None:
-        """Save which clips it was trained on, by ``short_digest``.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        text = "\n".join(sorted(set(digests))) + "\n"
-        write_atomically(self.path / CLIPS, lambda part: part.write_text(text, encoding="utf-8"))
-
     def record_agreement(self, agreement: dict[Precision, Agreement], quantizer: int, head_sha256: str) -> None:
         """Save measured agreement beside the weights that it was measured on.
 
@@ -190,7 +184,7 @@ class TrainedHead:
                 head_sha256=head_sha256, spec=self.facts.spec(), quantizer=quantizer, precisions=merged
             )
             text = record.model_dump_json(indent=2, exclude_none=True) + "\n"
-            write_atomically(self.path / "agreement.json", lambda part: part.write_text(text, encoding="utf-8"))
+            store(self.path / "agreement.json", text)
 
 
 def short_digest(sha256: str) -> str:
@@ -222,26 +216,58 @@ def load_head(path: Path) -> TrainedHead:
     return TrainedHead(path, facts)
 
 
-def save_head(path: Path, facts: HeadFacts, model: keras.Model) -> TrainedHead:
-    """Write a head's facts and weights into ``path``, removing old calibration ranges and agreement.
+def save_head(
+    path: Path,
+    facts: HeadFacts,
+    model: keras.Model,
+    calibration: bytes | None = None,
+    clips: Iterable[str] | None = None,
+) -> TrainedHead:
+    """Write a head's files into ``path``, removing the agreement of the head that was there.
+
+    On a full disk the former head stays. ``head.json`` is removed first and written last, so that it is never beside
+    the weights of another head, even if the process is killed.
 
     Args:
         path: The head's folder; created if missing.
         facts: The facts.
         model: The head.
+        calibration: The int8 calibration ranges; without them, those of the former head are removed.
+        clips: The clips that it was trained on, by ``short_digest``, if all are known.
 
     Raises:
+        StorageError: The disk is full.
         OSError: The folder cannot be written.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    for stale in ("agreement.json", "calibration.json", CLIPS, "head.json"):
-        (path / stale).unlink(missing_ok=True)
+    seen = None if clips is None else "".join(f"{digest}\n" for digest in sorted(set(clips))).encode()
+    contents = {"calibration.json": calibration, CLIPS: seen, "head.weights.h5": _weights_bytes(facts, model)}
+    contents["head.json"] = facts.model_dump_json(indent=2).encode() + b"\n"
+    files = {path / name: content for name, content in contents.items() if content is not None}
+    size = sum(map(len, files.values()))
+    with explained(path, size, "choose another --output"), ExitStack() as stack:
+        path.mkdir(parents=True, exist_ok=True)
+        parts = {file: stack.enter_context(written_beside(file, content)) for file, content in files.items()}
+        for stale in ("head.json", "agreement.json", "calibration.json", CLIPS):
+            (path / stale).unlink(missing_ok=True)
+        for file, part in parts.items():
+            part.replace(file)
+    return TrainedHead(path, facts)
+
+
+def _weights_bytes(facts: HeadFacts, model: keras.Model) -> bytes:
     # By way of a new head: the names in the file must not depend on how Keras numbered layers in this process.
     fresh = build_head(len(facts.labels), facts)
     fresh.set_weights(model.get_weights())
-    fresh.save_weights(path / "head.weights.h5")
-    (path / "head.json").write_text(facts.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return TrainedHead(path, facts)
+    file = _WeightsInMemory()
+    fresh.save_weights(file)
+    return file.getvalue()
+
+
+class _WeightsInMemory(io.BytesIO):
+    """A file in memory with the name that Keras asks for. HDF5 crashes the process if it meets a full disk."""
+
+    def __str__(self) -> str:
+        return "head.weights.h5"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,14 @@
 """int8 for CPUs: VGG19's convolutions in QDQ form, with u8 activations and s8 weights scaled per channel."""
 
+import errno
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from model_export.network.arrays import Frames
@@ -37,7 +40,7 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
     Raises:
         OSError: A file cannot be read or written.
     """
-    with _without_advice():
+    with _without_advice(), _full_disk_reported():
         quantize_static(
             model,
             output,
@@ -51,6 +54,23 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
             weight_type=QuantType.QInt8,
             calibration_cache_path=ranges,
         )
+
+
+def ordered_ranges(ranges: Path) -> bytes:
+    """Return a calibration cache in the order of its keys: ONNX Runtime's is another one in each process.
+
+    The bytes are part of a head's identity.
+    """
+    return json.dumps(json.loads(ranges.read_bytes()), sort_keys=True).encode() + b"\n"
+
+
+@contextmanager
+def _full_disk_reported() -> Iterator[None]:
+    """Raise what a full disk raises elsewhere: ONNX writes as much as fits, and fails when it reads that."""
+    try:
+        yield
+    except DecodeError as error:
+        raise OSError(errno.ENOSPC, "a temporary file was cut off") from error
 
 
 @contextmanager

@@ -1,25 +1,29 @@
 """The command ``train``: features, held-out accuracy, the head itself, and its int8 calibration ranges."""
 
 import datetime as dt
-import tempfile
 from pathlib import Path
 from typing import Any
+
+import keras
 
 from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError, TrainingError
 from model_export.export import convert
-from model_export.fitting import FittedHead, Start, check_fit, epoch_line, fit_head
+from model_export.fitting import FittedHead, Start, check_fit, epoch_line, fit_head, training_sizes
 from model_export.head import HeadFacts, TrainedHead, load_head, save_head, short_digest
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
+from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.network.vgg19 import build_encoder
 from model_export.processes import Run, run_apart
-from model_export.quantize import quantize
+from model_export.quantize import ordered_ranges, quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
+from model_export.space import tell_trainings
+from model_export.storing import temporary_folder
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
@@ -100,6 +104,8 @@ def train_head(
     data = gather_features(
         selection, vgg19, features, flip=recipe.flip, least_classes=2, check=check, reporter=reporter
     )
+    sizes = training_sizes(data.examples, len(data.labels), spec, recipe)
+    tell_trainings(run, sizes, recipe.batch_size, reporter)
     with reporter.listen() as listener:
         fitted = fit_head(
             data.examples,
@@ -126,12 +132,11 @@ def train_head(
         revisions=CURRENT,
         training=_training_facts(data, settings(spec, recipe), fitted, accuracy, began_with),
     )
-    head = save_head(output, facts, fitted.model)
+    ranges = _calibration(facts, fitted.model, vgg19, data, reporter)
     seen = other.trained_clips() if other else frozenset()
-    if seen is not None:  # otherwise the list would not be complete
-        head.record_clips({short_digest(file_sha256(clip.path)) for clip in data.decodable} | seen)
-    _calibrate(head, vgg19, data, reporter)
-    return head
+    # Without those of the other head the list would not be complete.
+    clips = None if seen is None else {short_digest(example.content) for example in data.examples} | seen
+    return save_head(output, facts, fitted.model, ranges, clips)
 
 
 def _training_facts(
@@ -164,11 +169,15 @@ def _training_facts(
     return facts
 
 
-def _calibrate(head: TrainedHead, vgg19: Path, data: FeatureSet, reporter: Reporter) -> None:
-    """Measure the int8 ranges on one clip of each class and save them with the head."""
+def _calibration(facts: HeadFacts, model: keras.Model, vgg19: Path, data: FeatureSet, reporter: Reporter) -> bytes:
+    """Measure the int8 ranges on one clip of each class."""
     one_each = list({clip.label: clip.path for clip in data.decodable}.values())
-    with tempfile.TemporaryDirectory() as name, reporter.track(one_each, "int8 ranges") as paths:
-        fp32 = Path(name) / "model.fp32.onnx"
-        fp32.write_bytes(convert(build_encoder(vgg19), head.build(unroll=True)).SerializeToString())
+    unrolled = build_head(len(facts.labels), facts, unroll=True)
+    unrolled.set_weights(model.get_weights())
+    network = convert(build_encoder(vgg19), unrolled).SerializeToString()
+    # The network is written three times: as it is, with shapes, and as int8. ONNX Runtime adds one with ranges.
+    with temporary_folder(4 * len(network)) as folder, reporter.track(one_each, "int8 ranges") as paths:
+        (folder / "model.fp32.onnx").write_bytes(network)
         frames = (decode_clip(path, OFFLINE_LIMITS).frames for path in paths)
-        quantize(fp32, Path(name) / "model.int8.onnx", head.calibration, frames)
+        quantize(folder / "model.fp32.onnx", folder / "model.int8.onnx", folder / "ranges.json", frames)
+        return ordered_ranges(folder / "ranges.json")

@@ -31,6 +31,7 @@ from model_export.provenance import check_made_from
 from model_export.quantize import QUANTIZER_REVISION
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
+from model_export.storing import explained
 from model_export.weights import fetch_weights
 from service.errors import ClipError
 from service.files import locked
@@ -338,13 +339,20 @@ def _read_log(log: Path) -> dict[str, tuple[Outcome, float | None]]:
 
 
 def _append(log: Path, line: str) -> None:
-    """Append a line, after a new line if the last one was cut off."""
-    log.touch()
-    with locked(log), log.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        cut = file.read(1) not in (b"", b"\n")
-        file.write(("\n" * cut + line + "\n").encode())
+    """Append a line completely or not at all, after a new line if the last one was cut off."""
+    with explained(log, len(line), "choose another --log"):
+        log.touch()
+        with locked(log), log.open("r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            cut = file.read(1) not in (b"", b"\n")
+            data = ("\n" * cut + line + "\n").encode()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
 
 
 def agreement(checks: Sequence[ClipCheck]) -> Agreement:

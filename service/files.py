@@ -4,10 +4,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
+import secrets
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pathlib import Path
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 OLD = "old"
+_PART = re.compile(r"\.part-[0-9a-f]{16}")  # see ``written_beside``
 # What a kernel, a C library or a file system without exchange answers.
 NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 # What a file system without locks answers, and NFS for a folder.
@@ -36,21 +38,54 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace ``path`` by what ``write`` puts into a temporary file beside it.
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Replace ``path`` by a file with this content, or create it.
+
+    It is written by Python alone: libraries that open files themselves may crash or say nothing when a disk is full.
 
     Args:
         path: File to replace or create; its folder must exist.
-        write: Writes the content to the path that it is given, which has the same suffixes as ``path``.
+        data: The content.
 
     Raises:
         OSError: The file cannot be written; ``path`` is then as it was.
     """
-    # A folder, not a file: some writers, such as Keras, choose the format by the name and open the file themselves.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        part = Path(folder) / path.name
-        write(part)
+    with written_beside(path, data) as part:
         part.replace(path)
+
+
+@contextmanager
+def written_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+    """Write what ``path`` is to hold into a temporary file beside it, which the body of ``with`` may rename.
+
+    Afterwards the temporary file is removed, if it still exists. If the process is killed before, ``remove_parts``
+    removes it.
+
+    Raises:
+        OSError: The temporary file cannot be written. The error names ``path``.
+    """
+    part = path.with_name(f".part-{secrets.token_hex(8)}")
+    try:
+        with ExitStack() as stack:
+            try:
+                part.touch(exist_ok=False)  # with the permissions that the umask leaves, unlike files of ``tempfile``
+                stack.enter_context(locked(part))
+                part.write_bytes(data)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove temporary files of ``written_beside`` in a folder and those below it, but none that is being written."""
+    for part in folder.rglob(".part-*"):
+        if not _PART.fullmatch(part.name):
+            continue
+        with suppress(OSError), locked(part, wait=False):
+            if part.stat().st_size:  # an empty one may be of a process that has not locked it yet
+                part.unlink()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ after files were renamed, as long as the same clips are in the same classes and 
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -143,6 +144,13 @@ def _all_finite(features: npt.NDArray[np.float16] | npt.NDArray[np.float32]) -> 
     if features.dtype == np.float16:
         return bool((features.view(np.uint16) & FLOAT16_EXPONENT).max() < FLOAT16_EXPONENT)
     return bool(np.isfinite(features).all())
+
+
+def npy_bytes(array: npt.NDArray[np.generic]) -> bytes:
+    """Return what ``np.save`` writes, which says nothing of the reason if a disk is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def unreadable(path: Path, error: OSError) -> FeatureError:

@@ -17,11 +17,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from model_export.data.examples import unreadable
+from model_export.data.examples import npy_bytes, unreadable
 from model_export.errors import FeatureError
 from model_export.network.arrays import Cuboids, Frames
 from model_export.network.spec import ENCODER_REVISION, FRAME_COUNT, GRID, IMAGE_SIZE, Engine, FeatureDtype
-from service.files import write_atomically
+from model_export.storing import FULL
+from service.files import locked, remove_parts, write_atomically
 from service.video.decoder import RESIZE_REVISION, RESIZE_RULE, DecodeLimits, decode_clip
 from service.video.sampling import SAMPLING_REVISION, SAMPLING_RULE
 
@@ -63,7 +64,9 @@ class FeatureCache:
         }
         with self._errors():
             directory.mkdir(parents=True, exist_ok=True)
-            found = self._read_facts() or self._write_facts({**facts, "dtype": dtype, "engine": engine})
+            remove_parts(directory)
+            with locked(directory):  # another command may begin the same folder
+                found = self._read_facts() or self._write_facts({**facts, "dtype": dtype, "engine": engine})
         self.dtype: FeatureDtype = found.pop("dtype")
         self.engine: Engine = found.pop("engine")
         if other := sorted(key for key in facts.keys() | found.keys() if found.get(key) != facts.get(key)):
@@ -88,14 +91,14 @@ class FeatureCache:
         """
         data = clip.read_bytes()
         path = self.path_of(data, view)
-        if not self._is_whole(path):
+        if not self.is_whole(path):
             frames = decode_clip(data, OFFLINE_LIMITS).frames
             with np.errstate(over="ignore"):
                 cuboids = encode()(frames if view == "plain" else frames[:, :, ::-1]).astype(self.dtype)
             if not np.isfinite(cuboids).all():
                 raise FeatureError(f"the features of {clip} are not finite numbers in {self.dtype}; remove the clip")
             with self._errors():
-                write_atomically(path, lambda part: np.save(part, cuboids))
+                write_atomically(path, npy_bytes(cuboids))
         return path
 
     def path_of(self, data: bytes, view: View = "plain") -> Path:
@@ -105,7 +108,7 @@ class FeatureCache:
         suffix = "" if view == "plain" else f".{view}"
         return self.directory / f"{identity.hexdigest()}{suffix}.npy"
 
-    def _is_whole(self, path: Path) -> bool:
+    def is_whole(self, path: Path) -> bool:
         """Check that the file exists and is complete, which a copy onto a full disk is not."""
         try:
             features = np.lib.format.open_memmap(path, mode="r")
@@ -132,8 +135,7 @@ class FeatureCache:
         )
 
     def _write_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(facts, indent=1)
-        write_atomically(self.directory / "cache.json", lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(self.directory / "cache.json", json.dumps(facts, indent=1).encode())
         return facts
 
     @contextmanager
@@ -141,7 +143,7 @@ class FeatureCache:
         try:
             yield
         except OSError as error:
+            cure = "make room there" if error.errno in FULL else "correct the cause"
             raise FeatureError(
-                f"features cannot be written to {self.directory} ({error.strerror}); correct the cause, or choose "
-                "another folder"
+                f"features cannot be written to {self.directory} ({error.strerror}); {cure}, or choose another folder"
             ) from error

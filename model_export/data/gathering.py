@@ -16,6 +16,7 @@ from model_export.data.features import FeatureCache, View
 from model_export.errors import DatasetError, FeatureError
 from model_export.network.spec import Engine, FeatureDtype
 from model_export.reporter import SILENT, Reporter
+from model_export.space import check_features
 from service.errors import ClipError
 from service.model.bundle import file_sha256
 
@@ -136,6 +137,7 @@ def gather_features(
         DatasetError: There are too few classes, or no clip of a class can be decoded.
         FeatureError: ``cache_folder`` holds features of another encoder, type or sampling rule or damaged ones, or
             cannot be written, or the engine of its features is missing.
+        StorageError: The missing features do not fit on its disk.
     """
     clips = selection.clips()
     if len(names := class_names(clips)) < least_classes:
@@ -225,6 +227,9 @@ def _encode(
     undecodable: dict[LabelledClip, str] = {}
     examples: list[Example] = []
     pairs = list(zip(survey.decodable, survey.examples, strict=True))
+    files = {path for example in survey.examples for path in (example.features, example.flipped) if path}
+    missing = sum(not cached.is_whole(path) for path in files)
+    check_features(cached.directory, missing, cached.dtype, reporter)
     began = time.monotonic()
     with reporter.track(pairs, "VGG19 features") as tracked:
         for clip, example in tracked:

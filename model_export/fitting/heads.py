@@ -77,7 +77,7 @@ def fit_head(
         FeatureError: Features cannot be read or are damaged.
         OSError: ``run`` cannot be written.
     """
-    one = spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
+    one = _one_member(spec, examples)
     keep, hold = hold_out(examples, recipe)
     if run:
         claim(run, examples, _claimed(classes, spec, recipe, start))
@@ -108,6 +108,16 @@ def fit_head(
 def _first_weights(start: Start, member: int, classes: int, spec: HeadSpec, seed: int) -> Weights:
     keras.utils.set_random_seed(seed)
     return start.weights(member, build_head(classes, spec))
+
+
+def training_sizes(examples: Sequence[Example], classes: int, spec: HeadSpec, recipe: Recipe) -> list[int]:
+    """Return the number of weights of each training that ``fit_head`` runs."""
+    weights = build_head(classes, _one_member(spec, examples)).count_params()
+    return [weights] * spec.members * (2 if recipe.holdout else 1)
+
+
+def _one_member(spec: HeadSpec, examples: Sequence[Example]) -> HeadSpec:
+    return spec.model_copy(update={"members": 1, "channels": examples[0].load().shape[-1]})
 
 
 def _check_answer(model: keras.Model, example: Example) -> None:

@@ -90,7 +90,7 @@ class _Member:
         self.steps = math.ceil(len(examples) / recipe.batch_size)
         self.log: list[LogLine] = []
         self.answers: list[Probabilities] = []
-        self.checkpoint = Checkpoint(run, phase, answers=bool(hold)) if run else None
+        self.checkpoint = Checkpoint(run, phase) if run else None
         self.model = build_head(classes, spec, feature_dropout=recipe.feature_dropout)
         if start:
             self.model.set_weights(start)
@@ -120,7 +120,7 @@ class _Member:
 
     def complete(self, epochs: int, tell: Tell) -> Trained:
         if self.checkpoint:
-            self.log, self.answers = self.checkpoint.load(self.trainer, self.steps)
+            self.log, self.answers = self.checkpoint.load(self.trainer)
         events = Events(self.recipe.tensorboard / self.phase, self.log) if self.recipe.tensorboard else None
         while len(self.log) < epochs and not self._stale():
             self.log.append(self._epoch(tell))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.data.examples import Example, fingerprint
+from model_export.data.examples import Example, fingerprint, npy_bytes
 from model_export.data.folds import Fold
 from model_export.errors import EvaluationError
 from model_export.judging.results import Results
 from model_export.network.arrays import Probabilities
 from model_export.reporter import SILENT, Reporter
-from service.files import write_atomically
+from model_export.storing import store
 
 Fit = Callable[[Sequence[Example], Sequence[Example]], Probabilities]
 """Trains on the first clips and returns probabilities ``(clips, classes)`` of the second."""
@@ -116,8 +116,7 @@ def _predict(
     if not np.isfinite(found).all():
         raise EvaluationError(f"the training of {contender.name} diverged; lower its learning rate")
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda part: np.save(part, found))
+        store(file, npy_bytes(found))
     say("finished")
     return found
 

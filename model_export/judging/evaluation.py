@@ -16,7 +16,7 @@ from model_export.data.examples import Example
 from model_export.data.folds import Fold, grouped_folds, random_folds, split_fold
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import DatasetError, EvaluationError
-from model_export.fitting import hold_out
+from model_export.fitting import hold_out, training_sizes
 from model_export.judging.actor import ActorClip, actor_ratio, render_and_encode
 from model_export.judging.baselines import baselines
 from model_export.judging.cross_validation import cross_validate
@@ -32,6 +32,7 @@ from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_apart
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Listener, Reporter, counted
+from model_export.space import tell_trainings
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
 
@@ -116,6 +117,10 @@ def evaluate(
     )
     attentive = [trial for trial in asked if plan.attention_quality and has_attention(trial.spec)]
     _report_partitions(protocols, reporter)
+    sizes = [
+        size for trial in (*asked, *controls) for size in training_sizes(data.examples, classes, trial.spec, recipe)
+    ]
+    tell_trainings(output / "runs", sizes * sum(len(one.folds) for one in protocols), recipe.batch_size, reporter)
     with reporter.listen() as listener:
         simple = baselines(
             classes, flip=recipe.flip, epochs=2 * recipe.epochs, seed=recipe.seed, run=run, listener=listener

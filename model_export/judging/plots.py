@@ -1,8 +1,10 @@
 """Plots of results and of training, as PNG files."""
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import PowerNorm
@@ -13,6 +15,7 @@ from matplotlib.ft2font import FT2Font
 from model_export.errors import ReportError
 from model_export.judging.intervals import Floats
 from model_export.judging.results import Results
+from model_export.storing import store
 
 # With more classes, a cell of the confusion matrix has no room for a number.
 COUNTED_CLASSES = 30
@@ -44,7 +47,7 @@ def plot_confusion(result: Results, path: Path) -> None:
                 shade = "white" if shares[row, column] > 0.3 else "black"
                 axes.text(column, row, str(clips), ha="center", va="center", color=shade, fontsize=8)
     # The matrix has a fixed size, and the picture becomes as large as its texts need, however long they are.
-    picture.savefig(path, dpi=120, bbox_inches="tight")
+    _store(picture, path, bbox_inches="tight")
 
 
 def drawable(texts: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -97,7 +100,13 @@ def plot_history(log: Path, path: Path) -> None:
                 axes.plot(history["epoch"], history[column], label=name)
         axes.set(xlabel="epoch", title=title)
         axes.legend()
-    picture.savefig(path, dpi=120)
+    _store(picture, path)
+
+
+def _store(picture: Picture, path: Path, **options: Any) -> None:
+    content = io.BytesIO()
+    picture.savefig(content, format=path.suffix[1:], dpi=120, **options)
+    store(path, content.getvalue())
 
 
 def _read_history(log: Path) -> dict[str, Floats]:

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
 from model_export.judging.results import Figure, MeanOfSplits, Metric, Results, compare, mean_of_splits
 from model_export.judging.tables import classes_csv, file_name, predictions_csv
-from service.files import write_atomically
+from model_export.storing import store
 
 ProtocolKind = Literal["grouped", "random", "official"]
 COLUMNS: Mapping[Metric, str] = {
@@ -142,9 +141,9 @@ def write_report(
         Path of ``report.md``.
 
     Raises:
-        OSError: The folder cannot be written.
+        StorageError: The disk is full.
+        OSError: The folder cannot be written for another reason.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     pictures = [f"confusion-{i}.png" if i > 1 else "confusion.png" for i in range(1, len(experiments) + 1)]
     for experiment, picture in zip(experiments, pictures, strict=True):
         plot_confusion(experiment.results[0], directory / picture)
@@ -159,7 +158,7 @@ def write_report(
         },
         "sections": {section.title: section.facts for section in sections},
     }
-    (directory / "report.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False), encoding="utf-8")
+    store(directory / "report.json", json.dumps(_plain(facts), indent=1, allow_nan=False))
     lines = [
         *_head_lines(run, data),
         *_protocol_lines(experiments),
@@ -169,7 +168,7 @@ def write_report(
         *_recipe_lines(experiments),
     ]
     path = directory / "report.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -179,12 +178,12 @@ def write_tables(folder: Path, experiments: Sequence[Experiment]) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for experiment in experiments:
         tables = {file_name(experiment.name, "classes"): classes_csv(experiment.results)}
-        tables |= {file_name(experiment.name, one.contender): predictions_csv(one) for one in experiment.results}
+        for one in experiment.results:
+            tables[file_name(experiment.name, one.contender)] = predictions_csv(one, {"fold": one.folds + 1})
         for name, table in tables.items():
-            write_atomically(folder / f"{name}.csv", partial(Path.write_bytes, data=table.encode()))
+            store(folder / f"{name}.csv", table)
 
 
 def means_of_splits(experiments: Sequence[Experiment]) -> dict[str, dict[Metric, MeanOfSplits]]:
@@ -309,7 +308,7 @@ def _split_lines(experiments: Sequence[Experiment]) -> list[str]:
                 [
                     method,
                     *(
-                        f"{_percent(m.mean)} ± {_percent(m.deviation)} ({_percent(m.low)}–{_percent(m.high)})"
+                        f"{percent(m.mean)} ± {percent(m.deviation)} ({percent(m.low)}–{percent(m.high)})"
                         for m in figures.values()
                     ),
                 ]
@@ -347,7 +346,7 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         *markdown_table(
             ("class", "clips", "source videos", "precision", "recall", "F1"),
             [
-                [c.label, str(c.clips), str(c.videos), *map(_percent, (c.precision, c.recall, c.f1))]
+                [c.label, str(c.clips), str(c.videos), *map(percent, (c.precision, c.recall, c.f1))]
                 for c in first.per_class()
             ],
         ),
@@ -370,7 +369,7 @@ def _confused_lines(result: Results) -> list[str]:
 def _explanation(result: Results) -> str:
     folds = " Under *folds*: their mean ± sample deviation." if result.per_fold.shape[1] > 1 else ""
     top = " Top-5 accuracy counts clips whose class is among the five most probable." * ("top5" in result.metrics)
-    frequent = _percent(result.confusion.sum(axis=1).max() / len(result.names))
+    frequent = percent(result.confusion.sum(axis=1).max() / len(result.names))
     return (
         "Accuracy is correct / total; precision and recall are means over the classes (eqs 12, 13), and so is F1, "
         f"which is 2 · correct / (predicted + actual) of each class.{top} Each figure is over all clips at once; "
@@ -434,15 +433,16 @@ def _cells(result: Results, many: bool) -> list[str]:
 
 
 def _value(figure: Figure) -> str:
-    return f"{_percent(figure.value)} ({_percent(figure.low)}–{_percent(figure.high)})"
+    return f"{percent(figure.value)} ({percent(figure.low)}–{percent(figure.high)})"
 
 
 def _folds(figure: Figure) -> str:
-    deviation = f" ± {_percent(figure.deviation_of_folds)}" if figure.deviation_of_folds is not None else ""
-    return f"{_percent(figure.mean_of_folds)}{deviation}"
+    deviation = f" ± {percent(figure.deviation_of_folds)}" if figure.deviation_of_folds is not None else ""
+    return f"{percent(figure.mean_of_folds)}{deviation}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Format a share in percent, without the sign."""
     return f"{100 * share:.1f}"
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from model_export.judging.results import Results
 
@@ -13,19 +13,21 @@ def file_name(*names: str) -> str:
     return ".".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)
 
 
-def predictions_csv(result: Results) -> str:
+def predictions_csv(result: Results, facts: Mapping[str, Iterable[object]]) -> str:
     """Return what a contender predicted: a row for each clip, with a column of probabilities for each class.
 
-    Folds are numbered from 1. Probabilities have nine significant digits, which is all of float32.
+    Probabilities have nine significant digits, which is all of float32.
+
+    Args:
+        result: The predictions.
+        facts: What else is known of each clip, by column.
     """
-    header = ["clip", "group", "fold", "label", "predicted", *(f"probability of {label}" for label in result.labels)]
-    clips = zip(result.names, result.groups, result.folds, result.truth, result.predicted, strict=True)
+    probabilities = (f"probability of {label}" for label in result.labels)
+    truth, predicted = ([result.labels[i] for i in one] for one in (result.truth, result.predicted))
+    clips = zip(result.names, result.groups, truth, predicted, *facts.values(), strict=True)
     return _csv(
-        header,
-        (
-            [name, group, fold + 1, result.labels[truth], result.labels[predicted], *(f"{p:.9g}" for p in row)]
-            for (name, group, fold, truth, predicted), row in zip(clips, result.probabilities, strict=True)
-        ),
+        ["clip", "group", "label", "predicted", *facts, *probabilities],
+        ([*clip, *(f"{p:.9g}" for p in row)] for clip, row in zip(clips, result.probabilities, strict=True)),
     )
 
 

@@ -1,27 +1,25 @@
 """What the command ``test`` found, and its report."""
 
-import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model_export.judging.intervals import Estimate, jackknife_mean
 from model_export.judging.markdown import markdown_table
 from model_export.judging.plots import plot_confusion
-from model_export.judging.report import CLASSES
+from model_export.judging.report import CLASSES, COLUMNS, percent
 from model_export.judging.results import Results
+from model_export.judging.tables import classes_csv, predictions_csv
 from model_export.reporter import SILENT, Reporter
-from service.files import write_atomically
+from model_export.storing import store
 
-TOP = 5
 # Number of clips and classes that are named in Markdown; JSON names all.
 LISTED = 20
 INTERVALS = (
-    "Over all clips at once; precision and recall are means over the classes that have clips. Intervals come from "
+    "Over all clips at once; precision, recall and F1 are means over the classes that have clips. Intervals come from "
     "leaving out each source video once (jackknife), as those of an evaluation."
 )
 NOTHING_CONFUSED = "No clip was predicted as another class."
@@ -49,23 +47,6 @@ class Tested:
     absent: tuple[str, ...]
     trained_on_is_known: bool
 
-    def figures(self) -> dict[str, Estimate]:
-        """Compute accuracy, top-5 accuracy, macro precision and macro recall, each with its 95 % interval."""
-        found: dict[str, Estimate] = {
-            name: Estimate(one.value, one.low, one.high) for name, one in self.results.figures().items()
-        }
-        if len(self.results.labels) > TOP:
-            found[f"top-{TOP} accuracy"] = top_accuracy(self.results, TOP)
-        return found
-
-
-def top_accuracy(results: Results, count: int) -> Estimate:
-    """Compute the share of clips whose class is among the ``count`` most probable ones, as accuracy is computed."""
-    best = np.argsort(-results.probabilities, axis=1, kind="stable")[:, :count]
-    found = jackknife_mean((best == results.truth[:, np.newaxis]).any(axis=1), results.groups, 0, 1)
-    low, high = np.clip(found.interval(), 0, 1).tolist()
-    return Estimate(float(found.value), low, high)
-
 
 def write_tested(output: Path, found: Tested, command: str, reporter: Reporter = SILENT) -> None:
     """Write ``test.md``, ``test.json``, ``predictions.csv``, ``classes.csv`` and ``confusion.png``.
@@ -73,43 +54,17 @@ def write_tested(output: Path, found: Tested, command: str, reporter: Reporter =
     Raises:
         OSError: The folder cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
     results = found.results
     reporter.table(("skipped clip", "reason"), found.undecodable.items())
     if results.leaked.any():
         reporter.say(f"warning: {_leak(found)}")
+    # The column is empty if that is not known.
+    trained_on = results.leaked if found.trained_on_is_known else [""] * len(results.names)
+    store(output / "predictions.csv", predictions_csv(results, {"trained on": trained_on}))
+    store(output / "classes.csv", classes_csv([results]))
     plot_confusion(_named_or_present(results), output / "confusion.png")
-    _write_csv(output / "predictions.csv", _prediction_rows(found))
-    _write_csv(output / "classes.csv", (asdict(figures) for figures in results.per_class()))
-    text = json.dumps(_facts(found, command), indent=1, allow_nan=False)
-    write_atomically(output / "test.json", lambda part: part.write_text(text, encoding="utf-8"))
-    page = "\n".join(_lines(found, command)) + "\n"
-    write_atomically(output / "test.md", lambda part: part.write_text(page, encoding="utf-8"))
-
-
-def _write_csv(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            first = next(rows)
-            writer = csv.DictWriter(file, first.keys())
-            writer.writeheader()
-            writer.writerows([first, *rows])
-
-    write_atomically(path, write)
-
-
-def _prediction_rows(found: Tested) -> Iterator[dict[str, Any]]:
-    """Describe each clip; ``trained_on`` is empty if that is not known."""
-    results = found.results
-    for i, name in enumerate(results.names):
-        yield {
-            "clip": name,
-            "group": results.groups[i],
-            "label": results.labels[results.truth[i]],
-            "predicted": results.labels[results.predicted[i]],
-            "trained_on": bool(results.leaked[i]) if found.trained_on_is_known else "",
-            **{f"P({label})": float(p) for label, p in zip(results.labels, results.probabilities[i], strict=True)},
-        }
+    store(output / "test.json", json.dumps(_facts(found, command), indent=1, allow_nan=False))
+    store(output / "test.md", "\n".join(_lines(found, command)) + "\n")
 
 
 def _named_or_present(results: Results) -> Results:
@@ -140,7 +95,9 @@ def _facts(found: Tested, command: str) -> dict[str, Any]:
         "undecodable": dict(found.undecodable),
         "unknown_classes": found.unknown,
         "classes_without_clips": found.absent,
-        "figures": {name: asdict(figure) for name, figure in found.figures().items()},
+        "figures": {
+            metric: {"value": one.value, "low": one.low, "high": one.high} for metric, one in results.figures().items()
+        },
         "per_class": [asdict(figures) for figures in results.per_class()],
         "labels": results.labels,
         "confusion": results.confusion.tolist(),
@@ -157,7 +114,7 @@ def _leak(found: Tested) -> str:
 
 
 def _lines(found: Tested, command: str) -> list[str]:
-    results, figures = found.results, found.figures()
+    results = found.results
     pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in results.confused_pairs()]
     confused = markdown_table(("class", "predicted as", "clips"), pairs) if pairs else [NOTHING_CONFUSED]
     return [
@@ -171,7 +128,10 @@ def _lines(found: Tested, command: str) -> list[str]:
         "",
         *markdown_table(
             ("figure", "%", "95 % interval"),
-            [(name, _percent(one.mean), f"{_percent(one.low)}–{_percent(one.high)}") for name, one in figures.items()],
+            [
+                (COLUMNS[metric], percent(one.value), f"{percent(one.low)}–{percent(one.high)}")
+                for metric, one in results.figures().items()
+            ],
         ),
         "",
         INTERVALS,
@@ -179,9 +139,9 @@ def _lines(found: Tested, command: str) -> list[str]:
         "## Classes, %",
         "",
         *markdown_table(
-            ("class", "clips", "source videos", "precision", "recall"),
+            ("class", "clips", "source videos", "precision", "recall", "F1"),
             [
-                (c.label, str(c.clips), str(c.videos), _percent(c.precision), _percent(c.recall))
+                (c.label, str(c.clips), str(c.videos), *map(percent, (c.precision, c.recall, c.f1)))
                 for c in results.per_class()
             ],
         ),
@@ -208,10 +168,6 @@ def _left_out(found: Tested) -> dict[str, Sequence[str]]:
         "Classes that the model does not know, left out": found.unknown,
         "Classes of the model without clips": found.absent,
     }
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from model_export.data.datasets import LabelledClip
 from model_export.data.dealing import linked
+from model_export.data.examples import npy_bytes
 from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import Selection, gather_features
 from model_export.errors import DatasetError, EvaluationError, HeadError
@@ -22,10 +23,10 @@ from model_export.network.arrays import Probabilities
 from model_export.provenance import check_made_from
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
+from model_export.storing import store
 from model_export.verify import OnnxNetwork, device_of
 from model_export.weights import fetch_weights
 from service.errors import ClipError
-from service.files import write_atomically
 from service.model.bundle import Manifest, Precision, file_sha256, load_bundle
 from service.video.decoder import decode_clip
 
@@ -73,7 +74,6 @@ def judge_bundle(
     network = OnnxNetwork(loaded.read_model(chosen))
     made_by = [manifest.precisions[chosen].sha256, CURRENT.sampling, CURRENT.resize, device_of(chosen)]
     kept = output / "answers"
-    kept.mkdir(parents=True, exist_ok=True)
     contents: dict[LabelledClip, str] = {}
     answers: list[Probabilities] = []
     undecodable: dict[LabelledClip, str] = {}
@@ -133,7 +133,7 @@ def judge_head(
     batches = [data.examples[i : i + 16] for i in range(0, len(data.examples), 16)]
     with reporter.track(batches, "testing batches of 16") as tracked:
         answers = [answer for batch in tracked for answer in predict_probabilities(model, batch)]
-    contents = {clip: file_sha256(clip.path) for clip in data.decodable}
+    contents = {clip: example.content for clip, example in zip(data.decodable, data.examples, strict=True)}
     groups = [example.group for example in data.examples]
     title = f"{head.facts.name} {head.facts.version}, Keras, features by {data.engine} in {data.dtype}"
     found = known.tested(title, contents, groups, answers, data.undecodable, head)
@@ -228,5 +228,5 @@ def _answer(network: OnnxNetwork, clip: Path, file: Path) -> Probabilities:
     except (FileNotFoundError, ValueError, EOFError):
         frames = decode_clip(clip, OFFLINE_LIMITS).frames
     answer = np.asarray(network(frames[np.newaxis]).probabilities[0], np.float64)
-    write_atomically(file, lambda part: np.save(part, answer))
+    store(file, npy_bytes(answer))
     return answer

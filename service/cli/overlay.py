@@ -87,7 +87,7 @@ def write_overlay(path: Path, frames: Frames, maps: Maps | None, *, times_s: Seq
     else:
         pictures = [_blend(frame, heat, scale) for frame, heat in zip(frames, maps, strict=True)]
     data = ENCODERS[path.suffix.lower()](_Overlay(pictures, tuple(times_s), caption, scale))
-    write_atomically(path, lambda part: part.write_bytes(data))
+    write_atomically(path, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,7 +273,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         OSError: It cannot be written.
     """
     text = manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n"
-    write_atomically(path / MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
+    write_atomically(path / MANIFEST, text.encode())
 
 
 def load_bundle(path: Path) -> Bundle:

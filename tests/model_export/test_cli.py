@@ -1,11 +1,13 @@
 """The output and exit codes of ``limelight-model``. The commands are tested as functions elsewhere."""
 
+import errno
 import io
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,18 +20,26 @@ from typer.main import get_group
 from typer.testing import CliRunner, Result
 
 from model_export import cli, training, verify
-from model_export.cli import TerminalReporter, app, console
+from model_export.cli import TerminalReporter, Terminated, app, console
 from model_export.errors import EvaluationError
 from model_export.head import PRETRAINED, load_head
 from model_export.judging import evaluation
 from model_export.judging.report import Experiment
 from model_export.reporter import Advance
+from model_export.storing import sole_writer
 from model_export.verify import verify_command
 from service.model.bundle import Agreement, read_manifest, write_manifest
 from tests.conftest import REPOSITORY
 from tests.model_export.cached_clips import CachedClips
 from tests.model_export.judging.eight_clips import results
 from tests.tiny_bundle import AGREES
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in a folder of their own, since their default outputs are relative and locked."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
 
 
 def run(*arguments: object) -> Result:
@@ -139,6 +149,71 @@ def test_evaluate_prints_the_mean_over_official_splits(monkeypatch: pytest.Monke
     printed = run("evaluate", "--videos", tmp_path).stdout
     assert "accuracy, mean of the splits" in printed
     assert "87.5% ± 17.7% (" in printed
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "limelight-model: interrupted; run the same command again to continue\n"),
+        (Terminated(), 143, "limelight-model: terminated; run the same command again to continue\n"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x"),
+            2,
+            "limelight-model: [Errno 28] No space left on device: 'x'\n",
+        ),
+    ],
+)
+def test_the_end_of_a_command_is_said_in_one_line_and_in_its_status(
+    monkeypatch: pytest.MonkeyPatch, stop: BaseException, status: int, said: str
+) -> None:
+    def evaluate(*_: object, **__: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    result = run("evaluate", "--videos", "videos")
+    assert (result.exit_code, result.stderr) == (status, said)
+    assert list(Path().iterdir()) == [], "no empty folder is left"
+
+
+@pytest.mark.parametrize(("command", "folder"), [("train", "run"), ("evaluate", "runs")])
+def test_a_second_run_on_one_output_is_one_sentence(tmp_path: Path, command: str, folder: str) -> None:
+    output = tmp_path / "output"
+    with sole_writer(output, folder):
+        result = run(command, "--videos", tmp_path, "--output", output)
+    assert_one_sentence(result, f"another run is writing to {output}; wait until it has ended, or choose")
+
+
+# Begins `fetch-weights`, says so, and waits.
+FETCHING = """
+import sys, time
+from model_export import cli, weights
+def fetch_weights(*_, **__):
+    print("fetching", flush=True)
+    time.sleep(60)
+weights.fetch_weights = fetch_weights
+sys.argv = ["limelight-model", "fetch-weights"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_one_line(end: signal.Signals) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-c", FETCHING],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "fetching\n"
+        started.send_signal(end)
+        _, errors = started.communicate(timeout=30)
+    assert started.returncode == 128 + end
+    (line,) = errors.splitlines()
+    assert line.endswith("; run the same command again to continue")
 
 
 def test_fetch_weights_prints_the_path(vgg19: Path) -> None:

@@ -396,7 +396,7 @@ def test_a_full_disk_leaves_the_old_bundle_unchanged(
 
     monkeypatch.setattr(export, "_write_models", disk_fills_up)
     with pytest.raises(
-        ExportError, match=r"bundle was not written because the disk is full .*free \d+ MiB or choose another"
+        ExportError, match=r"bundle was not written because the disk is full .*free \d+ MiB there, or choose another"
     ):
         export_bundle(load_head(narrow_head), None, kept, filters=NARROW, force=True)
     load_bundle(kept)
@@ -406,7 +406,7 @@ def test_a_full_disk_leaves_the_old_bundle_unchanged(
 def test_too_little_disk_space_is_reported_before_any_work(
     narrow_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "DISK_BYTES", 1 << 60)
+    monkeypatch.setattr(export, "SPARE_BYTES", 1 << 60)
     with pytest.raises(ExportError, match=r"only .* MiB are free"):
         export_bundle(load_head(narrow_head), None, tmp_path / "bundle", filters=NARROW)
 

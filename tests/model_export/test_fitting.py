@@ -1,7 +1,9 @@
 """Fitting a head to cached features."""
 
 import csv
+import json
 import math
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
-from model_export.errors import FeatureError, TrainingError
+from model_export.errors import FeatureError, StorageError, TrainingError
 from model_export.fitting import FittedHead, LogLine, epoch_line, fit_head, predict_probabilities
 from model_export.fitting.member import Trained
 from model_export.network.classifier import build_head
@@ -391,38 +392,91 @@ def test_a_head_that_its_last_step_ruined_is_an_error(
         )
 
 
-def ruin_the_weights(run: Path) -> None:
-    with h5py.File(run / "seed-0.weights.h5", "r+") as file:
-        file["layers/dense/vars/0"][:] = np.nan
+def ruin_the_weights(state: Path) -> None:
+    with np.load(state) as kept:
+        arrays = dict(kept)
+    arrays["arr_0"][:] = np.nan
+    np.savez(state, **arrays)
 
 
-def cut_the_weights(run: Path) -> None:
-    (run / "seed-0.weights.h5").write_bytes((run / "seed-0.weights.h5").read_bytes()[:5000])
+def leave_the_optimizer_out(state: Path) -> None:
+    with np.load(state) as kept:
+        arrays = dict(kept)
+    np.savez(state, arr_0=arrays["arr_0"], log=arrays["log"], answers=arrays["answers"])
 
 
-def cut_the_log(run: Path) -> None:
-    (run / "seed-0.csv").write_bytes((run / "seed-0.csv").read_bytes()[:60])
+def cut(state: Path) -> None:
+    state.write_bytes(state.read_bytes()[:5000])
 
 
-def empty_the_log(run: Path) -> None:
-    (run / "seed-0.csv").write_bytes(b"")
+def empty(state: Path) -> None:
+    state.write_bytes(b"")
+
+
+def flip_a_bit(state: Path) -> None:
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (ruin_the_weights, "holds weights that are not finite; remove it, and lower --learning-rate"),
-        (cut_the_weights, "is damaged; remove them, and run again"),
-        (cut_the_log, "is damaged; remove them, and run again"),
-        (empty_the_log, "is damaged; remove them, and run again"),
+        (leave_the_optimizer_out, "is damaged; remove it, and run again"),
+        (cut, "is damaged; remove it, and run again"),
+        (empty, "is damaged; remove it, and run again"),
+        (flip_a_bit, "is damaged; remove it, and run again"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_sentence(
     examples: Examples, run: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    damage(run)
-    with pytest.raises(TrainingError, match=rf"^{run}/seed-0\.\w+.*{message}$"):
+    damage(run / "seed-0.npz")
+    with pytest.raises(TrainingError, match=rf"^{run}/seed-0\.npz {message}$"):
         fit_head(examples(groups=2, per_group=1), 3, PLAIN, QUICK, run=run)
+
+
+def test_checkpoints_of_earlier_versions_are_refused(examples: Examples, run: Path) -> None:
+    facts = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    del facts["format of checkpoints"]
+    (run / "recipe.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(TrainingError, match="belong to another format of checkpoints; remove the folder"):
+        fit_head(examples(groups=2, per_group=1), 3, PLAIN, QUICK, run=run)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"epoch,lo", None])
+def test_the_log_of_a_finished_training_is_written_again(examples: Examples, run: Path, damaged: bytes | None) -> None:
+    log = run / "seed-0.csv"
+    whole = log.read_bytes()
+    log.unlink() if damaged is None else log.write_bytes(damaged)
+    fit_head(examples(groups=2, per_group=1), 3, PLAIN, QUICK, run=run)
+    assert log.read_bytes() == whole
+
+
+def test_a_full_disk_ends_a_training_with_one_sentence_and_the_last_epoch_stays(
+    examples: Examples, tmp_path: Path
+) -> None:
+    clips, recipe, run = examples(groups=2, per_group=1), quick(epochs=3), tmp_path / "run"
+
+    def fill(phase: str, line: LogLine) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(
+            StorageError,
+            match=rf"^{run}/seed-0\.npz was not written because the disk is full \(.*\); free 3 MiB there, or choose "
+            r"another --output$",
+        ):
+            fit_head(clips, 3, PLAIN, recipe, run=run, tell=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {file.name for file in run.iterdir()} == {"recipe.json", "seed-0.csv", "seed-0.npz"}
+    done: list[float] = []
+    resumed = fit_head(clips, 3, PLAIN, recipe, run=run, tell=lambda phase, line: done.append(line["epoch"]))
+    assert done == [2, 3]
+    assert_same(resumed, fit_head(clips, 3, PLAIN, recipe))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00junk"])

@@ -4,22 +4,27 @@ If this fails because the quantizer was changed on purpose, raise ``QUANTIZER_RE
 before is not that of the new files.
 """
 
+import errno
+import json
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.quantize import QUANTIZER_REVISION, quantize
+from model_export.quantize import QUANTIZER_REVISION, ordered_ranges, quantize
+from tests.model_export.test_storing import no_file_longer_than
 
 KERNEL = np.random.default_rng(0).normal(0, [[[[1.0]]], [[[20.0]]]], (2, 3, 3, 3)).astype(np.float32)
 BIAS = np.array([0.5, -3], np.float32)
+CLIPS = [np.linspace(0, most, 192).astype(np.uint8).reshape(8, 8, 3) for most in (100, 200)]
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
-    """A convolution over frames, quantized on two clips that hold every value from 0 to 200."""
-    folder = tmp_path_factory.mktemp("quantized")
+def small() -> onnx.ModelProto:
+    """A convolution over frames."""
     node = helper.make_node
     nodes = [
         node("Cast", ["frames"], ["pixels"], to=TensorProto.FLOAT),
@@ -35,10 +40,15 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])],
         [numpy_helper.from_array(KERNEL, "kernel"), numpy_helper.from_array(BIAS, "bias")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (folder / "fp32.onnx").write_bytes(model.SerializeToString())
-    clips = [np.linspace(0, most, 192).astype(np.uint8).reshape(8, 8, 3) for most in (100, 200)]
-    quantize(folder / "fp32.onnx", folder / "int8.onnx", folder / "ranges.json", clips)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def quantized(small: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> onnx.GraphProto:
+    """The convolution, quantized on two clips that hold every value from 0 to 200."""
+    folder = tmp_path_factory.mktemp("quantized")
+    (folder / "fp32.onnx").write_bytes(small.SerializeToString())
+    quantize(folder / "fp32.onnx", folder / "int8.onnx", folder / "ranges.json", CLIPS)
     return onnx.load(folder / "int8.onnx").graph
 
 
@@ -78,3 +88,24 @@ def test_revision_1_quantizes_convolutions_to_unsigned_activations_and_7_bit_wei
 
 def test_the_output_of_a_convolution_is_quantized_before_it_is_rectified(quantized: onnx.GraphProto) -> None:
     assert [node.input[0] for node in quantized.node if node.op_type == "QuantizeLinear"] == ["channels", "sums"]
+
+
+def test_a_full_disk_is_an_error_that_says_so(small: onnx.ModelProto, tmp_path: Path) -> None:
+    """ONNX writes as much as fits and says nothing."""
+    (tmp_path / "fp32.onnx").write_bytes(small.SerializeToString())
+    with no_file_longer_than(400), pytest.raises(OSError, match="a temporary file was cut off") as raised:
+        quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", tmp_path / "ranges.json", CLIPS)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_ranges_have_one_order_and_are_read_again(small: onnx.ModelProto, tmp_path: Path) -> None:
+    """A head that is trained twice is the same head."""
+    (tmp_path / "fp32.onnx").write_bytes(small.SerializeToString())
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", first, CLIPS)
+    ranges = json.loads(first.read_text(encoding="utf-8"))
+    second.write_text(json.dumps(dict(reversed(ranges.items()))), encoding="utf-8")
+    assert ordered_ranges(first) == ordered_ranges(second)
+    second.write_bytes(ordered_ranges(first))
+    quantize(tmp_path / "fp32.onnx", tmp_path / "again.onnx", second)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()

@@ -132,7 +132,7 @@ class TestTrain:
             return FittedHead(model, (1,), 0.5, 2, len(examples))
 
         monkeypatch.setattr(training, "fit_head", fit)
-        monkeypatch.setattr(training, "_calibrate", lambda *_: None)
+        monkeypatch.setattr(training, "_calibration", lambda *_: None)
 
     @staticmethod
     def train(cached: CachedClips, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class TestTrain:
         other = saved(cached.folder, HeadSpec(), file_sha256(cached.weights))
         self.train(cached, start=other.path)
         assert load_head(cached.folder / "head").trained_clips() is None, "those of the other head are not known"
-        other.record_clips(["0123456789abcdef"])
+        (other.path / "clips.txt").write_text("0123456789abcdef\n", encoding="utf-8")
         self.train(cached, start=other.path)
         assert load_head(cached.folder / "head").trained_clips() == clips | {"0123456789abcdef"}
 

@@ -20,7 +20,7 @@ from model_export.data.datasets import LabelledClip
 from model_export.data.encoders import keras_encoder
 from model_export.data.features import FeatureCache
 from model_export.data.gathering import Selection
-from model_export.errors import FeatureError, HeadError
+from model_export.errors import FeatureError, HeadError, StorageError
 from model_export.head import PRETRAINED, TrainedHead, load_head
 from model_export.network.arrays import Frames, largest_difference, predictor
 from model_export.quantize import QUANTIZER_REVISION
@@ -52,6 +52,7 @@ from service.model.bundle import (
     read_manifest,
     write_manifest,
 )
+from tests.model_export.test_storing import no_file_longer_than
 from tests.tiny_bundle import write_tiny_bundle
 
 NUMBERS = count()
@@ -327,6 +328,28 @@ class TestLog:
         list(check_clips(bundle, ["fp32"], [subject("a", reference)], log))
         (again,) = check_clips(bundle, ["fp32"], [subject("a", never)], log)
         assert again.outcome == "agrees"
+
+    def test_a_log_that_was_cut_off_anywhere_is_continued(
+        self, bundle: Bundle, reference: Reference, tmp_path: Path
+    ) -> None:
+        whole, log = tmp_path / "whole", tmp_path / "log"
+        list(check_clips(bundle, ["fp32"], [subject("a", reference), subject("b", reference)], whole))
+        first, second = whole.read_bytes().splitlines()
+        for length in range(len(second)):
+            log.write_bytes(first + b"\n" + second[:length])
+            assert len(verify._read_log(log)) == 1
+            verify._append(log, second.decode())
+            assert len(verify._read_log(log)) == 2, length
+
+    def test_a_full_disk_leaves_whole_lines(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        verify._append(log, "first")
+        with (
+            no_file_longer_than(20),
+            pytest.raises(StorageError, match=rf"^{log} was not written because the disk is full .*another --log$"),
+        ):
+            verify._append(log, "a second line that does not fit")
+        assert log.read_text(encoding="utf-8") == "first\n"
 
     def test_a_run_waits_for_another_one_that_writes_to_the_log(self, tmp_path: Path) -> None:
         log = tmp_path / "log"

@@ -1,9 +1,12 @@
-"""Locks, and replacing a folder: nothing is lost, whenever the file system or the process fails."""
+"""Locks, and replacing files and folders: nothing is lost, whenever the file system or the process fails."""
 
 import ctypes
 import errno
 import fcntl
 import os
+import resource
+import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from service import files
-from service.files import locked, recover_folder, replace_folder
+from service.files import locked, recover_folder, remove_parts, replace_folder, write_atomically, written_beside
 from tests.conftest import REPOSITORY
 
 # Replaces a folder on a file system without exchange, in a process that is killed before the second rename.
@@ -28,6 +31,15 @@ def killed(self, target):
     return os._exit(9) if len(count) == 2 else rename(self, target)
 Path.rename = killed
 files.replace_folder(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+# Writes a file, in a process that is killed before it takes its place.
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from service.files import written_beside
+with written_beside(Path(sys.argv[1]), b"new content"):
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -219,3 +231,43 @@ def test_a_lock_is_released_when_its_body_fails(target: Path, name: str) -> None
         raise RuntimeError
     with locked(target, wait=False):
         pass
+
+
+def test_a_full_disk_leaves_the_former_file_alone_and_the_error_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"former")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            write_atomically(path, bytes(1001))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"content")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    for path in (tmp_path / "file", below / "file"):
+        killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], cwd=REPOSITORY, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert len([*tmp_path.rglob(".part-*")]) == 2
+    (tmp_path / ".part-mine").write_text("of somebody else", encoding="utf-8")
+    new = tmp_path / ".part-0123456789abcdef"
+    new.touch()  # a process has just made it, and locks it next
+    with written_beside(tmp_path / "file", b"content") as part:
+        remove_parts(tmp_path)
+        assert {*tmp_path.rglob("*")} == {below, part, new, tmp_path / ".part-mine"}

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from model_export.data.features import FeatureCache
 from model_export.errors import FeatureError
 from model_export.rendering.figure import render_clip
 from service.errors import ClipError
+from service.files import locked
 from service.video.decoder import decode_clip
 
 
@@ -127,7 +129,10 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_features(
     cache = FeatureCache(tmp_path, "sha")
     with (
         full_disk(),
-        pytest.raises(FeatureError, match=f"^features cannot be written to {tmp_path} .*choose another folder$"),
+        pytest.raises(
+            FeatureError,
+            match=rf"^features cannot be written to {tmp_path} \(File too large\); make room there, or choose",
+        ),
     ):
         cache.get(clip, lambda: encoder)
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
@@ -199,6 +204,19 @@ def test_a_folder_keeps_the_type_that_it_was_created_with(tmp_path: Path) -> Non
 def test_a_folder_keeps_the_engine_that_it_was_created_with(tmp_path: Path) -> None:
     FeatureCache(tmp_path, "sha", "float16", "MNN")
     assert FeatureCache(tmp_path, "sha", "float16", "TensorFlow in bfloat16").engine == "MNN"
+
+
+def test_two_commands_that_begin_one_folder_agree_on_its_type(tmp_path: Path) -> None:
+    folder, found = tmp_path / "features", []
+    FeatureCache(tmp_path / "other", "sha", "float32")
+    folder.mkdir()
+    second = threading.Thread(target=lambda: found.append(FeatureCache(folder, "sha", "float16").dtype))
+    with locked(folder):  # the first one has looked, and writes next
+        second.start()
+        second.join(0.2)
+        (tmp_path / "other" / "cache.json").rename(folder / "cache.json")
+    second.join()
+    assert found == ["float32"]
 
 
 def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:

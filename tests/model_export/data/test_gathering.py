@@ -14,7 +14,7 @@ from model_export.data.examples import fingerprint, groups_by_content
 from model_export.data.features import FeatureCache
 from model_export.data.folds import grouped_folds, hold_out_groups, random_folds
 from model_export.data.gathering import FeatureSet, Selection, gather_features
-from model_export.errors import DatasetError, FeatureError
+from model_export.errors import DatasetError, FeatureError, StorageError
 from model_export.network.spec import Engine, FeatureDtype
 from model_export.rendering.figure import render_clip
 from service.model.bundle import file_sha256
@@ -54,6 +54,21 @@ def test_missing_features_are_encoded_and_undecodable_clips_are_left_out(
     assert [clip.name for clip in found.decodable] == ["waving/b.mp4"]
     assert [row[0] for row in reporter.rows] == [str(cached.videos / "waving" / name) for name in ("a.mp4", "c.mp4")]
     assert "features computed by TensorFlow" in reporter.lines[-1]
+
+
+def test_features_that_do_not_fit_on_the_disk_are_refused_before_any_is_computed(
+    cached: CachedClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.add("waving/a.mp4")
+    for name in ("b", "c"):
+        (cached.videos / "waving" / f"{name}.mp4").write_text(name, encoding="utf-8")
+    monkeypatch.setattr("model_export.space.free_disk", lambda path: 10 << 20)
+    reporter = Recording()
+    gather(cached, reporter=reporter)
+    assert reporter.lines[0] == "features to compute: 2 views of clips, 4 MiB of disk (10 MiB free)"
+    monkeypatch.setattr("model_export.space.free_disk", lambda path: 8 << 20)
+    with pytest.raises(StorageError, match=rf"^the features do not fit on the disk of {cached.features}; free 2 MiB"):
+        gather(cached, flip=True)  # five views of 1.9 MiB
 
 
 def test_a_folder_keeps_its_engine_on_a_machine_where_another_one_is_faster(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     precision_score,
     recall_score,
     top_k_accuracy_score,
@@ -68,6 +70,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def probabilities_of(row: Mapping[str, str], labels: Iterable[str]) -> list[float]:
+    return [float(row[f"probability of {label}"]) for label in labels]
+
+
 def read_json(output: Path) -> Any:
     return json.loads((output / "test.json").read_text(encoding="utf-8"))
 
@@ -81,29 +87,32 @@ def test_the_service_gives_the_same_answers_for_the_same_clips(rendered: Path, b
     for row, answer in zip(rows, map(json.loads, answers), strict=True):
         assert row["label"] == Path(row["clip"]).parent.name
         assert row["predicted"] == answer["predictions"][0]["label"]
-        assert [float(row[f"P({label})"]) for label in LABELS] == pytest.approx(answer["probabilities"], abs=1e-4)
+        assert [float(row[f"probability of {label}"]) for label in LABELS] == pytest.approx(
+            answer["probabilities"], abs=1e-4
+        )
 
 
 def test_the_figures_are_scikit_learns(rendered: Path, bundle: Path, tmp_path: Path) -> None:
     found = judge_bundle(bundle, Selection(rendered), tmp_path)
     rows, report = read_csv(tmp_path / "predictions.csv"), read_json(tmp_path)
     truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
-    probabilities = [[float(row[f"P({label})"]) for label in LABELS] for row in rows]
+    probabilities = [probabilities_of(row, LABELS) for row in rows]
     present = sorted({*truth})
     macro: dict[str, Any] = {"labels": present, "average": "macro", "zero_division": 0}
     expected = {
         "accuracy": accuracy_score(truth, predicted),
         "precision": precision_score(truth, predicted, **macro),
         "recall": recall_score(truth, predicted, **macro),
-        "top-5 accuracy": top_k_accuracy_score(truth, probabilities, k=5, labels=LABELS),
+        "f1": f1_score(truth, predicted, **macro),
+        "top5": top_k_accuracy_score(truth, probabilities, k=5, labels=LABELS),
     }
     assert 0 < expected["accuracy"] < 1, "a case that shows nothing"
-    assert {name: one["mean"] for name, one in report["figures"].items()} == pytest.approx(expected)
-    assert all(0 <= one["low"] <= one["mean"] <= one["high"] <= 1 for one in report["figures"].values())
+    assert {name: one["value"] for name, one in report["figures"].items()} == pytest.approx(expected)
+    assert all(0 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in report["figures"].values())
     assert report["confusion"] == confusion_matrix(truth, predicted, labels=LABELS).tolist()
     recall = dict(zip(present, recall_score(truth, predicted, labels=present, average=None), strict=True))
     classes = read_csv(tmp_path / "classes.csv")
-    assert {row["label"]: (row["clips"], row["videos"], float(row["recall"])) for row in classes} == {
+    assert {row["class"]: (row["clips"], row["source videos"], float(row["recall"])) for row in classes} == {
         label: ("3", "2", recall[label]) for label in present
     }
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -225,7 +234,9 @@ class TestHead:
         for row in rows:
             features = np.random.default_rng(list(row["clip"].encode())).random((40, 7, 7, 6)).astype(np.float16)
             expected = np.asarray(model(features[np.newaxis].astype(np.float32))["probabilities"])[0]
-            assert [float(row[f"P({label})"]) for label in head.facts.labels] == pytest.approx(expected.tolist(), 1e-4)
+            assert [float(row[f"probability of {label}"]) for label in head.facts.labels] == pytest.approx(
+                expected.tolist(), 1e-4
+            )
             assert row["predicted"] == head.facts.labels[int(expected.argmax())]
         assert [row["label"] for row in rows] == ["squats", "squats", "waving"]
 
@@ -234,11 +245,12 @@ class TestHead:
     ) -> None:
         selection = cached.add("squats/a.mp4", "waving/b.mp4", "waving/c.mp4")
         rows, _ = self.judge(head, cached, selection)
-        assert {row["trained_on"] for row in rows} == {""}, "nothing is known"
-        head.record_clips([short_digest(file_sha256(cached.videos / "waving/b.mp4")), "0" * 16])
+        assert {row["trained on"] for row in rows} == {""}, "nothing is known"
+        known = short_digest(file_sha256(cached.videos / "waving/b.mp4"))
+        (head.path / "clips.txt").write_text(f"{known}\n{'0' * 16}\n", encoding="utf-8")
         (cached.videos / "waving/b.mp4").rename(cached.videos / "waving/moved.mp4")
         rows, reporter = self.judge(load_head(head.path), cached, selection)
-        assert {row["clip"]: row["trained_on"] for row in rows} == {
+        assert {row["clip"]: row["trained on"] for row in rows} == {
             "squats/a.mp4": "False", "waving/c.mp4": "False", "waving/moved.mp4": "True",
         }  # fmt: skip
         assert any(line.startswith("warning: 1 of 3 clips were trained on") for line in reporter.lines)
