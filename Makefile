@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-quick judge-selftest soak soak-decoders fuzz-decoder mutate lint bench bench-answer \
-  bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile bench-intervals wheel-newest lock clean
+  bench-process bench-decode docker-test docs bench-overload bench-service bench-threads bench-peers bench-tensors bench-tracing bench-hostile bench-intervals bench-training wheel-newest lock clean
 
 # Which build of ONNX Runtime: `gpu` if an NVIDIA driver answers. `make setup VARIANT=cpu` overrides it.
 override VARIANT := $(or $(VARIANT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
@@ -93,6 +93,9 @@ bench-overload: setup ## Measure overload at four times the capacity, and slow u
 
 bench-intervals: setup ## Simulate the coverage of the intervals of an evaluation (ARGS="--experiments 200")
 	$(BIN)/python benchmarks/bench_intervals.py $(ARGS)
+
+bench-training: setup ## Measure the time of training a head (ARGS="--before ../earlier" compares with another checkout)
+	$(BIN)/python benchmarks/bench_training.py $(ARGS)
 
 bench-service: setup ## Measure the service's overhead and throughput (ARGS="--only tiny")
 	$(BIN)/python benchmarks/bench_service.py $(ARGS)

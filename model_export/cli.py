@@ -41,8 +41,9 @@ from model_export.storing import sole_writer
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
 
-# Set before TensorFlow is imported: hides start-up messages about GPUs, which these commands do not need.
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "2"
+# Set before TensorFlow is imported: hides its messages about GPUs and instructions that there are not. What goes wrong
+# is an exception as well.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "3"
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
