@@ -109,24 +109,27 @@ def contradiction(check: dict[str, Any], precision: Precision, agreement: Agreem
     return None
 
 
-def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
-    """Convert the whole network to one ONNX graph.
+def convert(encoder: keras.Model, head: keras.Model | None = None) -> onnx.ModelProto:
+    """Convert the whole network to one ONNX graph, or the encoder alone.
 
     Args:
         encoder: The encoder.
         head: The head, unrolled, so that the graph has no loop.
 
     Returns:
-        A graph from uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` to the head's outputs.
+        A graph from uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` to the head's outputs. Without a head, from
+        ``(batch, frames, 224, 224, 3)`` to ``cuboids`` ``(batch · frames, 7, 7, channels)``; tensors have the same names.
 
     Raises:
         ExportError: The graph has other inputs, or a loop, which CUDA graphs do not allow.
     """
     size = encoder.input_shape[1]
-    signature = [tf.TensorSpec([None, FRAME_COUNT, size, size, 3], tf.uint8, name="frames")]
+    signature = [tf.TensorSpec([None, FRAME_COUNT if head else None, size, size, 3], tf.uint8, name="frames")]
 
     def network(frames: tf.Tensor) -> dict[str, tf.Tensor]:
         cuboids = encoder(tf.reshape(frames, [-1, size, size, 3]), training=False)
+        if head is None:
+            return {"cuboids": cuboids}
         outputs: dict[str, tf.Tensor] = head(tf.reshape(cuboids, [-1, *head.input_shape[1:]]), training=False)
         return outputs
 
@@ -135,7 +138,7 @@ def convert(encoder: keras.Model, head: keras.Model) -> onnx.ModelProto:
     model, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
     graph = model.graph
     _name_encoder_tensors(graph)
-    for value in [*graph.input, *graph.output]:
+    for value in [*graph.input, *graph.output] if head else []:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     loops = {node.op_type for node in graph.node} & {"If", "Loop", "Scan"}
     if loops or [value.name for value in graph.input] != ["frames"]:

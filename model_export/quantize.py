@@ -17,25 +17,26 @@ from model_export.network.arrays import Frames
 QUANTIZER_REVISION = 1
 
 
-class _Clips(CalibrationDataReader):
-    """Feeds clips, one at a time, to ONNX Runtime's calibration."""
+class _Frames(CalibrationDataReader):
+    """Feeds frames, a part at a time, to ONNX Runtime's calibration."""
 
-    def __init__(self, clips: Iterable[Frames]) -> None:
-        self.clips = iter(clips)
+    def __init__(self, parts: Iterable[Frames]) -> None:
+        self.parts = iter(parts)
 
     def get_next(self) -> dict[str, Frames] | None:
-        clip = next(self.clips, None)
-        return None if clip is None else {"frames": clip[np.newaxis]}
+        part = next(self.parts, None)
+        return None if part is None else {"frames": part[np.newaxis]}
 
 
-def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | None = None) -> None:
-    """Quantize an exported fp32 network to int8.
+def quantize(model: Path, output: Path, ranges: Path, frames: Iterable[Frames] | None = None) -> None:
+    """Quantize an exported fp32 network, or its encoder, to int8.
 
     Args:
         model: The fp32 ONNX file.
         output: The int8 ONNX file to write.
         ranges: Calibration cache with the smallest and largest value of each activation; written if it does not exist.
-        clips: Clips to measure the ranges on, each frames ``(40, 224, 224, 3)``; needed if ``ranges`` does not exist.
+        frames: Frames to measure the ranges on, in parts ``(n, 224, 224, 3)`` of as many as the network takes; needed if
+            ``ranges`` does not exist.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -44,7 +45,7 @@ def quantize(model: Path, output: Path, ranges: Path, clips: Iterable[Frames] | 
         quantize_static(
             model,
             output,
-            _Clips(clips) if clips is not None else None,
+            _Frames(frames) if frames is not None else None,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,

@@ -4,7 +4,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
-import keras
+import numpy as np
 
 from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
@@ -14,7 +14,6 @@ from model_export.fitting import FittedHead, Start, check_fit, epoch_line, fit_h
 from model_export.head import HeadFacts, TrainedHead, load_head, save_head, short_digest
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
-from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.network.vgg19 import build_encoder
 from model_export.processes import Run, run_apart
@@ -28,6 +27,8 @@ from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
 
+# Parts of a clip's frames in which the int8 ranges are measured.
+PARTS = 5
 HOLDOUT_PROTOCOL = (
     "accuracy on whole held-out groups of a head that was not trained on them, at the epoch with its lowest loss "
     "there, or of the mean answer of several members, each at its own epoch; the head itself is then trained on all "
@@ -132,7 +133,7 @@ def train_head(
         revisions=CURRENT,
         training=_training_facts(data, settings(spec, recipe), fitted, accuracy, began_with),
     )
-    ranges = _calibration(facts, fitted.model, vgg19, data, reporter)
+    ranges = _calibration(vgg19, data, reporter)
     seen = other.trained_clips() if other else frozenset()
     # Without those of the other head the list would not be complete.
     clips = None if seen is None else {short_digest(example.content) for example in data.examples} | seen
@@ -169,15 +170,14 @@ def _training_facts(
     return facts
 
 
-def _calibration(facts: HeadFacts, model: keras.Model, vgg19: Path, data: FeatureSet, reporter: Reporter) -> bytes:
-    """Measure the int8 ranges on one clip of each class."""
+def _calibration(vgg19: Path, data: FeatureSet, reporter: Reporter) -> bytes:
+    """Measure the int8 ranges of VGG19's activations on one clip of each class."""
     one_each = list({clip.label: clip.path for clip in data.decodable}.values())
-    unrolled = build_head(len(facts.labels), facts, unroll=True)
-    unrolled.set_weights(model.get_weights())
-    network = convert(build_encoder(vgg19), unrolled).SerializeToString()
-    # The network is written three times: as it is, with shapes, and as int8. ONNX Runtime adds one with ranges.
-    with temporary_folder(4 * len(network)) as folder, reporter.track(one_each, "int8 ranges") as paths:
-        (folder / "model.fp32.onnx").write_bytes(network)
-        frames = (decode_clip(path, OFFLINE_LIMITS).frames for path in paths)
-        quantize(folder / "model.fp32.onnx", folder / "model.int8.onnx", folder / "ranges.json", frames)
+    encoder = convert(build_encoder(vgg19)).SerializeToString()
+    # The encoder is written three times: as it is, with shapes, and as int8. ONNX Runtime adds one with ranges.
+    with temporary_folder(4 * len(encoder)) as folder, reporter.track(one_each, "int8 ranges") as paths:
+        (folder / "encoder.fp32.onnx").write_bytes(encoder)
+        # A few frames at a time: ONNX Runtime takes 12 GB for the 40 of a clip.
+        frames = (part for path in paths for part in np.split(decode_clip(path, OFFLINE_LIMITS).frames, PARTS))
+        quantize(folder / "encoder.fp32.onnx", folder / "encoder.int8.onnx", folder / "ranges.json", frames)
         return ordered_ranges(folder / "ranges.json")
