@@ -118,7 +118,8 @@ def convert(encoder: keras.Model, head: keras.Model | None = None) -> onnx.Model
 
     Returns:
         A graph from uint8 ``frames`` ``(batch, 40, 224, 224, 3)`` to the head's outputs. Without a head, from
-        ``(batch, frames, 224, 224, 3)`` to ``cuboids`` ``(batch · frames, 7, 7, channels)``; tensors have the same names.
+        ``(batch, frames, 224, 224, 3)`` to ``cuboids`` ``(batch · frames, 7, 7, channels)``, with tensors of the same
+        names.
 
     Raises:
         ExportError: The graph has other inputs, or a loop, which CUDA graphs do not allow.

@@ -35,8 +35,8 @@ def quantize(model: Path, output: Path, ranges: Path, frames: Iterable[Frames] |
         model: The fp32 ONNX file.
         output: The int8 ONNX file to write.
         ranges: Calibration cache with the smallest and largest value of each activation; written if it does not exist.
-        frames: Frames to measure the ranges on, in parts ``(n, 224, 224, 3)`` of as many as the network takes; needed if
-            ``ranges`` does not exist.
+        frames: Frames to measure the ranges on, in parts ``(n, 224, 224, 3)`` of as many as the network takes; needed
+            if ``ranges`` does not exist.
 
     Raises:
         OSError: A file cannot be read or written.

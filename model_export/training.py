@@ -4,8 +4,6 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from model_export.data.features import OFFLINE_LIMITS
 from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError, TrainingError
@@ -27,8 +25,7 @@ from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
 
-# Parts of a clip's frames in which the int8 ranges are measured.
-PARTS = 5
+CALIBRATION_STRIDE = 5
 HOLDOUT_PROTOCOL = (
     "accuracy on whole held-out groups of a head that was not trained on them, at the epoch with its lowest loss "
     "there, or of the mean answer of several members, each at its own epoch; the head itself is then trained on all "
@@ -177,7 +174,7 @@ def _calibration(vgg19: Path, data: FeatureSet, reporter: Reporter) -> bytes:
     # The encoder is written three times: as it is, with shapes, and as int8. ONNX Runtime adds one with ranges.
     with temporary_folder(4 * len(encoder)) as folder, reporter.track(one_each, "int8 ranges") as paths:
         (folder / "encoder.fp32.onnx").write_bytes(encoder)
-        # A few frames at a time: ONNX Runtime takes 12 GB for the 40 of a clip.
-        frames = (part for path in paths for part in np.split(decode_clip(path, OFFLINE_LIMITS).frames, PARTS))
+        # Every fifth frame of a clip: neighbours are alike, and ONNX Runtime takes 12 GB for all 40 at once.
+        frames = (decode_clip(path, OFFLINE_LIMITS).frames[::CALIBRATION_STRIDE] for path in paths)
         quantize(folder / "encoder.fp32.onnx", folder / "encoder.int8.onnx", folder / "ranges.json", frames)
         return ordered_ranges(folder / "ranges.json")
