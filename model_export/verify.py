@@ -163,7 +163,7 @@ def verify_bundle(
     checking = check_clips(checked, chosen, subjects, log, skipped)
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
-    reporter.table(("skipped clip", "reason"), skipped.items())
+    reporter.table(("left out", "reason"), {**selection.left_out(), **skipped}.items())
     if not checks:
         raise DatasetError(f"{selection.videos}: none of its clips can be decoded; replace them")
     measured = {precision: agreement([c for c in checks if c.precision == precision]) for precision in chosen}
