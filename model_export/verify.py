@@ -37,6 +37,7 @@ from service.errors import ClipError
 from service.files import locked
 from service.model.bundle import (
     LEAST_CLIPS,
+    MANIFEST,
     Agreement,
     Bundle,
     Outputs,
@@ -209,9 +210,10 @@ def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> b
 
     Raises:
         BundleError: The manifest cannot be read any more.
-        OSError: The manifest cannot be written.
+        StorageError: The disk is full.
+        OSError: The manifest cannot be written for another reason.
     """
-    with locked(checked.path):
+    with locked(checked.path), explained(checked.path / MANIFEST, 1, "verify a copy on another disk"):
         manifest, files = read_manifest(checked.path), checked.manifest.precisions
         same = {p for p in measured.keys() & manifest.precisions if manifest.precisions[p].sha256 == files[p].sha256}
         updated = {p: manifest.precisions[p].model_copy(update={"agreement": measured[p]}) for p in same}
