@@ -30,7 +30,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from model_export.errors import LimelightModelError, OwnBundleError
+from model_export.errors import EvaluationError, LimelightModelError, OwnBundleError
 from model_export.judging.plan import EvaluationPlan
 from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
@@ -100,16 +100,16 @@ class TerminalReporter(Reporter):
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
-        """Show a progress bar with the time left or, if the output is not a terminal, a line every half minute."""
+        """Show a progress bar with the time left or, where none can be drawn, a line every half minute."""
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
         title = TextColumn("{task.description}", markup=False)
-        with Progress(title, *columns, console=console, disable=not console.is_terminal) as progress:
+        with Progress(title, *columns, console=console, disable=not _draws_bars()) as progress:
             yield _Listener(self, progress)
 
     @contextmanager
     def transfer(self, title: str) -> Iterator[Received]:
-        """Show a progress bar in bytes or, if the output is not a terminal, a line every half minute."""
-        if not console.is_terminal:
+        """Show a progress bar in bytes or, where none can be drawn, a line every half minute."""
+        if not _draws_bars():
             with self.listen() as listener:
                 yield lambda done, total: listener(Advance(f"{title}, MiB", done >> 20, total >> 20))
             return
@@ -119,12 +119,17 @@ class TerminalReporter(Reporter):
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def _draws_bars() -> bool:
+    """Whether the output is a terminal that can move its cursor, which ``TERM=dumb`` says that it cannot."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class _Listener:
     """Shows one piece of work at a time.
 
     Args:
         reporter: Prints lines.
-        progress: Bars; disabled if the output is not a terminal.
+        progress: Bars; disabled where none can be drawn.
     """
 
     def __init__(self, reporter: Reporter, progress: Progress) -> None:
@@ -535,7 +540,7 @@ def measure(
     Classes are compared by the names of folders. Writes test.md, test.json, predictions.csv, classes.csv and a picture.
     If interrupted, run it again to continue.
     """
-    with _one_sentence_errors():
+    with _one_sentence_errors(), sole_writer(output, "answers"):
         _start_tensorflow()
         from model_export.data.gathering import Selection
         from model_export.head import load_head
@@ -544,6 +549,11 @@ def measure(
 
         selection, loaded = Selection(videos, classes, clips_per_class), load_head(head) if head else None
         if loaded and not bundle:
+            if precision:
+                raise EvaluationError(
+                    "--precision is one of a bundle, and a head alone is tested in Keras; name the bundle with "
+                    "--bundle, or leave --precision out"
+                )
             found = judge_head(
                 loaded,
                 selection,

@@ -32,7 +32,7 @@ from model_export.provenance import can_be_made_again, with_record
 from model_export.quantize import QUANTIZER_REVISION, quantize
 from model_export.rendering.figure import render_clip
 from model_export.reporter import SILENT, Reporter
-from model_export.storing import FULL, mebibytes, require_space
+from model_export.storing import FULL, explained, mebibytes, require_space
 from model_export.verify import OnnxNetwork, Outcome, compare
 from service.errors import BundleError
 from service.files import OLD, locked, recover_folder, replace_folder
@@ -306,7 +306,7 @@ def _is_current(output: Path, built_from: str) -> bool:
 
 def _refresh_agreement(output: Path, head: TrainedHead, built_from: str, reporter: Reporter) -> None:
     """Add agreement that was recorded after the bundle was written; what was measured on its own files stays."""
-    with locked(output):
+    with locked(output), explained(output / MANIFEST, 1, "choose another --output"):
         manifest = read_manifest(output)
         if manifest.built_from != built_from:  # it has just been replaced
             return

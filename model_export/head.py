@@ -184,7 +184,7 @@ class TrainedHead:
                 head_sha256=head_sha256, spec=self.facts.spec(), quantizer=quantizer, precisions=merged
             )
             text = record.model_dump_json(indent=2, exclude_none=True) + "\n"
-            store(self.path / "agreement.json", text)
+            store(self.path / "agreement.json", text, "leave out --record")
 
 
 def short_digest(sha256: str) -> str:

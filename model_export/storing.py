@@ -19,20 +19,20 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MIB = 2**20
 
 
-def store(path: Path, content: bytes | memoryview | str, option: str = "--output") -> None:
+def store(path: Path, content: bytes | memoryview | str, remedy: str = "choose another --output") -> None:
     """Write a file completely or not at all; its folder is created if missing.
 
     Args:
         path: File to replace or create.
         content: Its bytes, or its text, which is written in UTF-8.
-        option: The option that names another place.
+        remedy: What else helps than to free the disk.
 
     Raises:
         StorageError: The disk is full.
         OSError: The file cannot be written for another reason.
     """
     data = content.encode() if isinstance(content, str) else content
-    with explained(path, len(data), f"choose another {option}"):
+    with explained(path, len(data), remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
 

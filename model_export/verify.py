@@ -37,6 +37,7 @@ from service.errors import ClipError
 from service.files import locked
 from service.model.bundle import (
     LEAST_CLIPS,
+    MANIFEST,
     Agreement,
     Bundle,
     Outputs,
@@ -163,7 +164,7 @@ def verify_bundle(
     checking = check_clips(checked, chosen, subjects, log, skipped)
     with reporter.track(checking, "verifying", len(clips) * len(chosen)) as tracked:
         checks = list(tracked)
-    reporter.table(("skipped clip", "reason"), skipped.items())
+    reporter.table(("left out", "reason"), {**selection.left_out(), **skipped}.items())
     if not checks:
         raise DatasetError(f"{selection.videos}: none of its clips can be decoded; replace them")
     measured = {precision: agreement([c for c in checks if c.precision == precision]) for precision in chosen}
@@ -209,9 +210,10 @@ def record_agreement(measured: dict[Precision, Agreement], checked: Bundle) -> b
 
     Raises:
         BundleError: The manifest cannot be read any more.
-        OSError: The manifest cannot be written.
+        StorageError: The disk is full.
+        OSError: The manifest cannot be written for another reason.
     """
-    with locked(checked.path):
+    with locked(checked.path), explained(checked.path / MANIFEST, 1, "verify a copy on another disk"):
         manifest, files = read_manifest(checked.path), checked.manifest.precisions
         same = {p for p in measured.keys() & manifest.precisions if manifest.precisions[p].sha256 == files[p].sha256}
         updated = {p: manifest.precisions[p].model_copy(update={"agreement": measured[p]}) for p in same}

@@ -1,5 +1,6 @@
 """The log of a training for TensorBoard."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Events:
                         tf.summary.write(name, tf.constant(value), metadata=SCALAR)
             self.writer.flush()
         except tf.errors.OpError as error:
+            # TensorFlow names its function before the reason, and what failed because of it in further lines.
+            reason = re.sub(r"^{{.*?}} |\n.*| \[Op:.*", "", error.message, flags=re.DOTALL)
             raise TrainingError(
-                f"{self.folder} cannot be written ({error.message}); choose another folder for --tensorboard"
+                f"{self.folder} cannot be written ({reason}); choose another folder for --tensorboard"
             ) from error

@@ -124,10 +124,10 @@ class _Member:
         events = Events(self.recipe.tensorboard / self.phase, self.log) if self.recipe.tensorboard else None
         while len(self.log) < epochs and not self._stale():
             self.log.append(self._epoch(tell))
+            if events:  # before the checkpoint, so that an epoch that could not be written is not left out
+                events.write(self.log[-1])
             if self.checkpoint:
                 self.checkpoint.save(self.trainer, self.log, self.answers)
-            if events:
-                events.write(self.log[-1])
             tell(self.phase, self.log[-1])
         return Trained(self.model.get_weights(), self.log, self.answers)
 

@@ -34,6 +34,7 @@ class Tested:
         model: What was tested, for people: name, version and what computed the answers.
         data: Name of the folder of clips.
         undecodable: Clips that could not be decoded, with the reason.
+        left_out: What may have been meant as a clip, with the reason (see ``find_left_out``).
         unknown: Classes of the folder that the model does not know, whose clips were left out.
         absent: Classes of the model that have no clips.
         trained_on_is_known: Whether it is known which clips were trained on.
@@ -43,6 +44,7 @@ class Tested:
     model: str
     data: str
     undecodable: Mapping[str, str]
+    left_out: Mapping[str, str]
     unknown: tuple[str, ...]
     absent: tuple[str, ...]
     trained_on_is_known: bool
@@ -55,7 +57,6 @@ def write_tested(output: Path, found: Tested, command: str, reporter: Reporter =
         OSError: The folder cannot be written.
     """
     results = found.results
-    reporter.table(("skipped clip", "reason"), found.undecodable.items())
     if results.leaked.any():
         reporter.say(f"warning: {_leak(found)}")
     # The column is empty if that is not known.
@@ -93,6 +94,7 @@ def _facts(found: Tested, command: str) -> dict[str, Any]:
         "videos": len(set(results.groups)),
         "clips_trained_on": int(results.leaked.sum()) if found.trained_on_is_known else None,
         "undecodable": dict(found.undecodable),
+        "left_out": dict(found.left_out),
         "unknown_classes": found.unknown,
         "classes_without_clips": found.absent,
         "figures": {
@@ -124,7 +126,7 @@ def _lines(found: Tested, command: str) -> list[str]:
         f"- Model: {found.model}",
         f"- Clips: {len(results.names)} of {len(set(results.groups))} source videos",
         f"- Trained on: {_trained_on(found)}",
-        *(f"- {title}: {_listing(names)}" for title, names in _left_out(found).items() if names),
+        *(f"- {title}: {_listing(names)}" for title, names in _not_tested(found).items() if names),
         "",
         *markdown_table(
             ("figure", "%", "95 % interval"),
@@ -162,9 +164,10 @@ def _trained_on(found: Tested) -> str:
     return _leak(found) if found.results.leaked.any() else "no clip of the same content"
 
 
-def _left_out(found: Tested) -> dict[str, Sequence[str]]:
+def _not_tested(found: Tested) -> dict[str, Sequence[str]]:
     return {
         "Undecodable": list(found.undecodable),
+        "Left out": list(found.left_out),
         "Classes that the model does not know, left out": found.unknown,
         "Classes of the model without clips": found.absent,
     }

@@ -90,6 +90,8 @@ def judge_bundle(
     first = {videos[clip.group]: clip.group for clip in reversed(contents)}
     groups = [first[videos[clip.group]] for clip in contents]
     model = f"{manifest.name} {manifest.version}, {chosen}, {device_of(chosen)}"
+    reasons = {**known.left_out, **{clip.name: reason for clip, reason in undecodable.items()}}
+    reporter.table(("left out", "reason"), reasons.items())
     found = known.tested(model, contents, groups, answers, undecodable, head)
     write_tested(output, found, command, reporter)
     return found
@@ -149,11 +151,13 @@ class _Known:
         selection: Their clips.
         labels: Names of the model's classes, in index order.
         unknown: The folder's other classes.
+        left_out: What may have been meant as a clip of the folder, with the reason (see ``find_left_out``).
     """
 
     selection: Selection
     labels: tuple[str, ...]
     unknown: tuple[str, ...]
+    left_out: Mapping[str, str]
 
     def tested(
         self,
@@ -193,6 +197,7 @@ class _Known:
             model,
             self.selection.videos.name,
             {clip.name: reason for clip, reason in undecodable.items()},
+            self.left_out,
             self.unknown,
             tuple(label for label in self.labels if label not in tested),
             trained_on is not None,
@@ -217,7 +222,8 @@ def _known(selection: Selection, labels: Sequence[str], reporter: Reporter) -> _
         reporter.say(f"left out, because the model does not know these classes: {', '.join(unknown)}")
     if absent := [label for label in labels if label not in known]:
         reporter.say(f"not tested, because these classes have no folder: {', '.join(absent)}")
-    return _Known(Selection(selection.videos, known, selection.count), tuple(labels), tuple(unknown))
+    chosen = Selection(selection.videos, known, selection.count)
+    return _Known(chosen, tuple(labels), tuple(unknown), selection.left_out())
 
 
 def _answer(network: OnnxNetwork, clip: Path, file: Path) -> Probabilities:

@@ -87,10 +87,12 @@ class TestProgress:
                 listener(Advance("one slow clip", done, 2))
                 clock[0] += 40
 
+    @pytest.mark.parametrize(("terminal", "kind"), [(False, "xterm"), (True, "dumb")])
     def test_away_from_a_terminal_it_is_a_line_every_half_minute(
-        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+        self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO, *, terminal: bool, kind: str
     ) -> None:
-        self.follow(monkeypatch, output, terminal=False)
+        monkeypatch.setenv("TERM", kind)
+        self.follow(monkeypatch, output, terminal=terminal)
         lines = output.getvalue().splitlines()
         assert [line.partition(",")[0] for line in lines[:6]] == [
             f"features [hd]: {done} of 50" for done in (16, 22, 28, 34, 40, 46)
@@ -121,6 +123,7 @@ class TestProgress:
     def test_on_a_terminal_it_is_a_bar_that_lines_do_not_break(
         self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
     ) -> None:
+        monkeypatch.setenv("TERM", "xterm")
         self.follow(monkeypatch, output, terminal=True)
         shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output.getvalue())
         assert re.search(r"features \[hd\] ━+ 50/50 0:03:20", shown)
@@ -176,7 +179,7 @@ def test_the_end_of_a_command_is_said_in_one_line_and_in_its_status(
     assert list(Path().iterdir()) == [], "no empty folder is left"
 
 
-@pytest.mark.parametrize(("command", "folder"), [("train", "run"), ("evaluate", "runs")])
+@pytest.mark.parametrize(("command", "folder"), [("train", "run"), ("evaluate", "runs"), ("test", "answers")])
 def test_a_second_run_on_one_output_is_one_sentence(tmp_path: Path, command: str, folder: str) -> None:
     output = tmp_path / "output"
     with sole_writer(output, folder):
@@ -195,6 +198,11 @@ weights.fetch_weights = fetch_weights
 sys.argv = ["limelight-model", "fetch-weights"]
 cli.main()
 """
+
+
+def test_a_head_alone_has_no_precision(tmp_path: Path) -> None:
+    result = run("test", "--videos", tmp_path, "--head", PRETRAINED, "--precision", "int8")
+    assert_one_sentence(result, "--precision is one of a bundle", "name the bundle with --bundle")
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from model_export.data.examples import Example
 from model_export.data.folds import hold_out_groups
 from model_export.errors import FeatureError, StorageError, TrainingError
 from model_export.fitting import FittedHead, LogLine, epoch_line, fit_head, predict_probabilities
+from model_export.fitting.events import Events
 from model_export.fitting.member import Trained
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
 from model_export.reporter import Advance
+from tests.model_export.test_storing import no_file_longer_than
 
 CHANNELS = 8
 PLAIN = HeadSpec(feature_scaling="none")
@@ -224,7 +227,7 @@ def test_the_log_has_the_plain_cross_entropy_of_training_and_held_out_clips(
 
 
 def test_tensorboard_gets_the_log_once_whatever_happens_and_the_head_does_not_change(
-    examples: Examples, fitted: Fitted, tmp_path: Path
+    examples: Examples, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files are read as records of TensorFlow's own message."""
     board = tmp_path / "board"
@@ -235,6 +238,10 @@ def test_tensorboard_gets_the_log_once_whatever_happens_and_the_head_does_not_ch
 
     with pytest.raises(KeyboardInterrupt):
         fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run", tell=stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(Events, "write", Mock(side_effect=TrainingError))  # such as on a full disk
+        with pytest.raises(TrainingError):
+            fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
     for _ in range(2):
         found = fit_head(examples(groups=2), 3, PLAIN, recipe, run=tmp_path / "run")
     assert_same(found, fitted(QUICK))
@@ -263,6 +270,18 @@ def test_a_folder_for_tensorboard_that_cannot_be_made_is_named(examples: Example
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=str(tmp_path / "file")):
         fit_head(examples(groups=2), 3, PLAIN, QUICK.model_copy(update={"tensorboard": tmp_path / "file"}))
+
+
+def test_a_full_disk_of_tensorboards_folder_is_one_sentence(tmp_path: Path) -> None:
+    events = Events(tmp_path, [])
+    with (
+        no_file_longer_than(10),
+        pytest.raises(
+            TrainingError,
+            match=rf"^{tmp_path} cannot be written \({tmp_path}/events\S+; File too large\); choose another folder for",
+        ),
+    ):
+        events.write({"epoch": 1, "loss": 0.5})
 
 
 def test_members_are_averaged_in_one_head(examples: Examples, fitted: Fitted) -> None:

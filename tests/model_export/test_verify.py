@@ -188,6 +188,16 @@ def test_agreement_is_recorded_only_for_the_bytes_that_were_compared(tmp_path: P
     assert [entry.agreement for entry in newer.precisions.values()] == [None, None]
 
 
+def test_a_full_disk_leaves_the_former_manifest(tmp_path: Path) -> None:
+    checked = load_bundle(write_tiny_bundle(tmp_path, precisions=["fp32"]))
+    with (
+        no_file_longer_than(20),
+        pytest.raises(StorageError, match=r"manifest.json was not written because the disk is full .*verify a copy on"),
+    ):
+        record_agreement({"fp32": agreement([check("agrees")])}, checked)
+    assert read_manifest(tmp_path) == checked.manifest
+
+
 def test_two_processes_that_record_agreement_at_once_lose_none(tmp_path: Path) -> None:
     """Each of them reads the manifest, changes one entry and writes all of them."""
     checked = load_bundle(write_tiny_bundle(tmp_path, int8_agreement=None))
@@ -376,6 +386,16 @@ class TestRecordedAgreement:
         assert head.agreement(2) == {}
         head.calibration.write_text("other ranges", encoding="utf-8")
         assert head.agreement(1) == {}
+
+    def test_a_full_disk_leaves_the_former_record(self, head: TrainedHead) -> None:
+        measured = agreement([check("agrees")])
+        head.record_agreement({"fp32": measured}, 1, head.sha256())
+        with (
+            no_file_longer_than(20),
+            pytest.raises(StorageError, match=r"agreement.json was not written .*, or leave out --record$"),
+        ):
+            head.record_agreement({"int8": measured}, 1, head.sha256())
+        assert head.agreement(1) == {"fp32": measured}
 
     def test_it_is_not_valid_for_another_network_with_the_same_weights(self, head: TrainedHead) -> None:
         head.record_agreement({"int8": agreement([check("agrees")])}, 1, head.sha256())

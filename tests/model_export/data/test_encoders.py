@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
+from model_export import storing
 from model_export.data import encoders
 from model_export.data.encoders import (
     bfloat16_encoder,
@@ -20,7 +22,7 @@ from model_export.data.encoders import (
     load_encoder,
     winograd_encoder,
 )
-from model_export.errors import FeatureError
+from model_export.errors import FeatureError, StorageError
 from model_export.network.spec import Engine
 from model_export.network.vgg19 import build_encoder
 
@@ -168,3 +170,16 @@ def test_an_engine_that_is_missing_is_one_sentence(narrow_encoder: Any, monkeypa
         FeatureError, match=r"^MNN, which .*, does not load \(.*\); install it, or choose another folder"
     ):
         load_encoder(Path("vgg19.h5"), "MNN")
+
+
+@needs_mnn
+def test_a_full_disk_of_temporary_files_is_one_sentence(
+    narrow_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MNN crashes the process if it reads what it could not write whole."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(storing, "shutil", Mock(disk_usage=lambda folder: Mock(free=0)))
+    with pytest.raises(
+        StorageError, match=rf"^a temporary file in {tmp_path} was not written .*; free 2 MiB there, or"
+    ):
+        winograd_encoder(narrow_encoder)

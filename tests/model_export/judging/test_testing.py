@@ -137,15 +137,21 @@ def test_classes_that_the_model_does_not_know_are_listed_and_left_out(
         judge_bundle(bundle, Selection(videos, ["Squats"]), tmp_path / "test")
 
 
-def test_clips_that_cannot_be_decoded_are_listed(videos: Path, bundle: Path, tmp_path: Path) -> None:
+def test_clips_that_cannot_be_decoded_or_have_another_place_are_listed(
+    videos: Path, bundle: Path, tmp_path: Path
+) -> None:
     damaged = min((videos / "waving").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:1000])
+    (videos / "squats" / "moved.mp4").symlink_to(tmp_path / "nowhere")
+    shutil.copy(damaged, videos / "loose.mp4")
     reporter = Recording()
     found = judge_bundle(bundle, Selection(videos), tmp_path / "test", reporter=reporter)
     assert len(found.results.names) == 8
-    assert [row[0] for row in reporter.rows] == [f"waving/{damaged.name}"]
-    assert list(read_json(tmp_path / "test")["undecodable"]) == [f"waving/{damaged.name}"]
-    assert f"`waving/{damaged.name}`" in (tmp_path / "test" / "test.md").read_text(encoding="utf-8")
+    assert [row[0] for row in reporter.rows] == ["loose.mp4", "squats/moved.mp4", f"waving/{damaged.name}"]
+    report, text = read_json(tmp_path / "test"), (tmp_path / "test" / "test.md").read_text(encoding="utf-8")
+    assert list(report["undecodable"]) == [f"waving/{damaged.name}"]
+    assert list(report["left_out"]) == ["loose.mp4", "squats/moved.mp4"]
+    assert f"- Undecodable: `waving/{damaged.name}`\n- Left out: `loose.mp4`, `squats/moved.mp4`\n" in text
 
 
 def test_an_interrupted_test_continues_where_it_stopped_whatever_the_clips_are_called_now(
