@@ -292,7 +292,7 @@ def test_the_own_bundle_of_an_earlier_image_is_named(run: Export, shipped: Path,
 
 def test_the_shipped_bundle_of_an_earlier_image_is_not_mentioned(run: Export, shipped: Path, tmp_path: Path) -> None:
     run("--output", tmp_path / "limelight")
-    assert len(run("--output", tmp_path / f"limelight-{SCHEMA_VERSION}").stdout.splitlines()) == 1
+    assert "served" not in run("--output", tmp_path / f"limelight-{SCHEMA_VERSION}").stdout
 
 
 def test_readers_of_schema_1_know_every_field_of_a_new_manifest(run: Export, shipped: Path, output: Path) -> None:
