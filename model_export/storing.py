@@ -5,6 +5,7 @@ not report a full disk: HDF5 crashes the process, and NumPy raises errors withou
 """
 
 import errno
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ def store(path: Path, content: bytes | memoryview | str, remedy: str = "choose a
     with explained(path, len(data), remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
+
+
+def file_name(*names: str) -> str:
+    """Return names as the name of a file: lower case, and a hyphen for anything but letters and digits."""
+    return ".".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def split_fold(examples: Sequence[Example], train: Collection[str], test: Collec
     """Build the fold of an official split from the names of the clips on its sides; other clips are not used.
 
     Raises:
-        FoldError: A side has no clip, or a tested class has no clip to train on.
+        FoldError: A side has no clip, a tested class has no clip to train on, or only one class has any.
     """
     train, test = frozenset(train), frozenset(test)
     fold = Fold(
@@ -101,6 +101,11 @@ def split_fold(examples: Sequence[Example], train: Collection[str], test: Collec
             raise FoldError(
                 f"{_class_name(examples[i])} has test clips but none to train on; leave the class out or add clips"
             )
+    if len(known) < 2:
+        raise FoldError(
+            f"{_class_name(examples[fold.train[0]])} is the only class with clips on the split's training side; add "
+            "clips of another, or leave --split out to use folds"
+        )
     return fold
 
 

@@ -5,7 +5,6 @@ Nothing here depends on how a contender is trained: it is a function from traini
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from model_export.errors import EvaluationError
 from model_export.judging.results import Results
 from model_export.network.arrays import Probabilities
 from model_export.reporter import SILENT, Reporter
-from model_export.storing import store
+from model_export.storing import file_name, store
 
 Fit = Callable[[Sequence[Example], Sequence[Example]], Probabilities]
 """Trains on the first clips and returns probabilities ``(clips, classes)`` of the second."""
@@ -124,8 +123,7 @@ def _predict(
 def _file_name(contender: Contender, classes: int, train: Sequence[Example], test: Sequence[Example]) -> str:
     """Return a file name that is unique to the contender, its recipe, the classes, and the clips and their features."""
     facts = json.dumps([contender.name, contender.recipe, classes, fingerprint(train), fingerprint(test)])
-    readable = re.sub(r"[^a-z0-9]+", "-", contender.name.lower()).strip("-")
-    return f"{readable}.{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
+    return f"{file_name(contender.name)}.{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
 
 
 def _read(file: Path, shape: tuple[int, int]) -> Probabilities:

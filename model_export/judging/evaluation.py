@@ -183,7 +183,7 @@ def protocols_of(
     protocols = [split_protocol(data, split) for split in splits] or [
         fold_protocol(data, kind, plan.k_fold, recipe.seed) for kind in plan.folds
     ]
-    if plan.attention_quality and any(one.variant == "attention" for one in plan.specs(spec)):
+    if plan.attention_quality and any(map(has_attention, plan.specs(spec))):
         check_tested(data.examples, protocols[0])
     for fold in (fold for protocol in protocols for fold in protocol.folds):
         hold_out([data.examples[i] for i in fold.train], recipe)

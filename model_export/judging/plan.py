@@ -38,7 +38,7 @@ class EvaluationPlan(BaseModel):
     attention_scores: tuple[AttentionScores, ...] = Field(
         ("content",),
         description="How `attention` scores cells: `content` by what each cell shows, `state` by the sLSTM's state and "
-        "the frame's mean cell only. Repeat the option to compare both.",
+        "the frame's mean cell only, `uniform` not at all, as the control does. Repeat the option to compare them.",
     )
     controls: bool = Field(
         True,

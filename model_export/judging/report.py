@@ -12,11 +12,11 @@ import numpy as np
 
 from model_export.data.examples import ClassSummary
 from model_export.errors import ReportError
-from model_export.judging.markdown import markdown_table
+from model_export.judging.markdown import listing, markdown_table
 from model_export.judging.plots import plot_confusion
 from model_export.judging.results import Figure, MeanOfSplits, Metric, Results, compare, mean_of_splits
-from model_export.judging.tables import classes_csv, file_name, predictions_csv
-from model_export.storing import store
+from model_export.judging.tables import classes_csv, predictions_csv
+from model_export.storing import file_name, store
 
 ProtocolKind = Literal["grouped", "random", "official"]
 COLUMNS: Mapping[Metric, str] = {
@@ -26,8 +26,6 @@ COLUMNS: Mapping[Metric, str] = {
     "recall": "average recall",
     "f1": "macro F1",
 }
-# Number of unused, missing, extra and undecodable clips that are named in Markdown; JSON names all.
-LISTED = 20
 
 MEANING: Mapping[ProtocolKind, str] = {
     "grouped": "All clips cut from one source video are in one fold, so that each is tested by a network that was "
@@ -260,13 +258,13 @@ def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
             ("clips", "classes", "source videos", *left_out),
             [[str(n) for n in (data.clips, data.classes, data.groups, *map(len, left_out.values()))]],
         ),
-        *(line for kind, names in left_out.items() if names for line in ("", _listing(kind, names))),
+        *(
+            line
+            for kind, names in left_out.items()
+            if names
+            for line in ("", f"{kind.capitalize()}: {listing(names, 'report.json')}.")
+        ),
     ]
-
-
-def _listing(kind: str, names: Sequence[str]) -> str:
-    rest = f" and {len(names) - LISTED} more, in `report.json`" if len(names) > LISTED else ""
-    return f"{kind.capitalize()}: {', '.join(f'`{name}`' for name in names[:LISTED])}{rest}."
 
 
 def _protocol_lines(experiments: Sequence[Experiment]) -> list[str]:
@@ -343,27 +341,37 @@ def _experiment_lines(experiment: Experiment, picture: str) -> list[str]:
         "",
         f"### {first.contender}: classes",
         "",
-        *markdown_table(
-            ("class", "clips", "source videos", "precision", "recall", "F1"),
-            [
-                [c.label, str(c.clips), str(c.videos), *map(percent, (c.precision, c.recall, c.f1))]
-                for c in first.per_class()
-            ],
-        ),
-        "",
-        CLASSES,
+        *class_lines(first),
         "",
         f"### {first.contender}: most confused",
         "",
-        *(_confused_lines(first) or ["No clip was predicted as another class."]),
+        *confused_lines(first),
         "",
         f"![Confusion matrix of {first.contender}]({picture})",
     ]
 
 
-def _confused_lines(result: Results) -> list[str]:
+def class_lines(result: Results) -> list[str]:
+    """Tabulate the figures of each class."""
+    return [
+        *markdown_table(
+            ("class", "clips", "source videos", "precision", "recall", "F1"),
+            [
+                [c.label, str(c.clips), str(c.videos), *map(percent, (c.precision, c.recall, c.f1))]
+                for c in result.per_class()
+            ],
+        ),
+        "",
+        CLASSES,
+    ]
+
+
+def confused_lines(result: Results) -> list[str]:
+    """Tabulate the pairs of classes that are most often confused."""
     pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in result.confused_pairs()]
-    return markdown_table(("class", "predicted as", "clips"), pairs) if pairs else []
+    if not pairs:
+        return ["No clip was predicted as another class."]
+    return markdown_table(("class", "predicted as", "clips"), pairs)
 
 
 def _explanation(result: Results) -> str:

@@ -2,15 +2,9 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from model_export.judging.results import Results
-
-
-def file_name(*names: str) -> str:
-    """Return names as the name of a file: lower case, and a hyphen for anything but letters and digits."""
-    return ".".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names)
 
 
 def predictions_csv(result: Results, facts: Mapping[str, Iterable[object]]) -> str:

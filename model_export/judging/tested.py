@@ -8,21 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from model_export.judging.markdown import markdown_table
+from model_export.judging.markdown import listing, markdown_table
 from model_export.judging.plots import plot_confusion
-from model_export.judging.report import CLASSES, COLUMNS, percent
+from model_export.judging.report import COLUMNS, class_lines, confused_lines, percent
 from model_export.judging.results import Results
 from model_export.judging.tables import classes_csv, predictions_csv
 from model_export.reporter import SILENT, Reporter
 from model_export.storing import store
 
-# Number of clips and classes that are named in Markdown; JSON names all.
-LISTED = 20
 INTERVALS = (
     "Over all clips at once; precision, recall and F1 are means over the classes that have clips. Intervals come from "
     "leaving out each source video once (jackknife), as those of an evaluation."
 )
-NOTHING_CONFUSED = "No clip was predicted as another class."
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +114,6 @@ def _leak(found: Tested) -> str:
 
 def _lines(found: Tested, command: str) -> list[str]:
     results = found.results
-    pairs = [[pair.truth, pair.predicted, str(pair.clips)] for pair in results.confused_pairs()]
-    confused = markdown_table(("class", "predicted as", "clips"), pairs) if pairs else [NOTHING_CONFUSED]
     return [
         f"# Test on {found.data}",
         "",
@@ -126,7 +121,7 @@ def _lines(found: Tested, command: str) -> list[str]:
         f"- Model: {found.model}",
         f"- Clips: {len(results.names)} of {len(set(results.groups))} source videos",
         f"- Trained on: {_trained_on(found)}",
-        *(f"- {title}: {_listing(names)}" for title, names in _not_tested(found).items() if names),
+        *(f"- {title}: {listing(names, 'test.json')}" for title, names in _not_tested(found).items() if names),
         "",
         *markdown_table(
             ("figure", "%", "95 % interval"),
@@ -140,19 +135,11 @@ def _lines(found: Tested, command: str) -> list[str]:
         "",
         "## Classes, %",
         "",
-        *markdown_table(
-            ("class", "clips", "source videos", "precision", "recall", "F1"),
-            [
-                (c.label, str(c.clips), str(c.videos), *map(percent, (c.precision, c.recall, c.f1)))
-                for c in results.per_class()
-            ],
-        ),
-        "",
-        CLASSES,
+        *class_lines(results),
         "",
         "## Most confused",
         "",
-        *confused,
+        *confused_lines(results),
         "",
         "![Confusion matrix](confusion.png)",
     ]
@@ -171,8 +158,3 @@ def _not_tested(found: Tested) -> dict[str, Sequence[str]]:
         "Classes that the model does not know, left out": found.unknown,
         "Classes of the model without clips": found.absent,
     }
-
-
-def _listing(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - LISTED} more, in `test.json`" if len(names) > LISTED else ""
-    return f"{', '.join(f'`{name}`' for name in names[:LISTED])}{rest}"

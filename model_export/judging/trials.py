@@ -12,12 +12,12 @@ import keras
 from model_export.data.examples import Example, fingerprint
 from model_export.fitting import LogLine, epoch_line, fit_head, predict_probabilities
 from model_export.judging.cross_validation import Contender
-from model_export.judging.tables import file_name
 from model_export.network.arrays import Probabilities
 from model_export.network.spec import HeadSpec
 from model_export.processes import Run, run_here
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import Advance, Listener
+from model_export.storing import file_name
 
 
 @dataclass(frozen=True)

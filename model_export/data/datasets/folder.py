@@ -1,5 +1,6 @@
 """A folder of class folders: UCF-101, HMDB-51, your own clips, or any mixture of them."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -125,26 +126,36 @@ def _clips_of(label: str, folder: Path) -> list[LabelledClip]:
     ]
 
 
-def _walk(folder: Path, met: set[Path] | None = None) -> Iterator[tuple[Path, str]]:
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the files in a class's folder and in its folders, each with what keeps it from being read or ``""``.
 
-    Links are followed, but no folder is read twice, and none that holds the class's folder.
+    Links are followed, but no folder is read twice, and none that holds the class's folder. Folders come before links
+    to them, so that the names of links do not decide under which name, and so in which group, a clip is found.
 
     Raises:
         OSError: ``folder`` itself cannot be read.
     """
-    met = met if met is not None else {*folder.resolve().parents}
-    met.add(folder.resolve())
-    for path, fault in _entries(folder):
-        if fault or not path.is_dir():
-            yield path, fault
-        elif path.resolve() in met:
-            yield path, "it is a link to a folder that is read elsewhere"
-        else:
-            try:
-                yield from _walk(path, met)
-            except OSError as error:
-                yield path, f"it cannot be read ({error.strerror})"
+    met, waiting = {*folder.resolve().parents}, deque([folder])
+    while waiting:
+        inner = waiting.popleft()
+        if inner.resolve() in met:
+            yield inner, "it is a link to a folder that is read elsewhere"
+            continue
+        met.add(inner.resolve())
+        try:
+            entries = [*_entries(inner)]
+        except OSError as error:
+            if inner == folder:
+                raise
+            yield inner, f"it cannot be read ({error.strerror})"
+            continue
+        for path, fault in entries:
+            if fault or not path.is_dir():
+                yield path, fault
+            elif path.is_symlink():
+                waiting.append(path)
+            else:
+                waiting.appendleft(path)
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -245,14 +245,14 @@ def test_clips_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
         missing=("PullUps/gone",),
         extra=extra,
         undecodable=("PullUps/broken.avi",),
-        left_out=("PullUps/link.avi", "loose.avi"),
+        left_out=("PullUps/link.avi", "loose\n\n# file.avi"),
     )
     text = write(tmp_path, GROUPED, data=data)
     assert row(text, "8") == ["8", "2", "4", "1", "1", "25", "1", "2"]
     assert "Unused: `PullUps/idle.avi`." in text
     assert "Missing: `PullUps/gone`." in text
     assert "Undecodable: `PullUps/broken.avi`." in text
-    assert "Left out: `PullUps/link.avi`, `loose.avi`." in text
+    assert r"Left out: `PullUps/link.avi`, `loose\n\n# file.avi`." in text, "a line break ends no paragraph"
     assert "`PullUps/extra-19.avi` and 5 more, in `report.json`." in text
     assert strict(tmp_path / "report.json")["data"]["extra"] == list(extra)
 
