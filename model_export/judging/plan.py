@@ -43,7 +43,7 @@ class EvaluationPlan(BaseModel):
     controls: bool = Field(
         True,
         description="Also judge what tells attention from motion: each network with motion switched off, or on after "
-        "--no-motion, and `uniform attention`, which reads the same and looks nowhere. This trains two to three times "
+        "--no-motion, and `uniform attention`, which gives every cell the same weight. This trains two to three times "
         "as many heads; leave them out to save time.",
     )
     attention_quality: bool = Field(
