@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -306,8 +307,8 @@ def test_the_work_of_an_export_that_begins_is_left_alone(
     head, bundle = exported
     touch, other = Path.touch, threading.Thread(target=_recover, args=(bundle, Recording()))
 
-    def touch_and_let_another_export_begin(file: Path) -> None:
-        touch(file)
+    def touch_and_let_another_export_begin(file: Path, **options: Any) -> None:
+        touch(file, **options)
         if file.name == "lock":
             other.start()
             other.join(0.2)
