@@ -19,7 +19,7 @@ from model_export.quantize import ordered_ranges, quantize
 from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
-from model_export.space import tell_trainings
+from model_export.space import tell_ranges, tell_trainings
 from model_export.storing import temporary_folder
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
@@ -104,6 +104,7 @@ def train_head(
     )
     sizes = training_sizes(data.examples, len(data.labels), spec, recipe)
     tell_trainings(run, sizes, recipe.batch_size, reporter)
+    tell_ranges(reporter)
     with reporter.listen() as listener:
         fitted = fit_head(
             data.examples,

@@ -26,7 +26,7 @@ from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.recipe import Recipe
 from model_export.reporter import Advance
-from tests.model_export.test_storing import no_file_longer_than
+from tests.full_disk import no_file_longer_than
 
 CHANNELS = 8
 PLAIN = HeadSpec(feature_scaling="none")

@@ -12,7 +12,7 @@ from model_export.errors import HeadError, StorageError
 from model_export.head import HeadFacts, load_head, save_head
 from model_export.network.classifier import build_head
 from model_export.revisions import CURRENT
-from tests.model_export.test_storing import no_file_longer_than
+from tests.full_disk import no_file_longer_than
 
 FILES = {"head.json", "head.weights.h5", "calibration.json"}
 

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.quantize import QUANTIZER_REVISION, ordered_ranges, quantize
-from tests.model_export.test_storing import no_file_longer_than
+from tests.full_disk import no_file_longer_than
 
 KERNEL = np.random.default_rng(0).normal(0, [[[[1.0]]], [[[20.0]]]], (2, 3, 3, 3)).astype(np.float32)
 BIAS = np.array([0.5, -3], np.float32)

@@ -6,7 +6,14 @@ import pytest
 
 from model_export import space
 from model_export.errors import StorageError
-from model_export.space import available_memory, check_features, feature_bytes, tell_trainings, training_bytes
+from model_export.space import (
+    available_memory,
+    check_features,
+    feature_bytes,
+    tell_ranges,
+    tell_trainings,
+    training_bytes,
+)
 from tests.model_export.reporting import Recording
 
 MIB = 2**20
@@ -60,6 +67,18 @@ def test_trainings_that_take_more_than_there_is_are_warned_of(tmp_path: Path, sa
         f"warning: the disk of {tmp_path / 'new'} will be full before the end; free 380 MiB there",
         "warning: memory may run out; end other programs, or lower --batch-size",
     ]
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_the_memory_of_int8_ranges_is_told_and_warned_of(monkeypatch: pytest.MonkeyPatch, said: Recording) -> None:
+    tell_ranges(said)
+    assert said.lines == [
+        "int8 ranges, after training: about 5,723 MiB of memory (2,000 MiB available)",
+        "warning: memory may run out after training; end other programs by then",
+    ]
+    monkeypatch.setattr(space, "available_memory", lambda: 6000 * MIB)
+    tell_ranges(said)
+    assert said.lines[2:] == ["int8 ranges, after training: about 5,723 MiB of memory (6,000 MiB available)"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,8 @@
 import errno
 import fcntl
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from model_export.errors import StorageError
 from model_export.storing import sole_writer, store, temporary_folder
 from service.files import written_beside
 from tests.conftest import REPOSITORY
+from tests.full_disk import no_file_longer_than
 
 HOLD = """
 import sys
@@ -25,17 +23,6 @@ with sole_writer(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """Make writes fail beyond ``size`` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_one_sentence_that_says_what_where_and_how_much(tmp_path: Path) -> None:

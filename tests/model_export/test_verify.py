@@ -52,7 +52,7 @@ from service.model.bundle import (
     read_manifest,
     write_manifest,
 )
-from tests.model_export.test_storing import no_file_longer_than
+from tests.full_disk import no_file_longer_than
 from tests.tiny_bundle import write_tiny_bundle
 
 NUMBERS = count()

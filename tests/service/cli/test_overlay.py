@@ -1,9 +1,6 @@
 """The overlay shows where the network looked, in each format, and is written completely or not at all."""
 
 import io
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -14,6 +11,7 @@ from PIL import Image, ImageChops
 
 from service.cli.overlay import check_overlay_path, write_overlay
 from service.errors import CommandError
+from tests.full_disk import no_file_longer_than
 
 FORMATS = ("png", "gif", "mp4")
 GREY = np.full((40, 224, 224, 3), 90, np.uint8)
@@ -207,17 +205,6 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
         write_overlay(tmp_path / "overlay.png", GREY, EVEN[1:], times_s=TIMES, caption=CAPTION)
     with pytest.raises(ValueError, match="40 frames, 3 times and None maps"):
         write_overlay(tmp_path / "overlay.png", GREY, None, times_s=TIMES[:3], caption=CAPTION)
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """Make writes fail beyond ``size`` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
