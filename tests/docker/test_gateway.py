@@ -154,7 +154,10 @@ def test_an_upload_is_streamed_to_a_replica(fleet: Stack, clip: bytes) -> None:
 
 
 def test_a_paused_replica_costs_one_request_a_wait(fleet: Stack) -> None:
-    (replica, *_) = fleet.containers("limelight")
+    (replica, *others) = fleet.containers("limelight")
+    with fleet.client() as client:
+        until(lambda: all(client.get("/health/ready").is_success for _ in range(1 + len(others))))
+    time.sleep(LEFT_OUT_S + 1)  # a replica that was not ready is left out for so long
     docker("pause", replica)
     try:
         with fleet.client() as client:
@@ -174,6 +177,7 @@ def test_new_files_are_read_by_the_command_that_operations_md_has(fleet: Stack) 
     )
     (fleet.folder / "new.conf").replace(file)  # as git does
     with fleet.client() as client:
+        client.headers["Connection"] = "close"  # a reload may close an idle connection while it is used again
         assert client.get("/.alive").status_code == 200
         fleet.compose("exec", "-T", "gateway", "nginx", "-s", "reload")
 
