@@ -249,7 +249,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="ONNX Runtime's threads on CPU; 0 uses every core, or as many as the container's CPU quota allows.",
+        description="ONNX Runtime's threads on CPU; 0 uses every core on which the service may run, or as many as the "
+        "container's CPU quota allows.",
     )
     spinning: bool = Field(
         False, description="Let ONNX Runtime's idle threads spin, which costs the decoders processor time."
