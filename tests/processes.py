@@ -28,6 +28,14 @@ def decoders(pid: int) -> list[int]:
     return [child for generation in descendants(pid) for child in generation if _name(child) == "decoder"]
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and has not ended: one that has may wait for its parent to notice (a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def affinities(pid: int) -> dict[str, str]:
     """Return the processors that each thread of a process may use, such as ``0-3``, by the thread's id."""
     found = {}
