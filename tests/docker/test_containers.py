@@ -42,12 +42,14 @@ decoders.close()
 
 # Runs in a replica: has it classify the sample clip, then prints the processors that each thread there may use.
 AFFINITIES = """
-import pathlib, urllib.request
+import contextlib, pathlib
+import httpx
 from service.web import sample_clip
 
-urllib.request.urlopen("http://127.0.0.1:8000/predict", sample_clip()).read()
+httpx.post("http://127.0.0.1:8000/predict", content=sample_clip(), timeout=60).raise_for_status()
 for status in pathlib.Path("/proc").glob("[0-9]*/task/*/status"):
-    print(status.read_text().partition("Cpus_allowed_list:")[2].split()[0])
+    with contextlib.suppress(OSError):  # the thread has just ended
+        print(status.read_text().partition("Cpus_allowed_list:")[2].split()[0])
 """
 
 
