@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from service.cli.signals import closing_at_signals
 from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
 from service.isolation.sandbox import die_with_parent
@@ -27,7 +28,7 @@ STOP_TIMEOUT_S = 60
 def running_server(bundle: Path) -> Iterator[str]:
     """Run ``limelight serve`` in a process of its own, on a free port of the loopback interface.
 
-    However this process ends, the server ends with it.
+    However this process ends, also by SIGKILL, the server ends with it.
 
     Args:
         bundle: The bundle to serve.
@@ -44,7 +45,7 @@ def running_server(bundle: Path) -> Iterator[str]:
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     for name in [name for name in environment if name.upper() == "LIMELIGHT_API_KEYS_FILE"]:
         environment[name] = str(Path(environment[name].strip()).absolute())  # the server runs in another folder
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+    with closing_at_signals(), tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [*python_command("service.cli"), "serve", *options],
             stdout=subprocess.DEVNULL,
