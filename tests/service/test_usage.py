@@ -1,5 +1,6 @@
 """What the whole service uses of the machine, compared with what the kernel tells the parent of its processes."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -38,14 +39,16 @@ def test_processes_below_count_while_they_run_and_after_they_have_ended() -> Non
     tree = ProcessTree(memory_file="clip")
     cpu_s, memory = tree.cpu_seconds(), tree.memory_bytes()
     with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"done\n"
-        (grandchild,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-        alive_s, with_child = tree.cpu_seconds(), tree.memory_bytes()
-        subprocess.run(["kill", "-9", grandchild], check=True)
-        until(lambda: not Path(f"/proc/{grandchild}").exists())
-        waited_for_s = tree.cpu_seconds()
-        process.kill()
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"done\n"
+            (grandchild,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+            alive_s, with_child = tree.cpu_seconds(), tree.memory_bytes()
+            os.kill(int(grandchild), signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{grandchild}").exists())
+            waited_for_s = tree.cpu_seconds()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
     ended_s, without = tree.cpu_seconds(), tree.memory_bytes()
 
     assert cpu_s + 1 <= alive_s <= waited_for_s <= ended_s
