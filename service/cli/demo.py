@@ -15,13 +15,32 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from service.cli.clips import Clip, clip_of, opened
 from service.cli.signals import closing_at_signals
 from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
+from service.isolation.clip_file import ClipFile
 from service.isolation.sandbox import die_with_parent
+from service.web import sample_clip
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
+
+
+@contextlib.contextmanager
+def opened_or_sample(path: Path | None) -> Iterator[Clip]:
+    """Open a clip; without a path the sample.
+
+    Raises:
+        ClipProblem: It cannot be read.
+    """
+    if path:
+        with opened(str(path)) as clip:
+            yield clip
+        return
+    with ClipFile() as file:
+        file.write(sample_clip())
+        yield clip_of("a drawn person doing jumping jacks", file)
 
 
 @contextlib.contextmanager
