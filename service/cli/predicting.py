@@ -10,6 +10,7 @@ from typing import TypeVar
 from service.cli.classifying import Answer, Classify
 from service.cli.clips import ClipProblem, opened
 from service.cli.printing import Bar, Show
+from service.cli.signals import closing_at_signals
 from service.cli.streams import complain
 
 Item = TypeVar("Item")
@@ -52,7 +53,7 @@ def predict_all(
             return clip, problem
 
     failed, bar = 0, Bar(len(clips))
-    with bar.running():
+    with closing_at_signals(), bar.running():
         for name, result in in_order(result_of, clips, jobs):
             with bar.aside():
                 show(name, result)

@@ -198,7 +198,7 @@ class TestInputs:
             os.killpg(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=20)
 
-        assert (process.returncode, out, err) == (130, b"", b"")
+        assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")
         assert bool(children) == bundle
         until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
