@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -28,9 +28,6 @@ from service.cli.printing import (
 from service.cli.streams import complain, run, written
 from service.errors import CommandError, LibraryMissing, LimelightError
 from service.settings import DEFAULT_URL, Settings, check_key, reason_of
-
-if TYPE_CHECKING:
-    pass
 
 TOP_K = 5
 JOBS = 4  # clips are decoded while the model is busy with another one
@@ -155,7 +152,7 @@ def predict(
     ] = None,
     max_wait: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="How long a clip is sent again to a service that is busy or gone."),
+        typer.Option(min=0, metavar="SECONDS", help="How long to go on asking a service that is busy or gone."),
     ] = MAX_WAIT_S,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip without an answer.")] = False,
 ) -> None:

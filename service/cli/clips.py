@@ -196,6 +196,8 @@ def _copy(name: str, descriptor: int, copy: ClipFile, most_bytes: int) -> None:
         if copy.size + len(piece) > most_bytes:
             raise _too_large(name, f"it gave more than {most_bytes} bytes; save the clip to a file if it is as large")
         copy.write(piece)
+    if not copy.size:
+        raise ClipProblem(name, "empty_body", "the clip is empty", title="The clip is empty")
 
 
 def _too_large(name: str, detail: str) -> ClipProblem:

@@ -1,6 +1,7 @@
 """How ``limelight predict`` treats a service that is busy: it waits as told, and asks less at a time."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +17,14 @@ class Patience:
 
     Args:
         most_s: Seconds after the first refusal in which the clip may be sent again.
+
+    Attributes:
+        began: When the first refusal came, by ``time.monotonic``; infinite before.
     """
 
     def __init__(self, most_s: float) -> None:
         self._most_s = most_s
-        self._deadline: float | None = None
+        self.began = math.inf
         self._pause_s = 1.0
 
     def wait_s(self, retry_after: str | None) -> float | None:
@@ -30,12 +34,12 @@ class Patience:
             retry_after: The header Retry-After of the refusal, if it has one. Otherwise each wait is twice the last.
         """
         now = time.monotonic()
-        self._deadline = self._deadline or now + self._most_s
+        self.began = min(self.began, now)
         wait_s = retry_after_s(retry_after) if retry_after else None
         if wait_s is None:
             wait_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_WAIT_S)
         wait_s = max(wait_s, LEAST_WAIT_S)
-        return wait_s if now + wait_s <= self._deadline else None
+        return wait_s if now + wait_s <= self.began + self._most_s else None
 
 
 def retry_after_s(header: str) -> float | None:
@@ -82,13 +86,19 @@ class Pace:
                 self._active -= 1
                 self._changed.notify_all()
 
-    def slow_down(self, wait_s: float) -> None:
-        """Send none for some seconds, and then half as many as now. Call it within the turn that was refused."""
+    def slow_down(self, wait_s: float) -> bool:
+        """Send none for some seconds, and then half as many as now. Call it within the turn that was refused.
+
+        Returns:
+            Whether it is the first refusal of several at the same time. The others do not halve the number again.
+        """
         with self._changed:
             now = time.monotonic()
-            if now >= self._resume:  # otherwise another request of the same time has halved the number
+            is_first = now >= self._resume
+            if is_first:
                 self._allowed = max(1.0, min(self._allowed, self._active) / 2)
             self._resume = max(self._resume, now + wait_s)
+            return is_first
 
     def speed_up(self) -> None:
         """Allow one more request when as many as are allowed have been answered."""

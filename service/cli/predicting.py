@@ -63,7 +63,7 @@ def predict_all(
             if failed and fail_fast:
                 return False
     if failed and len(clips) > 1:
-        complain(f"{failed} of {len(clips)} clips have no answer")
+        complain(f"{failed} of {len(clips)} clips {'has' if failed == 1 else 'have'} no answer")
     return not failed
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import math
 import ssl
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ from pydantic import ValidationError
 from service.cli.classifying import Answer, Classify, Wanted, model_line
 from service.cli.clips import Clip, ClipProblem, shown
 from service.cli.patience import MAX_WAIT_S, Pace, Patience
+from service.cli.streams import complain
 from service.errors import ClipError, CommandError
 from service.isolation.processes import DecoderProcesses
 from service.settings import DEFAULT_URL, LOOPBACK, Settings
@@ -32,6 +36,7 @@ PASSING = frozenset({429, 502, 503, 504})
 # What would be answered to every other clip as well: the key, the address or the host is wrong.
 UNUSABLE = frozenset({401, 403, 404, 405, 421})
 TOO_LARGE = 413
+TOLD_S = 2  # shorter waits are not told
 EARLY_BYTES = 2**16  # as many as httpcore asks for
 DECODE_MEMORY_BYTES: int = Settings.model_fields["decode_memory_bytes"].default
 
@@ -85,6 +90,7 @@ class _Service:
         self._max_wait_s = max_wait_s
         self._pace = Pace(jobs)
         self._has_answered = False
+        self._answered_at = -math.inf  # when a clip was last answered, by ``time.monotonic``
 
     def ask(self, clip: Clip) -> httpx.Response:
         """Send a clip, again and again while the service refuses it for a reason that passes.
@@ -94,7 +100,7 @@ class _Service:
 
         Raises:
             ClipProblem: The clip cannot be read.
-            CommandError: The service has never answered, or has been unreachable for too long.
+            CommandError: The service has never answered, or has answered no clip for too long.
         """
         patience = Patience(self._max_wait_s)
         while True:
@@ -102,11 +108,19 @@ class _Service:
                 answer = self._send(clip)
                 if isinstance(answer, httpx.Response) and answer.status_code not in PASSING:
                     self._pace.speed_up()
+                    self._answered_at = time.monotonic()
                     return answer
                 wait_s = patience.wait_s(_retry_after(answer))
                 if wait_s is not None and self._has_answered:
-                    self._pace.slow_down(wait_s)
+                    if self._pace.slow_down(wait_s) and wait_s >= TOLD_S and sys.stderr.isatty():
+                        complain(f"the service is busy; asking again in {wait_s:.0f} s")
                 elif isinstance(answer, httpx.Response):
+                    is_problem = answer.headers.get("Content-Type", "").startswith("application/problem+json")
+                    if is_problem and self._answered_at < patience.began:  # the next clip would fare no better
+                        raise CommandError(
+                            f"the service at {self._url} is busy or not ready ({answer.status_code} "
+                            f"{answer.reason_phrase}); try again later, or wait longer with --max-wait"
+                        )
                     return answer
                 else:
                     raise CommandError(
