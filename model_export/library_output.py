@@ -111,7 +111,7 @@ def _keep(told: int) -> None:
                     return
                 case _:
                     break
-    text = b"[...]" * cut + kept
+    text = b"[...] " * cut + kept + b"\n" * (bool(kept) and not kept.endswith(b"\n"))
     with suppress(OSError):
         while text:
             text = text[os.write(1, text) :]

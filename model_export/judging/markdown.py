@@ -9,7 +9,7 @@ from model_export.printable import printable
 LISTED = 20
 # What CommonMark and GitHub give a meaning within a line, a backslash before punctuation included. An underscore within
 # a word has none.
-_SPECIAL = re.compile(r"[*`\[\]<>|~&$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?![^\W_])")
+_SPECIAL = re.compile(r"[*`\[\]|~$]|[<&](?=\S)|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
