@@ -32,7 +32,8 @@ KILL = "os.kill(os.getpid(), {})"
 
 def run(what: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, *options, "fetch-weights", what]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, cwd=REPOSITORY)
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=REPOSITORY)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_verbose_shows_it_as_it_comes() -> None:
 def test_a_stream_that_is_closed_does_no_harm(closed: str) -> None:
     command = f'exec {closed}>&-; exec "$0" -c "$1" fetch-weights pass'
     found = subprocess.run(
-        ["sh", "-c", command, sys.executable, PROGRAM], capture_output=True, text=True, cwd=REPOSITORY
+        ["sh", "-c", command, sys.executable, PROGRAM], check=False, capture_output=True, text=True, cwd=REPOSITORY
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout == ("" if closed == "1" else "VGG19 weights: here\n")

@@ -1,4 +1,4 @@
-"""What ``limelight-model`` prints reaches people as it is meant: on narrow and dumb terminals, in pipes and in ASCII."""
+"""What ``limelight-model`` prints is readable on narrow and dumb terminals, in pipes and in ASCII."""
 
 import os
 import pty
@@ -27,8 +27,10 @@ reporter = TerminalReporter()
 names = {NAMES!a}
 for name in names:
     reporter.say("about " + name)
-reporter.table(("left out", "reason"), [(name, "it is a link that leads nowhere, as links sometimes do") for name in names])
-reporter.table(("figure", "value", "95 % interval"), [("accuracy", "98.25%", "91.50% – 99.75%"), ("Café ± ×", "1.5e-05", "3")])
+reason = "it is a link that leads nowhere, as links sometimes do"
+reporter.table(("left out", "reason"), [(name, reason) for name in names])
+figures = [("accuracy", "98.25%", "91.50% – 99.75%"), ("Café ± ×", "1.5e-05", "3")]
+reporter.table(("figure", "value", "95 % interval"), figures)
 with reporter.listen() as listener:
     for done in range(3):
         listener(Advance(names[2], done, 2))
@@ -43,7 +45,7 @@ def run(terminal: bool, **environment: str) -> str:
     if not terminal:
         found = subprocess.run(command, capture_output=True, check=True, **told)
         assert found.stderr == b""
-        return found.stdout.decode(environment.get("PYTHONIOENCODING", "utf-8"))
+        return str(found.stdout, environment.get("PYTHONIOENCODING", "utf-8"))
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, **told) as started, os.fdopen(ours, "rb") as screen:
         os.close(theirs)
