@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -23,13 +23,13 @@ from model_export.judging.plan import EvaluationPlan
 from model_export.library_output import LibraryOutput, kept_back
 from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
-from model_export.printable import printable
-from model_export.processes import quiet_start
+from model_export.processes import prepare_tensorflow
 from model_export.recipe import Recipe
 from model_export.storing import sole_writer
 from model_export.terminal import TerminalReporter, prepare_streams
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
+from service.printable import visible
 
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -70,11 +70,15 @@ reporter = TerminalReporter()
 
 
 class Terminated(BaseException):
-    """The process received SIGTERM."""
+    """The process received SIGTERM or, because its terminal was closed, SIGHUP."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(number)
 
 
 @contextmanager
@@ -91,7 +95,7 @@ def _command() -> Iterator[LibraryOutput]:
         with kept_back(verbose=VERBOSE.get()) as output:
             yield output
     except BrokenPipeError:
-        raise  # nobody reads any more; Typer ends the command without a word
+        raise  # nobody reads any more; `main` ends the command without a word
     except (LimelightModelError, LimelightError, OSError) as error:
         raise _ended(str(error), 2) from error
     except ImportError as error:
@@ -99,21 +103,20 @@ def _command() -> Iterator[LibraryOutput]:
     except KeyboardInterrupt as error:
         raise _ended("interrupted; run the same command again to continue", 128 + signal.SIGINT) from error
     except Terminated as error:
-        raise _ended("terminated; run the same command again to continue", 128 + signal.SIGTERM) from error
+        raise _ended("terminated; run the same command again to continue", 128 + error.number) from error
 
 
 def _ended(why: str, status: int) -> typer.Exit:
-    print(f"limelight-model: {printable(why)}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # nobody reads it any more, or its terminal is gone
+        print(f"limelight-model: {visible(why)}", file=sys.stderr)  # noqa: T201
     return typer.Exit(status)
 
 
 def _start_tensorflow(output: LibraryOutput) -> None:
     """Import TensorFlow; its messages about missing GPUs and instructions are of no interest if that succeeds."""
-    import tensorflow
+    import tensorflow  # noqa: F401
 
-    tensorflow.config.list_physical_devices()
-    with quiet_start():
-        pass
+    prepare_tensorflow()
     output.forget()
 
 
@@ -523,7 +526,14 @@ def main() -> None:
     """Run the command that the arguments of the process name."""
     prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, _terminate)
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # Typer exits with 1
+            ended.code = 128 + signal.SIGPIPE
+        raise
 
 
 if __name__ == "__main__":

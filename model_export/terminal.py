@@ -22,8 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from model_export.printable import printable, with_ascii
 from model_export.reporter import Advance, Listener, Received, Reporter
+from service.printable import plain, visible
 
 # Seconds between lines on how far the work has come, where there is no progress bar.
 LINE_S = 30.0
@@ -32,16 +32,18 @@ console = Console(markup=False, emoji=False)
 
 
 def prepare_streams() -> None:
-    """Open standard streams that are closed, and let standard output take characters that its encoding lacks."""
-    for descriptor, mode in enumerate("rww"):
+    """Open standard streams that are closed, and let them take characters that their encoding lacks."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:  # libraries would print into the next file that is opened; the lowest free number is this one
-            os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
             os.set_inheritable(descriptor, True)
-    codecs.register_error("limelight-ascii", with_ascii)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="limelight-ascii")
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
 
 
 class TerminalReporter(Reporter):
@@ -49,14 +51,14 @@ class TerminalReporter(Reporter):
 
     def say(self, line: str) -> None:
         """Print one line, which the terminal may wrap."""
-        console.print(printable(line), highlight=False, soft_wrap=True)
+        console.print(visible(line), highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table, if it has rows.
 
         Names are folded to fit a terminal, numbers never: a table of numbers may be wider than a narrow terminal.
         """
-        cells = [[printable(cell) for cell in row] for row in rows]
+        cells = [[visible(cell) for cell in row] for row in rows]
         if not cells:
             return
         table = Table()
@@ -86,7 +88,7 @@ class TerminalReporter(Reporter):
             return
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         with _progress(*columns, transient=True) as progress:
-            task = progress.add_task(printable(title), total=None)
+            task = progress.add_task(visible(title), total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
@@ -120,7 +122,7 @@ class _Listener:
         if isinstance(told, str):
             self.reporter.say(told)
             return
-        task, title = next(iter(self.progress.tasks), None), printable(told.title)
+        task, title = next(iter(self.progress.tasks), None), visible(told.title)
         if task is None or task.description != title:
             if task:
                 self.progress.remove_task(task.id)

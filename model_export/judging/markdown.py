@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from model_export.printable import printable
+from service.printable import visible
 
 # Number of names that are listed; JSON has all.
 LISTED = 20
@@ -40,4 +40,4 @@ def code(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """Escape line breaks, which would end a row or a paragraph, and what cannot be seen."""
-    return printable(r"\n".join(text.splitlines()))
+    return visible(r"\n".join(text.splitlines()))

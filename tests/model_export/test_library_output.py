@@ -41,8 +41,10 @@ def run(what: str, *options: str) -> subprocess.CompletedProcess[str]:
     [
         ("pass", 0, ""),
         (KILL.format("2"), 130, "limelight-model: interrupted; run the same command again to continue\n"),
+        (KILL.format("1"), 129, "limelight-model: terminated; run the same command again to continue\n"),
+        ("import signal; signal.signal(1, signal.SIG_IGN); " + KILL.format("1"), 0, ""),
         (KILL.format("15"), 143, "limelight-model: terminated; run the same command again to continue\n"),
-        ("raise BrokenPipeError(32, 'Broken pipe')", 1, ""),
+        ("raise BrokenPipeError(32, 'Broken pipe')", 141, ""),
     ],
 )
 def test_nothing_of_it_is_shown_if_nothing_fails(what: str, status: int, said: str) -> None:
@@ -108,4 +110,4 @@ def test_a_reader_that_goes_ends_a_command_without_a_word() -> None:
         assert started.stdout.readline() == b"line\n"
         started.stdout.close()
         assert started.stderr.read() == b""
-    assert started.returncode == 1
+    assert started.returncode == 141

@@ -18,7 +18,7 @@ NAMES = (
     "gpj.\u202e4pm",
     "caf\udce9.mp4",
 )
-SHOWN = (*NAMES[:2], r"e\x1b[2Jvil\x07.mp4", r"gpj.\u202e4pm", r"caf\udce9.mp4")
+SHOWN = (*NAMES[:2], r"e\x1b[2Jvil\x07.mp4", r"gpj.\u202e4pm", r"caf\xe9.mp4")
 PROGRAM = f"""
 from model_export.reporter import Advance
 from model_export.terminal import TerminalReporter, prepare_streams
@@ -68,7 +68,7 @@ def test_a_pipe_gets_whole_lines_with_names_as_they_are_and_controls_made_visibl
     assert lines[-1] == "end"
 
 
-@pytest.mark.parametrize(("encoding", "cafe"), [("latin-1", "Café ± ×"), ("ascii", r"Caf\xe9 +- x")])
+@pytest.mark.parametrize(("encoding", "cafe"), [("latin-1", "Café ± ×"), ("ascii", "Caf? +- x")])
 def test_what_an_encoding_lacks_is_said_in_plain_characters(encoding: str, cafe: str) -> None:
     text = run(terminal=False, PYTHONIOENCODING=encoding)
     assert all(shown in text for shown in (cafe, "91.50% - 99.75%", r"gpj.\u202e4pm"))
