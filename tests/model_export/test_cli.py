@@ -386,6 +386,13 @@ def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) 
     assert_one_sentence(
         run("train", "--videos", selection.videos, "--name", os.fsdecode(b"caf\xe9")), "--name", "'caf\\udce9'"
     )
+    (cached.videos / os.fsdecode(b"squats/caf\xe9.mp4")).unlink()
+    odd = cached.videos / os.fsdecode(b"squ\xe9ts")
+    odd.mkdir()
+    (odd / "a.mp4").touch()
+    for command in ("features", "train", "evaluate"):
+        result = run(command, "--videos", selection.videos, "--weights", cached.weights)
+        assert_one_sentence(result, "squ\\udce9ts/a.mp4", "rename the file")
     other = cached.videos.rename(cached.folder / os.fsdecode(b"vid\xe9os"))
     assert_one_sentence(run("train", "--videos", other, "--weights", cached.weights), "vid\\udce9os", "rename the file")
 
