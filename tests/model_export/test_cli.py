@@ -376,6 +376,45 @@ def test_a_seed_that_no_library_takes_is_a_usage_error(tmp_path: Path, command: 
     assert "--seed" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "taken"),
+    [
+        ("train", "head.json"),
+        ("train", "clips.txt"),
+        ("evaluate", "report.json"),
+        ("evaluate", "csv"),
+        ("test", "predictions.csv"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_first_clip_is_read(
+    cached: CachedClips, tmp_path: Path, command: str, taken: str
+) -> None:
+    """A folder is where a file has to be written, or a file where a folder has to be."""
+    selection, output = cached.add("squats/a.mp4", "waving/a.mp4"), tmp_path / "out"
+    output.mkdir()
+    (output / "head.weights.h5").write_bytes(b"the old head")
+    (output / taken).touch() if taken == "csv" else (output / taken).mkdir()
+    model = ["--head", PRETRAINED] if command == "test" else []
+    result = run(command, "--videos", selection.videos, "--output", output, "--weights", cached.weights, *model)
+    assert_one_sentence(result, taken, "choose another --output")
+    assert not result.stdout
+    assert (output / "head.weights.h5").read_bytes() == b"the old head"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_folder_for_tensorboard_that_is_none_is_refused_first(
+    cached: CachedClips, tmp_path: Path, command: str
+) -> None:
+    selection, events = cached.add("squats/a.mp4", "waving/a.mp4"), tmp_path / "events"
+    events.touch()
+    result = run(
+        command, "--videos", selection.videos, "--output", tmp_path / "out", "--tensorboard", events,
+        "--weights", cached.weights,
+    )  # fmt: skip
+    assert_one_sentence(result, "events is no folder", "choose another --tensorboard")
+    assert not result.stdout
+
+
 def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) -> None:
     """Names of files are bytes; some are no characters in the locale's encoding."""
     selection = cached.add("squats/a.mp4", "waving/a.mp4")
