@@ -27,6 +27,8 @@ from service.printable import plain, visible
 
 # Seconds between lines on how far the work has come, where there is no progress bar.
 LINE_S = 30.0
+# Narrower terminals get lines: Rich would cut the numbers of a progress bar.
+BAR_COLUMNS = 80
 # File names and reasons may look like Rich's markup or emoji: ``clip [hd].mp4``, ``:smile:``.
 console = Console(markup=False, emoji=False)
 
@@ -102,8 +104,8 @@ def _progress(*columns: ProgressColumn, disable: bool = False, transient: bool =
 
 
 def _draws_bars() -> bool:
-    """Whether the output is a terminal that can move its cursor, which ``TERM=dumb`` says that it cannot."""
-    return console.is_terminal and not console.is_dumb_terminal
+    """Whether the output is a terminal that has room for a bar's numbers and can move its cursor, unlike a dumb one."""
+    return console.is_terminal and not console.is_dumb_terminal and console.width >= BAR_COLUMNS
 
 
 class _Listener:
