@@ -4,55 +4,38 @@ This module declares options and prints results. What the commands do is in the 
 call without the command line.
 """
 
-import io
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from importlib.metadata import version as version_of
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 from model_export.errors import EvaluationError, LimelightModelError, OwnBundleError
 from model_export.judging.plan import EvaluationPlan
+from model_export.library_output import LibraryOutput, kept_back
 from model_export.network.spec import FeatureDtype, HeadSpec
 from model_export.options import takes
-from model_export.processes import quiet_start
+from model_export.processes import prepare_tensorflow
 from model_export.recipe import Recipe
-from model_export.reporter import Advance, Listener, Received, Reporter
 from model_export.storing import sole_writer
+from model_export.terminal import TerminalReporter, prepare_streams
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
+from service.printable import visible
 
-# Set before TensorFlow is imported: hides its messages about GPUs and instructions that there are not. What goes wrong
-# is an exception as well.
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "3"
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 app = typer.Typer(no_args_is_help=True)
-# Seconds between lines on how far the work has come, where there is no progress bar.
-LINE_S = 30.0
-# File names and reasons may look like Rich's markup or emoji: ``clip [hd].mp4``, ``:smile:``.
-console = Console(markup=False, emoji=False)
-
+VERBOSE = ContextVar("VERBOSE", default=False)
 WeightsOption = Annotated[
     Path | None, typer.Option(help="VGG19 weights file (default: the one in Keras' cache, downloaded if missing).")
 ]
@@ -83,99 +66,36 @@ LogOption = Annotated[Path, typer.Option(help="File of results by clip; an inter
 VERIFY_LOG = Path("runs/verify.jsonl")
 
 
-class TerminalReporter(Reporter):
-    """Prints what a command reports."""
-
-    def say(self, line: str) -> None:
-        """Print one line, which the terminal may wrap."""
-        console.print(line, highlight=False, soft_wrap=True)
-
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table, if it has rows."""
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
-        if table.row_count:
-            console.print(table)
-
-    @contextmanager
-    def listen(self) -> Iterator[Listener]:
-        """Show a progress bar with the time left or, where none can be drawn, a line every half minute."""
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn())
-        title = TextColumn("{task.description}", markup=False)
-        with Progress(title, *columns, console=console, disable=not _draws_bars()) as progress:
-            yield _Listener(self, progress)
-
-    @contextmanager
-    def transfer(self, title: str) -> Iterator[Received]:
-        """Show a progress bar in bytes or, where none can be drawn, a line every half minute."""
-        if not _draws_bars():
-            with self.listen() as listener:
-                yield lambda done, total: listener(Advance(f"{title}, MiB", done >> 20, total >> 20))
-            return
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _draws_bars() -> bool:
-    """Whether the output is a terminal that can move its cursor, which ``TERM=dumb`` says that it cannot."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
-class _Listener:
-    """Shows one piece of work at a time.
-
-    Args:
-        reporter: Prints lines.
-        progress: Bars; disabled where none can be drawn.
-    """
-
-    def __init__(self, reporter: Reporter, progress: Progress) -> None:
-        self.reporter, self.progress = reporter, progress
-        self.last_line = 0.0
-
-    def __call__(self, told: str | Advance) -> None:
-        if isinstance(told, str):
-            self.reporter.say(told)
-            return
-        task = next(iter(self.progress.tasks), None)
-        if task is None or task.description != told.title:
-            if task:
-                self.progress.remove_task(task.id)
-            self.progress.add_task(told.title, total=told.total, completed=told.done)
-            self.last_line = self.progress.get_time()
-            return
-        self.progress.update(task.id, completed=told.done)
-        if self.progress.disable and self.progress.get_time() - self.last_line >= LINE_S:
-            self.last_line = self.progress.get_time()
-            known = task.time_remaining is not None  # from the second item on
-            left = f", {TimeRemainingColumn().render(task)} left" if known else ""
-            self.reporter.say(f"{told.title}: {told.done} of {told.total}{left}")
-
-
 reporter = TerminalReporter()
 
 
 class Terminated(BaseException):
-    """The process received SIGTERM."""
+    """The process received SIGTERM or, because its terminal was closed, SIGHUP."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(number)
 
 
 @contextmanager
-def _one_sentence_errors() -> Iterator[None]:
-    """Print why a command ended as one sentence, and exit: with status 2 after errors that the user can fix.
+def _command() -> Iterator[LibraryOutput]:
+    """Keep back what libraries print, and print why a command ended as one sentence.
 
-    After a signal the status is that of a shell, 128 and the signal's number.
+    The exit status is 2 after errors that the user can fix and, after a signal, that of a shell: 128 and the signal's
+    number.
     """
+    # TensorFlow's levels begin with 0, information, and 1, warnings.
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or ("0" if VERBOSE.get() else "1")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
     try:
-        yield
+        with kept_back(verbose=VERBOSE.get()) as output:
+            yield output
     except BrokenPipeError:
-        raise  # nobody reads any more; Typer ends the command without a word
+        raise  # nobody reads any more; `main` ends the command without a word
     except (LimelightModelError, LimelightError, OSError) as error:
         raise _ended(str(error), 2) from error
     except ImportError as error:
@@ -183,18 +103,21 @@ def _one_sentence_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise _ended("interrupted; run the same command again to continue", 128 + signal.SIGINT) from error
     except Terminated as error:
-        raise _ended("terminated; run the same command again to continue", 128 + signal.SIGTERM) from error
+        raise _ended("terminated; run the same command again to continue", 128 + error.number) from error
 
 
 def _ended(why: str, status: int) -> typer.Exit:
-    print(f"limelight-model: {why}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # nobody reads it any more, or its terminal is gone
+        print(f"limelight-model: {visible(why)}", file=sys.stderr)  # noqa: T201
     return typer.Exit(status)
 
 
-def _start_tensorflow() -> None:
-    """Import TensorFlow without its messages about missing GPUs."""
-    with quiet_start():
-        import tensorflow  # noqa: F401
+def _start_tensorflow(output: LibraryOutput) -> None:
+    """Import TensorFlow; its messages about missing GPUs and instructions are of no interest if that succeeds."""
+    import tensorflow  # noqa: F401
+
+    prepare_tensorflow()
+    output.forget()
 
 
 def _print_version(wanted: bool) -> None:
@@ -208,8 +131,15 @@ def program(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", help="Also print what TensorFlow and other libraries print, and not only on failure."
+        ),
+    ] = False,
 ) -> None:
     """Train a head on your clips, evaluate it, export it to a bundle for `limelight serve`, and verify the bundle."""
+    VERBOSE.set(verbose)
 
 
 @app.command("fetch-weights")
@@ -217,7 +147,7 @@ def fetch_weights_command(weights: WeightsOption = None) -> None:
     """Find or download VGG19's ImageNet weights and check their hashes."""
     from model_export.weights import fetch_weights
 
-    with _one_sentence_errors():
+    with _command():
         reporter.say(f"VGG19 weights: {fetch_weights(weights, reporter=reporter)}")
 
 
@@ -244,8 +174,8 @@ def features(
 
     If interrupted, run it again to continue.
     """
-    with _one_sentence_errors():
-        _start_tensorflow()
+    with _command() as libraries:
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection, gather_features
         from model_export.weights import fetch_weights
 
@@ -289,8 +219,8 @@ def train(
 
     If interrupted, run it again to continue after the last complete epoch.
     """
-    with _one_sentence_errors(), sole_writer(output, "run"):
-        _start_tensorflow()
+    with _command() as libraries, sole_writer(output, "run"):
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection
         from model_export.training import train_head
 
@@ -336,8 +266,8 @@ def evaluate(
     Heads and two baselines, with and without motion, are trained and tested on the same folds, or on official splits.
     Writes report.md, report.json, tables in CSV and pictures. If interrupted, run it again to continue.
     """
-    with _one_sentence_errors(), sole_writer(output, "runs"):
-        _start_tensorflow()
+    with _command() as libraries, sole_writer(output, "runs"):
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection
         from model_export.judging.evaluation import evaluate as run_evaluation
         from model_export.judging.report import means_of_splits
@@ -391,17 +321,21 @@ def export(
     that was made from another head of yours is replaced only with --force: without it, --head fails, and the
     pretrained head leaves the bundle in place and succeeds.
     """
-    with _one_sentence_errors():
-        _start_tensorflow()
+    with _command() as libraries:
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection
         from model_export.export import export_bundle
         from model_export.head import PRETRAINED, load_head
         from model_export.provenance import own_bundle_of_earlier_versions
-        from model_export.verify import clips_for_int8, verify_bundle, verify_command
+        from model_export.verify import check_outputs, clips_for_int8, verify_bundle, verify_command
         from model_export.weights import fetch_weights
 
-        vgg19 = fetch_weights(weights, reporter=reporter)
         chosen = load_head(head or PRETRAINED)
+        selection = Selection(videos, count=clips_for_int8(chosen)) if videos else None
+        if selection:  # an export takes minutes
+            selection.clips()
+            check_outputs(output, log, chosen if head else None)
+        vgg19 = fetch_weights(weights, reporter=reporter)
         try:
             written = export_bundle(chosen, vgg19, output, force=force, reporter=reporter)
         except OwnBundleError as kept:
@@ -411,11 +345,11 @@ def export(
             reporter.say(f"bundle: {kept}")
             return
         reporter.say(f"bundle: {output} ({'written' if written else 'already up to date'})")
-        if videos:
+        if selection:
             measured = verify_bundle(
                 output,
                 chosen,
-                Selection(videos, count=clips_for_int8(chosen)),
+                selection,
                 log,
                 record=head is not None,
                 weights=weights,
@@ -470,8 +404,8 @@ def verify(
     On a CPU the service uses int8 only if the lower bound of its 95 % interval is at least 98 %. That takes clips from
     189 source videos without a disagreement, and more with some. The last line says if it will, or why not.
     """
-    with _one_sentence_errors():
-        _start_tensorflow()
+    with _command() as libraries:
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection
         from model_export.head import PRETRAINED, load_head
         from model_export.verify import verify_bundle
@@ -540,8 +474,8 @@ def measure(
     Classes are compared by the names of folders. Writes test.md, test.json, predictions.csv, classes.csv and a picture.
     If interrupted, run it again to continue.
     """
-    with _one_sentence_errors(), sole_writer(output, "answers"):
-        _start_tensorflow()
+    with _command() as libraries, sole_writer(output, "answers"):
+        _start_tensorflow(libraries)
         from model_export.data.gathering import Selection
         from model_export.head import load_head
         from model_export.judging.report import COLUMNS
@@ -590,10 +524,16 @@ def _command_line() -> str:
 
 def main() -> None:
     """Run the command that the arguments of the process name."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of texts and file names
+    prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, _terminate)
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # Typer exits with 1
+            ended.code = 128 + signal.SIGPIPE
+        raise
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf2onnx
 
 import model_export
+from model_export.data.datasets import check_different, label_of
 from model_export.errors import ExportError, OwnBundleError
 from model_export.head import TrainedHead
 from model_export.network.arrays import predictor
@@ -195,9 +196,11 @@ def export_bundle(
         OwnBundleError: ``output`` was made from another head that did not come with the package.
         ExportError: ``output`` is not a bundle, the disk is full, or a precision does not compute what Keras does.
         HeadError: The head cannot be loaded, or was trained with another revision of the network or of frames.
+        DatasetError: Two of the head's classes look equal.
     """
     if warning := head.check_revisions():
         reporter.say(warning)
+    _labels(head)
     built_from = _fingerprint(head, weights, filters)
     output = _follow_links(output)
     _recover(output, reporter)
@@ -482,6 +485,22 @@ def _judge(precision: Precision, compared: list[tuple[Outcome, float | None]]) -
     return ("agrees" if all(outcome == "agrees" for outcome, _ in compared) else "disagrees"), max(differences)
 
 
+def _labels(head: TrainedHead) -> list[str]:
+    """Return the names of the classes as they are shown; earlier versions took the names of folders as they were.
+
+    Raises:
+        DatasetError: Two of them look equal.
+        ExportError: One of them is invisible.
+    """
+    check_different(head.facts.labels, head.path)
+    labels = [label_of(label) for label in head.facts.labels]
+    if not all(labels):
+        raise ExportError(
+            f"{head.path} has a class whose name is invisible; rename its folder, and train the head again"
+        )
+    return labels
+
+
 def _manifest(head: TrainedHead, folder: Path, built_from: str, check: ExportCheck, reporter: Reporter) -> Manifest:
     agreement = _trusted_agreement(head, check.results, check.facts(), reporter)
     facts = head.facts
@@ -489,7 +508,7 @@ def _manifest(head: TrainedHead, folder: Path, built_from: str, check: ExportChe
         name=facts.name,
         version=facts.version,
         variant=facts.variant,
-        labels=list(facts.labels),
+        labels=_labels(head),
         frame_count=FRAME_COUNT,
         image_size=IMAGE_SIZE,
         precisions={

@@ -23,12 +23,13 @@ from model_export.errors import HeadError
 from model_export.network.classifier import build_head
 from model_export.network.spec import HeadSpec
 from model_export.revisions import CURRENT, Revisions
-from model_export.storing import explained, store
+from model_export.storing import check_targets, explained, store
 from service.files import locked, written_beside
 from service.model.bundle import Agreement, Precision
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 CLIPS = "clips.txt"
+FILES = ("head.json", "head.weights.h5", "calibration.json", CLIPS, "agreement.json")
 
 
 class HeadFacts(HeadSpec):
@@ -236,9 +237,10 @@ def save_head(
         clips: The clips that it was trained on, by ``short_digest``, if all are known.
 
     Raises:
-        StorageError: The disk is full.
+        StorageError: The disk is full, or a folder is in the place of one of the files.
         OSError: The folder cannot be written.
     """
+    check_targets(path, FILES)
     seen = None if clips is None else "".join(f"{digest}\n" for digest in sorted(set(clips))).encode()
     contents = {"calibration.json": calibration, CLIPS: seen, "head.weights.h5": _weights_bytes(facts, model)}
     contents["head.json"] = facts.model_dump_json(indent=2).encode() + b"\n"

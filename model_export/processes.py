@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from model_export.errors import ProcessError
@@ -102,30 +101,21 @@ def _end_explained(child: subprocess.Popen[bytes]) -> Iterator[None]:
         raise ProcessError(f"{what} ended with exit code {code}; run the command again to continue") from error
 
 
-@contextmanager
-def quiet_start() -> Iterator[None]:
-    """Hide the messages about missing GPUs that TensorFlow prints whatever the log level, if the block imports it."""
-    stderr = os.dup(2)
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-        if tensorflow := sys.modules.get("tensorflow"):
-            tensorflow.config.list_physical_devices()
-            # What is said to be float32 is not rounded to fewer bits, as TensorFlow does on NVIDIA's GPUs.
-            tensorflow.config.experimental.enable_tensor_float_32_execution(False)
-            # Hides warnings about retracing: TensorFlow mistakes the networks of different members for one.
-            tensorflow.get_logger().setLevel("ERROR")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
+def prepare_tensorflow() -> None:
+    """Set up TensorFlow, if it is imported; its messages about missing GPUs come now and not at the first operation."""
+    if tensorflow := sys.modules.get("tensorflow"):
+        tensorflow.config.list_physical_devices()
+        # What is said to be float32 is not rounded to fewer bits, as TensorFlow does on NVIDIA's GPUs.
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+        # Hides warnings about retracing: TensorFlow mistakes the networks of different members for one.
+        tensorflow.get_logger().setLevel("ERROR")
 
 
 def _serve(channel: Connection) -> None:
     """Receive the work, do it, and send its result. Runs in the child."""
     try:
-        with quiet_start():
-            work = channel.recv()
+        work = channel.recv()
+        prepare_tensorflow()
         threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
         channel.send(("returned", work(lambda *told: channel.send(("told", told)))))
     except Exception as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from model_export.errors import StorageError
 from model_export.network.spec import FRAME_COUNT, GRID, FeatureDtype
 from model_export.reporter import Reporter
-from model_export.storing import MIB, mebibytes
+from model_export.storing import MIB, check_writable, mebibytes
 
 CHANNELS = 512
 """Channels of VGG19's last block."""
@@ -50,10 +50,11 @@ def check_features(folder: Path, missing: int, dtype: FeatureDtype, reporter: Re
         reporter: Receives it.
 
     Raises:
-        StorageError: They do not fit.
+        StorageError: They do not fit, or the folder cannot be written.
     """
     if not missing:
         return
+    check_writable(folder, "--features")
     size, free = missing * feature_bytes(dtype), free_disk(folder)
     reporter.say(f"features to compute: {missing:,} views of clips, {mebibytes(size)} of disk ({mebibytes(free)} free)")
     if size > free:

@@ -5,10 +5,11 @@ not report a full disk: HDF5 crashes the process, and NumPy raises errors withou
 """
 
 import errno
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -80,6 +81,41 @@ def require_space(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, f"only {free // MIB:,} MiB are free")
 
 
+def check_writable(folder: Path, option: str = "--output") -> None:
+    """Check that files can be written to a folder, which need not exist yet, before they are made.
+
+    Args:
+        folder: The folder.
+        option: The option that names it, for the error.
+
+    Raises:
+        StorageError: It, or what is in the place of one of its parents, is no folder or cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise StorageError(f"{there} is no folder; choose another {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"{there} cannot be written; let user {os.getuid()} write to it, or choose another {option}")
+
+
+def check_targets(output: Path, files: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Check that nothing is in the way of what a command writes at its end.
+
+    Args:
+        output: Folder of the output.
+        files: Names of the files in it that are replaced or created.
+        folders: Names of the folders in it that are written to.
+
+    Raises:
+        StorageError: One of the files is a folder, or one of the folders is none or cannot be written.
+    """
+    for name in files:
+        if (path := output / name).is_dir():
+            raise StorageError(f"{path} is a folder, and a file has to be written there; choose another --output")
+    for name in folders:
+        check_writable(output / name)
+
+
 def mebibytes(size: int) -> str:
     """Format a number of bytes for people, rounded up."""
     return f"{-(-size // MIB):,} MiB"
@@ -114,10 +150,11 @@ def sole_writer(output: Path, kept: str) -> Iterator[None]:
             locks the folder of a head for a moment.
 
     Raises:
-        StorageError: Another run is writing to it.
-        OSError: The folder cannot be written.
+        StorageError: Another run is writing to it, or it cannot be written.
+        OSError: The folder cannot be created.
     """
     folder = output / kept
+    check_targets(output, (), ("", kept))
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

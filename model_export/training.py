@@ -9,7 +9,7 @@ from model_export.data.gathering import FeatureSet, Selection, gather_features
 from model_export.errors import HeadError, TrainingError
 from model_export.export import convert
 from model_export.fitting import FittedHead, Start, check_fit, epoch_line, fit_head, training_sizes
-from model_export.head import HeadFacts, TrainedHead, load_head, save_head, short_digest
+from model_export.head import FILES, HeadFacts, TrainedHead, load_head, save_head, short_digest
 from model_export.judging.plots import plot_history
 from model_export.judging.report import read_accuracy
 from model_export.network.spec import HeadSpec
@@ -20,7 +20,7 @@ from model_export.recipe import Recipe, describe, settings
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
 from model_export.space import tell_ranges, tell_trainings
-from model_export.storing import temporary_folder
+from model_export.storing import check_targets, check_writable, temporary_folder
 from model_export.weights import fetch_weights
 from service.model.bundle import file_sha256
 from service.video.decoder import decode_clip
@@ -77,14 +77,17 @@ def train_head(
     """
     if not (name and version):
         raise HeadError("--name and --version must not be empty; leave them out for the defaults")
-    if (name + version).encode(errors="ignore").decode() != name + version:
-        raise HeadError(f"--name {name!a} or --version {version!a} is no text in this locale; choose another one")
+    if not (name + version).isprintable():
+        raise HeadError(f"--name {name!a} or --version {version!a} cannot be shown as text; choose another one")
     if start and evaluation:
         raise TrainingError(
             "--evaluation states the accuracy of heads that began with random weights; leave it out with --from"
         )
     if start and start.resolve() == output.resolve():
         raise TrainingError(f"{output} holds the head to begin with; choose another --output")
+    check_targets(output, FILES)
+    if recipe.tensorboard:
+        check_writable(recipe.tensorboard, "--tensorboard")
     other = load_head(start) if start else None
     if other and (warning := other.check_revisions()):
         reporter.say(warning)

@@ -16,13 +16,13 @@ import numpy as np
 import onnxruntime
 from scipy.stats import norm
 
-from model_export.data.datasets import LabelledClip
+from model_export.data.datasets import LabelledClip, label_of
 from model_export.data.dealing import linked
 from model_export.data.encoders import keras_encoder
 from model_export.data.examples import read_features
 from model_export.data.features import OFFLINE_LIMITS, FeatureCache
 from model_export.data.gathering import Selection
-from model_export.errors import DatasetError, FeatureError, HeadError
+from model_export.errors import DatasetError, FeatureError, HeadError, StorageError
 from model_export.head import PRETRAINED, TrainedHead
 from model_export.machine import processor
 from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
@@ -31,7 +31,7 @@ from model_export.provenance import check_made_from
 from model_export.quantize import QUANTIZER_REVISION, session_options
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
-from model_export.storing import explained
+from model_export.storing import check_writable, explained
 from model_export.weights import fetch_weights
 from service.errors import ClipError
 from service.files import locked
@@ -151,6 +151,7 @@ def verify_bundle(
     """
     if warning := head.check_revisions():
         reporter.say(warning)
+    check_outputs(bundle, log, head if record else None)
     checked = load_bundle(bundle)
     check_made_from(bundle, checked.manifest, head)
     head_sha256 = head.sha256()
@@ -175,6 +176,25 @@ def verify_bundle(
     return measured
 
 
+def check_outputs(bundle: Path, log: Path, head: TrainedHead | None) -> None:
+    """Check that a comparison can be written, before it takes hours.
+
+    Args:
+        bundle: Folder of the bundle, whose manifest is to be replaced.
+        log: File of results by clip.
+        head: Head to record the agreement beside, if it is to be recorded.
+
+    Raises:
+        StorageError: One of them cannot be written.
+    """
+    check_writable(bundle, "--bundle")
+    check_writable(log.absolute().parent, "--log")
+    if log.is_dir():
+        raise StorageError(f"{log} is a folder; name a file with --log")
+    if head:
+        check_writable(head.path, "--head, or leave out --record")
+
+
 def clips_for_int8(head: TrainedHead) -> int:
     """Return how many clips of each class to compare, so that the service may choose int8 if none disagrees."""
     return max(CLIPS_PER_CLASS, math.ceil(LEAST_CLIPS / len(head.facts.labels)))
@@ -187,7 +207,8 @@ def verify_command(bundle: Path, head: TrainedHead, weights: Path | None = None)
     ``VIDEOS`` stands for the path, unless there is such a folder here.
     """
     videos = Path(str(head.facts.training.get("data") or "VIDEOS"))
-    there = all((videos / label).is_dir() for label in head.facts.labels)
+    folders = {label_of(path.name) for path in videos.iterdir() if path.is_dir()} if videos.is_dir() else set()
+    there = folders.issuperset(map(label_of, head.facts.labels))
     words = ["limelight-model", "verify", "--bundle", bundle]
     own = head.path != PRETRAINED
     words += ["--head", head.path] if own else []

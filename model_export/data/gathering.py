@@ -56,6 +56,13 @@ class Selection:
         clips = self._find()
         return clips_per_class(clips, self.count) if self.count else clips
 
+    def tell_renamed(self, reporter: Reporter) -> None:
+        """Report the classes that are not called exactly as their folders are (see ``label_of``)."""
+        folders = {clip.label: clip.path.relative_to(self.videos).parts[0] for clip in self._find()}
+        for label, folder in folders.items():
+            if label != folder:
+                reporter.say(f"the class in the folder {folder!a} is called {label!r}")
+
     def left_out(self) -> dict[str, str]:
         """Return the reason by name for what may be meant as a clip and is none (see ``find_left_out``)."""
         return find_left_out(self.videos, self.classes)
@@ -149,6 +156,7 @@ def gather_features(
         raise FeatureError(
             f"{cache_folder} holds {cached.dtype} features; name another folder with --features for {dtype} ones"
         )
+    selection.tell_renamed(reporter)
     survey = _survey(selection, clips, cached, flip=flip, reporter=reporter)
     check(survey)
     examples, undecodable = _encode(survey, cached, weights, reporter)
@@ -157,8 +165,9 @@ def gather_features(
     )
     _check_classes(data)
     _check_channels(examples)
-    reasons = {**data.left_out, **{clip.name: reason for clip, reason in data.undecodable.items()}}
-    reporter.table(("left out", "reason"), [(str(data.videos / name), reason) for name, reason in reasons.items()])
+    left_out = [(str(data.videos / name), reason) for name, reason in data.left_out.items()]
+    undecodable_paths = [(str(clip.path), reason) for clip, reason in data.undecodable.items()]
+    reporter.table(("left out", "reason"), left_out + undecodable_paths)
     joined, equal = join_equal(examples)
     _report_equal(equal, reporter)
     return replace(data, examples=tuple(joined))
@@ -255,10 +264,9 @@ def _encode(
 def _check_classes(data: FeatureSet) -> None:
     """Check that each class has a clip that can be read and decoded."""
     if lost := sorted(set(data.labels) - {data.labels[example.label] for example in data.examples}):
-        why = next(reason for clip, reason in data.undecodable.items() if clip.label == lost[0])
-        raise DatasetError(
-            f"{data.videos / lost[0]}: none of its clips can be decoded ({why}); replace them or remove the folder"
-        )
+        clip, why = next((clip, why) for clip, why in data.undecodable.items() if clip.label == lost[0])
+        folder = data.videos / clip.path.relative_to(data.videos).parts[0]
+        raise DatasetError(f"{folder}: none of its clips can be decoded ({why}); replace them or remove the folder")
 
 
 def _report_equal(equal: Sequence[EqualClips], reporter: Reporter) -> None:

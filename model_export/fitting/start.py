@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from model_export.data.datasets import matching
 from model_export.errors import TrainingError
 from model_export.head import TrainedHead
 from model_export.network.spec import HeadSpec
@@ -60,7 +61,7 @@ class Start:
         weights = head.build().get_weights()
         each = len(weights) // spec.members
         members = tuple(weights[i * each : (i + 1) * each] for i in range(spec.members))
-        known = {label: index for index, label in enumerate(facts.labels)}
+        known = {name: facts.labels.index(label) for name, label in matching(labels, facts.labels).items()}
         origin = {"name": facts.name, "version": facts.version, "identity": head.identity()}
         return cls(origin, members, tuple(map(known.get, labels)))
 

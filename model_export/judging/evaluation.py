@@ -33,9 +33,12 @@ from model_export.processes import Run, run_apart
 from model_export.recipe import Recipe
 from model_export.reporter import SILENT, Listener, Reporter, counted
 from model_export.space import tell_trainings
+from model_export.storing import check_targets, check_writable
 from model_export.weights import fetch_weights
 from service.model.bundle import Outputs
 
+FILES = ("report.md", "report.json", "confusion.png")
+FOLDERS = ("csv", "predictions")
 LIBRARIES = ("tensorflow", "keras", "numpy", "sklearn")
 
 
@@ -103,6 +106,9 @@ def evaluate(
         OSError: A file cannot be read or written.
     """
     started = dt.datetime.now(dt.UTC)
+    check_targets(output, FILES, FOLDERS)
+    if recipe.tensorboard:
+        check_writable(recipe.tensorboard, "--tensorboard")
     splits = _read_splits(plan)
     divide = partial(protocols_of, plan=plan, splits=splits, spec=spec, recipe=recipe)
     vgg19 = fetch_weights(weights, reporter=reporter)

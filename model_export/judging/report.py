@@ -12,7 +12,7 @@ import numpy as np
 
 from model_export.data.examples import ClassSummary
 from model_export.errors import ReportError
-from model_export.judging.markdown import listing, markdown_table
+from model_export.judging.markdown import code, listing, markdown_table, plain
 from model_export.judging.plots import plot_confusion
 from model_export.judging.results import Figure, MeanOfSplits, Metric, Results, compare, mean_of_splits
 from model_export.judging.tables import classes_csv, predictions_csv
@@ -245,9 +245,9 @@ def _head_lines(run: RunFacts, data: DataFacts) -> list[str]:
         "left out": data.left_out,
     }
     return [
-        f"# Evaluation on {data.name}",
+        f"# Evaluation on {plain(data.name)}",
         "",
-        f"- Command: `{run.command}`",
+        f"- Command: {code(run.command)}",
         f"- Started: {run.started:%Y-%m-%d %H:%M %Z}",
         f"- Seed: {run.seed}",
         *(f"- {name}: {value}" for name, value in run.settings.items()),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from model_export.judging.markdown import listing, markdown_table
+from model_export.judging.markdown import code, listing, markdown_table, plain
 from model_export.judging.plots import plot_confusion
 from model_export.judging.report import COLUMNS, class_lines, confused_lines, percent
 from model_export.judging.results import Results
@@ -16,6 +16,7 @@ from model_export.judging.tables import classes_csv, predictions_csv
 from model_export.reporter import SILENT, Reporter
 from model_export.storing import store
 
+FILES = ("test.md", "test.json", "predictions.csv", "classes.csv", "confusion.png")
 INTERVALS = (
     "Over all clips at once; precision, recall and F1 are means over the classes that have clips. Intervals come from "
     "leaving out each source video once (jackknife), as those of an evaluation."
@@ -115,10 +116,10 @@ def _leak(found: Tested) -> str:
 def _lines(found: Tested, command: str) -> list[str]:
     results = found.results
     return [
-        f"# Test on {found.data}",
+        f"# Test on {plain(found.data)}",
         "",
-        f"- Command: `{command}`",
-        f"- Model: {found.model}",
+        f"- Command: {code(command)}",
+        f"- Model: {plain(found.model)}",
         f"- Clips: {len(results.names)} of {len(set(results.groups))} source videos",
         f"- Trained on: {_trained_on(found)}",
         *(f"- {title}: {listing(names, 'test.json')}" for title, names in _not_tested(found).items() if names),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.data.datasets import LabelledClip
+from model_export.data.datasets import LabelledClip, matching
 from model_export.data.dealing import linked
 from model_export.data.examples import npy_bytes
 from model_export.data.features import OFFLINE_LIMITS
@@ -17,13 +17,13 @@ from model_export.errors import DatasetError, EvaluationError, HeadError
 from model_export.fitting import predict_probabilities
 from model_export.head import TrainedHead, short_digest
 from model_export.judging.results import Results
-from model_export.judging.tested import Tested, write_tested
+from model_export.judging.tested import FILES, Tested, write_tested
 from model_export.machine import has_vnni
 from model_export.network.arrays import Probabilities
 from model_export.provenance import check_made_from
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
-from model_export.storing import store
+from model_export.storing import check_targets, store
 from model_export.verify import OnnxNetwork, device_of
 from model_export.weights import fetch_weights
 from service.errors import ClipError
@@ -63,6 +63,7 @@ def judge_bundle(
         BundleError: The bundle cannot be used, or has no such precision.
         OSError: A file cannot be read or written.
     """
+    check_targets(output, FILES)
     loaded = load_bundle(bundle)
     manifest = loaded.manifest
     if head:
@@ -70,6 +71,7 @@ def judge_bundle(
     chosen = precision or served_precision(manifest, vnni=has_vnni())
     why = "" if precision else ", which the service would use on this CPU"
     reporter.say(f"testing {chosen}{why}")
+    selection.tell_renamed(reporter)
     known = _known(selection, manifest.labels, reporter)
     network = OnnxNetwork(loaded.read_model(chosen))
     made_by = [manifest.precisions[chosen].sha256, CURRENT.sampling, CURRENT.resize, device_of(chosen)]
@@ -122,6 +124,7 @@ def judge_head(
         LimelightModelError: The head, clips, features or weights cannot be used, or answers are not finite.
         OSError: A file cannot be read or written.
     """
+    check_targets(output, FILES)
     if warning := head.check_revisions():
         reporter.say(warning)
     known = _known(selection, head.facts.labels, reporter)
@@ -180,18 +183,19 @@ class _Known:
                 )
         trained_on = head.trained_clips() if head else None
         clips = list(contents)
+        known = matching({clip.label for clip in clips}, self.labels)
         results = Results(
             contender=model,
             recipe=model,
             labels=self.labels,
             names=tuple(clip.name for clip in clips),
             groups=tuple(groups),
-            truth=np.array([self.labels.index(clip.label) for clip in clips]),
+            truth=np.array([self.labels.index(known[clip.label]) for clip in clips]),
             probabilities=probabilities,
             folds=np.zeros(len(clips), np.int64),
             leaked=np.array([short_digest(content) in (trained_on or ()) for content in contents.values()]),
         )
-        tested = {clip.label for clip in clips}
+        tested = set(known.values())
         return Tested(
             results,
             model,
@@ -205,14 +209,14 @@ class _Known:
 
 
 def _known(selection: Selection, labels: Sequence[str], reporter: Reporter) -> _Known:
-    """Choose the classes that the model knows, and report the others.
+    """Choose the classes that the model knows, in any spelling, and report the others.
 
     Raises:
         DatasetError: It knows none.
     """
     found = selection.labels()
-    known = [name for name in found if name in labels]
-    unknown = [name for name in found if name not in labels]
+    known = matching(found, labels)
+    unknown = [name for name in found if name not in known]
     if not known:
         raise DatasetError(
             f"{selection.videos} has none of the model's classes, {', '.join(labels)}, only {', '.join(unknown)}; name "
@@ -220,9 +224,12 @@ def _known(selection: Selection, labels: Sequence[str], reporter: Reporter) -> _
         )
     if unknown:
         reporter.say(f"left out, because the model does not know these classes: {', '.join(unknown)}")
-    if absent := [label for label in labels if label not in known]:
+    if absent := [label for label in labels if label not in known.values()]:
         reporter.say(f"not tested, because these classes have no folder: {', '.join(absent)}")
-    chosen = Selection(selection.videos, known, selection.count)
+    for name, label in known.items():
+        if name != label:
+            reporter.say(f"the folder of {name!a} is taken for the model's class {label!a}")
+    chosen = Selection(selection.videos, list(known), selection.count)
     return _Known(chosen, tuple(labels), tuple(unknown), selection.left_out())
 
 

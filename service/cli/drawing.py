@@ -6,8 +6,8 @@ from service.cli.classifying import Answer
 from service.cli.clips import ClipProblem
 from service.cli.overlay import check_overlay_path, write_overlay
 from service.cli.printing import Show, print_text
-from service.cli.streams import visible
 from service.errors import CommandError
+from service.printable import visible
 
 
 def check_overlay(path: Path, clips: int) -> None:

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from service.cli.clips import ClipProblem, shown
-from service.cli.streams import visible, written
+from service.cli.streams import written
+from service.printable import visible
 
 if TYPE_CHECKING:
     from service.cli.classifying import Answer

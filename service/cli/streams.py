@@ -6,19 +6,13 @@ import io
 import os
 import signal
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import TextIO
+
+from service.printable import plain, visible
 
 NO_READER = 128 + signal.SIGPIPE
 """Exit code of a command whose output nobody reads any more: what shells report of one that SIGPIPE ended."""
-
-# What is printed in place of characters that the encoding of a stream lacks; "?" for all others.
-PLAIN: Mapping[str, str] = MappingProxyType(
-    {"█": "#", "×": "x", "→": "->", "…": "...", "–": "-", "’": "'", "·": "-", "\u200c": "", "\u200d": ""}
-)
-JOINERS = "\u200c\u200d"  # which words and emojis are made with
 
 
 def run(command: Callable[[], object]) -> None:
@@ -65,29 +59,6 @@ def complain(sentence: object) -> None:
         _discard(sys.stderr)
 
 
-def visible(text: str) -> str:
-    r"""Return a text on one line that no terminal obeys: what cannot be printed becomes an escape such as ``\x1b``.
-
-    Bytes of file names that are no characters (see ``os.fsdecode``) become escapes, too.
-    """
-    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
-
-
-def _is_visible(letter: str) -> bool:
-    return letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs"
-
-
-def _escaped(letter: str) -> str:
-    return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that an encoding lacks (see ``codecs.register_error``)."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
-
-
 def _occupy_missing() -> None:
     """Open standard streams that are closed, so that no library prints into a file or connection with their number.
 
@@ -100,7 +71,7 @@ def _occupy_missing() -> None:
             os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
-    codecs.register_error("plain", _plain)
+    codecs.register_error("plain", plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")  # its encoding may not have all characters of labels and file names

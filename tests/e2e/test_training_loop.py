@@ -16,9 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from model_export import weights
-from model_export.cli import app, console
+from model_export.cli import app
 from model_export.network.vgg19 import CONVOLUTIONS
 from model_export.rendering.figure import render_clip
+from model_export.terminal import console
 from service.cli.app import app as service
 from service.model.bundle import Manifest, load_bundle
 from tests.model_export.network.vgg19_file import write_vgg19_weights

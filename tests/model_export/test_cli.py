@@ -19,14 +19,16 @@ from rich.console import Console
 from typer.main import get_group
 from typer.testing import CliRunner, Result
 
-from model_export import cli, training, verify
-from model_export.cli import TerminalReporter, Terminated, app, console
+from model_export import terminal as terminals
+from model_export import training, verify
+from model_export.cli import Terminated, app
 from model_export.errors import EvaluationError
 from model_export.head import PRETRAINED, load_head
 from model_export.judging import evaluation
 from model_export.judging.report import Experiment
 from model_export.reporter import Advance
 from model_export.storing import sole_writer
+from model_export.terminal import TerminalReporter, console
 from model_export.verify import verify_command
 from service.model.bundle import Agreement, read_manifest, write_manifest
 from tests.conftest import REPOSITORY
@@ -73,7 +75,7 @@ class TestProgress:
         """Track 40 clips that take 5 s each, after 10 that take no time, and hear of two epochs of 3 steps of 20 s."""
         clock = [0.0]
         screen = Console(file=output, force_terminal=terminal, width=100, get_time=lambda: clock[0], markup=False)
-        monkeypatch.setattr(cli, "console", screen)
+        monkeypatch.setattr(terminals, "console", screen)
         with TerminalReporter().track(range(50), "features [hd]") as clips:
             for clip in clips:
                 clock[0] += 5 * (clip >= 10)
@@ -110,7 +112,7 @@ class TestProgress:
         self, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
     ) -> None:
         clock = [0.0]
-        monkeypatch.setattr(cli, "console", Console(file=output, width=100, get_time=lambda: clock[0]))
+        monkeypatch.setattr(terminals, "console", Console(file=output, width=100, get_time=lambda: clock[0]))
         with TerminalReporter().transfer("vgg19.h5") as received:
             for mebibytes in range(0, 77, 2):
                 received(mebibytes << 20, 76 << 20)
@@ -291,7 +293,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 def test_train_says_which_commands_come_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training, "train_head", lambda *_, **__: None)
-    monkeypatch.setattr(cli.console, "width", 500)
+    monkeypatch.setattr(console, "width", 500)
     last = run("train", "--videos", tmp_path / "my clips", "--output", tmp_path / "head").stdout.splitlines()[-1]
     assert (parsed(last)["head"], parsed(last)["videos"]) == (tmp_path / "head", tmp_path / "my clips")
     assert last.endswith("Then `limelight serve --bundle bundle`")
@@ -304,7 +306,7 @@ class TestAfterAnExport:
         vgg19: Path, tmp_path: Path,
     ) -> Callable[..., str]:  # fmt: skip
         """Exports the narrow head in a folder of clips' folders, and returns the last line."""
-        monkeypatch.setattr(cli.console, "width", 500)
+        monkeypatch.setattr(console, "width", 500)
         head = Path(shutil.copytree(narrow_head, tmp_path / "head"))
         facts = json.loads((head / "head.json").read_text(encoding="utf-8"))
         facts["training"]["data"] = "my clips"
@@ -374,6 +376,45 @@ def test_a_seed_that_no_library_takes_is_a_usage_error(tmp_path: Path, command: 
     assert "--seed" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "taken"),
+    [
+        ("train", "head.json"),
+        ("train", "clips.txt"),
+        ("evaluate", "report.json"),
+        ("evaluate", "csv"),
+        ("test", "predictions.csv"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_first_clip_is_read(
+    cached: CachedClips, tmp_path: Path, command: str, taken: str
+) -> None:
+    """A folder is where a file has to be written, or a file where a folder has to be."""
+    selection, output = cached.add("squats/a.mp4", "waving/a.mp4"), tmp_path / "out"
+    output.mkdir()
+    (output / "head.weights.h5").write_bytes(b"the old head")
+    (output / taken).touch() if taken == "csv" else (output / taken).mkdir()
+    model = ["--head", PRETRAINED] if command == "test" else []
+    result = run(command, "--videos", selection.videos, "--output", output, "--weights", cached.weights, *model)
+    assert_one_sentence(result, taken, "choose another --output")
+    assert not result.stdout
+    assert (output / "head.weights.h5").read_bytes() == b"the old head"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_folder_for_tensorboard_that_is_none_is_refused_first(
+    cached: CachedClips, tmp_path: Path, command: str
+) -> None:
+    selection, events = cached.add("squats/a.mp4", "waving/a.mp4"), tmp_path / "events"
+    events.touch()
+    result = run(
+        command, "--videos", selection.videos, "--output", tmp_path / "out", "--tensorboard", events,
+        "--weights", cached.weights,
+    )  # fmt: skip
+    assert_one_sentence(result, "events is no folder", "choose another --tensorboard")
+    assert not result.stdout
+
+
 def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) -> None:
     """Names of files are bytes; some are no characters in the locale's encoding."""
     selection = cached.add("squats/a.mp4", "waving/a.mp4")
@@ -384,6 +425,13 @@ def test_a_name_that_no_encoding_can_write_is_one_sentence(cached: CachedClips) 
     assert_one_sentence(
         run("train", "--videos", selection.videos, "--name", os.fsdecode(b"caf\xe9")), "--name", "'caf\\udce9'"
     )
+    (cached.videos / os.fsdecode(b"squats/caf\xe9.mp4")).unlink()
+    odd = cached.videos / os.fsdecode(b"squ\xe9ts")
+    odd.mkdir()
+    (odd / "a.mp4").touch()
+    for command in ("features", "train", "evaluate"):
+        result = run(command, "--videos", selection.videos, "--weights", cached.weights)
+        assert_one_sentence(result, "squ\\udce9ts/a.mp4", "rename the file")
     other = cached.videos.rename(cached.folder / os.fsdecode(b"vid\xe9os"))
     assert_one_sentence(run("train", "--videos", other, "--weights", cached.weights), "vid\\udce9os", "rename the file")
 

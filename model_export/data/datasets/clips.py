@@ -13,7 +13,7 @@ class LabelledClip:
 
     Attributes:
         path: Video file.
-        label: The class, which is the name of its folder.
+        label: The class: the name of its folder, as it is shown (see ``label_of``).
         group: Source video, by the clip's name (see ``group_of``).
         folder: Folder of the file within the class's folder; empty if it is there itself.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model_export.data.datasets.clips import LabelledClip
 from model_export.data.datasets.groups import group_of
-from model_export.data.datasets.names import look
+from model_export.data.datasets.names import equal_looking, label_of, matching
 from model_export.errors import DatasetError
 from service.errors import ClipError
 from service.video.formats import VIDEO_SUFFIXES
@@ -21,14 +21,14 @@ def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[Label
 
     Args:
         folder: Holds one folder per class.
-        classes: Only these; default: all.
+        classes: Only these, in any spelling; default: all.
 
     Returns:
         The clips, sorted.
 
     Raises:
         DatasetError: ``folder`` is missing or holds no class folder, or a class has no folder or no clip, or two class
-            names look equal: they differ only in case, separators, leading zeros or Unicode's forms.
+            names look equal (see ``check_different``) or one is invisible.
     """
     folders = _chosen_folders(folder, classes)
     return sorted(clip for label, path in folders.items() for clip in _clips_of(label, path))
@@ -63,35 +63,48 @@ def _chosen_folders(folder: Path, classes: Sequence[str] | None) -> dict[str, Pa
     folders = _class_folders(folder)
     if classes is None:
         return folders
-    _check_different(classes, "--class")
-    for name in classes:
-        if name not in folders:
-            raise DatasetError(f"{folder} has no class {name}; choose among {', '.join(sorted(folders))}")
-    return {name: folders[name] for name in classes}
+    check_different(classes, "--class")
+    labels = matching(classes, list(folders))
+    if unknown := next((name for name in classes if name not in labels), None):
+        raise DatasetError(f"{folder} has no class {unknown}; choose among {', '.join(sorted(folders))}")
+    return {label: folders[label] for label in labels.values()}
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the folder of each class by its label (see ``label_of``)."""
     try:
-        folders = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        paths = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
         raise DatasetError(
             f"{folder} cannot be read ({error.strerror}); name a folder that holds one folder of clips per class"
         ) from error
-    if not folders:
+    if not paths:
         raise DatasetError(f"{folder} holds no folders; it needs one folder of clips per class")
-    _check_different(folders, folder)
-    return folders
+    if unseen := next((path.name for path in paths if not label_of(path.name)), None):
+        raise DatasetError(f"{folder}: the name {unseen!a} of a class is invisible; rename its folder")
+    check_different([path.name for path in sorted(paths)], folder)
+    return {label_of(path.name): path for path in paths}
 
 
-def _check_different(names: Iterable[str], where: object) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        key = look(name)
-        if key in seen:
-            raise DatasetError(
-                f"{where}: the classes {seen[key]!r} and {name!r} look equal; make them one class or rename one"
-            )
-        seen[key] = name
+def check_different(names: Iterable[str], where: object) -> None:
+    """Refuse classes whose names look equal.
+
+    Args:
+        names: Names of classes.
+        where: What they are the names of, for the error.
+
+    Raises:
+        DatasetError: Two of them look equal: they differ only in case, separators, leading zeros, Unicode's forms or
+            invisible characters.
+    """
+    if equal := equal_looking(names):
+        one, other = map(_told_apart, equal)
+        raise DatasetError(f"{where}: the classes {one} and {other} look equal; make them one class or rename one")
+
+
+def _told_apart(name: str) -> str:
+    """Quote a name so that two that look equal do not: with escapes if it is not a label as it stands."""
+    return repr(name) if name == label_of(name) else ascii(name)
 
 
 def _clips_of(label: str, folder: Path) -> list[LabelledClip]:

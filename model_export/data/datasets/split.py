@@ -1,5 +1,6 @@
 """An official division of a data set into training and test clips."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path, PurePath
 
 from model_export.data.datasets.clips import LabelledClip
+from model_export.data.datasets.names import look
 from model_export.errors import DatasetError
 
 
@@ -74,6 +76,7 @@ class Split:
     """An official split: which side each clip is on.
 
     Clips are identified by class and file name without the suffix, since copies of a data set are often re-encoded.
+    Classes that look equal are one (``brush_hair``, ``Brush hair``), and so are Unicode's forms of a file name.
 
     Attributes:
         name: Name for reports.
@@ -101,17 +104,18 @@ class Split:
     def divide(self, clips: Iterable[LabelledClip]) -> Partition:
         """Put each clip on its side, and find clips that are missing or not listed."""
         found: defaultdict[Side | None, list[LabelledClip]] = defaultdict(list)
+        sides = {_key(*clip): side for clip, side in self.sides.items()}
         labels: set[str] = set()
         met: set[tuple[str, str]] = set()
         for clip in clips:
-            labels.add(clip.label)
-            key = (clip.label, clip.path.stem)
-            found[None if key in met else self.sides.get(key)].append(clip)
+            key = _key(clip.label, clip.path.stem)
+            labels.add(key[0])
+            found[None if key in met else sides.get(key)].append(clip)
             met.add(key)
         missing = sorted(
             f"{label}/{stem}"
             for (label, stem), side in self.sides.items()
-            if side is not Side.UNUSED and label in labels and (label, stem) not in met
+            if side is not Side.UNUSED and look(label) in labels and _key(label, stem) not in met
         )
         return Partition(
             train=tuple(found[Side.TRAIN]),
@@ -120,3 +124,8 @@ class Split:
             extra=tuple(found[None]),
             missing=tuple(missing),
         )
+
+
+def _key(label: str, stem: str) -> tuple[str, str]:
+    """Return what identifies a clip."""
+    return look(label), unicodedata.normalize("NFC", stem)

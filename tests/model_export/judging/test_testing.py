@@ -123,18 +123,20 @@ def test_the_figures_are_scikit_learns(rendered: Path, bundle: Path, tmp_path: P
 def test_classes_that_the_model_does_not_know_are_listed_and_left_out(
     videos: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    (videos / "squats").rename(videos / "Squats")  # names are compared exactly, as `train` makes them
+    (videos / "squats").rename(videos / "crouching")
     reporter = Recording()
     found = judge_bundle(bundle, Selection(videos), tmp_path / "test", reporter=reporter)
     assert {clip.partition("/")[0] for clip in found.results.names} == {"jumping_jacks", "waving"}
-    assert "left out, because the model does not know these classes: Squats" in reporter.lines
+    assert "left out, because the model does not know these classes: crouching" in reporter.lines
     absent = ["climbing", "running", "squats", "swimming", "yoga"]
     assert f"not tested, because these classes have no folder: {', '.join(absent)}" in reporter.lines
     report = read_json(tmp_path / "test")
-    assert (report["unknown_classes"], report["classes_without_clips"]) == (["Squats"], absent)
-    assert "`Squats`" in (tmp_path / "test" / "test.md").read_text(encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"gym has none of the model's classes, climbing, .*, only Squats; name its"):
-        judge_bundle(bundle, Selection(videos, ["Squats"]), tmp_path / "test")
+    assert (report["unknown_classes"], report["classes_without_clips"]) == (["crouching"], absent)
+    assert "`crouching`" in (tmp_path / "test" / "test.md").read_text(encoding="utf-8")
+    with pytest.raises(
+        DatasetError, match=r"gym has none of the model's classes, climbing, .*, only crouching; name its"
+    ):
+        judge_bundle(bundle, Selection(videos, ["crouching"]), tmp_path / "test")
 
 
 def test_clips_that_cannot_be_decoded_or_have_another_place_are_listed(

@@ -244,7 +244,19 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "names",
-        [("Diving", "diving"), ("push up", "Push-Up"), ("push_up", "pushup"), ("Caf\u00e9", "Cafe\u0301"), ("1", "01")],
+        [
+            ("Diving", "diving"),
+            ("push up", "Push-Up"),
+            ("push_up", "pushup"),
+            ("1", "01"),
+            ("Caf\u00e9", "Cafe\u0301"),
+            ("run", "run "),
+            ("run", "ru\u200bn"),
+            ("run", "\ufeffrun"),
+            ("run", "r\u00adun"),
+            ("run", "ｒｕｎ"),
+            ("a b", "a\u00a0b"),
+        ],
     )
     def test_folders_that_look_equal_are_refused_by_their_names(
         self, make_folder: MakeFolder, names: tuple[str, str]
@@ -254,4 +266,27 @@ class TestRefusals:
             pytest.skip("this file system ignores the difference")
         with pytest.raises(DatasetError, match="look equal; make them one class or rename one") as raised:
             find_clips(folder)
-        assert all(repr(name) in str(raised.value) for name in names)
+        assert all(repr(name) in str(raised.value) or ascii(name) in str(raised.value) for name in names)
+        assert str(raised.value).isprintable()
+
+    @pytest.mark.parametrize(
+        ("name", "label"),
+        [
+            ("Cafe\u0301", "Caf\u00e9"),
+            (" run\u00a0 fast ", "run fast"),
+            ("ru\u200bn", "run"),
+            ("a\u202eb\x1b[2J", "ab[2J"),
+            ("می\u200cدود", "می\u200cدود"),
+            ("[red] :smile:", "[red] :smile:"),
+        ],
+    )
+    def test_a_class_is_called_as_its_folder_looks(self, make_folder: MakeFolder, name: str, label: str) -> None:
+        folder = make_folder(f"{name}/1.avi")
+        (clip,) = find_clips(folder)
+        assert (clip.label, clip.path.parent.name) == (label, name)
+        assert find_clips(folder, [label]) == find_clips(folder, [name]) == [clip]
+
+    @pytest.mark.parametrize("name", ["\u200b", "\u3164", "\x1b", " "])
+    def test_a_class_whose_name_is_invisible_is_refused(self, make_folder: MakeFolder, name: str) -> None:
+        with pytest.raises(DatasetError, match="of a class is invisible; rename its folder"):
+            find_clips(make_folder(f"{name}/1.avi", "run/1.avi"))

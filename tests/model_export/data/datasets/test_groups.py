@@ -23,6 +23,7 @@ class TestUcf101:
             "Diving.g08.c02",
             "v_DivingG08C02",
             "v_Ｄｉｖｉｎｇ_g０８_c０２",
+            "v_Div\u200bing_g08_c02",
             "v_Diving_g08_c02 (1)",
             "g08_c02",
         ),
