@@ -36,7 +36,8 @@ OK = Reply(200, json.dumps(PREDICTION).encode())
 
 def refusal(code: str, status: int, retry_after: str | None = None, *, reads: bool = True) -> Reply:
     body = json.dumps(problem_body(code, "for a reason", "1", "/predict")).encode()
-    return Reply(status, body, {"Retry-After": retry_after} if retry_after else {}, reads)
+    headers = {"Content-Type": "application/problem+json"} | ({"Retry-After": retry_after} if retry_after else {})
+    return Reply(status, body, headers, reads)
 
 
 class Script(ThreadingHTTPServer):
