@@ -1,0 +1,146 @@
+"""The page in the engines of Chromium, Firefox and Safari, whose clocks, layers and uploads differ.
+
+Pictures and maps are read from what the browser shows: the pictures of the clips carry their number as a bar code, and
+the maps of the tiny bundle follow the brightness of the pictures.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from model_export.rendering.figure import ENCODER_OPTIONS
+from tests.e2e.process import Server, running
+from tests.processes import until
+from tests.service.video.clips import Image, encode
+from tests.web.engines import ENGINES, Engine, browsing
+from tests.web.neighbours import losing_network
+
+RATE = 25
+PICTURES = 20
+SEEKS = 20
+LOOPS = 3
+BITS = 5
+SIDE = 32  # pixels on each side of a cell
+# Reads what the page shows: the numbers of the picture and of the map, and where the page says that it is.
+READ = """
+    const numberOf = (source) => {
+        const canvas = document.createElement("canvas");
+        canvas.width = canvas.height = 70;
+        const context = canvas.getContext("2d", {willReadFrequently: true});
+        context.drawImage(source, 0, 0, 70, 70);
+        const {data} = context.getImageData(0, 5, 70, 1); // the middle of the first row of cells
+        const levels = Array.from({length: 7}, (_, cell) => data[40 * cell + 20] * data[40 * cell + 23]);
+        const middle = (levels[BITS] + levels[BITS + 1]) / 2; // of a white and a black cell
+        return levels.slice(0, BITS).reduce((number, level, bit) => number | ((level > middle) << bit), 0);
+    };
+    const show = (id) => document.getElementById(id);
+    const read = () => {
+        const buttons = [...show("strip").children];
+        return {
+            picture: numberOf(show("video")),
+            map: numberOf(show("overlay")),
+            frame: Number(show("overlay").dataset.frame),
+            marked: buttons.findIndex((button) => button.ariaCurrent === "true"),
+            position: Number(show("position").value),
+            cursor: parseFloat(show("plot-cursor").style.left),
+            clock: parseFloat(show("time").textContent),
+        };
+    };
+""".replace("BITS", str(BITS))
+
+
+# Reads what the page shows until the video has begun again some times, and half a round more.
+PLAY = READ + """
+    const [loops] = arguments;
+    const shown = [];
+    for (let seen = 0; seen < loops || shown.at(-1).picture < 10; ) {
+        await new Promise((drawn) => requestAnimationFrame(drawn));
+        shown.push(read());
+        seen += shown.length > 1 && shown.at(-1).picture < shown.at(-2).picture - 5;
+    }
+    return shown;
+"""
+# Clicks on frames of the strip. Reads what the page shows once picture and map agree, or after seconds.
+SEEK = READ + """
+    const [frames] = arguments;
+    const shown = [];
+    for (const k of frames) {
+        show("strip").children[k].click();
+        const begun = performance.now();
+        do {
+            await new Promise((drawn) => requestAnimationFrame(drawn));
+            shown[k] = read();
+        } while ((shown[k].frame !== k || shown[k].picture !== shown[k].map) && performance.now() - begun < 3000);
+    }
+    return shown.filter(Boolean);
+"""
+
+
+class Shown(NamedTuple):
+    """What the page shows at one moment, as READ returns it."""
+
+    picture: int
+    map: int
+    frame: int
+    marked: int
+    position: float
+    cursor: float
+    clock: float
+
+
+def barred(number: int) -> Image:
+    """A picture of 7×7 cells. Each row shows a number's bits, lowest first, then a white cell and a black one."""
+    row = [*(number >> bit & 1 for bit in range(BITS)), 1, 0]
+    cells = np.where(np.tile(np.array(row, bool), (7, 1)), np.uint8(235), np.uint8(20))
+    return np.repeat(np.repeat(cells, SIDE, 0), SIDE, 1)[..., np.newaxis].repeat(3, axis=2)
+
+
+def barred_clip(codec: str, container: str, *, b_frames: int = 0, start: int = 0) -> bytes:
+    """A clip of pictures that show their number. The first is shown at the time of picture ``start``."""
+    options = dict(ENCODER_OPTIONS.get(codec, {})) | ({"bf": str(b_frames)} if codec == "libx264" else {})
+    pictures = map(barred, range(PICTURES))
+    pts = range(start, start + PICTURES)
+    return encode(pictures, codec=codec, container=container, rate=RATE, options=options, pts=pts)
+
+
+CLIPS = {
+    "plain.mp4": barred_clip("libx264", "mp4"),
+    "b-frames.mp4": barred_clip("libx264", "mp4", b_frames=2),
+    "b-frames.mov": barred_clip("libx264", "mov", b_frames=2),
+    "plain.webm": barred_clip("libvpx", "webm"),
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with browsing(request.param, tmp_path_factory.mktemp("home")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("log") / "log.jsonl"
+    with running(tiny_bundle, log, {"UPLOAD_TIMEOUT_S": "0.6"}) as server:
+        yield server
+
+
+def ask(engine: Engine, url: str, clip: bytes, file: Path) -> None:
+    """Open the page, choose a clip and wait for its answer."""
+    file.write_bytes(clip)
+    engine.open(url)
+    engine.choose(file)
+    engine.await_state("verdict")
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_map_and_picture_stay_together(engine: Engine, server: Server, tmp_path: Path, name: str) -> None:
+    ask(engine, server.url, CLIPS[name], tmp_path / name)
+    played = [Shown(**shown) for shown in engine.run(PLAY, LOOPS)]
+    sought = [Shown(**shown) for shown in engine.run(SEEK, [2 * k for k in range(SEEKS)])]
+    import collections
+    C=collections.Counter(s.map-s.picture for s in played)
+    print("LAG", engine.driver.capabilities["browserName"], name, sorted(C.items()), "seeks bad", [s for s in sought if s.map!=s.picture], len(sought), [s.picture for s in sought])
