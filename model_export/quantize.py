@@ -3,11 +3,13 @@
 import errno
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -41,7 +43,7 @@ def quantize(model: Path, output: Path, ranges: Path, frames: Iterable[Frames] |
     Raises:
         OSError: A file cannot be read or written.
     """
-    with _without_advice(), _full_disk_reported():
+    with _without_advice(), _full_disk_reported(), _affinity_kept():
         quantize_static(
             model,
             output,
@@ -57,12 +59,33 @@ def quantize(model: Path, output: Path, ranges: Path, frames: Iterable[Frames] |
         )
 
 
+def session_options() -> onnxruntime.SessionOptions:
+    """Return options with which ONNX Runtime keeps to the processors that this process may use.
+
+    By default it counts every core of the machine and pins a thread to each.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    return options
+
+
 def ordered_ranges(ranges: Path) -> bytes:
     """Return a calibration cache in the order of its keys: ONNX Runtime's is another one in each process.
 
     The bytes are part of a head's identity.
     """
     return json.dumps(json.loads(ranges.read_bytes()), sort_keys=True).encode() + b"\n"
+
+
+@contextmanager
+def _affinity_kept() -> Iterator[None]:
+    """Have calibration use ``session_options``; it has no parameter for them."""
+    default, options = onnxruntime.SessionOptions, session_options()
+    onnxruntime.SessionOptions = lambda: options
+    try:
+        yield
+    finally:
+        onnxruntime.SessionOptions = default
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from model_export.machine import processor
 from model_export.network.arrays import Frames, as_outputs, largest_difference, predictor
 from model_export.network.vgg19 import build_encoder
 from model_export.provenance import check_made_from
-from model_export.quantize import QUANTIZER_REVISION
+from model_export.quantize import QUANTIZER_REVISION, session_options
 from model_export.reporter import SILENT, Reporter
 from model_export.revisions import CURRENT
 from model_export.storing import explained
@@ -64,7 +64,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, model: Path | bytes) -> None:
-        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, frames: Frames) -> Outputs:

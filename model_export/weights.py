@@ -1,8 +1,10 @@
 """The command ``fetch-weights``: finds or downloads the ImageNet VGG19 weights and checks their hashes."""
 
+import ctypes
 import hashlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -21,6 +24,7 @@ from model_export.reporter import SILENT, Received, Reporter
 
 CHUNK_BYTES = 1 << 20
 PIP_POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Give up after 10 s on a network that drops packets; allow a slow one pauses of 30 s.
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
@@ -155,7 +159,8 @@ class SourceDistribution:
         command += ["--dest", str(target), "--requirement", str(requirements)]
         log = folder / "pip.log"
         with log.open("wb") as output:
-            # pip downloads into its temporary folder; the growth of the file there is the progress.
+            # pip downloads into its temporary folder; the growth of the file there is the progress. It ends with this
+            # process, whatever signal ends that.
             status = _wait(
                 subprocess.Popen(  # noqa: S603 - a fixed command on this interpreter, no shell
                     command,
@@ -163,6 +168,7 @@ class SourceDistribution:
                     stdout=subprocess.DEVNULL,
                     stderr=output,
                     env={**os.environ, "TMPDIR": str(scratch)},
+                    preexec_fn=partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
                 ),
                 lambda: received(_largest([*scratch.glob("*/*.tar.gz"), *target.glob("*.tar.gz")]), self.size),
             )

@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import math
-import os
 
-from service.cgroup import processors
 from service.errors import ClipError, ClipTooLong, DecodersError, ResolutionTooLarge
 from service.isolation.processes import DecoderProcesses, start_decoders
 from service.metrics import Metrics
@@ -32,7 +29,7 @@ def load_model(settings: Settings, metrics: Metrics) -> Model:
         device=settings.device,
         precision=settings.precision,
         batch_sizes=settings.batch_sizes,
-        threads=settings.threads or _default_threads(),
+        threads=settings.threads,
         spinning=settings.spinning,
         cuda=CudaOptions(
             conv_search=settings.cuda_conv_search,
@@ -118,9 +115,3 @@ def _check_limits(decoders: DecoderProcesses, settings: Settings) -> None:
             f"no clip can be decoded with these settings: {error}; raise LIMELIGHT_DECODE_TIMEOUT_S or "
             "LIMELIGHT_DECODE_MEMORY_BYTES"
         ) from error
-
-
-def _default_threads() -> int:
-    """The number of ONNX Runtime's threads: 0, which lets it choose, unless a CPU quota keeps fewer cores busy."""
-    busy = math.ceil(processors())
-    return busy if busy < len(os.sched_getaffinity(0)) else 0

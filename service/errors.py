@@ -18,6 +18,7 @@ LimelightError
 ├── DecodersError            no decoder process can be started, or they do not answer
 ├── ListenError              the server cannot listen on its address
 ├── CommandError             a command of the CLI cannot do what was asked
+│   └── ClipProblem          one clip has no answer, others may have one (defined in ``service.cli.clips``)
 ├── LibraryMissing           a library is not installed, for instance because its extra was not
 └── Problem                  an HTTP request is refused (defined in ``service.http.problems``)
 

@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -147,7 +147,9 @@ def _check_host(host: str) -> str:
 
 
 def _check_proxy(proxy: str) -> str:
-    if proxy not in {"*", UNIX}:
+    if proxy.lower() == UNIX:
+        return UNIX
+    if proxy != "*":
         ipaddress.ip_network(proxy)
     return proxy
 
@@ -249,7 +251,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="ONNX Runtime's threads on CPU; 0 uses every core, or as many as the container's CPU quota allows.",
+        description="ONNX Runtime's threads on CPU; 0 uses every core on which the service may run, or as many as the "
+        "container's CPU quota allows.",
     )
     spinning: bool = Field(
         False, description="Let ONNX Runtime's idle threads spin, which costs the decoders processor time."
@@ -365,9 +368,12 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Strip texts, as a secret's file may end with a newline, leave out those that set nothing, and read keys."""
+        """Strip texts, as a secret's file may end with a newline, leave out those that set nothing, and read keys.
+
+        Choices may be in upper or lower case.
+        """
         stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-        given = {name: value for name, value in stripped.items() if not _sets_nothing(name, value)}
+        given = {name: _spelled(name, value) for name, value in stripped.items() if not _sets_nothing(name, value)}
         if (file := given.get("api_keys_file")) is not None:
             try:
                 if "api_keys" in given:
@@ -384,6 +390,17 @@ def _sets_nothing(name: str, value: Any) -> bool:
     if name == "port" and isinstance(value, str):
         return not value or SERVICE_ADDRESS.fullmatch(value) is not None
     return value == "" and name not in {"api_keys", "api_keys_file"}
+
+
+def _spelled(name: str, value: Any) -> Any:
+    """Return a choice as ``Settings`` spells it, whatever its case. Return any other value as it is."""
+    choices = {choice.lower(): choice for choice in _choices_of(Settings.model_fields[name])}
+    return choices.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _choices_of(field: FieldInfo) -> list[str]:
+    """Return the values that a setting may have, if it is a choice; otherwise none."""
+    return [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
 
 
 def misplaced(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -417,6 +434,7 @@ def reason_of(error: ValidationError) -> str:
         return message
     name = str(first["loc"][0])
     field = Settings.model_fields[name]
-    allowed = "true or false" if field.annotation is bool else range_of(field)
+    choices = ["true", "false"] if field.annotation is bool else _choices_of(field)
+    allowed = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices else range_of(field)
     why = f"it must be {allowed}" if allowed else message
     return f"LIMELIGHT_{name.upper()} is not valid: {why}"

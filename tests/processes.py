@@ -1,8 +1,10 @@
 """Child processes, as ``/proc`` lists them."""
 
+import contextlib
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -24,6 +26,35 @@ def descendants(pid: int) -> list[list[int]]:
 def decoders(pid: int) -> list[int]:
     """Return the descendants that are decoding a clip. Decoder processes that wait for one have another name."""
     return [child for generation in descendants(pid) for child in generation if _name(child) == "decoder"]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and has not ended: one that has may wait for its parent to notice (a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def affinities(pid: int) -> dict[str, str]:
+    """Return the processors that each thread of a process may use, such as ``0-3``, by the thread's id."""
+    found = {}
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # the thread has just ended
+            text = status.read_text(encoding="utf-8")
+            found[status.parent.name] = text.partition("Cpus_allowed_list:")[2].split()[0]
+    return found
+
+
+@contextlib.contextmanager
+def on_one_processor() -> Iterator[str]:
+    """Let this thread, and those that it starts, use one processor only until the block ends. Yield its number."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield str(min(allowed))
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _name(pid: int) -> str:

@@ -12,7 +12,6 @@ from typer.main import get_group
 import model_export.cli
 import service.cli.app
 from service.http.problems import KINDS
-from service.metrics import Metrics
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -30,15 +29,6 @@ def test_the_error_table_lists_every_problem_with_its_status() -> None:
     documented = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE)}
 
     assert documented == {code: kind.status for code, kind in KINDS.items()}
-
-
-def test_the_table_of_metrics_lists_every_metric() -> None:
-    _, _, section = API.partition("\n## Metrics\n")
-    rows = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.MULTILINE)
-    documented = {name for row in rows for name in re.findall(r"`(\w+?)(?:_total|_info)?(?:{[\w,]+})?`", row)}
-    names = {family.name for family in Metrics().registry.collect()}
-
-    assert documented == {name.removeprefix("limelight_") for name in names if not name.startswith("process_")}
 
 
 def test_the_settings_table_is_current() -> None:

@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import SecretStr, ValidationError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from service.cli.clips import find_clips
+from service.cli.patience import MAX_WAIT_S
+from service.cli.printing import (
+    csv_with_header,
+    print_answer,
+    print_findings,
+    show_json,
+    show_text,
+)
 from service.cli.streams import complain, run, written
 from service.errors import CommandError, LibraryMissing, LimelightError
 from service.settings import DEFAULT_URL, Settings, check_key, reason_of
 
 if TYPE_CHECKING:
-    from service.cli.classifying import Answer, Classify
+    pass
 
 TOP_K = 5
-VERDICT_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+JOBS = 4  # clips are decoded while the model is busy with another one
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,7 +120,12 @@ def _end() -> NoReturn:
 
 @app.command()
 def predict(
-    clips: Annotated[list[Path], typer.Argument(help="Video files.", metavar="CLIP", show_default=False)],
+    clips: Annotated[
+        list[str],
+        typer.Argument(
+            help="Video files, folders of them, or - for standard input.", metavar="CLIP", show_default=False
+        ),
+    ],
     url: Annotated[
         str | None,
         typer.Option(
@@ -127,36 +138,63 @@ def predict(
     overlay: Annotated[
         Path | None, typer.Option(help="Write a picture of where the network looked to this file: .png, .gif or .mp4.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the API's answers, one JSON object per line.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the API's answers, one JSON object per line, with the clip's `file`.")
+    ] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Print a CSV table: the most likely class of each clip, or its problem.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, help="Number of most likely classes to list.")] = TOP_K,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Clips in progress at a time, fewer while the service is busy (default: 4, or 1 with --bundle).",
+        ),
+    ] = None,
+    max_wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long a clip is sent again to a service that is busy or gone."),
+    ] = MAX_WAIT_S,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip without an answer.")] = False,
 ) -> None:
-    """Recognise the action in clips. If the service requires an API key, set it in $LIMELIGHT_API_KEY."""
+    """Recognise the action in clips. If the service requires an API key, set it in $LIMELIGHT_API_KEY.
+
+    Folders are searched for files with a video's suffix. Answers are printed in the order of the clips.
+
+    Exits with 1 if some clips have no answer, and with 2 if the command is wrong or the service cannot be used.
+    """
     with _errors_as_one_sentence():
         if url and bundle:
             raise CommandError("--url and --bundle exclude each other; give only one of them")
-        if overlay and len(clips) > 1:
-            raise CommandError(f"--overlay {overlay} shows one clip; give one clip at a time")
+        if json and csv:
+            raise CommandError("--json and --csv exclude each other; give only one of them")
+        found = list(find_clips(clips))
         if overlay:
-            from service.cli.overlay import check_overlay_path
+            from service.cli.drawing import check_overlay, drawing
 
-            check_overlay_path(overlay)
-        from service.cli.classifying import Wanted, in_process, over_http
+            check_overlay(overlay, len(found))
+        from service.cli.classifying import Wanted, in_process
+        from service.cli.predicting import predict_all
+        from service.cli.remote import over_http
 
-        wanted = Wanted(top_k, json=json, overlay=overlay is not None)
+        wanted = Wanted(1 if csv else top_k, json=json, overlay=overlay is not None)
+        jobs = jobs or (1 if bundle else JOBS)
         if bundle:
-            source = in_process(_settings(bundle=bundle), wanted)
+            settings = _settings(bundle=bundle)
+            source, most_bytes = in_process(settings, wanted), settings.max_body_bytes
         else:
-            source = over_http(url or DEFAULT_URL, _client_key(), wanted)
-        failed = False
+            source, most_bytes = (
+                over_http(url or DEFAULT_URL, _client_key(), wanted, max_wait_s=max_wait, jobs=jobs),
+                None,
+            )
         with source as classify:
-            for clip in clips:
-                try:
-                    _predict_one(clip, classify, overlay)
-                except CommandError as error:
-                    complain(error)
-                    failed = True
-        if failed:
-            raise typer.Exit(2)
+            show = show_json if json else csv_with_header() if csv else show_text
+            if overlay:
+                show = drawing(show, overlay, quiet=json or csv)
+            if not predict_all(found, classify, show, jobs=jobs, most_bytes=most_bytes, fail_fast=fail_fast):
+                raise typer.Exit(1)
 
 
 @app.command()
@@ -171,22 +209,22 @@ def demo(
 ) -> None:
     """Start a server on a free port, classify a clip with it, draw the overlay, stop the server."""
     with _errors_as_one_sentence():
-        from service.cli.classifying import Wanted, over_http
-        from service.cli.demo import running_server
-        from service.cli.overlay import check_overlay_path
-        from service.web import sample_clip
+        from service.cli.classifying import Wanted
+        from service.cli.demo import opened_or_sample, running_server
+        from service.cli.drawing import check_overlay, draw
+        from service.cli.remote import over_http
 
-        check_overlay_path(overlay)
-        name, data = (str(clip), _read(clip)) if clip else ("a drawn person doing jumping jacks", sample_clip())
+        check_overlay(overlay, 1)
         settings = _settings(bundle=bundle)
         key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
         with (
+            opened_or_sample(clip) as file,
             running_server(settings.bundle) as url,
             over_http(url, key, Wanted(TOP_K, overlay=True)) as classify,
         ):
-            answer = classify(name, data)
-        _print_answer(name, answer)
-        _write_overlay(overlay, answer)
+            answer = classify(file)
+        print_answer(file.name, answer)
+        draw(overlay, answer)
 
 
 @app.command()
@@ -196,13 +234,7 @@ def doctor(bundle: BundleOption = None) -> None:
         from service.cli.doctor import Verdict, examine
 
         findings = list(examine(_settings(bundle=bundle), os.environ))
-        table = Table("checked", "", "found", box=None, padding=(0, 2, 0, 0))
-        for finding in findings:
-            remedy = f"\n→ {finding.remedy}" if finding.remedy else ""
-            verdict = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
-            table.add_row(finding.subject, verdict, Text(finding.found + remedy))
-        with written():
-            Console(highlight=False).print(table)
+        print_findings([(each.subject, each.verdict, each.found, each.remedy) for each in findings])
         if any(finding.verdict is Verdict.BAD for finding in findings):
             raise typer.Exit(1)
 
@@ -243,62 +275,3 @@ def _client_key() -> str | None:
         return check_key(SecretStr(key)).get_secret_value() if key else None
     except ValueError as error:
         raise CommandError(f"LIMELIGHT_API_KEY is not valid: {error}") from error
-
-
-def _read(clip: Path) -> bytes:
-    try:
-        return clip.read_bytes()
-    except OSError as error:
-        raise CommandError(f"{clip} cannot be read ({error.strerror}); check its name and permissions") from error
-
-
-def _predict_one(clip: Path, classify: "Classify", overlay: Path | None) -> None:
-    """Classify one clip, print its answer and draw its overlay. With ``--json`` nothing else is printed."""
-    answer = classify(str(clip), _read(clip))
-    if answer.json is not None:
-        with written():
-            typer.echo(answer.json.encode())  # JSON is UTF-8, whatever the encoding of standard output is
-    else:
-        _print_answer(str(clip), answer)
-    if overlay:
-        _write_overlay(overlay, answer, quiet=answer.json is not None)
-
-
-def _print_answer(name: str, answer: "Answer") -> None:
-    """Print the most likely classes as a table, then the clip's facts, the model and the time of each stage."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("action")
-    table.add_column("probability", justify="right")
-    table.add_column("")
-    for label, probability in answer.ranking:
-        table.add_row(Text(label), f"{probability:.4f}", "█" * round(24 * probability))
-    clip, times = answer.clip, answer.timings_ms
-    _print(name, style="bold")
-    with written():
-        Console(highlight=False).print(table)
-    _print(
-        f"{clip.frames} frames of {clip.codec} at {clip.width}×{clip.height}, {clip.duration_s:.2f} s; {answer.model}\n"
-        f"decode {times['decode']:.0f} ms, queue {times['queue']:.0f} ms, inference {times['inference']:.0f} ms, "
-        f"total {times['total']:.0f} ms",
-        style="dim",
-    )
-
-
-def _print(text: str, style: str = "") -> None:
-    with written():
-        Console(highlight=False, soft_wrap=True).print(Text(text, style))
-
-
-def _write_overlay(path: Path, answer: "Answer", *, quiet: bool = False) -> None:
-    """Draw an answer's attention over its frames, captioned with the three most likely classes."""
-    from service.cli.overlay import write_overlay
-
-    if answer.frames is None:
-        raise ValueError("the answer was asked for without its frames")
-    caption = "  ".join(f"{label} {probability:.1%}" for label, probability in answer.ranking[:3])
-    try:
-        write_overlay(path, answer.frames, answer.attention, times_s=answer.times_s, caption=caption)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written ({error.strerror}); choose another file") from error
-    if not quiet:
-        _print(f"Overlay written to {path}")

@@ -1,30 +1,25 @@
-"""Where ``limelight predict`` and ``limelight demo`` get answers: from a running service, or from a bundle."""
+"""What the commands ask about a clip and get, and how a bundle in this process answers (``remote``: a service)."""
 
 import asyncio
 import contextlib
+import json
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import httpx
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from service.assembly import load_pipeline
-from service.errors import ClipError, CommandError
-from service.isolation.processes import DecoderProcesses
+from service.cli.clips import Clip, ClipProblem
+from service.errors import ClipError
 from service.metrics import Metrics
 from service.pipeline import Prediction, Stages
-from service.settings import DEFAULT_URL, LOOPBACK, Settings
+from service.settings import Settings
 from service.video.decoder import ClipFacts
-from service.video.limits import DecodeLimits
-
-# A prediction may wait behind others on a small machine, but a running server accepts the connection at once.
-TIMEOUT = httpx.Timeout(600, connect=10)
-MOST_TEXT = 200  # characters shown of an answer that is not Limelight's
-DECODE_MEMORY_BYTES: int = Settings.model_fields["decode_memory_bytes"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ class Answer:
         times_s: Time of each sampled frame in seconds.
         attention: float32 ``(40, 7, 7)``; ``None`` if it is not wanted or the network has none.
         frames: The sampled frames, uint8 ``(40, 224, 224, 3)``, RGB; ``None`` if they are not wanted.
-        json: The API's answer on one line; ``None`` if it is not wanted.
+        json: The API's answer; ``None`` if it is not wanted.
     """
 
     ranking: list[tuple[str, float]]
@@ -65,11 +60,12 @@ class Answer:
     times_s: list[float]
     attention: npt.NDArray[np.float32] | None
     frames: npt.NDArray[np.uint8] | None
-    json: str | None
+    json: Mapping[str, Any] | None
 
 
-Classify = Callable[[str, bytes], Answer]
-"""Classifies a clip, given its name (for error messages) and its bytes. Raises ``CommandError``."""
+Classify = Callable[[Clip], Answer]
+"""Classifies a clip; threads may call it. Raises ``ClipProblem``, or ``CommandError`` if no clip can be classified."""
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -85,20 +81,56 @@ def in_process(settings: Settings, wanted: Wanted) -> Iterator[Classify]:
         EngineError: The network cannot run as configured.
         DecodersError: The decoder processes cannot be started.
     """
-    pipeline = load_pipeline(settings, Metrics())
-    with contextlib.closing(pipeline), asyncio.Runner() as runner:
+    with contextlib.closing(load_pipeline(settings, Metrics())) as pipeline, _event_loop() as run:
+        places = threading.BoundedSemaphore(pipeline.model.capacity)
 
-        def classify(name: str, data: bytes) -> Answer:
+        def classify(clip: Clip) -> Answer:
             started, stages = time.monotonic(), Stages(receive=0)
-            work = pipeline.predict(data, deadline=math.inf, stages=stages, frames=wanted.overlay)
-            try:
-                prediction = runner.run(work)
-            except ClipError as error:
-                raise CommandError(f"{name}: {error}") from error
+            with places, clip.in_memory() as file:
+                try:
+                    prediction = run(pipeline.predict(file, deadline=math.inf, stages=stages, frames=wanted.overlay))
+                except ClipError as error:
+                    raise _problem(clip.name, error, wanted) from error
             timings_ms = {**stages.milliseconds(), "total": round(1000 * (time.monotonic() - started), 3)}
             return _of_prediction(prediction, timings_ms, wanted)
 
         yield classify
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Result]], Result]]:
+    """Run an event loop in a thread. Yields a function that runs a coroutine there and waits for its result.
+
+    Leaving the context cancels what is running.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="pipeline", daemon=True)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of the event loop, and wait for their end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _problem(name: str, error: ClipError, wanted: Wanted) -> ClipProblem:
+    """Return the problem of a clip at fault. Its title and status are those of the API, if JSON is wanted."""
+    title, status = "The clip cannot be classified", None
+    if wanted.json:
+        from service.http.problems import KINDS
+
+        title, status = KINDS[error.code].title, KINDS[error.code].status
+    return ClipProblem(name, error.code, str(error), title=title, status=status)
 
 
 def _of_prediction(prediction: Prediction, timings_ms: dict[str, float], wanted: Wanted) -> Answer:
@@ -108,7 +140,7 @@ def _of_prediction(prediction: Prediction, timings_ms: dict[str, float], wanted:
     return Answer(
         ranking=[(manifest.labels[index], float(outputs.probabilities[index])) for index in ranking],
         clip=prediction.clip,
-        model=_model_line(manifest.name, manifest.version, model.precision, model.provider),
+        model=model_line(manifest.name, manifest.version, model.precision, model.provider),
         timings_ms=timings_ms,
         times_s=[frame.time_s for frame in prediction.sampled],
         attention=outputs.attention,
@@ -117,127 +149,23 @@ def _of_prediction(prediction: Prediction, timings_ms: dict[str, float], wanted:
     )
 
 
-def _api_json(prediction: Prediction, timings_ms: dict[str, float], top_k: int) -> str:
+def _api_json(prediction: Prediction, timings_ms: dict[str, float], top_k: int) -> Mapping[str, Any]:
     """Return what ``POST /predict`` would answer."""
     from service.http.schemas import ModelFacts, Timings, answer_json
 
-    return answer_json(
-        prediction,
-        model=ModelFacts.of(prediction.model),
-        labels=prediction.model.manifest.labels,
-        top_k=top_k,
-        attention=True,
-        timings_ms=Timings.model_validate(timings_ms),
-    ).decode()
-
-
-@contextlib.contextmanager
-def over_http(url: str, key: str | None, wanted: Wanted) -> Iterator[Classify]:
-    """Classify with a running service.
-
-    Args:
-        url: Address of the service: ``http://…``, ``https://…``, or ``unix:`` and the path of a Unix socket.
-        key: API key to send, if any.
-        wanted: Which parts of the answers are needed.
-
-    Raises:
-        CommandError: ``url`` is not an HTTP address, or the proxy of the environment cannot be used.
-    """
-    headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with _client(url) as client:
-
-        def classify(name: str, data: bytes) -> Answer:
-            try:
-                response = client.post(
-                    "/predict",
-                    params={"top_k": wanted.top_k, "attention": wanted.json or wanted.overlay},
-                    headers=headers,
-                    content=data,
-                )
-            except (httpx.HTTPError, UnicodeError) as error:  # the latter for a host that cannot be looked up
-                raise CommandError(
-                    f"no service answers at {_shown(url)} ({error}); start one with `limelight serve`, or give --bundle"
-                ) from error
-            answer = _of_response(response, name, _shown(url), wanted)
-            return replace(answer, frames=_decode(name, data)) if wanted.overlay else answer
-
-        yield classify
-
-
-def _client(url: str) -> httpx.Client:
-    """Return a client of the service at this address."""
-    if url.startswith("unix:"):
-        transport = httpx.HTTPTransport(uds=url.removeprefix("unix:"))
-        return httpx.Client(base_url="http://localhost", timeout=TIMEOUT, transport=transport)
-    proxied = _host(url) not in LOOPBACK  # a proxy of the environment does not reach this machine's own loopback
-    try:
-        return httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=proxied)
-    except (ValueError, ImportError, httpx.InvalidURL) as error:
-        reason = f" ({error})" if isinstance(error, ImportError) else ""  # the others may hold the proxy's password
-        raise CommandError(
-            f"the proxy that the environment names cannot be used{reason}; correct or unset HTTP_PROXY, HTTPS_PROXY, "
-            "ALL_PROXY and NO_PROXY"
-        ) from error
-
-
-def _host(url: str) -> str:
-    """Return the host of a service's address."""
-    try:
-        address = httpx.URL(url)
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise CommandError(f"{_shown(url)} is not an address; give one such as {DEFAULT_URL}") from error
-    if address.scheme not in {"http", "https"} or not address.host:
-        raise CommandError(f"{_shown(url)} is not an HTTP address; give one such as {DEFAULT_URL}")
-    return address.host
-
-
-def _shown(url: str) -> str:
-    """Return a service's address for an error message, unless a password or a token may be a part of it."""
-    return url if url.startswith("unix:") or not any(mark in url for mark in "@?#") else "the given address"
-
-
-def _of_response(response: httpx.Response, name: str, url: str, wanted: Wanted) -> Answer:
-    from service.http.schemas import PredictionAnswer, ProblemAnswer
-
-    try:
-        if not response.is_success:
-            problem = ProblemAnswer.model_validate_json(response.content)
-            raise CommandError(f"{name}: {problem.title}: {problem.detail} ({problem.status} {problem.code})")
-        answer = PredictionAnswer.model_validate_json(response.content)
-    except ValidationError as error:
-        raise CommandError(
-            f"the answer from {url} (status {response.status_code}) is not Limelight's, but `{_beginning(response)}`; "
-            "check the address and the proxies on the way"
-        ) from error
-    model = answer.model
-    return Answer(
-        ranking=[(ranked.label, ranked.probability) for ranked in answer.predictions],
-        clip=answer.clip,
-        model=_model_line(model.name, model.version, model.precision, model.provider),
-        timings_ms=answer.timings_ms.model_dump(),
-        times_s=[frame.time_s for frame in answer.frames],
-        attention=None if answer.attention is None else np.array(answer.attention.maps, np.float32),
-        frames=None,
-        json=response.text if wanted.json else None,
+    answer: dict[str, Any] = json.loads(
+        answer_json(
+            prediction,
+            model=ModelFacts.of(prediction.model),
+            labels=prediction.model.manifest.labels,
+            top_k=top_k,
+            attention=True,
+            timings_ms=Timings.model_validate(timings_ms),
+        )
     )
+    return answer
 
 
-def _beginning(response: httpx.Response) -> str:
-    """Return a foreign answer's status and the beginning of its text, unless the server repeats what authenticates."""
-    status = f"{response.status_code} {response.reason_phrase}"
-    credentials = response.request.headers.get("Authorization", "").rpartition(" ")[2]
-    text = " ".join(response.text[:MOST_TEXT].split())
-    return status if not text or (credentials and credentials in response.text) else f"{status}: {text}"
-
-
-def _decode(name: str, data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode a clip here, in the sandbox, because a service's answer does not hold the frames that it sampled."""
-    with contextlib.closing(DecoderProcesses(DecodeLimits(), memory_bytes=DECODE_MEMORY_BYTES)) as decoders:
-        try:
-            return asyncio.run(decoders.decode(data)).frames
-        except ClipError as error:
-            raise CommandError(f"{name}: {error}") from error
-
-
-def _model_line(name: str, version: str, precision: str, provider: str) -> str:
+def model_line(name: str, version: str, precision: str, provider: str) -> str:
+    """Return the line about a model that is printed with an answer."""
     return f"{name} {version}, {precision} on {provider}"

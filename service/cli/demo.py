@@ -15,19 +15,39 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from service.cli.clips import Clip, clip_of, opened
+from service.cli.signals import closing_at_signals
 from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
+from service.isolation.clip_file import ClipFile
 from service.isolation.sandbox import die_with_parent
+from service.web import sample_clip
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
 
 
 @contextlib.contextmanager
+def opened_or_sample(path: Path | None) -> Iterator[Clip]:
+    """Open a clip; without a path the sample.
+
+    Raises:
+        ClipProblem: It cannot be read.
+    """
+    if path:
+        with opened(str(path)) as clip:
+            yield clip
+        return
+    with ClipFile() as file:
+        file.write(sample_clip())
+        yield clip_of("a drawn person doing jumping jacks", file)
+
+
+@contextlib.contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
     """Run ``limelight serve`` in a process of its own, on a free port of the loopback interface.
 
-    However this process ends, the server ends with it.
+    However this process ends, also by SIGKILL, the server ends with it.
 
     Args:
         bundle: The bundle to serve.
@@ -44,7 +64,7 @@ def running_server(bundle: Path) -> Iterator[str]:
     environment = {name: value for name, value in environment.items() if name.upper() != "LIMELIGHT_UNIX_SOCKET"}
     for name in [name for name in environment if name.upper() == "LIMELIGHT_API_KEYS_FILE"]:
         environment[name] = str(Path(environment[name].strip()).absolute())  # the server runs in another folder
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+    with closing_at_signals(), tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [*python_command("service.cli"), "serve", *options],
             stdout=subprocess.DEVNULL,

@@ -1,11 +1,24 @@
 """The standard streams of the commands, any of which may be closed, full or without a reader."""
 
+import codecs
 import contextlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TextIO
+
+NO_READER = 128 + signal.SIGPIPE
+"""Exit code of a command whose output nobody reads any more: what shells report of one that SIGPIPE ended."""
+
+# What is printed in place of characters that the encoding of a stream lacks; "?" for all others.
+PLAIN: Mapping[str, str] = MappingProxyType(
+    {"█": "#", "×": "x", "→": "->", "…": "...", "–": "-", "’": "'", "·": "-", "\u200c": "", "\u200d": ""}
+)
+JOINERS = "\u200c\u200d"  # which words and emojis are made with
 
 
 def run(command: Callable[[], object]) -> None:
@@ -14,6 +27,10 @@ def run(command: Callable[[], object]) -> None:
     with written():
         try:
             command()
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # the libraries that print help exit with 1
+                raise error.__context__ from None
+            raise
         finally:
             sys.stdout.flush()
 
@@ -23,13 +40,13 @@ def written() -> Iterator[None]:
     """End the program if standard output cannot be written: without a word if its reader has gone, as after ``head``.
 
     Raises:
-        SystemExit: Standard output cannot be written. The exit code is 1 if its reader has gone, else 2.
+        SystemExit: Standard output cannot be written. The exit code is 141 if its reader has gone, else 2.
     """
     try:
         yield
     except BrokenPipeError as error:
         _discard(sys.stdout)
-        raise SystemExit(1) from error
+        raise SystemExit(NO_READER) from error
     except OSError as error:
         _discard(sys.stdout)
         complain(f"standard output cannot be written ({error.strerror}); redirect it elsewhere")
@@ -41,12 +58,34 @@ def complain(sentence: object) -> None:
 
     It stays one line, and no terminal obeys it: names of files, values of settings and answers of servers are in it.
     """
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(sentence))
     try:
-        sys.stderr.write(f"limelight: {line}\n")
+        sys.stderr.write(f"limelight: {visible(str(sentence))}\n")
         sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
+
+
+def visible(text: str) -> str:
+    r"""Return a text on one line that no terminal obeys: what cannot be printed becomes an escape such as ``\x1b``.
+
+    Bytes of file names that are no characters (see ``os.fsdecode``) become escapes, too.
+    """
+    return "".join(letter if _is_visible(letter) else _escaped(letter) for letter in text)
+
+
+def _is_visible(letter: str) -> bool:
+    return letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs"
+
+
+def _escaped(letter: str) -> str:
+    return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks (see ``codecs.register_error``)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def _occupy_missing() -> None:
@@ -61,8 +100,10 @@ def _occupy_missing() -> None:
             os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # its encoding may not have all characters of labels and file names
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")  # its encoding may not have all characters of labels and file names
 
 
 def _discard(stream: TextIO) -> None:

@@ -60,7 +60,12 @@ def create_app(
             be served. By default the error is logged, and the application stays up without becoming ready.
         tracer: Makes the spans of requests. By default requests are not traced.
     """
-    serving = Serving(settings, Metrics())
+    metrics = Metrics(
+        deadline_s=settings.request_timeout_s,
+        max_duration_s=settings.max_duration_s,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    serving = Serving(settings, metrics)
     app = DescribedAPI(
         requires_key=bool(settings.api_keys),
         title="Limelight",

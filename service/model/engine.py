@@ -23,6 +23,7 @@ from service.model.spec import (
     SessionSpec,
     choose_batch_sizes,
     choose_precision,
+    choose_threads,
     has_vnni,
 )
 
@@ -50,7 +51,7 @@ class Engine:
         precision: Which of the bundle's files to run; ``auto`` lets ``choose_precision`` decide.
         batch_sizes: The only batch sizes that run; smaller batches are padded. ``None`` is 1 on CPU and 1, 2, 4, 8 on
             CUDA.
-        threads: ONNX Runtime's threads on CPU; 0 uses every core.
+        threads: ONNX Runtime's threads on CPU; 0 lets ``choose_threads`` decide.
         spinning: Whether ONNX Runtime's idle threads spin.
         cuda: Options of the CUDA provider.
 
@@ -77,7 +78,8 @@ class Engine:
         def specify(provider: str) -> SessionSpec:
             on_cuda = provider == CUDA
             sizes = choose_batch_sizes(batch_sizes, on_cuda=on_cuda)
-            return SessionSpec(provider, self._choose(precision, on_cuda=on_cuda), sizes, threads, spinning, cuda)
+            precise = self._choose(precision, on_cuda=on_cuda)
+            return SessionSpec(provider, precise, sizes, choose_threads(threads), spinning, cuda)
 
         self._session, self._spec = self._open(device, specify)
         self.precision = self._spec.precision

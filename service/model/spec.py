@@ -4,12 +4,14 @@ The options are documented at https://onnxruntime.ai/docs/execution-providers/CU
 ``onnxruntime_session_options_config_keys.h`` and ``onnxruntime_run_options_config_keys.h``.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.cgroup import processors
 from service.model.bundle import Manifest, Precision
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -58,7 +60,7 @@ class SessionSpec:
         provider: ONNX Runtime's execution provider.
         precision: Which of the bundle's files to open.
         batch_sizes: The batch sizes that run, in ascending order.
-        threads: Threads on CPU; 0 uses every core.
+        threads: Threads on CPU; never 0, with which ONNX Runtime pins threads to cores that may be others'.
         spinning: Whether idle threads spin.
         cuda: Options of the CUDA provider; ignored on CPU.
     """
@@ -98,6 +100,29 @@ def choose_batch_sizes(asked: Sequence[int] | None, *, on_cuda: bool) -> tuple[i
     On CPU larger batches cost memory and gain nothing.
     """
     return tuple(sorted(set(asked or ((1, 2, 4, 8) if on_cuda else (1,)))))
+
+
+def choose_threads(asked: int, root: Path = Path("/")) -> int:
+    """Return the number of threads asked for; for 0, one per core on which this process may run, within its CPU quota.
+
+    Two threads on one core are no faster. ONNX Runtime's own default counts every core of the machine and pins a thread
+    to each, whatever the process's affinity (``taskset``, cpusets) is.
+
+    Args:
+        asked: Number of threads, or 0.
+        root: Where ``/sys`` is; for tests.
+    """
+    cores = {_siblings(processor, root) for processor in os.sched_getaffinity(0)}
+    return asked or min(len(cores), math.ceil(processors()))
+
+
+def _siblings(processor: int, root: Path) -> str:
+    """Return the processors of the core that a processor belongs to, as the kernel lists them."""
+    file = root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError:  # the kernel does not say, or /sys is not mounted
+        return str(processor)
 
 
 def choose_precision(manifest: Manifest, *, on_cuda: bool, vnni: bool) -> tuple[Precision, str]:

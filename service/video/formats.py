@@ -5,6 +5,7 @@ the only ones that are used, and only the one that matches sees the file. ``docs
 """
 
 import re
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from service.errors import UnsupportedMedia
@@ -25,6 +26,21 @@ DEMUXERS = {
     "asf": "WMV of older Windows computers and cameras",
     "dv": "raw DV of digital camcorders (.dv, .dif)",
 }
+# The service goes by a file's first bytes and takes any name. In a folder the suffix says which files are meant to be
+# clips, so that damaged ones are reported and downloads that were cut off (``clip.mp4.part``) are not taken.
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    MP4: (".3g2", ".3gp", ".f4v", ".m4v", ".mj2", ".mov", ".mp4", ".qt"),
+    MATROSKA: (".mk3d", ".mkv", ".webm"),
+    "avi": (".avi", ".divx"),
+    "mpegts": (".m2t", ".m2ts", ".mts", ".tod", ".ts"),
+    "mpeg": (".m2p", ".mod", ".mpe", ".mpeg", ".mpg", ".vob"),
+    "flv": (".flv",),
+    "ogg": (".ogg", ".ogm", ".ogv"),
+    "asf": (".asf", ".wm", ".wmv"),
+    "dv": (".dif", ".dv"),
+}
+"""Suffixes of clips by container (see ``DEMUXERS``)."""
+VIDEO_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 SIGNATURE_BYTES = 2**12
 HEAD_BYTES = 2**20  # FFmpeg looks as far for the first packet of a stream

@@ -4,17 +4,20 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from tests.conftest import REPOSITORY
 
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
 ALERTMANAGER = REPOSITORY / "deploy" / "alertmanager.example.yml"
 RULES = [*sorted(PROMETHEUS.glob("rules/*.yml")), *sorted(PROMETHEUS.glob("gpu/*.yml"))]
+Test = dict[str, Any]
 ALERTS = re.findall(r"- alert: (\w+)", "".join(file.read_text(encoding="utf-8") for file in RULES))
 
 
@@ -108,15 +111,15 @@ PINS = [
         "LimelightCrashLoop",
         6,
         {'process_start_time_seconds{job="limelight"}': "0x1 2x1 4x1 6x240"},
-        {'process_start_time_seconds{job="limelight"}': "0x4 5x4 10x4 15x4 20x4 25x4 30x4 35x4 40x99"},
+        {'process_start_time_seconds{job="limelight"}': "0x4 1x9 2x9 3x99"},
     ),
     Pin("LimelightNotReady", 5, {"limelight_ready": "0x240"}, {"limelight_ready": "0x3 1 0x4 1 0x4 1 0x4 1x240"}),
     Pin("LimelightReloadFailed", 1, reload(0, 100), reload(0, 0)),
     Pin("LimelightReloadFailed", 1, reload(0, 1), reload(1, 100)),
-    Pin("LimelightSlow", 21, latency(51), latency(49)),
+    Pin("LimelightSlow", 6, latency(51), latency(49)),
     Pin(
         "LimelightSlow",
-        21,
+        6,
         latency(60),
         {  # a single slow answer in a night
             'limelight_request_seconds_bucket{status="200",le="10"}': "0x240",
@@ -138,6 +141,12 @@ PINS = [
         1,
         {'limelight_model_info{provider="CPUExecutionProvider"}': "1x240"},
         {'limelight_model_info{provider="CUDAExecutionProvider"}': "1x240"},
+    ),
+    Pin(  # the provider is not known before the bundle is loaded
+        "LimelightOnCpu",
+        1,
+        {'limelight_model_info{provider="CPUExecutionProvider"}': "1x240"},
+        {"limelight_model_info": "1x240"},
     ),
     Pin("LimelightGatewayDown", 8, up("gateway", "1x5 stale"), up("gateway", "1x5 0x1 1x240")),
     Pin("LimelightGatewayDown", 2, up("gateway", "0x240"), up("gateway", "1x5 stale", "_x6 1x240")),
@@ -167,7 +176,7 @@ PINS = [
     ),
     Pin("LimelightGatewayUncounted", 11, up("gateway-exporter", "1x5 stale"), up("gateway-exporter", "1x5 0x3 1x240")),
     *(
-        Pin("LimelightMonitoringFails", 21, {series: "0+1x240"}, {series: "0x20 1x240"})
+        Pin("LimelightMonitoringFails", 36, {series: "0+1x240"}, {series: "0x20 1x240"})
         for series in (
             'prometheus_rule_evaluation_failures_total{rule_group="a"}',
             "prometheus_notifications_dropped_total",
@@ -198,33 +207,56 @@ def accepted(*command: str | Path) -> str:
     return done.stdout
 
 
-def evaluate(
-    promtool: str,
-    folder: Path,
-    series: Mapping[str, str],
-    expectations: list[dict[str, object]],
-    interval: str = "1m",
-) -> None:
-    """Run promtool: each expectation is an expression, a time, and the samples that it has to have."""
+@dataclass(frozen=True)
+class Scenario:
+    """Series, and the alerts that fire on them.
+
+    Attributes:
+        name: What happens; promtool's messages contain it as a comment.
+        series: The series, in promtool's notation.
+        firing: The alerts that fire at a time, by time, without the prefix ``Limelight``.
+        interval: Between two values of a series.
+    """
+
+    name: str
+    series: Mapping[str, str]
+    firing: Mapping[str, Collection[str]]
+    interval: str = "5s"
+
+    def case(self) -> Test:
+        fire = f'group by (alertname) (ALERTS{{alertstate="firing"}}) # {self.name}'
+        expected = {
+            time: [{"labels": f'{{alertname="Limelight{alert}"}}', "value": 1} for alert in alerts]
+            for time, alerts in self.firing.items()
+        }
+        return case(self.series, [sample(fire, time, alerts) for time, alerts in expected.items()], self.interval)
+
+
+def case(series: Mapping[str, str], expectations: Sequence[Test], interval: str) -> Test:
+    """Return a test of promtool: series, and the expressions that are evaluated on them."""
+    input_series = [{"series": name, "values": values} for name, values in series.items()]
+    return {"interval": interval, "input_series": input_series, "promql_expr_test": expectations}
+
+
+def sample(expression: str, time: str, samples: Sequence[Test] = ()) -> Test:
+    return {"expr": expression, "eval_time": time, "exp_samples": samples}
+
+
+def evaluate(promtool: str, folder: Path, tests: Iterable[Test], interval: str = "1m") -> None:
+    """Let promtool evaluate the rules at this interval, in one process for all tests."""
     file = folder / "test.json"  # JSON is YAML, too
-    test = {
-        "interval": interval,
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "promql_expr_test": expectations,
-    }
-    file.write_text(
-        json.dumps({"rule_files": [str(rule) for rule in RULES], "evaluation_interval": interval, "tests": [test]}),
-        encoding="utf-8",
-    )
+    content = {"rule_files": [*map(str, RULES)], "evaluation_interval": interval, "tests": [*tests]}
+    assert content["tests"]
+    file.write_text(json.dumps(content), encoding="utf-8")
     accepted(promtool, "test", "rules", file)
 
 
-def firing(alert: str, time: str, number: int) -> dict[str, object]:
+def firing(alert: str, time: str, number: int) -> Test:
     """Expect that so many alerts of this name fire at a time, or have fired until then if it is none."""
     of = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
     if number == 0:
-        return {"expr": f"count_over_time({of}[1d])", "eval_time": time, "exp_samples": []}
-    return {"expr": f"count({of})", "eval_time": time, "exp_samples": [{"labels": "{}", "value": number}]}
+        return sample(f"count_over_time({of}[1d])", time)
+    return sample(f"count({of})", time, [{"labels": "{}", "value": number}])
 
 
 def test_prometheus_accepts_its_configuration(promtool: str) -> None:
@@ -245,26 +277,21 @@ def test_every_alert_is_pinned() -> None:
     assert {pin.alert for pin in PINS} == {*ALERTS}
 
 
-@pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.alert)
-def test_an_alert_fires_beyond_its_threshold_and_after_its_time(promtool: str, tmp_path: Path, pin: Pin) -> None:
-    early, then, later = (f"{minute}m" for minute in (pin.minute - 1, pin.minute, pin.minute + 60))
-    evaluate(
-        promtool,
-        tmp_path,
-        pin.bad,
-        [firing(pin.alert, early, 0), firing(pin.alert, then, 1)]
-        + ([firing(pin.alert, later, 1)] if pin.alert != "LimelightCrashLoop" else []),
-    )
+def test_alerts_fire_beyond_their_thresholds_and_after_their_times(promtool: str, tmp_path: Path) -> None:
+    def bad(pin: Pin) -> Test:
+        early, then, later = (f"{minute}m" for minute in (pin.minute - 1, pin.minute, pin.minute + 30))
+        fires = [firing(pin.alert, early, 0), firing(pin.alert, then, 1), firing(pin.alert, later, 1)]
+        return case(pin.bad, fires[:2] if pin.alert == "LimelightCrashLoop" else fires, "1m")
+
+    evaluate(promtool, tmp_path, map(bad, PINS))
 
 
-@pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.alert)
-def test_an_alert_does_not_fire_within_its_threshold(promtool: str, tmp_path: Path, pin: Pin) -> None:
-    evaluate(promtool, tmp_path, pin.good, [firing(pin.alert, "150m", 0)])
+def test_alerts_do_not_fire_within_their_thresholds(promtool: str, tmp_path: Path) -> None:
+    evaluate(promtool, tmp_path, (case(pin.good, [firing(pin.alert, "75m", 0)], "1m") for pin in PINS))
 
 
-@pytest.mark.parametrize(
-    "series",
-    [
+def test_no_alert_is_raised_for_what_was_never_scraped(promtool: str, tmp_path: Path) -> None:
+    scraped: list[dict[str, str]] = [
         {},
         {'up{job="prometheus"}': "1x240", "prometheus_notifications_dropped_total": "0x240"},
         up("limelight", "1x240"),  # behind an ingress of one's own
@@ -272,15 +299,10 @@ def test_an_alert_does_not_fire_within_its_threshold(promtool: str, tmp_path: Pa
         up("gateway-exporter", "1x240"),
         passed_on("200", 0, noise={}),  # no request so far
         {'limelight_gateway_requests_total{status="503",source="gateway",route="prediction"}': "0x240"},
-    ],
-    ids=["nothing", "Prometheus", "replicas", "gateway", "exporter", "good answers", "no answers"],
-)
-def test_no_alert_is_raised_for_what_was_never_scraped(
-    promtool: str, tmp_path: Path, series: Mapping[str, str]
-) -> None:
-    evaluate(
-        promtool, tmp_path, series, [{"expr": "count_over_time(ALERTS[1d])", "eval_time": "4h", "exp_samples": []}]
-    )
+    ]
+
+    raised = "count_over_time(ALERTS[1d])"
+    evaluate(promtool, tmp_path, (case(series, [sample(raised, "75m")], "1m") for series in scraped))
 
 
 EVERYTHING = (*up("limelight", "").keys(), *up("gateway", "").keys(), *up("gateway-exporter", "").keys())
@@ -329,11 +351,12 @@ ORDINARY: dict[str, Mapping[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("series", ORDINARY.values(), ids=ORDINARY.keys())
-def test_no_alert_fires_for_what_is_ordinary(promtool: str, tmp_path: Path, series: Mapping[str, str]) -> None:
-    fired = 'count_over_time(ALERTS{alertstate="firing"}[1d])'
+def test_no_alert_fires_for_what_is_ordinary(promtool: str, tmp_path: Path) -> None:
+    def ordinary(name: str, series: Mapping[str, str]) -> Test:
+        fired = f'count_over_time(ALERTS{{alertstate="firing"}}[1d]) # {name}'
+        return case(series, [sample(fired, "100m")], "5s")
 
-    evaluate(promtool, tmp_path, series, [{"expr": fired, "eval_time": "100m", "exp_samples": []}], interval="5s")
+    evaluate(promtool, tmp_path, (ordinary(*item) for item in ORDINARY.items()), "30s")
 
 
 @pytest.mark.parametrize("gone", ["0x4", "stale _x3"], ids=["does not answer", "is not found"])
@@ -341,14 +364,162 @@ def test_a_gateway_that_flaps_raises_an_alert_while_it_does(promtool: str, tmp_p
     series = up("gateway", f"1x5 {gone} " * 40)
     fires = [firing("LimelightGatewayFlaps", time, 1) for time in ("4m", "10m", "30m")]
 
-    evaluate(promtool, tmp_path, series, fires, interval="5s")
+    evaluate(promtool, tmp_path, [case(series, fires, "5s")], "5s")
 
 
 def test_a_gateway_that_is_gone_for_good_is_forgotten_after_a_week(promtool: str, tmp_path: Path) -> None:
     fires = firing("LimelightGatewayDown", "166h", 1)
-    ended: dict[str, object] = {"expr": "ALERTS", "eval_time": "170h", "exp_samples": []}
 
-    evaluate(promtool, tmp_path, up("gateway", "1 stale"), [fires, ended], interval="1h")
+    evaluate(promtool, tmp_path, [case(up("gateway", "1 stale"), [fires, sample("ALERTS", "170h")], "1h")], "1h")
+
+
+def every(minutes: int, first: int = 5) -> str:
+    """Return a counter that grows by one every so many minutes, with a value a minute."""
+    return f"0x{first - 1} " + " ".join(f"{count}x{minutes - 1}" for count in range(1, 120 // minutes))
+
+
+def at(*minutes: int, alerts: Collection[str] = ()) -> dict[str, Collection[str]]:
+    return {f"{minute}m": alerts for minute in minutes}
+
+
+LATE = range(40, 111, 5)  # minutes
+FAILED = 'limelight_request_seconds_count{job="limelight",instance="a:8000",status="500"}'
+ANSWERED = 'limelight_request_seconds_count{job="limelight",instance="a:8000",status="200"}'
+REFUSED = 'limelight_request_seconds_count{job="limelight",instance="a:8000",status="429"}'
+CRASHED = 'limelight_decoder_failures_total{job="limelight",instance="a:8000",reason="%s"}'
+BEGUN = 'limelight_stage_seconds_count{job="limelight",instance="a:8000",stage="decode_wait"}'
+BUCKET = 'limelight_request_seconds_bucket{job="limelight",instance="a:8000",status="200",le="%s"}'
+PASSED_ON = 'limelight_gateway_requests_total{job="gateway-exporter",route="prediction",source="%s",status="%s"}'
+
+
+def sparse(minutes: int) -> Iterator[Scenario]:
+    """Yield what may happen to a service that gets a request every few minutes."""
+    often = f"once in {minutes} minutes"
+    bad, twice = every(minutes), every(minutes // 2, 5 + minutes // 4)
+    series = {
+        "Errors": ({FAILED: bad}, {FAILED: bad, ANSWERED: twice}),
+        "Slow": (
+            {BUCKET % "20.0": "0x120", BUCKET % "30.0": bad, BUCKET % "+Inf": bad},
+            {
+                BUCKET % "10.0": "0x120",
+                BUCKET % "300.0": bad,
+                BUCKET % "+Inf": bad,
+                BUCKET.replace("a:", "b:") % "10.0": twice,
+                BUCKET.replace("a:", "b:") % "+Inf": twice,
+            },
+        ),
+        "Rejections": ({REFUSED: bad}, {REFUSED: bad, ANSWERED: twice}),
+        "DecodersFail": (
+            {CRASHED % "decoder_crashed": bad},
+            {CRASHED % "decode_timeout": bad, BEGUN: twice, CRASHED % "decoder_fault": "0x120"},
+        ),
+        "GatewayErrors": (
+            {PASSED_ON % ("gateway", "502"): bad},
+            {PASSED_ON % ("gateway", "503"): bad, PASSED_ON % ("replica", "200"): twice},
+        ),
+        "GatewayRejections": (
+            {PASSED_ON % ("gateway", "429"): bad},
+            {PASSED_ON % ("gateway", "429"): bad, PASSED_ON % ("replica", "200"): twice},
+        ),
+    }
+    for alert, (all_of_them, some) in series.items():
+        yield Scenario(f"{alert} {often}", all_of_them, at(*LATE, alerts=[alert]), "1m")
+        yield Scenario(f"{alert} {often}, between good answers", some, at(*LATE, alerts=[alert]), "1m")
+
+
+def test_alerts_fire_on_a_quiet_service_and_stay(promtool: str, tmp_path: Path) -> None:
+    evaluate(promtool, tmp_path, (scenario.case() for minutes in (10, 20) for scenario in sparse(minutes)))
+
+
+def bursts() -> Iterator[Scenario]:
+    """Yield what may happen between the first two scrapes of a replica; then nobody sends requests."""
+
+    def stay(*alerts: str) -> dict[str, Collection[str]]:
+        return at(13, 20, 30, 45, alerts=alerts)
+
+    def once(count: int) -> str:
+        return f"0x6 {count}x42"
+
+    yield Scenario("200 errors", {FAILED: once(200)}, at(6) | stay("Errors"), "1m")
+    yield Scenario("200 errors of 400", {FAILED: once(200), ANSWERED: once(200)}, stay("Errors"), "1m")
+    yield Scenario("one error", {FAILED: once(1), ANSWERED: "0x48"}, stay(), "1m")
+    yield Scenario("one slow answer", {BUCKET % "10.0": "0x48", BUCKET % "+Inf": once(1)}, stay(), "1m")
+    refused = {REFUSED: once(40), ANSWERED: once(17), PASSED_ON % ("gateway", "429"): once(40)}
+    yield Scenario("clients that ask again later", refused, stay(), "1m")
+    unanswered = {PASSED_ON % ("gateway", "502"): once(40), PASSED_ON % ("replica", "200"): once(40)}
+    yield Scenario("a gateway without replicas", unanswered, stay("GatewayErrors"), "1m")
+    for reason in ("decoder_crashed", "decoder_fault", "decode_timeout"):
+        fail = {CRASHED % reason: once(40), CRASHED % "corrupt_clip": once(40)}
+        yield Scenario(f"40 × {reason}", fail, stay("DecodersFail"), "1m")
+        yield Scenario(f"40 × {reason} of 400", {**fail, BEGUN: once(400)}, stay("DecodersFail"), "1m")
+    yield Scenario("40 clips at fault", {CRASHED % "corrupt_clip": once(40), BEGUN: once(40)}, stay(), "1m")
+
+
+def test_alerts_fire_on_a_burst_that_is_the_first(promtool: str, tmp_path: Path) -> None:
+    evaluate(promtool, tmp_path, (scenario.case() for scenario in bursts()))
+
+
+def loops() -> Iterator[Scenario]:
+    """Yield replicas that crash again and again, in the ways in which Prometheus may see it; a value each 5 s."""
+    during = {"9m30s": ["CrashLoop"], **at(11, 14, 18, alerts=["CrashLoop"])}
+    for up_s, gone_s in ((30, 25), (10, 10), (120, 55), (120, 60)):
+        alive, gone, times = up_s // 5, gone_s // 5, 1200 // (up_s + gone_s)
+        name = f"{up_s} s up, {gone_s} s gone"
+        static, found = f"1x{alive - 1} 0x{gone - 1} " * times, f"1x{alive - 1} stale _x{gone - 1} " * times
+        starts = " ".join(f"{number}x{alive - 1} _x{gone - 1}" for number in range(times))
+        started = {'process_start_time_seconds{job="limelight",instance="0"}': starts}
+        yield Scenario(f"{name}: does not answer", up("limelight", static), during)
+        yield Scenario(f"{name}: is not found", up("limelight", found), during)
+        yield Scenario(f"{name}: start times alone", started, during)
+        yield Scenario(f"{name}: everything", up("limelight", static) | started, during)
+        yield Scenario(f"{name}: one of three", up("limelight", found, "1x240", "1x240"), during)
+        addresses = [f"_x{number * (alive + gone)} " * bool(number) + f"1x{alive - 1} stale" for number in range(times)]
+        yield Scenario(f"{name}: under new addresses", up("limelight", "1x240", *addresses), during)
+
+
+def test_an_alert_fires_while_a_replica_crashes_again_and_again(promtool: str, tmp_path: Path) -> None:
+    evaluate(promtool, tmp_path, (scenario.case() for scenario in loops()), "15s")
+
+
+def losses() -> Iterator[Scenario]:
+    """Yield replicas that are gone for good; a value each four minutes."""
+    missing = ["ReplicaMissing"]
+    for minutes in (12, 120, 1440):
+        before = f"1x{minutes // 4 - 1}"
+        after = at(*(minutes + later for later in (12, 92, 360, 1800)), alerts=missing) | at(minutes - 4)
+        for gone in ("stale", "0x480") if minutes == 12 else ("stale",):
+            yield Scenario(f"gone after {minutes} minutes", up("limelight", "1x850", f"{before} {gone}"), after, "4m")
+    late = at(80, 356, alerts=missing) | at(364, 420)
+    yield Scenario("back after five hours", up("limelight", "1x200", "1x14 stale _x74 1x100"), late, "4m")
+    yield Scenario("another one after five hours", up("limelight", "1x200", "1x14 stale", "_x90 1x100"), late, "4m")
+    two = up("limelight", "1x200", "1x14 stale", "1x29 stale")
+    yield Scenario("two, one after the other", two, at(80, 116, 124, 600, alerts=missing), "4m")
+    everything = up("limelight", "1x14 stale", "1x14 0x5 stale")
+    yield Scenario("all of them", everything, at(80, 600, alerts=["Down", *missing]), "4m")
+
+
+def test_an_alert_fires_until_the_number_of_replicas_is_back(promtool: str, tmp_path: Path) -> None:
+    evaluate(promtool, tmp_path, (scenario.case() for scenario in losses()), "4m")
+
+
+# What has to fire on the series of each file of shared/rules, and when.
+SHARED: Mapping[str, Mapping[str, Collection[str]]] = {
+    "crash_loop": at(10, 13, 16, alerts=["CrashLoop"]),
+    "first_burst": at(15, 30, 55, alerts=["DecodersFail"]) | at(4),
+    "quiet_night": at(*range(0, 480, 20)),
+    "replica_gone": at(13, 60, 100, 115, alerts=["ReplicaMissing"]) | at(9),
+    "sparse_failures": at(*range(30, 95, 5), alerts=["Errors"]) | at(4, 14),
+    "sparse_slow": at(*range(40, 100, 5), alerts=["Slow"]) | at(19),
+}
+
+
+def test_alerts_fire_as_the_shared_scenarios_ask(promtool: str, tmp_path: Path, shared: Path) -> None:
+    def shown(name: str) -> Test:
+        content = yaml.safe_load((shared / "rules" / f"{name}.yml").read_text(encoding="utf-8"))
+        series = {of["series"]: of["values"] for of in content["input_series"]}
+        return Scenario(name, series, SHARED[name], content["interval"]).case()
+
+    evaluate(promtool, tmp_path, map(shown, SHARED), "30s")
 
 
 def test_alertmanager_accepts_the_example_of_its_configuration(amtool: str) -> None:

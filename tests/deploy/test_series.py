@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,27 +21,38 @@ from tests.e2e.process import running
 from tests.processes import until
 
 DEPLOY = REPOSITORY / "deploy"
-RULES = "".join(file.read_text(encoding="utf-8") for file in sorted(DEPLOY.glob("prometheus/[rg]*/*.yml")))
-RECORDED = re.findall(r"- record: (\S+)", RULES)
+RULES = [
+    rule
+    for file in sorted(DEPLOY.glob("prometheus/[rg]*/*.yml"))
+    for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "limelight.json").read_text(encoding="utf-8"))
 CONFIGURATION = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NOT_SERIES = {"limelight_bundles"}  # a volume
 GROUPING = re.compile(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 SELECTOR = re.compile(r"\b([a-zA-Z_:][\w:]*)\b\s*(?:\{([^}]*)\})?(?!\s*\()")
-MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
+MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 OPERATORS = {"and", "or", "unless", "bool", "offset"}
 # The values of each label of each series.
 Series = dict[str, dict[str, set[str]]]
 
 
-def expressions() -> list[str]:
-    in_rules = re.findall(r"^ *expr: (?:>\n((?: {10}.*\n)+)|(.+))", RULES, re.MULTILINE)
-    in_panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
-    return [folded or plain for folded, plain in in_rules] + in_panels
-
-
-EXPRESSIONS = expressions()
+# The expressions of alerts and panels, by the alert's name or the panel's title.
+USERS: list[tuple[str, str]] = [(f"`{rule['alert']}`", rule["expr"]) for rule in RULES if "alert" in rule] + [
+    (f"*{panel['title']}*", target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", [])
+]
+EXPRESSIONS = [*RECORDED.values(), *(expression for _, expression in USERS)]
+# A row of a table of metrics: name, labels, unit, meaning, users.
+ROW = re.compile(r"^\| `([a-z]\w+)` \| (.*?) \| (.*?) \| (.*) \| (.*) \|$", re.MULTILINE)
+UNITS = {
+    "_seconds": "s",
+    "_bytes": "bytes",
+    "_timestamp_seconds": "Unix time, s",
+    "_start_time_seconds": "Unix time, s",
+}
 
 
 def read(text: str) -> Series:
@@ -64,14 +76,10 @@ def of_the_exporter() -> Series:
     return read(generate_latest(answers.registry).decode())
 
 
-def of_a_server(bundle: Path, folder: Path, clip: bytes) -> Series:
-    with (
-        running(bundle, folder / "log.jsonl", {}) as server,
-        httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client,
-    ):
-        client.post("/predict", content=clip).raise_for_status()
-        client.post("/predict", content=b"GIF89a no video")
-        return read(client.get("/metrics").text)
+def of_a_server(bundle: Path, folder: Path) -> Series:
+    """Return what a server answers before its first request."""
+    with running(bundle, folder / "log.jsonl", {}) as server:
+        return read(httpx.get(f"{server.url}/metrics", trust_env=False).text)
 
 
 def of_prometheus(folder: Path) -> Series:
@@ -103,22 +111,16 @@ def of_prometheus(folder: Path) -> Series:
 
 
 @pytest.fixture(scope="module")
-def series(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, clip: bytes) -> Series:
-    """Every series that Prometheus may have, but those that rules record."""
+def series(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Series:
+    """Every series that Prometheus has from the start, but those that rules record."""
     folder = tmp_path_factory.mktemp("series")
     return {
         "up": {},
         **of_the_gateway(),
         **of_the_exporter(),
-        **of_a_server(tiny_bundle, folder, clip),
+        **of_a_server(tiny_bundle, folder),
         **of_prometheus(folder),
     }
-
-
-def test_the_expressions_are_found() -> None:
-    panels = [target for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
-
-    assert len(EXPRESSIONS) == RULES.count(" expr: ") + len(panels)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -129,11 +131,11 @@ def test_an_expression_names_series_and_labels_that_exist(series: Series, expres
         assert {*re.findall(r"\w+", grouping)} <= labels
     for name, matchers in selectors(expression):
         assert name in series or name in RECORDED
-        for label, pattern in MATCHER.findall(matchers):
+        for label, operator, pattern in MATCHER.findall(matchers):
             assert label in (series[name].keys() | {"job", "instance"} if name in series else labels)
             known = jobs if label == "job" else series.get(name, {}).get(label)
             if known and label != "provider":  # of which this machine has only one
-                for alternative in pattern.split("|"):
+                for alternative in filter(None, pattern.split("|") if "~" in operator else [re.escape(pattern)]):
                     assert [value for value in known if re.fullmatch(alternative, value)], alternative
 
 
@@ -159,3 +161,28 @@ def test_a_page_names_series_that_exist(series: Series, page: Path) -> None:
             (found, *_) = {name, f"{name}_count", f"{name}_total"} & series.keys() or [None]
             assert found, name
             assert not labels or {*labels.split(",")} == series[found].keys(), name
+
+
+def used(expression: str) -> set[str]:
+    """Return the names of the series that an expression reads, also through series that rules record."""
+    names = {name for name, _ in selectors(expression)}
+    return (names - RECORDED.keys()).union(*(used(RECORDED[name]) for name in names & RECORDED.keys()))
+
+
+def test_the_tables_of_metrics_list_every_series_with_its_labels_its_unit_and_its_users(series: Series) -> None:
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = {name: (labels, unit, users) for name, labels, unit, _, users in ROW.findall(page)}
+    own = {name for name in series if not name.startswith(("prometheus_", "go_", "promhttp_", "net_", "process_"))}
+    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in own}
+    read_by: dict[str, set[str]] = defaultdict(set)
+    for user, expression in USERS:
+        for name in used(expression):
+            read_by[re.sub(r"_(bucket|count|sum)$", "", name)].add(user)
+
+    assert rows.keys() == families | read_by.keys()
+    for name, (labels, unit, users) in rows.items():
+        found = series.get(name) or series.get(f"{name}_count") or {}
+        assert {*re.findall(r"`(\w+)`", labels)} == found.keys() - {"le"}, name
+        (suffix, *_) = [end for end in sorted(UNITS, key=len, reverse=True) if end in name] or [""]
+        assert UNITS.get(suffix, unit) == unit, name
+        assert {*re.findall(r"`\w+`|\*[^*]+\*", users)} == read_by[name], name

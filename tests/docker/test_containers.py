@@ -1,12 +1,17 @@
 """Privileges and contents of the containers."""
 
+import contextlib
 import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tests.docker.stack import NAME, Stack, docker
+from tests.processes import until
 from tests.service.isolation import kernel
 from tests.service.isolation.test_sandbox import DESCRIPTORS, FILES, NETWORK, PROCESSES
 
@@ -32,6 +37,19 @@ print(json.dumps([
     {act: asyncio.run(outcome(decoders, program)) for act, program in acts.items()},
 ]))
 decoders.close()
+"""
+
+
+# Runs in a replica: has it classify the sample clip, then prints the processors that each thread there may use.
+AFFINITIES = """
+import contextlib, pathlib
+import httpx
+from service.web import sample_clip
+
+httpx.post("http://127.0.0.1:8000/predict", content=sample_clip(), timeout=60).raise_for_status()
+for status in pathlib.Path("/proc").glob("[0-9]*/task/*/status"):
+    with contextlib.suppress(OSError):  # the thread has just ended
+        print(status.read_text().partition("Cpus_allowed_list:")[2].split()[0])
 """
 
 
@@ -95,6 +113,29 @@ def test_a_replica_holds_no_program_that_cannot_run_there(fleet: Stack) -> None:
 
     assert docker("exec", replica, "sh", "-c", "ls /opt/venv/bin | grep limelight").split() == ["limelight"]
     assert docker("exec", replica, "limelight", "--version").startswith("limelight ")
+
+
+def test_every_thread_keeps_to_the_cpuset_of_the_container(fleet: Stack, tiny_bundle: Path) -> None:
+    with replica_in_cpuset("0", tiny_bundle) as replica:
+        affinities = docker("exec", replica, "python", "-c", AFFINITIES).split()
+        threads = docker("exec", replica, "python", "-c", "from service.model.spec import *; print(choose_threads(0))")
+
+    assert len(affinities) >= 3, "the server, the decoders' fork server and a decoder that waits"
+    assert set(affinities) == {"0"}
+    assert threads.strip() == "1"
+
+
+@contextlib.contextmanager
+def replica_in_cpuset(processors: str, bundle: Path) -> Iterator[str]:
+    """Run a replica of the image that ``fleet`` has built, on these processors, until the block ends."""
+    options = ["--cpuset-cpus", processors, "--volume", f"{bundle}:/bundles/limelight-1:ro"]
+    replica = docker("run", "--detach", "--rm", *options, f"limelight:{NAME}").strip()
+    health = ["docker", "exec", replica, "limelight", "health"]
+    try:
+        until(lambda: subprocess.run(health, capture_output=True, check=False).returncode == 0)
+        yield replica
+    finally:
+        docker("rm", "--force", replica)
 
 
 def test_the_image_is_small_and_labelled(fleet: Stack, base_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """The gateway of ``docker compose up``, tested through its public port."""
 
+import functools
 import http.client
 import json
 import socket
@@ -154,7 +155,10 @@ def test_an_upload_is_streamed_to_a_replica(fleet: Stack, clip: bytes) -> None:
 
 
 def test_a_paused_replica_costs_one_request_a_wait(fleet: Stack) -> None:
-    (replica, *_) = fleet.containers("limelight")
+    (replica, *others) = fleet.containers("limelight")
+    with fleet.client() as client:
+        until(lambda: all(client.get("/health/ready").is_success for _ in range(1 + len(others))))
+    time.sleep(LEFT_OUT_S + 1)  # a replica that was not ready is left out for so long
     docker("pause", replica)
     try:
         with fleet.client() as client:
@@ -174,6 +178,7 @@ def test_new_files_are_read_by_the_command_that_operations_md_has(fleet: Stack) 
     )
     (fleet.folder / "new.conf").replace(file)  # as git does
     with fleet.client() as client:
+        client.headers["Connection"] = "close"  # a reload may close an idle connection while it is used again
         assert client.get("/.alive").status_code == 200
         fleet.compose("exec", "-T", "gateway", "nginx", "-s", "reload")
 
@@ -216,3 +221,25 @@ def test_the_gateway_is_healthy_without_replicas_and_refuses_itself(
     assert answer.headers["Retry-After"] == "2"
     assert ("Strict-Transport-Security" in answer.headers) == bool(overlays)
     assert limit == "16384\n"
+
+
+def test_a_container_says_which_files_it_cannot_read_and_starts_once_it_can(engine: None, tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    names = ("gateway", "prometheus")
+    for name in names:  # as `git clone` leaves them under umask 077
+        (tmp_path / "deploy" / name).chmod(0o700)
+    environment = {"COMPOSE_PROJECT_NAME": f"limelight-unreadable-{NAME}", "GATEWAY_PORT": str(free_port())}
+    stack = Stack(tmp_path, ("docker-compose.yml", str(TESTS / "compose.test.yml")), "", environment)
+    try:
+        stack.compose("up", "--detach", "--no-deps", *names)
+        for name in names:
+            command = f"chmod -R a+rX deploy/{name}"
+            until(functools.partial(logs_say, stack, name, f"run `{command}`"))
+            subprocess.run(command.split(), cwd=tmp_path, check=True)
+        stack.compose("up", "--detach", "--no-deps", "--wait", *names)
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "1")
+
+
+def logs_say(stack: Stack, service: str, words: str) -> bool:
+    return words in stack.compose("logs", service)

@@ -239,18 +239,19 @@ class TestPredict:
         (tmp_path / "notes.txt").write_text("no video " * 100, encoding="utf-8")
         ended = limelight("predict", "none.mp4", "notes.txt", clip_file, "--url", server.url)
 
-        unreadable, refused = ended.stderr.splitlines()
-        assert ended.exit_code == 2
+        unreadable, refused, summary = ended.stderr.splitlines()
+        assert ended.exit_code == 1
         assert unreadable.startswith("limelight: none.mp4 cannot be read (No such file or directory)")
         assert refused.startswith("limelight: notes.txt: This is not a supported video: ")
         assert refused.endswith("(415 unsupported_media)")
+        assert summary == "limelight: 2 of 3 clips have no answer"
         assert str(clip_file) in ended.stdout
 
     def test_with_a_bundle_a_bad_clip_is_named_too(self, tiny_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("no video " * 100, encoding="utf-8")
         ended = limelight("predict", "notes.txt", "--bundle", tiny_bundle)
 
-        assert ended.exit_code == 2
+        assert ended.exit_code == 1
         assert ended.stderr.startswith("limelight: notes.txt: ")
         assert len(ended.stderr.splitlines()) == 1
 
@@ -261,6 +262,7 @@ class TestPredict:
             (["--url", "127.0.0.1:9"], "127.0.0.1:9 is not an HTTP address; "),
             (["--bundle", "none"], "none/manifest.json does not exist"),
             (["--url", "http://x", "--bundle", "y"], "--url and --bundle exclude each other"),
+            (["--json", "--csv"], "--json and --csv exclude each other"),
             (["--overlay", "seen.jpg"], "seen.jpg: an overlay's name must end in one of .png, .gif, .mp4"),
             (["--overlay", "none/seen.png"], "none/seen.png: the folder none does not exist"),
             (["clip.mp4", "--overlay", "seen.png"], "--overlay seen.png shows one clip"),

@@ -1,6 +1,5 @@
 """Shutdown and reload: neither loses a request that the server has accepted."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -296,19 +295,3 @@ def all_descendants(server: Server) -> list[int]:
 
 def still_there(processes: list[int]) -> list[int]:
     return [process for process in processes if Path(f"/proc/{process}").exists()]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_the_server_of_demo_ends_with_it_however_that_ends(bundle: Path, number: signal.Signals) -> None:
-    os.truncate(bundle / "model.int8.onnx", 2**42)  # it takes no space, but longer to read than this test
-    demo = subprocess.Popen([sys.executable, "-m", "service.cli", "demo", "--bundle", str(bundle)])
-    try:
-        until(lambda: descendants(demo.pid))
-        ((server,),) = descendants(demo.pid)
-        until(lambda: b"serve" in Path(f"/proc/{server}/cmdline").read_bytes())
-        demo.send_signal(number)
-
-        assert demo.wait(PATIENCE_S) == -number
-        until(lambda: not Path(f"/proc/{server}").exists(), QUICK_S)
-    finally:
-        demo.kill()

@@ -6,6 +6,8 @@ before is not that of the new files.
 
 import errno
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from model_export.network.arrays import Frames
 from model_export.quantize import QUANTIZER_REVISION, ordered_ranges, quantize
 from tests.full_disk import no_file_longer_than
+from tests.processes import affinities, on_one_processor
 
 KERNEL = np.random.default_rng(0).normal(0, [[[[1.0]]], [[[20.0]]]], (2, 3, 3, 3)).astype(np.float32)
 BIAS = np.array([0.5, -3], np.float32)
@@ -109,3 +113,20 @@ def test_ranges_have_one_order_and_are_read_again(small: onnx.ModelProto, tmp_pa
     second.write_bytes(ordered_ranges(first))
     quantize(tmp_path / "fp32.onnx", tmp_path / "again.onnx", second)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "int8.onnx").read_bytes()
+
+
+def test_calibration_keeps_to_the_processors_of_the_process(small: onnx.ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "fp32.onnx").write_bytes(small.SerializeToString())
+    before = affinities(os.getpid())
+    found: dict[str, str] = {}
+
+    def parts() -> Iterator[Frames]:
+        """ONNX Runtime asks for them when its threads run."""
+        for part in CLIPS:
+            found.update(affinities(os.getpid()))
+            yield part
+
+    with on_one_processor() as ours:
+        quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", tmp_path / "ranges.json", parts())
+
+    assert {found[thread] for thread in found.keys() - before.keys()} <= {ours}

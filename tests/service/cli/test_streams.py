@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from service.cli import streams
+
 LOST = "limelight: standard output cannot be written (Bad file descriptor); redirect it elsewhere\n"
 FULL = LOST.replace("Bad file descriptor", "No space left on device")
 INSPECT = """
@@ -34,12 +36,12 @@ def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    command: str, redirections: str = "", *arguments: str, stdout: int = subprocess.PIPE
+    command: str, redirections: str = "", *arguments: str, stdout: int = subprocess.PIPE, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, which is code that defines it, in a shell that redirects its standard streams."""
     program = f"import json, os, sys\nfrom service.cli import streams\n{command}\nstreams.run(command)"
     shell = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", program, *arguments]
-    return subprocess.run(shell, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(shell, stdout=stdout, stderr=subprocess.PIPE, encoding=encoding, check=False)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +57,14 @@ def test_the_exit_code_tells_whether_the_output_was_written(
     assert (ended.returncode, ended.stderr) == (code, sentence)
 
 
-def test_a_command_whose_reader_has_gone_fails_without_a_word() -> None:
+@pytest.mark.parametrize("command", ["print('text')", "rich.print('text')", "typer.main.get_command(app)()"])
+def test_a_command_whose_reader_has_gone_ends_without_a_word_as_if_sigpipe_had_ended_it(command: str) -> None:
     source, target = os.pipe()
     os.close(source)
-    ended = run("def command(): print('text')", stdout=target)
+    ended = run(f"import rich, typer\nfrom service.cli.app import app\ndef command(): {command}", stdout=target)
     os.close(target)
 
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_streams_that_are_closed_stay_unusable_and_no_other_file_gets_their_numbers(tmp_path: Path) -> None:
@@ -73,7 +76,29 @@ def test_streams_that_are_closed_stay_unusable_and_no_other_file_gets_their_numb
     assert json.loads(facts.read_text(encoding="utf-8")) == expected
 
 
-def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("ascii", "5 ?, #, ->, x"), ("latin-1", "5 ?, #, ->, ×"), ("utf-8", "5 €, █, →, ×")]
+)
+def test_a_character_that_the_encoding_lacks_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, printed: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    command = "def command(): [print('5 €, █, →, ×', file=file) for file in (sys.stdout, sys.stderr)]"
+    ended = run(command, encoding=encoding)
 
-    assert run("def command(): print('5 €')").stdout == "5 ?\n"
+    assert (ended.stdout, ended.stderr) == (f"{printed}\n", f"{printed}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Morning run [abcdefghijk].mp4", "Morning run [abcdefghijk].mp4"),
+        ("a\x1b[31mb\x9b\x7f\t\r\nc", r"a\x1b[31mb\x9b\x7f\t\r\nc"),
+        ("Screen Shot 9.41\u202fAM\u3000Café カフェ.mov", "Screen Shot 9.41\u202fAM\u3000Café カフェ.mov"),
+        ("👩\u200d👧", "👩\u200d👧"),
+        ("photo\u202egpj.mp4\u2028", r"photo\u202egpj.mp4\u2028"),
+        (os.fsdecode(b"caf\xe9.mp4"), r"caf\xe9.mp4"),
+    ],
+)
+def test_a_text_is_shown_as_it_is_but_for_what_terminals_obey(text: str, shown: str) -> None:
+    assert streams.visible(text) == shown

@@ -1,5 +1,6 @@
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.errors import BundleError, EngineError
 from service.model.bundle import Bundle, Outputs, Precision, file_sha256, load_bundle, write_manifest
 from service.model.engine import Engine
 from service.model.spec import CUDA
+from tests.processes import affinities, on_one_processor
 from tests.tiny_bundle import LABELS, tiny_network, write_tiny_bundle
 
 
@@ -99,6 +101,19 @@ class TestRun:
             engine.run(list(random_clips(count)))
 
         assert sizes == [1, 3, 1, 3, 3]
+
+
+class TestThreads:
+    @pytest.mark.parametrize(("threads", "further"), [(0, 0), (3, 2)], ids=["default", "as set"])
+    def test_they_keep_to_the_processors_of_the_process(self, bundle: Bundle, threads: int, further: int) -> None:
+        """The thread that runs the network is one of them."""
+        before = affinities(os.getpid())
+        with on_one_processor() as ours:
+            engine = Engine(bundle, device="cpu", threads=threads)
+            engine.run(list(random_clips(1)))
+            after = affinities(os.getpid())
+
+        assert [after[thread] for thread in after.keys() - before.keys()] == [ours] * further
 
 
 class TestPrecision:

@@ -1,13 +1,23 @@
 """The choice of device, precision and options for ONNX Runtime, tested without a GPU."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.model import spec as module
 from service.model.bundle import Agreement, Bundle, load_bundle
-from service.model.spec import CUDA, CudaOptions, SessionSpec, choose_batch_sizes, choose_precision, has_vnni
+from service.model.spec import (
+    CUDA,
+    CudaOptions,
+    SessionSpec,
+    choose_batch_sizes,
+    choose_precision,
+    choose_threads,
+    has_vnni,
+)
 from tests.conftest import REPOSITORY
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -97,6 +107,47 @@ class TestBatchSizes:
         self, asked: tuple[int, ...] | None, on_cuda: bool, sizes: tuple[int, ...]
     ) -> None:
         assert choose_batch_sizes(asked, on_cuda=on_cuda) == sizes
+
+
+class TestThreads:
+    # Four processors: 0 and 2 are hyperthreads of one core, 1 and 3 of another.
+    @pytest.mark.parametrize(
+        ("asked", "affinity", "quota", "threads"),
+        [
+            (0, {0, 1, 2, 3}, 4, 2),
+            (0, {0, 2}, 4, 1),
+            (0, {1, 2}, 4, 2),
+            (0, {0, 1, 2, 3}, 0.5, 1),
+            (0, {0, 1, 2, 3}, 1.5, 2),
+            (3, {0}, 0.5, 3),
+        ],
+        ids=["every core", "hyperthreads", "two cores", "half a processor", "one and a half", "as set"],
+    )
+    def test_there_is_one_per_core_that_the_process_may_use(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        asked: int,
+        affinity: set[int],
+        quota: float,
+        threads: int,
+    ) -> None:
+        for processor, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+            topology = tmp_path / f"sys/devices/system/cpu/cpu{processor}/topology"
+            topology.mkdir(parents=True)
+            (topology / "thread_siblings_list").write_text(f"{siblings}\n", encoding="ascii")
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: affinity)
+        monkeypatch.setattr(module, "processors", lambda: min(len(affinity), quota))
+
+        assert choose_threads(asked, tmp_path) == threads
+
+    def test_without_facts_about_cores_each_processor_counts_as_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+        monkeypatch.setattr(module, "processors", lambda: 3)
+
+        assert choose_threads(0, tmp_path) == 3
 
 
 def spec(provider: str, *, spinning: bool = False, cuda: CudaOptions = CudaOptions()) -> SessionSpec:
