@@ -92,7 +92,9 @@ def losing_network(port: int, most: int) -> Iterator[str]:
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    with _serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay)) as url:
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay)
+    server.daemon_threads = True  # browsers keep connections open
+    with _serving(server) as url:
         yield url
 
 
