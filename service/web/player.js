@@ -119,7 +119,7 @@ export class VideoPlayer {
 
   /**
    * Call onTime for each frame of the screen while the video plays. currentTime is the one clock that all browsers keep
-   * alike: the media times of video frames go on where a loop begins again in Firefox, and come late in Chromium.
+   * alike: the media times of video frames go on where a loop begins again in Firefox.
    */
   #watch() {
     requestAnimationFrame(() => {

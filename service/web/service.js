@@ -42,14 +42,17 @@ export async function predict(clip, { onProgress, signal }) {
   const answered = new Promise((resolve, reject) => {
     const started = performance.now();
     let sent = 0;
+    let complete = null; // when all had been sent
     request.upload.onprogress = ({ loaded, total }) => {
+      const now = performance.now();
       // Firefox sends an upload up to ten times if it is answered with 408, and tells nobody.
-      if ((loaded < sent || sent === total) && performance.now() - started > STALE_MS) {
+      if ((loaded < sent && now - started > STALE_MS) || (complete && now - complete > STALE_MS)) {
         reject(interrupted());
         request.abort();
         return;
       }
       sent = loaded;
+      complete ??= loaded === total ? now : null;
       onProgress(loaded, total);
     };
     request.upload.onload = () => onProgress(clip.size, clip.size);

@@ -163,7 +163,8 @@ class Engine:
         return self._window().crop(tuple(round(edge) + shift for edge, shift in zip(box, (left, top) * 2, strict=True)))
 
     def _marked(self) -> npt.NDArray[np.bool_]:
-        return (np.asarray(self._window()) == (255, 0, 255)).all(axis=2)
+        marked: npt.NDArray[np.bool_] = (np.asarray(self._window()) == (255, 0, 255)).all(axis=2)
+        return marked
 
     def _window(self) -> Image.Image:
         return ImageGrab.grab(xdisplay=self.display).convert("RGB")

@@ -1,4 +1,4 @@
-"""Small servers around the service: an ingress with a prefix, a web application elsewhere, a network that loses data."""
+"""Small servers around the service: an ingress with a prefix, an application elsewhere, a network that loses data."""
 
 import socket
 import socketserver
