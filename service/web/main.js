@@ -4,11 +4,11 @@ import { Result } from "./result.js";
 import { advice, isTemporary } from "./problems.js";
 import { bytes, readable } from "./charts.js";
 import { VideoPlayer } from "./player.js";
-import { Problem, apiKey, isReady, manifest, predict, sampleClip } from "./service.js";
+import { Problem, apiKey, manifest, predict, readiness, sampleClip } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const PANELS = ["working", "problem", "verdict"];
-const ASK_READY_MS = 2000;
+const NAMED = 3; // files that are left out and named
 
 let clip = null; // the current file
 let clipUrl = null;
@@ -52,6 +52,7 @@ function forgetClip() {
   result?.close();
   result = null;
   clip = null;
+  $("left-out").hidden = true;
   document.title = "Limelight";
   opening.then((player) => player?.close());
   $("video").pause();
@@ -100,7 +101,7 @@ function showProblem(problem) {
   $("problem-detail").textContent = sentence(problem.detail);
   $("problem-advice").textContent = advice(problem);
   $("problem-facts").textContent = [
-    problem.code && `${problem.status} ${problem.code}`,
+    problem.status && problem.code && `${problem.status} ${problem.code}`,
     problem.requestId && `request ${problem.requestId}`,
   ].filter(Boolean).join(" · ");
   const keyMissing = problem.code === "unauthorized";
@@ -112,6 +113,9 @@ function showProblem(problem) {
     $("problem-detail").textContent = apiKey.get() ? "This key is not valid." : "This service requires an API key.";
     apiKey.forget();
     $("key").focus();
+  }
+  if (!problem.status) {
+    watchService(); // so that the head says the same
   }
   countDown(problem.retryAfter ?? 0);
   showForget();
@@ -140,6 +144,21 @@ function sentence(detail) {
 }
 
 // -- actions ----------------------------------------------------------------------------------------------------------
+
+/** Take the first of some files, and say which are left out. */
+function takeOneOf([file, ...others]) {
+  if (!file) {
+    return;
+  }
+  take(file);
+  if (others.length > 0) {
+    const named = others.slice(0, NAMED).map(({ name }) => name).join(", ");
+    const more = others.length > NAMED ? ` and ${others.length - NAMED} more` : "";
+    $("left-out").textContent = `One clip at a time. Left out: ${named}${more}.`;
+    $("left-out").hidden = false;
+    say($("left-out").textContent);
+  }
+}
 
 /** Show a clip if the browser can play it, and send it to the service. */
 async function take(file) {
@@ -235,11 +254,8 @@ const ACTIONS = {
 document.addEventListener("click", (event) => ACTIONS[event.target.closest("[data-action]")?.dataset.action]?.());
 
 $("file").addEventListener("change", () => {
-  const [file] = $("file").files;
-  if (file) {
-    take(file);
-    $("file").value = ""; // so that the same one can be chosen again
-  }
+  takeOneOf($("file").files);
+  $("file").value = ""; // so that the same one can be chosen again
 });
 
 $("key-form").addEventListener("submit", (event) => {
@@ -251,10 +267,10 @@ $("key-form").addEventListener("submit", (event) => {
 });
 
 document.addEventListener("paste", (event) => {
-  const [file] = event.clipboardData?.files ?? [];
-  if (file) {
+  const files = event.clipboardData?.files ?? [];
+  if (files.length > 0) {
     event.preventDefault();
-    take(file);
+    takeOneOf(files);
   }
 });
 
@@ -266,31 +282,41 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     }
     event.preventDefault();
     $("veil").hidden = kind === "drop" || (kind === "dragleave" && event.relatedTarget === null);
-    const [file] = event.dataTransfer.files;
-    if (kind === "drop" && file) {
-      take(file);
+    if (kind === "drop") {
+      takeOneOf(event.dataTransfer.files);
     }
   });
 }
 
 // -- the service ------------------------------------------------------------------------------------------------------
 
-const STATES = { true: "Ready", false: "Loading the network …", null: "Not reachable" };
+/** What the head says, by the answer of `readiness`. */
+const STATES = { ready: "Ready", not_ready: "Loading the network …", draining: "Shutting down …", null: "Not reachable" };
 
-async function watchReadiness() {
-  const ready = await isReady();
-  $("service-state").textContent = STATES[ready];
-  $("service-state").dataset.ready = ready;
-  if (ready) {
-    await showKnown();
-  } else {
-    setTimeout(watchReadiness, ASK_READY_MS);
+/** Milliseconds between two questions whether the service is ready: while it is, while it is not, in a hidden tab. */
+const ASK_MS = { ready: 10_000, otherwise: 2000, hidden: 60_000 };
+
+let state; // the last answer of `readiness`
+let asking; // timeout of the next question
+
+async function watchService() {
+  const before = state;
+  state = await readiness();
+  const ready = state === "ready";
+  if (state !== before) {
+    $("service-state").textContent = STATES[state] ?? "Not ready";
+    $("service-state").dataset.ready = state && ready;
+    if (ready) {
+      showKnown();
+    }
   }
+  clearTimeout(asking);
+  asking = setTimeout(watchService, ASK_MS[document.hidden ? "hidden" : ready ? "ready" : "otherwise"]);
 }
 
 async function showKnown() {
   const facts = await manifest();
-  if (facts) {
+  if (facts && state === "ready") {
     $("service-state").textContent = `Ready · ${facts.name} ${facts.version}`;
     const some = facts.labels.slice(0, 20).map(readable).join(", ");
     const rest = facts.labels.length > 20 ? ` and ${facts.labels.length - 20} more` : "";
@@ -299,5 +325,6 @@ async function showKnown() {
   }
 }
 
+document.addEventListener("visibilitychange", () => document.hidden || watchService());
 showForget();
-watchReadiness();
+watchService();

@@ -4,11 +4,18 @@
 /** Time after which a clip whose first frame has not been shown is taken as it is then. */
 const PATIENCE_MS = 8000;
 
+/** Seconds between the two frames whose times are compared when a clip is opened, and how long the second may take. */
+const STEP_S = 0.1;
+const SECOND_FRAME_MS = 1000;
+
+/** Clocks that differ by less, in seconds, are the same: times are rounded. */
+const SAME_S = 0.001;
+
 export class VideoPlayer {
   onTime = () => {};
   onState = () => {};
   #video;
-  #origin = 0; // media time of the first frame; it may differ from 0 and from the first currentTime
+  #origin = 0; // currentTime from which on the first frame is due; it may differ from 0 and from the first currentTime
   #open = new AbortController(); // removes the listeners on close: the next player reuses the video element
 
   /** Open the clip at `url` in a video element. Resolves to null if the browser cannot play it. */
@@ -55,7 +62,8 @@ export class VideoPlayer {
   }
 
   seek(time) {
-    this.#video.currentTime = Math.min(time + this.#origin, this.#video.duration);
+    // Just before the end: a clip that loops and is sought to its very end stays `seeking` for ever in WebKit.
+    this.#video.currentTime = Math.min(time + this.#origin, this.#video.duration - SAME_S);
   }
 
   close() {
@@ -66,7 +74,7 @@ export class VideoPlayer {
     this.#video.addEventListener(event, listener, { signal: this.#open.signal });
   }
 
-  /** Resolves to the media time of the first frame once it is shown, or to null if there is none. */
+  /** Resolves to the currentTime from which on the first frame is due, or to null if there is no frame. */
   #load(url) {
     const video = this.#video;
     return new Promise((resolve) => {
@@ -82,25 +90,47 @@ export class VideoPlayer {
         }
       });
       video.src = url;
-      video.requestVideoFrameCallback?.((_, { mediaTime }) => resolve(mediaTime));
+      video.requestVideoFrameCallback?.((_, { mediaTime }) => resolve(this.#originOf(mediaTime)));
     });
   }
 
-  #watch() {
-    const next = (time) => {
-      if (!this.#open.signal.aborted) {
-        this.onTime(time);
-        this.#watch();
-      }
-    };
-    if (this.#video.requestVideoFrameCallback) {
-      // A frame's media time is before the instant that was sought. While paused, that instant counts.
-      this.#video.requestVideoFrameCallback((_, { mediaTime }) =>
-        next(this.paused ? this.time : mediaTime - this.#origin),
-      );
-    } else {
-      requestAnimationFrame(() => next(this.time));
+  /**
+   * The currentTime from which on the first frame, which has this media time and is being shown, is due.
+   *
+   * It is the media time where both clocks agree; then a first frame that is due later, because the sound begins before
+   * it, is shown at once. But WebKit's media times start elsewhere if an edit list moves the frames, as in most MP4
+   * files with B-frames; there it is the currentTime. A second frame tells which.
+   */
+  async #originOf(mediaTime) {
+    const video = this.#video;
+    const { currentTime } = video;
+    const apart = mediaTime - currentTime;
+    if (Math.abs(apart) < SAME_S) {
+      return currentTime;
     }
+    video.currentTime = Math.max(mediaTime, currentTime) + STEP_S;
+    const second = await new Promise((resolve) => {
+      video.requestVideoFrameCallback((_, later) => resolve(later.mediaTime - video.currentTime));
+      setTimeout(() => resolve(0), SECOND_FRAME_MS);
+    });
+    video.currentTime = 0;
+    return Math.abs(second) < Math.abs(second - apart) ? mediaTime : currentTime;
+  }
+
+  /**
+   * Call onTime for each frame of the screen while the video plays. currentTime is the one clock that all browsers keep
+   * alike: the media times of video frames go on where a loop begins again in Firefox.
+   */
+  #watch() {
+    requestAnimationFrame(() => {
+      if (this.#open.signal.aborted) {
+        return;
+      }
+      if (!this.paused) {
+        this.onTime(this.time);
+      }
+      this.#watch();
+    });
   }
 }
 

@@ -5,7 +5,8 @@ const TRY_AGAIN = "Try again; your clip is still here.";
 
 /** Advice by the problem's code. */
 const ADVICE = {
-  empty_body: "The file is empty. Choose another one.",
+  unreadable_file: "Choose the video again.", // the page's own
+  empty_body: "The file is empty, or it is a folder. Choose another one.",
   unauthorized: "Enter an API key of this service. Its operator can give you one.",
   upload_timeout: "The connection is slow or was interrupted. Try again, or choose a smaller clip.",
   body_too_large: "Cut the clip, or save it at a lower resolution, and choose that file.",

@@ -24,15 +24,37 @@ const MOST_TEXT = 200;
 /** Asks for every class, because only ranked classes have labels. */
 const QUERY = "?top_k=10000&frames=jpeg";
 
+/** A connection that breaks sooner than this after it was used was a stale one; to send again is right then. */
+const STALE_MS = 1000;
+
+/** Time in which the service answers whether it is ready. */
+const READY_MS = 5000;
+
 /**
  * Send a clip to be recognised. `onProgress(sent, size)` is called during the upload, in bytes; `signal` cancels.
  * Resolves to {answer, text, stages, requestId}: the answer, its JSON, milliseconds by stage, and the request's id.
  * Rejects with a Problem, or with an AbortError.
  */
-export function predict(clip, { onProgress, signal }) {
+export async function predict(clip, { onProgress, signal }) {
+  await assertReadable(clip);
+  signal.throwIfAborted();
   const request = new XMLHttpRequest();
   const answered = new Promise((resolve, reject) => {
-    request.upload.onprogress = ({ loaded, total }) => onProgress(loaded, total);
+    const started = performance.now();
+    let sent = 0;
+    let complete = null; // when all had been sent
+    request.upload.onprogress = ({ loaded, total }) => {
+      const now = performance.now();
+      // Firefox sends an upload up to ten times if it is answered with 408, and tells nobody.
+      if ((loaded < sent && now - started > STALE_MS) || (complete && now - complete > STALE_MS)) {
+        reject(interrupted());
+        request.abort();
+        return;
+      }
+      sent = loaded;
+      complete ??= loaded === total ? now : null;
+      onProgress(loaded, total);
+    };
     request.upload.onload = () => onProgress(clip.size, clip.size);
     request.onload = () => {
       try {
@@ -54,10 +76,11 @@ export function predict(clip, { onProgress, signal }) {
   return answered;
 }
 
-/** Whether the service is ready: true, false, or null if it does not answer. */
-export async function isReady() {
+/** "ready", the code of the problem why the service is not, or null if it does not answer. */
+export async function readiness() {
   try {
-    return (await fetch("health/ready")).ok;
+    const answer = await fetch("health/ready", { cache: "no-store", signal: AbortSignal.timeout(READY_MS) });
+    return answer.ok ? "ready" : (await answer.json()).code;
   } catch {
     return null;
   }
@@ -90,6 +113,19 @@ export function asCurl(name) {
   const quoted = name.replaceAll("'", String.raw`'\''`).replaceAll('"', String.raw`\"`);
   const key = apiKey.get() ? ' -H "Authorization: Bearer $LIMELIGHT_API_KEY"' : "";
   return `curl${key} -F 'file=@"${quoted}"' '${new URL("predict?top_k=5", document.baseURI)}'`;
+}
+
+/** Reject with a Problem if a file cannot be read. Firefox and WebKit would wait for ever for the answer to such a one. */
+async function assertReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem({
+      title: "The file cannot be read",
+      detail: "it is a folder, or it was moved, changed or deleted after you chose it",
+      code: "unreadable_file",
+    });
+  }
 }
 
 function readAnswer(request) {
@@ -133,6 +169,11 @@ function parseJson(text) {
 /** `decode;dur=25.1, queue;dur=0.2` as {decode: 25.1, queue: 0.2}: milliseconds by stage. */
 function stagesOf(header) {
   return Object.fromEntries([...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
+}
+
+function interrupted() {
+  const detail = "the connection is too slow or was lost, and the browser began to send the clip again";
+  return new Problem({ title: "The upload was interrupted", detail });
 }
 
 function unreachable() {

@@ -1,5 +1,7 @@
-"""Small HTTP servers around the service: an ingress that serves it under a prefix, and a web application elsewhere."""
+"""Small servers around the service: an ingress with a prefix, an application elsewhere, a network that loses data."""
 
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -67,10 +69,46 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def losing_network(port: int, most: int) -> Iterator[str]:
+    """Run a relay to a port of this machine that loses what a client sends after ``most`` bytes of a connection.
+
+    Yields its address.
+    """
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as upstream:
+                back = threading.Thread(target=pass_on, args=(upstream, self.request), daemon=True)
+                back.start()
+                pass_on(self.request, upstream, most)
+                back.join()
+
+    def pass_on(source: socket.socket, target: socket.socket, most: int | None = None) -> None:
+        passed = 0
+        with suppress(OSError):  # either end has closed the connection
+            while data := source.recv(65536):
+                target.sendall(data if most is None else data[: max(0, most - passed)])
+                passed += len(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay)
+    server.daemon_threads = True  # browsers keep connections open
+    with _serving(server) as url:
+        yield url
+
+
+@contextmanager
 def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as url:
+        yield url
+
+
+@contextmanager
+def _serving(server: socketserver.TCPServer) -> Iterator[str]:
+    with server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()

@@ -240,6 +240,30 @@ class TestChoosingAClip:
         visitor.await_state("verdict")
         expect(visitor.page.locator("#clip-name")).to_have_text("mine.mp4")
 
+    def test_only_the_first_of_several_files_and_the_others_are_named(
+        self, server: Server, visit: Visit, clip: bytes
+    ) -> None:
+        visitor = visit(server)
+        transfer = visitor.page.evaluate_handle(
+            """(data) => {
+                const bytes = Uint8Array.from(data, (letter) => letter.charCodeAt(0));
+                const transfer = new DataTransfer();
+                for (const name of ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]) {
+                    transfer.items.add(new File([bytes], name, {type: "video/mp4"}));
+                }
+                return transfer;
+            }""",
+            clip.decode("latin-1"),
+        )
+        visitor.page.dispatch_event("#main", "drop", {"dataTransfer": transfer})
+        visitor.await_state("verdict")
+
+        expect(visitor.page.locator("#clip-name")).to_have_text("a.mp4")
+        left_out = visitor.page.locator("#left-out")
+        expect(left_out).to_have_text("One clip at a time. Left out: b.mp4, c.mp4, d.mp4 and 1 more.")
+        visitor.ask(clip)
+        expect(left_out).to_be_hidden()
+
     def test_by_pasting_a_file(self, server: Server, visit: Visit) -> None:
         visitor = visit(server)
         visitor.page.evaluate(
@@ -397,6 +421,17 @@ class TestProblem:
         visitor.await_state("problem")
 
         expect(visitor.page.get_by_role("heading", name="The service cannot be reached")).to_be_visible()
+        expect(visitor.page.locator("#service-state")).to_have_text("Not reachable")
+
+    def test_the_head_says_when_a_service_that_was_ready_is_gone(self, start: Start, visit: Visit) -> None:
+        server = start()
+        visitor = visit(server)
+        state = visitor.page.locator("#service-state")
+        expect(state).to_have_attribute("data-ready", "true")
+        server.process.kill()
+        server.process.wait()
+
+        expect(state).to_have_text("Not reachable")  # within ten seconds, without anybody doing anything
 
 
 class TestApiKey:
