@@ -45,7 +45,7 @@ def virtual_display() -> Iterator[str]:
     process = subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL)
     os.close(writer)
     try:
-        with os.fdopen(reader) as number:
+        with os.fdopen(reader, encoding="ascii") as number:
             yield f":{number.readline().strip()}"
     finally:
         process.terminate()
