@@ -12,7 +12,6 @@ from service.cli.streams import complain
 from service.errors import CommandError
 from service.isolation.clip_file import ClipFile
 from service.settings import Settings
-from service.video.formats import VIDEO_SUFFIXES
 
 STANDARD_INPUT = "-"
 # Of pipes and devices, whose size is not known before their end. They are kept in memory, to be sent again if need be.
@@ -62,6 +61,8 @@ def find_clips(names: Sequence[str]) -> Iterator[str | ClipProblem]:
 
 
 def _find_in(folder: str) -> Iterator[str | ClipProblem]:
+    from service.video.formats import VIDEO_SUFFIXES  # not before it is needed: it loads NumPy
+
     problems: list[ClipProblem] = []
     found: list[Path] = []
     others = 0

@@ -24,6 +24,15 @@ from tests.tiny_bundle import LABELS, write_tiny_bundle
 pytestmark = pytest.mark.slow
 
 PREDICT = [sys.executable, "-m", "service.cli", "predict"]
+# Runs a program, and prints the most memory that it had. The kernel counts what a process had before it became another
+# program, too: that of this small one instead of the tests'.
+MEASURE = """
+import resource, subprocess, sys
+ended = subprocess.run(sys.argv[2:])
+with open(sys.argv[1], "w") as peak:
+    peak.write(str(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(ended.returncode)
+"""
 MARKUP, ESCAPE, LATIN = "Morning run [abcdefghijk].mp4", "a\x1b[31mb.mp4", os.fsdecode(b"caf\xe9.mp4")
 
 
@@ -65,23 +74,13 @@ def make(clip: bytes) -> Callable[..., None]:
 
 def predict(*arguments: object, stdin: bytes = b"", **variables: str) -> Ended:
     """Run the program until it ends."""
-    with Path("out").open("w+b") as out, Path("err").open("w+b") as err:
-        process = subprocess.Popen(
-            [*PREDICT, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            env=os.environ | variables,
-        )
-        assert process.stdin
-        with process.stdin:
-            process.stdin.write(stdin)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    texts = Path("out").read_bytes(), Path("err").read_text(encoding="utf-8")
-    for name in ("out", "err"):
-        Path(name).unlink()
-    return Ended(process.returncode, *texts, 1024 * usage.ru_maxrss)
+    command = [sys.executable, "-S", "-c", MEASURE, "peak", *PREDICT, *map(str, arguments)]
+    environment = os.environ | variables
+    ended = subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
+    peak = Path("peak")
+    peak_bytes = int(peak.read_bytes())
+    peak.unlink()
+    return Ended(ended.returncode, ended.stdout, ended.stderr.decode(), peak_bytes)
 
 
 class TestFolders:
