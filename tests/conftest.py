@@ -53,7 +53,7 @@ UNAVOIDABLE_SKIPS = re.compile(
     "needs node|needs java"
 )
 # Files that share the exported network of tests/model_export/conftest.py, which takes half a minute to make.
-NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|verify)\.py$")
+NARROW_NETWORK = re.compile(r"model_export/.*test_(cli|encod\w+|export|features|provenance|revisions|verify)\.py$")
 
 
 class _SkipFrameworks:
@@ -71,7 +71,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--newest-releases", action="store_true", help="install the wheel with today's releases, too (test_wheel.py)"
     )
     parser.addoption(
-        "--no-skips", action="store_true", help="fail if a test is skipped because something is not installed"
+        "--no-skips",
+        action="store_true",
+        help="as in CI: run every test, and fail if one is skipped because something is not installed",
     )
 
 
@@ -103,15 +105,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Move expensive files to the front, and deselect slow tests if ``--quick`` is given."""
+    """Move expensive files to the front. Leave out what only CI runs, and with ``--quick`` slow tests."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
     items.sort(key=_rank)
-    if config.getoption("--quick"):
-        left_out = [item for item in items if item.get_closest_marker("slow")]
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=left_out)
+    unwanted = {"slow"} if config.getoption("--quick") else set()
+    if not config.getoption("--no-skips"):
+        unwanted.add("ci")
+    wanted: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        (left_out if any(marker.name in unwanted for marker in item.iter_markers()) else wanted).append(item)
+    items[:] = wanted
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -44,6 +44,7 @@ TESTS = (
 )
 
 
+@pytest.mark.ci
 def test_tests_pass_in_an_odd_shell() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
     ended = subprocess.run(command, cwd=REPOSITORY, env=os.environ | ODD, capture_output=True, text=True, check=False)

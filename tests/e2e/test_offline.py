@@ -120,6 +120,7 @@ def test_nothing_is_written_to_the_home_folder(tiny_bundle: Path, clip_file: Pat
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_everything_works_without_a_network_and_contacts_nothing(
     tiny_bundle: Path, clip_file: Path, home: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_everything_works_without_a_network_and_contacts_nothing(
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_the_offline_tools_contact_nothing(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("MNN", reason="no wheel for this processor")

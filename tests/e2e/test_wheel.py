@@ -385,6 +385,7 @@ class TestWithoutDocker:
     PAGE = REPOSITORY / "docs" / "without-docker.md"
     UNIT = REPOSITORY / "deploy" / "systemd" / "limelight@.service"
 
+    @pytest.mark.ci
     def test_its_commands_lead_to_a_running_service(self, tmp_path: Path, tiny_bundle: Path, clip: bytes) -> None:
         checkout, root, programs = (tmp_path / name for name in ("checkout", "root", "programs"))
         checkout.mkdir()

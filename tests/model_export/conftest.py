@@ -71,7 +71,7 @@ def narrow_head(
     path = tmp_path_factory.mktemp("narrow")
     head = save_head(path / "head", facts, build_head(3, facts))
     fp32 = path / "fp32.onnx"
-    fp32.write_bytes(convert(narrow_encoder, head.build(unroll=True)).SerializeToString())
+    fp32.write_bytes(convert(narrow_encoder).SerializeToString())
     quantize(fp32, path / "int8.onnx", head.calibration, rendered_frames)
     return head.path
 

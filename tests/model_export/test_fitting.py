@@ -226,6 +226,7 @@ def test_the_log_has_the_plain_cross_entropy_of_training_and_held_out_clips(
     assert lines[0]["loss"] == pytest.approx(0.7 * plain(keep) + 0.3 * losses(keep).mean(), rel=1e-5)
 
 
+@pytest.mark.ci
 def test_tensorboard_gets_the_log_once_whatever_happens_and_the_head_does_not_change(
     examples: Examples, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_members_are_trained_as_asked_and_scored_by_their_mean_answer(examples: 
     assert result.holdout_accuracy == 1.0
 
 
+@pytest.mark.ci
 def test_an_interrupted_run_leads_to_the_same_head_and_logs_every_epoch(examples: Examples, tmp_path: Path) -> None:
     clips, recipe = examples(groups=4, per_group=1), quick(epochs=4, holdout=0.25, patience=4, flip=True)
     whole = fit_head(clips, 3, PLAIN, recipe)

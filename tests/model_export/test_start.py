@@ -91,6 +91,7 @@ def test_each_member_begins_with_the_member_of_its_number(tmp_path: Path) -> Non
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.ci
 def test_few_clips_teach_a_new_class_sooner_than_without_the_other_head(tmp_path: Path) -> None:
     learnt = fit_head(clips(tmp_path, LABELS, 8, 0), 3, PLAIN, recipe(epochs=4, learning_rate=3e-3)).model
     labels = (*LABELS, "jumping")

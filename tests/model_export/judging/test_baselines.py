@@ -128,6 +128,7 @@ def test_motion_is_that_of_the_heads_and_regression_reads_its_mean(
     np.testing.assert_allclose(read[0], expected, atol=2e-3)
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_probabilities_as_before(clips: list[Example]) -> None:
     def run(seed: int) -> list[npt.NDArray[np.float64]]:
         contenders = [

@@ -111,6 +111,7 @@ def networks() -> int:
     return sum(isinstance(found, keras.Model) for found in gc.get_objects())
 
 
+@pytest.mark.ci
 def test_trainings_in_other_processes_give_the_same_and_leave_nothing_behind(
     examples: list[Example], tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def test_decoding_a_clip_of_any_kind_imports_nothing(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["faults", "nasty"])
+@pytest.mark.parametrize("folder", ["faults", pytest.param("nasty", marks=pytest.mark.ci)])
 def test_decoding_a_clip_of_a_folder_imports_nothing(shared: Path, folder: str) -> None:
     files = [path for path in sorted((shared / folder).rglob("*.*")) if path.suffix not in {".json", ".md"}]
     if not files:

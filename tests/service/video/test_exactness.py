@@ -278,6 +278,7 @@ MANY_FRAMES = 2000  # a naive decode of more costs too much time
 
 @pytest.mark.slow
 class TestRealFiles:
+    @pytest.mark.ci
     def test_every_odd_file_that_can_be_decoded_decodes_as_a_naive_decode_does(self, shared: Path) -> None:
         patient = DecodeLimits(max_frames=MANY_FRAMES, timeout_s=120)
         files = [path for path in sorted((shared / "nasty").rglob("*.*")) if path.name not in NOT_AS_NAIVE]

@@ -30,6 +30,7 @@ def assert_decoded_exactly(path: Path) -> DecodedClip:
     return clip
 
 
+@pytest.mark.ci
 def test_every_avi_has_the_frames_of_a_full_decode(shared: Path) -> None:
     paths = sorted((shared / "clips").rglob("*.avi"))
     assert paths
