@@ -4,7 +4,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from service.cli.classifying import Answer, Classify
@@ -12,6 +12,8 @@ from service.cli.clips import ClipProblem, opened
 from service.cli.printing import Bar, Show
 from service.cli.signals import closing_at_signals
 from service.cli.streams import complain
+
+SIGNAL_S = 0.2  # longest time until a signal is noticed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,14 +92,21 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], jobs: in
             pending.append(Future())
             tasks.put((pending[-1], item))
             if len(pending) >= 2 * jobs - 1:  # enough for the other threads while one item takes long
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft())
     finally:
         for future in pending:
             future.cancel()
         for _ in range(jobs):
             tasks.put(None)
+
+
+def _result(future: Future[Result]) -> Result:
+    """Wait for a result, a little at a time: a signal just before a wait is noticed by Python only after it."""
+    while not wait([future], SIGNAL_S).done:
+        pass
+    return future.result()
 
 
 def _work(function: Callable[[Item], Result], tasks: "queue.SimpleQueue[tuple[Future[Result], Item] | None]") -> None:
