@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -26,10 +26,10 @@ from model_export.options import takes
 from model_export.processes import prepare_tensorflow
 from model_export.recipe import Recipe
 from model_export.storing import sole_writer
-from model_export.terminal import TerminalReporter, prepare_streams
+from model_export.terminal import TerminalReporter
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
-from service.printable import visible
+from service.streams import complain, run
 
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -95,7 +95,7 @@ def _command() -> Iterator[LibraryOutput]:
         with kept_back(verbose=VERBOSE.get()) as output:
             yield output
     except BrokenPipeError:
-        raise  # nobody reads any more; `main` ends the command without a word
+        raise  # nobody reads any more; `run` ends the command without a word
     except (LimelightModelError, LimelightError, OSError) as error:
         raise _ended(str(error), 2) from error
     except ImportError as error:
@@ -107,8 +107,7 @@ def _command() -> Iterator[LibraryOutput]:
 
 
 def _ended(why: str, status: int) -> typer.Exit:
-    with suppress(OSError):  # nobody reads it any more, or its terminal is gone
-        print(f"limelight-model: {visible(why)}", file=sys.stderr)  # noqa: T201
+    complain(why, "limelight-model")
     return typer.Exit(status)
 
 
@@ -122,7 +121,7 @@ def _start_tensorflow(output: LibraryOutput) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        reporter.say(f"limelight-model {version_of('limelight')}")
+        typer.echo(f"limelight-model {version_of('limelight')}")
         raise typer.Exit
 
 
@@ -524,16 +523,10 @@ def _command_line() -> str:
 
 def main() -> None:
     """Run the command that the arguments of the process name."""
-    prepare_streams()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, _terminate)
-    try:
-        app()
-    except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # Typer exits with 1
-            ended.code = 128 + signal.SIGPIPE
-        raise
+    run(app, "limelight-model", discard=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from service.cli.classifying import Answer, Classify
 from service.cli.clips import ClipProblem, opened
 from service.cli.printing import Bar, Show
 from service.cli.signals import closing_at_signals
-from service.cli.streams import complain
+from service.streams import complain
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
