@@ -29,6 +29,7 @@ from model_export.storing import sole_writer
 from model_export.terminal import TerminalReporter
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
+from service.signals import end_by
 from service.streams import complain, run
 
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
@@ -67,6 +68,8 @@ VERIFY_LOG = Path("runs/verify.jsonl")
 
 
 reporter = TerminalReporter()
+# What shells report of a program that a signal has ended: 128 and the signal's number.
+SIGNALLED = frozenset(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 class Terminated(BaseException):
@@ -85,8 +88,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def _command() -> Iterator[LibraryOutput]:
     """Keep back what libraries print, and print why a command ended as one sentence.
 
-    The exit status is 2 after errors that the user can fix and, after a signal, that of a shell: 128 and the signal's
-    number.
+    The exit status is 2 after errors that the user can fix and, after a signal, one of ``SIGNALLED``.
     """
     # TensorFlow's levels begin with 0, information, and 1, warnings.
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or ("0" if VERBOSE.get() else "1")
@@ -522,11 +524,16 @@ def _command_line() -> str:
 
 
 def main() -> None:
-    """Run the command that the arguments of the process name."""
+    """Run the command that the arguments of the process name. After a signal the process ends by it."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, _terminate)
-    run(app, "limelight-model", discard=True)
+    try:
+        run(app, "limelight-model", discard=True)
+    except SystemExit as ending:
+        if ending.code in SIGNALLED:
+            end_by(int(ending.code) - 128)
+        raise
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TypeVar
 from service.cli.classifying import Answer, Classify
 from service.cli.clips import ClipProblem, opened
 from service.cli.printing import Bar, Show
-from service.cli.signals import closing_at_signals
+from service.signals import closing_at_signals
 from service.streams import complain
 
 Item = TypeVar("Item")

@@ -41,10 +41,10 @@ def run(what: str, *options: str) -> subprocess.CompletedProcess[str]:
     ("what", "status", "said"),
     [
         ("pass", 0, ""),
-        (KILL.format("2"), 130, "limelight-model: interrupted; run the same command again to continue\n"),
-        (KILL.format("1"), 129, "limelight-model: terminated; run the same command again to continue\n"),
+        (KILL.format("2"), -2, "limelight-model: interrupted; run the same command again to continue\n"),
+        (KILL.format("1"), -1, "limelight-model: terminated; run the same command again to continue\n"),
         ("import signal; signal.signal(1, signal.SIG_IGN); " + KILL.format("1"), 0, ""),
-        (KILL.format("15"), 143, "limelight-model: terminated; run the same command again to continue\n"),
+        (KILL.format("15"), -15, "limelight-model: terminated; run the same command again to continue\n"),
         ("raise BrokenPipeError(32, 'Broken pipe')", 141, ""),
     ],
 )
