@@ -6,6 +6,7 @@ neither package before it has found both in order. See docs/decisions/0009-packa
 """
 
 import hashlib
+import signal
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -32,9 +33,14 @@ def limelight() -> None:
 def limelight_model() -> None:
     """Run ``limelight-model``, or exit with code 2 if it would not run Limelight's own code."""
     _check("limelight-model", "service", "model_export")
-    from model_export.cli import main
+    from service.signals import end_by
 
-    main()
+    try:
+        from model_export.cli import main  # takes long enough for somebody to change their mind
+
+        main()
+    except KeyboardInterrupt:
+        end_by(signal.SIGINT)
 
 
 def _check(program: str, *packages: str) -> None:

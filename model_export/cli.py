@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -26,10 +26,11 @@ from model_export.options import takes
 from model_export.processes import prepare_tensorflow
 from model_export.recipe import Recipe
 from model_export.storing import sole_writer
-from model_export.terminal import TerminalReporter, prepare_streams
+from model_export.terminal import TerminalReporter
 from service.errors import LibraryMissing, LimelightError
 from service.model.bundle import Agreement, Precision, read_manifest
-from service.printable import visible
+from service.signals import end_by
+from service.streams import complain, run
 
 # Leaves room on a GPU for the processes of trainings: TensorFlow otherwise reserves all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -67,6 +68,8 @@ VERIFY_LOG = Path("runs/verify.jsonl")
 
 
 reporter = TerminalReporter()
+# What shells report of a program that a signal has ended: 128 and the signal's number.
+SIGNALLED = frozenset(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 class Terminated(BaseException):
@@ -85,8 +88,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def _command() -> Iterator[LibraryOutput]:
     """Keep back what libraries print, and print why a command ended as one sentence.
 
-    The exit status is 2 after errors that the user can fix and, after a signal, that of a shell: 128 and the signal's
-    number.
+    The exit status is 2 after errors that the user can fix and, after a signal, one of ``SIGNALLED``.
     """
     # TensorFlow's levels begin with 0, information, and 1, warnings.
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or ("0" if VERBOSE.get() else "1")
@@ -95,7 +97,7 @@ def _command() -> Iterator[LibraryOutput]:
         with kept_back(verbose=VERBOSE.get()) as output:
             yield output
     except BrokenPipeError:
-        raise  # nobody reads any more; `main` ends the command without a word
+        raise  # nobody reads any more; `run` ends the command without a word
     except (LimelightModelError, LimelightError, OSError) as error:
         raise _ended(str(error), 2) from error
     except ImportError as error:
@@ -107,8 +109,7 @@ def _command() -> Iterator[LibraryOutput]:
 
 
 def _ended(why: str, status: int) -> typer.Exit:
-    with suppress(OSError):  # nobody reads it any more, or its terminal is gone
-        print(f"limelight-model: {visible(why)}", file=sys.stderr)  # noqa: T201
+    complain(why, "limelight-model")
     return typer.Exit(status)
 
 
@@ -122,7 +123,7 @@ def _start_tensorflow(output: LibraryOutput) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        reporter.say(f"limelight-model {version_of('limelight')}")
+        typer.echo(f"limelight-model {version_of('limelight')}")
         raise typer.Exit
 
 
@@ -523,16 +524,15 @@ def _command_line() -> str:
 
 
 def main() -> None:
-    """Run the command that the arguments of the process name."""
-    prepare_streams()
+    """Run the command that the arguments of the process name. After a signal the process ends by it."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         signal.signal(signal.SIGHUP, _terminate)
     try:
-        app()
-    except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # Typer exits with 1
-            ended.code = 128 + signal.SIGPIPE
+        run(app, "limelight-model", discard=True)
+    except SystemExit as ending:
+        if ending.code in SIGNALLED:
+            end_by(int(ending.code) - 128)
         raise
 
 

@@ -7,14 +7,16 @@ last words before a crash or a kill. This module is also its program, and import
 
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 KEPT_BYTES = 64 * 1024
-# What the process is told: to forget what has come until now, or that all went well.
-FORGET, WELL = b"f", b"w"
+# What the process is told: to forget what has come until now, to print it, or that all went well. What it answers.
+FORGET, SHOW, WELL, DONE = b"f", b"s", b"w", b"d"
 
 
 class LibraryOutput:
@@ -33,38 +35,40 @@ class KeptOutput(LibraryOutput):
     def __init__(self) -> None:
         self._stderr = os.dup(2)
         output, into = os.pipe()
-        told, self._tell = os.pipe()
+        told, self._channel = socket.socketpair()
         try:
             self._keeper = subprocess.Popen(  # noqa: S603 - this module, on this interpreter
-                [sys.executable, "-IS", __file__, str(told)],
+                [sys.executable, "-IS", __file__, str(told.fileno())],
                 stdin=output,
                 stdout=self._stderr,
-                pass_fds=[told],
+                pass_fds=[told.fileno()],
                 start_new_session=True,  # Ctrl-C is not meant for it
             )
             os.dup2(into, 2)
         finally:
-            for descriptor in (output, into, told):
+            told.close()
+            for descriptor in (output, into):
                 os.close(descriptor)
 
     def forget(self) -> None:
         """Forget what was printed until now."""
         _flush()
-        self._say(FORGET)
+        self._tell(FORGET)  # and wait, so that nothing that is printed later is forgotten
 
     def end(self, *, show: bool) -> None:
         """Give back standard error, after showing what was kept if ``show``."""
         _flush()
         os.dup2(self._stderr, 2)
         os.close(self._stderr)
-        if not show:
-            self._say(WELL)
-        os.close(self._tell)
+        self._tell(SHOW if show else WELL)
+        self._channel.close()
         self._keeper.wait()
 
-    def _say(self, what: bytes) -> None:
-        with suppress(BrokenPipeError):  # somebody has killed it
-            os.write(self._tell, what)
+    def _tell(self, what: bytes) -> None:
+        """Tell the process something, and wait until it has done it."""
+        with suppress(ConnectionError):  # somebody has killed it
+            self._channel.sendall(what)
+            self._channel.recv(1)
 
 
 @contextmanager
@@ -104,13 +108,16 @@ def _keep(told: int) -> None:
             cut = cut or len(kept) > KEPT_BYTES
             del kept[:-KEPT_BYTES]
         if told in ready:
-            match os.read(told, 1):
-                case b"f":
-                    kept, cut = bytearray(), False
-                case b"w":
-                    return
-                case _:
-                    break
+            what = b""
+            with suppress(ConnectionError):  # the process that prints has died
+                what = os.read(told, 1)
+            if what == WELL:
+                return
+            if what != FORGET:
+                break
+            kept, cut = bytearray(), False
+            with suppress(ConnectionError):
+                os.write(told, DONE)
     text = b"[...] " * cut + kept + b"\n" * (bool(kept) and not kept.endswith(b"\n"))
     with suppress(OSError):
         while text:
@@ -118,4 +125,6 @@ def _keep(told: int) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # which service managers send to all processes
+        signal.signal(number, signal.SIG_IGN)
     _keep(int(sys.argv[1]))

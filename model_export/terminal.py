@@ -1,9 +1,5 @@
 """``Reporter`` for people at a terminal, and for pipes and files, which get whole lines."""
 
-import codecs
-import io
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,8 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from model_export.errors import StorageError
 from model_export.reporter import Advance, Listener, Received, Reporter
-from service.printable import plain, visible
+from service.printable import visible
+from service.streams import lost
 
 # Seconds between lines on how far the work has come, where there is no progress bar.
 LINE_S = 30.0
@@ -33,27 +31,13 @@ BAR_COLUMNS = 80
 console = Console(markup=False, emoji=False)
 
 
-def prepare_streams() -> None:
-    """Open standard streams that are closed, and let them take characters that their encoding lacks."""
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # libraries would print into the next file that is opened; the lowest free number is this one
-            os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
-            os.set_inheritable(descriptor, True)
-            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
-    codecs.register_error("plain", plain)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain")
-
-
 class TerminalReporter(Reporter):
     """Prints what a command reports."""
 
     def say(self, line: str) -> None:
         """Print one line, which the terminal may wrap."""
-        console.print(visible(line), highlight=False, soft_wrap=True)
+        with _loss_reported():
+            console.print(visible(line), highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table, if it has rows.
@@ -72,7 +56,8 @@ class TerminalReporter(Reporter):
             table.add_row(*row)
         if not console.is_terminal:
             table.width = table.__rich_measure__(console, console.options.update(max_width=2**20)).maximum
-        console.print(table, crop=False)
+        with _loss_reported():
+            console.print(table, crop=False)
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
@@ -95,6 +80,15 @@ class TerminalReporter(Reporter):
 
 
 _DIGITS = tuple("0123456789")
+
+
+@contextmanager
+def _loss_reported() -> Iterator[None]:
+    """Say what a full disk, for example, keeps from being printed."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(lost(error)) from error
 
 
 def _progress(*columns: ProgressColumn, disable: bool = False, transient: bool = False) -> Progress:

@@ -2,7 +2,7 @@
 
 import signal
 
-from service.cli.signals import end_by
+from service.signals import end_by
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code that Typer chooses after Ctrl-C in a command
 

@@ -25,9 +25,9 @@ from service.cli.printing import (
     show_json,
     show_text,
 )
-from service.cli.streams import complain, run, written
 from service.errors import CommandError, LibraryMissing, LimelightError
 from service.settings import DEFAULT_URL, Settings, check_key, reason_of
+from service.streams import complain, run, written
 
 TOP_K = 5
 JOBS = 4  # clips are decoded while the model is busy with another one

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.cli.streams import complain
 from service.errors import CommandError
 from service.isolation.clip_file import ClipFile
 from service.settings import Settings
+from service.streams import complain
 
 STANDARD_INPUT = "-"
 # Of pipes and devices, whose size is not known before their end. They are kept in memory, to be sent again if need be.

@@ -16,11 +16,11 @@ import httpx
 from rich.console import Console
 
 from service.cli.clips import Clip, clip_of, opened
-from service.cli.signals import closing_at_signals
 from service.environment import python_command, without_relative_paths
 from service.errors import CommandError
 from service.isolation.clip_file import ClipFile
 from service.isolation.sandbox import die_with_parent
+from service.signals import closing_at_signals
 from service.web import sample_clip
 
 START_TIMEOUT_S = 300

@@ -10,8 +10,8 @@ import socket
 import sys
 from collections.abc import Mapping
 
-from service.cli.streams import run
 from service.http.listening import Endpoint
+from service.streams import run
 
 TIMEOUT_S = 4
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from service.cli.classifying import Answer, Classify
 from service.cli.clips import ClipProblem, opened
 from service.cli.printing import Bar, Show
-from service.cli.signals import closing_at_signals
-from service.cli.streams import complain
+from service.signals import closing_at_signals
+from service.streams import complain
 
 SIGNAL_S = 0.2  # longest time until a signal is noticed
 

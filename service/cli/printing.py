@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from service.cli.clips import ClipProblem, shown
-from service.cli.streams import written
 from service.printable import visible
+from service.streams import written
 
 if TYPE_CHECKING:
     from service.cli.classifying import Answer

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from service.cli.classifying import Answer, Classify, Wanted, model_line
 from service.cli.clips import Clip, ClipProblem, shown
 from service.cli.patience import MAX_WAIT_S, Pace, Patience
-from service.cli.streams import complain
 from service.errors import ClipError, CommandError
 from service.isolation.processes import DecoderProcesses
 from service.settings import DEFAULT_URL, LOOPBACK, Settings
+from service.streams import complain
 from service.video.limits import DecodeLimits
 
 if TYPE_CHECKING:

@@ -292,9 +292,11 @@ class TestStreamsThatAreClosedOrFull:
         assert (len(cut.stdout), cut.stderr) == (1, "")
 
 
-def test_ctrl_c_while_a_command_is_being_imported_prints_nothing() -> None:
-    program = """if True:
-        import os, runpy, signal, sys
+@pytest.mark.parametrize("program", ["limelight", "limelight_model"])
+def test_ctrl_c_while_a_command_is_being_imported_prints_nothing(program: str) -> None:
+    code = f"""if True:
+        import os, signal, sys
+        import limelight_start
 
         class CtrlC:
             def find_spec(self, name, path=None, target=None):
@@ -302,9 +304,9 @@ def test_ctrl_c_while_a_command_is_being_imported_prints_nothing() -> None:
                     os.kill(os.getpid(), signal.SIGINT)
 
         sys.meta_path.insert(0, CtrlC())
-        runpy.run_module("service.cli", run_name="__main__")
+        limelight_start.{program}()
     """
-    command = [sys.executable, "-c", program, "predict", "none"]
+    command = [sys.executable, "-c", code, "--help"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,10 +41,10 @@ def run(what: str, *options: str) -> subprocess.CompletedProcess[str]:
     ("what", "status", "said"),
     [
         ("pass", 0, ""),
-        (KILL.format("2"), 130, "limelight-model: interrupted; run the same command again to continue\n"),
-        (KILL.format("1"), 129, "limelight-model: terminated; run the same command again to continue\n"),
+        (KILL.format("2"), -2, "limelight-model: interrupted; run the same command again to continue\n"),
+        (KILL.format("1"), -1, "limelight-model: terminated; run the same command again to continue\n"),
         ("import signal; signal.signal(1, signal.SIG_IGN); " + KILL.format("1"), 0, ""),
-        (KILL.format("15"), 143, "limelight-model: terminated; run the same command again to continue\n"),
+        (KILL.format("15"), -15, "limelight-model: terminated; run the same command again to continue\n"),
         ("raise BrokenPipeError(32, 'Broken pipe')", 141, ""),
     ],
 )
@@ -80,6 +81,27 @@ def test_the_end_of_very_much_is_shown() -> None:
     assert last == "no weights\n"
 
 
+def test_only_what_came_before_is_forgotten(tmp_path: Path) -> None:
+    """The keeping process is slow, and other signals that reach it do not end it."""
+    program = """
+import os, subprocess, sys
+from model_export.library_output import kept_back
+with kept_back(verbose=False) as output:
+    keeper = output._keeper.pid
+    subprocess.Popen(["sh", "-c", "kill -STOP $0; : > stopped; sleep 0.5; kill -CONT $0", str(keeper)])
+    while not os.path.exists("stopped"):
+        pass
+    os.write(2, b"first\\n")
+    output.forget()
+    os.write(2, b"last\\n")
+    for number in (1, 2, 15):
+        os.kill(keeper, number)
+    os.abort()
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (-signal.SIGABRT, "last\n")
+
+
 def test_verbose_shows_it_as_it_comes() -> None:
     found = run("pass", "--verbose")
     assert found.returncode == 0
@@ -95,6 +117,20 @@ def test_a_stream_that_is_closed_does_no_harm(closed: str) -> None:
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout == ("" if closed == "1" else "VGG19 weights: here\n")
+
+
+@pytest.mark.parametrize("argument", ["--version", "fetch-weights"])
+def test_a_command_whose_standard_output_is_on_a_full_disk_says_so(argument: str) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", PROGRAM, argument, "pass"],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1] == (
+        "limelight-model: standard output cannot be written (No space left on device); redirect it elsewhere"
+    )
+    assert "Traceback" not in found.stderr
 
 
 def test_a_reader_that_goes_ends_a_command_without_a_word() -> None:

@@ -21,20 +21,24 @@ NAMES = (
 SHOWN = (*NAMES[:2], r"e\x1b[2Jvil\x07.mp4", r"gpj.\u202e4pm", r"caf\xe9.mp4")
 PROGRAM = f"""
 from model_export.reporter import Advance
-from model_export.terminal import TerminalReporter, prepare_streams
-prepare_streams()
-reporter = TerminalReporter()
-names = {NAMES!a}
-for name in names:
-    reporter.say("about " + name)
-reason = "it is a link that leads nowhere, as links sometimes do"
-reporter.table(("left out", "reason"), [(name, reason) for name in names])
-figures = [("accuracy", "98.25%", "91.50% – 99.75%"), ("Café ± ×", "1.5e-05", "3")]
-reporter.table(("figure", "value", "95 % interval"), figures)
-with reporter.listen() as listener:
-    for done in range(3):
-        listener(Advance(names[2], done, 2))
-reporter.say("end")
+from model_export.terminal import TerminalReporter
+from service.streams import run
+
+def command():
+    reporter = TerminalReporter()
+    names = {NAMES!a}
+    for name in names:
+        reporter.say("about " + name)
+    reason = "it is a link that leads nowhere, as links sometimes do"
+    reporter.table(("left out", "reason"), [(name, reason) for name in names])
+    figures = [("accuracy", "98.25%", "91.50% – 99.75%"), ("Café ± ×", "1.5e-05", "3")]
+    reporter.table(("figure", "value", "95 % interval"), figures)
+    with reporter.listen() as listener:
+        for done in range(3):
+            listener(Advance(names[2], done, 2))
+    reporter.say("end")
+
+run(command)
 """
 
 

@@ -1,4 +1,4 @@
-"""The standard streams of the commands, any of which may be closed, full or without a reader."""
+"""The standard streams of both programs, any of which may be closed, full or without a reader."""
 
 import codecs
 import contextlib
@@ -15,10 +15,16 @@ NO_READER = 128 + signal.SIGPIPE
 """Exit code of a command whose output nobody reads any more: what shells report of one that SIGPIPE ended."""
 
 
-def run(command: Callable[[], object]) -> None:
-    """Run a command. The exit code is not 0 if standard output was lost."""
-    _occupy_missing()
-    with written():
+def run(command: Callable[[], object], program: str = "limelight", *, discard: bool = False) -> None:
+    """Run a command. The exit code is not 0 if standard output was lost.
+
+    Args:
+        command: The command.
+        program: Name of the program, for its errors.
+        discard: Drop what is written to streams that are closed, which is an error otherwise.
+    """
+    _occupy_missing(discard=discard)
+    with written(program):
         try:
             command()
         except SystemExit as error:
@@ -30,7 +36,7 @@ def run(command: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def written() -> Iterator[None]:
+def written(program: str = "limelight") -> Iterator[None]:
     """End the program if standard output cannot be written: without a word if its reader has gone, as after ``head``.
 
     Raises:
@@ -43,32 +49,38 @@ def written() -> Iterator[None]:
         raise SystemExit(NO_READER) from error
     except OSError as error:
         _discard(sys.stdout)
-        complain(f"standard output cannot be written ({error.strerror}); redirect it elsewhere")
+        complain(lost(error), program)
         raise SystemExit(2) from error
 
 
-def complain(sentence: object) -> None:
+def lost(error: OSError) -> str:
+    """Say that standard output cannot be written, and what to do."""
+    return f"standard output cannot be written ({error.strerror}); redirect it elsewhere"
+
+
+def complain(sentence: object, program: str = "limelight") -> None:
     """Print a sentence on standard error, if anything can be printed there.
 
     It stays one line, and no terminal obeys it: names of files, values of settings and answers of servers are in it.
     """
     try:
-        sys.stderr.write(f"limelight: {visible(str(sentence))}\n")
+        sys.stderr.write(f"{program}: {visible(str(sentence))}\n")
         sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
 
 
-def _occupy_missing() -> None:
+def _occupy_missing(*, discard: bool) -> None:
     """Open standard streams that are closed, so that no library prints into a file or connection with their number.
 
-    They can be read and written no more than before: who writes to them gets an error.
+    They can be read and written no more than before: who writes to them gets an error, unless that is to be dropped.
     """
+    output, source = (os.O_WRONLY, os.O_RDONLY) if discard else (os.O_RDONLY, os.O_WRONLY)
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:  # the lowest free number is this one
-            os.open(os.devnull, os.O_WRONLY if name == "stdin" else os.O_RDONLY)
+            os.open(os.devnull, source if name == "stdin" else output)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
     codecs.register_error("plain", plain)

@@ -37,7 +37,7 @@ def run(
     command: str, redirections: str = "", *arguments: str, stdout: int = subprocess.PIPE, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, which is code that defines it, in a shell that redirects its standard streams."""
-    program = f"import json, os, sys\nfrom service.cli import streams\n{command}\nstreams.run(command)"
+    program = f"import json, os, sys\nfrom service import streams\n{command}\nstreams.run(command)"
     shell = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-c", program, *arguments]
     return subprocess.run(shell, stdout=stdout, stderr=subprocess.PIPE, encoding=encoding, check=False)
 
