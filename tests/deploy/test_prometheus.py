@@ -335,6 +335,12 @@ ORDINARY: dict[str, Mapping[str, str]] = {
         'process_start_time_seconds{job="limelight",instance="0"}': "1x420 _x12 2x800",
         'process_start_time_seconds{job="limelight",instance="1"}': "1x460 _x12 2x800",
     },
+    "two updates within ten minutes, with new addresses": up(
+        "limelight", *["1x400 stale"] * 3, *["_x395 1x120 stale"] * 3, *["_x512 1x700"] * 3
+    ),
+    "two updates within ten minutes, each of which stops everything first": up(
+        "limelight", *["1x400 stale"] * 3, *["_x405 1x120 stale"] * 3, *["_x532 1x700"] * 3
+    ),
     "a reload that takes minutes": {
         **up("limelight", "1x1200"),
         "limelight_ready": "1x1200",
