@@ -6,10 +6,10 @@ Windows are on a virtual display, because WebKitGTK has no headless mode, and so
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from selenium.webdriver.webkitgtk.options import Options as WebKitOptions
 from selenium.webdriver.webkitgtk.service import Service as WebKitService
 
-from tests.processes import until
+from tests.processes import descendants, until
 from tests.web.browser import FLAGS, PROGRAMS
 
 Program = tuple[Service, ArgOptions]
@@ -94,21 +94,54 @@ ENGINES: dict[str, Callable[[dict[str, str]], Program]] = {
 }
 
 
-@dataclass
 class Engine:
     """A browser with one window.
 
-    Attributes:
-        driver: Selenium's driver.
+    Args:
+        name: One of ``ENGINES``.
         display: The X display that shows the window.
+        home: A folder for its profile.
+
+    Attributes:
+        name: The same.
+        driver: Selenium's driver.
     """
 
     driver: WebDriver
-    display: str
     _corner: tuple[int, int] = (0, 0)  # of the page on the display
 
-    def __post_init__(self) -> None:
-        self._find_page()
+    def __init__(self, name: str, display: str, home: Path) -> None:
+        self.name = name
+        self._display = display
+        self._environment = os.environ | {"DISPLAY": display, "HOME": str(home)}
+        self.start()
+
+    def start(self) -> None:
+        """Start the browser; skip the test if something that it needs is not installed."""
+        self._service, options = ENGINES[self.name](self._environment)
+        # Not Selenium's classes for these browsers: without a path they run Selenium Manager, which downloads drivers
+        # and sends statistics, and the one for WebKitGTK uses what Selenium deprecates.
+        self._service.start()
+        try:
+            config = ClientConfig(self._service.service_url, timeout=2 * PATIENCE_S)
+            self.driver = webdriver.Remote(RemoteConnection(client_config=config), options=options)
+            self.driver.file_detector = UselessFileDetector()  # the browser reads files from this machine
+            self.driver.set_script_timeout(PATIENCE_S)
+            self.driver.set_page_load_timeout(PATIENCE_S)
+            self.driver.set_window_size(500, 400)  # WebKit shows few frames of a large video without a GPU
+            if not self.driver.execute_script("return document.createElement('video').canPlayType(arguments[0])", H264):
+                pytest.skip(f"needs an H.264 decoder for {self.name}: apt-get install gstreamer1.0-libav")
+            self._find_page()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the browser, even if it hangs."""
+        for child in [child for children in descendants(self._service.process.pid) for child in children]:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self._service.stop()
 
     def open(self, url: str) -> None:
         """Open a page of the service, and wait until its script has run."""
@@ -169,25 +202,15 @@ class Engine:
         return marked
 
     def _window(self) -> Image.Image:
-        return ImageGrab.grab(xdisplay=self.display).convert("RGB")
+        return ImageGrab.grab(xdisplay=self._display).convert("RGB")
 
 
 @contextmanager
 def browsing(name: str, home: Path) -> Iterator[Engine]:
     """Start a browser with an empty profile; skip the test if something that it needs is not installed."""
     with virtual_display() as display:
-        service, options = ENGINES[name](os.environ | {"DISPLAY": display, "HOME": str(home)})
-        # Not Selenium's classes for these browsers: without a path they run Selenium Manager, which downloads drivers
-        # and sends statistics, and the one for WebKitGTK uses what Selenium deprecates.
-        service.start()
+        engine = Engine(name, display, home)
         try:
-            connection = RemoteConnection(client_config=ClientConfig(service.service_url))
-            with webdriver.Remote(connection, options=options) as driver:
-                driver.file_detector = UselessFileDetector()  # the browser reads files from this machine
-                driver.set_script_timeout(PATIENCE_S)
-                driver.set_window_size(500, 400)  # WebKit shows few frames of a large video without a GPU
-                if not driver.execute_script("return document.createElement('video').canPlayType(arguments[0])", H264):
-                    pytest.skip(f"needs an H.264 decoder for {name}: apt-get install gstreamer1.0-libav")
-                yield Engine(driver, display)
+            yield engine
         finally:
-            service.stop()
+            engine.stop()
