@@ -123,7 +123,7 @@ class Engine:
         # and sends statistics, and the one for WebKitGTK uses what Selenium deprecates.
         self._service.start()
         try:
-            config = ClientConfig(self._service.service_url, timeout=2 * PATIENCE_S)
+            config = ClientConfig(self._service.service_url, timeout=PATIENCE_S + 5)
             self.driver = webdriver.Remote(RemoteConnection(client_config=config), options=options)
             self.driver.file_detector = UselessFileDetector()  # the browser reads files from this machine
             self.driver.set_script_timeout(PATIENCE_S)
