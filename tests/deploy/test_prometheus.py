@@ -504,6 +504,7 @@ def losses() -> Iterator[Scenario]:
     yield Scenario("all of them", everything, at(80, 600, alerts=["Down", *missing]), "4m")
 
 
+@pytest.mark.ci
 def test_an_alert_fires_until_the_number_of_replicas_is_back(promtool: str, tmp_path: Path) -> None:
     evaluate(promtool, tmp_path, (scenario.case() for scenario in losses()), "4m")
 

@@ -29,6 +29,7 @@ from tests.processes import descendants, is_alive, until
 pytestmark = pytest.mark.slow
 
 PYTHON = [sys.executable, "-m", "service.cli"]
+DEMO = pytest.param("demo", marks=pytest.mark.ci)  # each starts a server
 QUICK_S = 20
 LONG = "/" + 42 * "%E2%82%AC"  # the longest path that an access line shows whole
 
@@ -245,7 +246,7 @@ class TestStreamsThatAreClosedOrFull:
             assert process.wait(QUICK_S) == 0
 
     @pytest.mark.parametrize("redirections", [">&-", ">/dev/full 2>/dev/full"])
-    @pytest.mark.parametrize("command", ["--help", "predict", "predict --json", "doctor", "health", "demo"])
+    @pytest.mark.parametrize("command", ["--help", "predict", "predict --json", "doctor", "health", DEMO])
     def test_a_command_whose_output_is_lost_says_so_and_fails(
         self, tiny_bundle: Path, tmp_path: Path, clip_file: Path, redirections: str, command: str
     ) -> None:
@@ -260,7 +261,7 @@ class TestStreamsThatAreClosedOrFull:
             assert sentence.startswith("limelight: standard output cannot be written (")
 
     @pytest.mark.parametrize("redirections", ["<&-", "2>&-", "2>/dev/full"])
-    @pytest.mark.parametrize("command", ["predict", "demo"])
+    @pytest.mark.parametrize("command", ["predict", DEMO])
     def test_a_command_needs_neither_standard_input_nor_standard_error(
         self, tiny_bundle: Path, tmp_path: Path, clip_file: Path, redirections: str, command: str
     ) -> None:

@@ -120,9 +120,11 @@ def build(target: str, source: Path, output: Path) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "installed" in metafunc.fixturenames:
         lists = ["newest", "lowest", *(["today"] if metafunc.config.getoption("newest_releases") else [])]
-        every = metafunc.config.getoption("no_skips")  # in CI; elsewhere one Python is enough
+        every = metafunc.config.getoption("no_skips")
         minors = [minor for minor in MINORS if minor == THIS or (every and interpreter(minor))]
-        metafunc.parametrize("installed", [(m, v) for m in minors for v in lists], indirect=True, ids="-".join)
+        marks = {(THIS, "newest"): (), (THIS, "today"): ()}  # enough for `make test`
+        cases = [pytest.param((m, v), marks=marks.get((m, v), pytest.mark.ci)) for m in minors for v in lists]
+        metafunc.parametrize("installed", cases, indirect=True, ids=["-".join(case.values[0]) for case in cases])
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +234,15 @@ def test_the_sdist_builds_the_same_wheel_and_holds_what_its_pages_link_to(wheel:
 
 
 class TestWithoutItsExtra:
-    @pytest.mark.parametrize("command", WITHOUT_EXTRA)
+    @pytest.mark.parametrize(
+        "command",
+        [
+            pytest.param(
+                command, marks=() if command in {"limelight serve", "limelight-model export"} else pytest.mark.ci
+            )
+            for command in WITHOUT_EXTRA
+        ],
+    )
     def test_a_command_that_needs_it_names_it_in_one_sentence(
         self, plain: Environment, tiny_bundle: Path, tmp_path: Path, clip: bytes, command: str
     ) -> None:
@@ -244,6 +254,7 @@ class TestWithoutItsExtra:
         (sentence,) = ended.stderr.splitlines()
         assert f"pip install 'limelight[{WITHOUT_EXTRA[command]}]'" in sentence
 
+    @pytest.mark.ci
     def test_help_and_version_work(self, plain: Environment, tmp_path: Path) -> None:
         for program in ("limelight", "limelight-model"):
             for option in ("--help", "--version"):

@@ -167,6 +167,7 @@ def test_agreement_is_left_out_if_the_rendered_clips_differ_by_much_more(
 
 
 @pytest.mark.usefixtures("quick_export")
+@pytest.mark.ci
 def test_agreement_is_left_out_if_a_ruined_file_names_another_class(
     exported: tuple[TrainedHead, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_agreement_is_left_out_if_a_ruined_file_names_another_class(
 
 @pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("ordinary", [True, False], ids=("ordinary clips", "the crafted frame only"))
+@pytest.mark.ci
 def test_an_overflow_in_float16_is_stated_and_costs_the_fp16_file_only_on_ordinary_clips(
     narrow_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary: bool
 ) -> None:

@@ -174,6 +174,7 @@ def test_the_seed_determines_the_head(examples: Examples, fitted: Fitted) -> Non
         {"doubly_stochastic": 1.0},
     ],
 )
+@pytest.mark.ci
 def test_each_setting_changes_the_head(fitted: Fitted, change: dict[str, Any]) -> None:
     plain, changed = fitted(QUICK), fitted(quick(**change))
     assert any((one != two).any() for one, two in zip(weights(plain), weights(changed), strict=True))
@@ -475,6 +476,7 @@ def test_the_log_of_a_finished_training_is_written_again(examples: Examples, run
     assert log.read_bytes() == whole
 
 
+@pytest.mark.ci
 def test_a_full_disk_ends_a_training_with_one_sentence_and_the_last_epoch_stays(
     examples: Examples, tmp_path: Path
 ) -> None:

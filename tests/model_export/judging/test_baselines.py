@@ -149,6 +149,7 @@ def test_the_same_seed_gives_the_same_probabilities_as_before(clips: list[Exampl
 
 
 @pytest.mark.parametrize("make", [logistic_regression, partial(quick_lstm, epochs=1)])
+@pytest.mark.ci
 def test_mirrored_views_are_used_for_training_on_request_and_never_for_testing(
     clips: list[Example], make: Callable[..., Contender]
 ) -> None:
@@ -170,6 +171,7 @@ def test_mirrored_views_are_used_for_training_on_request_and_never_for_testing(
     assert views(flip=False) == ({False}, {False})
 
 
+@pytest.mark.ci
 def test_features_are_read_once_for_all_baselines(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     clips = save(tmp_path, [(label, group, 0, features(label, random)) for label in range(3) for group in range(3)])

@@ -292,6 +292,7 @@ class TestRealFiles:
             np.testing.assert_array_equal(clip.frames, naive_sample(naive_decode(path)), err_msg=str(path))
         assert sampled > len(files) / 2
 
+    @pytest.mark.ci
     def test_one_ucf101_clip_of_each_class_decodes_as_a_naive_decode_does(self, shared: Path) -> None:
         for folder in sorted((shared / "clips" / "ucf101").iterdir()):
             for path in sorted(folder.glob("*.mp4"))[:1]:
