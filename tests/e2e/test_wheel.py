@@ -122,9 +122,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         lists = ["newest", "lowest", *(["today"] if metafunc.config.getoption("newest_releases") else [])]
         every = metafunc.config.getoption("no_skips")
         minors = [minor for minor in MINORS if minor == THIS or (every and interpreter(minor))]
-        marks = {(THIS, "newest"): (), (THIS, "today"): ()}  # enough for `make test`
-        cases = [pytest.param((m, v), marks=marks.get((m, v), pytest.mark.ci)) for m in minors for v in lists]
-        metafunc.parametrize("installed", cases, indirect=True, ids=["-".join(case.values[0]) for case in cases])
+        cases = [
+            # Those of this Python with the newest versions are enough for `make test`.
+            pytest.param((m, v), id=f"{m}-{v}", marks=pytest.mark.ci if m != THIS or v == "lowest" else ())
+            for m in minors
+            for v in lists
+        ]
+        metafunc.parametrize("installed", cases, indirect=True)
 
 
 @pytest.fixture(scope="module")
