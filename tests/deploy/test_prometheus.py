@@ -341,6 +341,10 @@ ORDINARY: dict[str, Mapping[str, str]] = {
     "two updates within ten minutes, each of which stops everything first": up(
         "limelight", *["1x400 stale"] * 3, *["_x405 1x120 stale"] * 3, *["_x532 1x700"] * 3
     ),
+    "more replicas for ten minutes": up("limelight", *["1x1200"] * 2, *["_x400 1x120 stale"] * 4),
+    "more replicas, and an update soon after": up(
+        "limelight", *["1x500 stale"] * 2, *["_x400 1x100 stale"] * 4, *["_x495 1x700"] * 6
+    ),
     "a reload that takes minutes": {
         **up("limelight", "1x1200"),
         "limelight_ready": "1x1200",
@@ -481,6 +485,9 @@ def loops() -> Iterator[Scenario]:
         yield Scenario(f"{name}: one of three", up("limelight", found, "1x240", "1x240"), during)
         addresses = [f"_x{number * (alive + gone)} " * bool(number) + f"1x{alive - 1} stale" for number in range(times)]
         yield Scenario(f"{name}: under new addresses", up("limelight", "1x240", *addresses), during)
+    slow = [f"_x{number * 48} " * bool(number) + "1x46 stale" for number in range(10)]
+    late = at(28, 32, 36, alerts=["CrashLoop"])
+    yield Scenario("one of five every four minutes: under new addresses", up("limelight", *["1x480"] * 4, *slow), late)
 
 
 def test_an_alert_fires_while_a_replica_crashes_again_and_again(promtool: str, tmp_path: Path) -> None:
