@@ -99,6 +99,7 @@ def running(
         f"http://127.0.0.1:{port}",
         {"COMPOSE_PROJECT_NAME": f"{project}-{NAME}", "GATEWAY_PORT": str(port), "LIMELIGHT_TAG": NAME, **environment},
     )
+    stack.compose("down", "--volumes", "--timeout", "1")  # what a run that was killed has left
     try:
         prepare(stack)
         stack.compose("up", "--detach", "--build", "--quiet-pull", *arguments)
