@@ -371,7 +371,9 @@ class TestATerminal:
         self, tiny_bundle: Path, tmp_path: Path, clip: bytes
     ) -> None:
         with terminal(tiny_bundle, tmp_path) as screen, UnixClient(tmp_path / "socket") as client:
-            client.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(clip))
+            head = b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+            client.send(head % len(clip))
+            assert client.receive().startswith(b"HTTP/1.1 100 ")  # it has been accepted
             client.send(clip[:1000])
             screen.close()
             until(lambda: status(tmp_path / "socket") is None)  # it has stopped listening

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,8 @@ def refusal(code: str, status: int, retry_after: str | None = None, *, reads: bo
 class Script(ThreadingHTTPServer):
     """A server with a reply for each request; the last one is repeated."""
 
+    daemon_threads = False  # closing the server waits for its connections to end
+
     def __init__(self, *replies: Reply, certificate: Path | None = None) -> None:
         super().__init__(("127.0.0.2" if certificate else "127.0.0.1", 0), Handler)
         if certificate:
@@ -76,7 +78,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(reply.body)
         self.wfile.flush()
         if not reply.reads:  # as servers that linger: they take what is sent, and throw it away
-            self.server.bodies.append(sum(map(len, iter(lambda: self.connection.recv(2**16), b""))))
+            taken = 0
+            with suppress(OSError):  # the client has closed the connection with an answer unread
+                while piece := self.connection.recv(2**16):
+                    taken += len(piece)
+            self.server.bodies.append(taken)
 
     def log_message(self, *_: object) -> None:
         pass
