@@ -22,6 +22,7 @@ QUICK_S = 5  # in which the processes of a command end on a busy machine
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 
 
+@pytest.mark.ci
 def test_nothing_is_left_when_a_signal_ends_demo_while_its_server_starts(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     os.truncate(bundle / "model.int8.onnx", 2**42)  # it takes no space, but longer to read than this test

@@ -141,7 +141,14 @@ class TestALogThatNobodyReads:
         assert lines.index(requests[-1]) < lines.index(warning) == len(lines) - 2
         assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
-    @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+    @pytest.mark.parametrize(
+        "signals",
+        [
+            [signal.SIGTERM],
+            pytest.param([signal.SIGINT], marks=pytest.mark.ci),
+            pytest.param([signal.SIGTERM, signal.SIGTERM], marks=pytest.mark.ci),
+        ],
+    )
     def test_signals_end_the_server_soon(
         self, tiny_bundle: Path, tmp_path: Path, signals: list[signal.Signals]
     ) -> None:

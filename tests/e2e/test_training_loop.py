@@ -39,7 +39,7 @@ CLIP_COUNT = len(SEEDS) * GROUPS * len(CLIPS)
 DAMAGED = "waving/v_waving_g04_c03.mp4"
 EPOCHS = 12
 # The first test that needs a stage waits for it, and evaluation trains several networks: minutes on two busy cores.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ci, pytest.mark.slow, pytest.mark.timeout(1800)]
 RECIPE = (
     "--epochs",
     EPOCHS,

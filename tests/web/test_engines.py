@@ -26,6 +26,7 @@ RATE = 25
 PICTURES = 20
 SEEKS = 20
 LOOPS = 3
+MOMENTS = 60
 BITS = 5
 SIDE = 32  # pixels on each side of a cell
 # Reads what the page shows: the numbers of the picture and of the map, and where the page says that it is.
@@ -56,16 +57,16 @@ READ = """
 """.replace("BITS", str(BITS))
 
 
-# Reads what the page shows until the video has begun again some times, or after seconds. Without a GPU, WebKit
-# begins again up to half a second before the end.
+# Reads what the page shows at some moments, until the video has begun again some times, or after seconds. Without a
+# GPU, WebKit begins again up to half a second before the end.
 PLAY = (
     READ
     + """
-    const [loops] = arguments;
+    const [loops, moments] = arguments;
     const shown = [];
     const begun = performance.now();
     let rounds = 0;
-    for (let before = 0; rounds < loops && performance.now() - begun < 20_000; ) {
+    for (let before = 0; (rounds < loops || shown.length < moments) && performance.now() - begun < 20_000; ) {
         await new Promise((drawn) => requestAnimationFrame(drawn));
         shown.push(read());
         rounds += show("video").currentTime < before;
@@ -176,12 +177,12 @@ def ask(engine: Engine, server: Server, clip: bytes, file: Path) -> None:
 @retried
 def test_map_and_picture_stay_together(engine: Engine, server: Server, tmp_path: Path, name: str) -> None:
     ask(engine, server, CLIPS[name], tmp_path / name)
-    rounds, shown_while_playing = engine.run(PLAY, LOOPS)
+    rounds, shown_while_playing = engine.run(PLAY, LOOPS, MOMENTS)
     played = [Shown(**shown) for shown in shown_while_playing]
     sought = [Shown(**shown) for shown in engine.run(SEEK, [*range(0, 40, 40 // SEEKS)])]
 
     assert [shown.map for shown in sought] == [shown.picture for shown in sought] == [*range(PICTURES)]
-    assert rounds == LOOPS
+    assert rounds >= LOOPS
     # A browser shows a picture up to one frame of the screen before or after its clock says so, a busy machine later.
     # With the wrong clock or a map that stands still, hardly any are close.
     close = [abs(shown.map - shown.picture) <= 1 for shown in played]
@@ -189,9 +190,10 @@ def test_map_and_picture_stay_together(engine: Engine, server: Server, tmp_path:
     for shown in played:
         assert shown.marked == shown.frame
         assert shown.clock <= PICTURES / RATE
-    later = played[len(played) // 2 :]
+    later = played[len(played) // 2 :]  # after the video has begun again
+    pictures = {each.picture for each in later}  # a busy machine does not show all
     for places in ({each.map for each in later}, {each.position for each in later}, {each.cursor for each in later}):
-        assert len(places) > PICTURES / 4
+        assert len(places) > len(pictures) / 2
 
 
 @retried
